@@ -1,0 +1,1 @@
+"""One diffusion transformer for images, their geometry and their semantics."""

@@ -1,0 +1,23 @@
+"""The one exception that means "your input is wrong": the command line prints it as one line and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Wrong input from the user. The message names what is wrong, the value given, and what would be right."""
+
+
+def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Return up to ``count`` of ``names`` that are spelt most like ``name``, best first; never empty if ``names`` is not."""
+    candidates = list(names)
+    return difflib.get_close_matches(name, candidates, n=count, cutoff=0.4) or candidates[:count]
+
+
+def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:
+    """Build the error for a name that is not in a table, with the nearest names and the size of the table."""
+    candidates = list(names)
+    listed = ", ".join(candidates if len(candidates) <= 12 else nearest_names(str(name), candidates, 5) + ["…"])
+    return UserError(f"unknown {kind} {name!r}: did you mean {nearest_names(str(name), candidates, 1)[0]!r}? Known: {listed}")

@@ -1,0 +1,197 @@
+"""A task is a role per modality.
+
+Shapes: B batch, M modalities. ``roles`` is (B, M), int64. From roles come, by pure functions, the timesteps, the loss
+mask and the index of the role embedding; nothing about a sample's task depends on its position in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from mmdit.errors import UserError, unknown_name
+
+
+class Role(IntEnum):
+    """What a modality does in one sample.
+
+    =============  ==============================  ====================  ====================
+    role           input                           timestep              in the velocity loss
+    =============  ==============================  ====================  ====================
+    GENERATE       noised                          the sample's t        yes
+    CONDITION      (almost) clean                  t_c, close to 0       no
+    UNSUPERVISED   noised                          the sample's t        no
+    ABSENT         pure noise, whatever the data   1                     no
+    =============  ==============================  ====================  ====================
+    """
+
+    GENERATE = 0
+    CONDITION = 1
+    UNSUPERVISED = 2
+    ABSENT = 3
+
+
+def role_timesteps(roles: Tensor, timesteps: Tensor, condition_timesteps: Tensor | float) -> Tensor:
+    """Timestep of every modality, (B, M), from the sample's ``timesteps`` (B,) and ``condition_timesteps`` (B,) or scalar."""
+    condition = torch.as_tensor(condition_timesteps, dtype=timesteps.dtype, device=timesteps.device)
+    t = timesteps[:, None].expand(roles.shape)
+    t = torch.where(roles == Role.CONDITION, condition.expand(timesteps.shape)[:, None], t)
+    return torch.where(roles == Role.ABSENT, torch.ones_like(t), t)
+
+
+def supervised_mask(roles: Tensor) -> Tensor:
+    """True where a modality is in the velocity loss, (B, M) bool."""
+    return roles == Role.GENERATE
+
+
+def embedding_roles(roles: Tensor) -> Tensor:
+    """Roles as the network may see them, (B, M): UNSUPERVISED looks like GENERATE, for its input is the same.
+
+    Only the loss tells the two apart; a separate embedding would train weights that sampling never uses.
+    """
+    return torch.where(roles == Role.UNSUPERVISED, torch.full_like(roles, Role.GENERATE), roles)
+
+
+# A task fills (N, M) roles for N rows of the batch.
+Task = Callable[[int, Sequence[str], torch.Generator], Tensor]
+
+
+def _joint(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+    return torch.full((num_rows, len(modalities)), int(Role.GENERATE))
+
+
+def _rgb_only(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+    roles = torch.full((num_rows, len(modalities)), int(Role.UNSUPERVISED))
+    roles[:, modalities.index("rgb")] = Role.GENERATE
+    return roles
+
+
+def _rgb_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+    roles = _joint(num_rows, modalities, generator)
+    roles[:, modalities.index("rgb")] = Role.CONDITION
+    return roles
+
+
+def _one_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+    roles = _joint(num_rows, modalities, generator)
+    given = torch.randint(len(modalities), (num_rows,), generator=generator)
+    roles[torch.arange(num_rows), given] = Role.CONDITION
+    return roles
+
+
+def _subset_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+    """A non-empty proper subset, each equally likely, as condition: the bits of a number in 1 … 2^M - 2."""
+    subsets = torch.randint(1, 2 ** len(modalities) - 1, (num_rows, 1), generator=generator)
+    bits = (subsets >> torch.arange(len(modalities))) & 1
+    return torch.where(bits == 1, int(Role.CONDITION), int(Role.GENERATE))
+
+
+TASKS: dict[str, Task] = {
+    "joint": _joint,
+    "rgb_only": _rgb_only,
+    "rgb_given": _rgb_given,
+    "one_given": _one_given,
+    "subset_given": _subset_given,
+}
+
+MIXTURES: dict[str, dict[str, float]] = {
+    "mmgen": {"rgb_only": 0.5, "joint": 0.25, "one_given": 0.25},
+    "any_to_any": {"joint": 0.4, "rgb_given": 0.3, "subset_given": 0.3},
+    "understanding": {"rgb_given": 1.0},
+}
+# Beyond the tasks: MMGen drops random loss entries outside its RGB-only rows; any_to_any makes modalities absent.
+_LOSS_DROP = {"mmgen": True}
+_ABSENT_SHARE = {"any_to_any": 0.1}
+
+
+class TaskMixture:
+    """Draws roles for a batch: exact task counts, a random permutation, an explicit generator.
+
+    Args:
+        mixture: a name in ``MIXTURES`` or weights per name in ``TASKS``.
+        modalities: the model's modalities, in order.
+        absent_share: share of the samples in which a random non-empty proper subset of the modalities is ABSENT (what
+            guidance on a condition and partial data need); None = the named mixture's own.
+        drop_loss: take random (sample, modality) entries out of the loss in all rows but the RGB-only ones, never RGB
+            (MMGen, arXiv 2503.20644); None = the named mixture's own.
+
+    Raises:
+        UserError: an unknown mixture or task, a negative weight, or weights that are all zero; a task about RGB
+            for a model that has none.
+    """
+
+    def __init__(
+        self,
+        mixture: str | Mapping[str, float],
+        modalities: Sequence[str],
+        absent_share: float | None = None,
+        drop_loss: bool | None = None,
+    ) -> None:
+        name = mixture if isinstance(mixture, str) else ""
+        if isinstance(mixture, str):
+            if mixture not in MIXTURES:
+                raise unknown_name("task mixture", mixture, MIXTURES)
+            mixture = MIXTURES[mixture]
+        for task, weight in mixture.items():
+            if task not in TASKS:
+                raise unknown_name("task", task, TASKS)
+            if weight < 0:
+                raise UserError(f"weight of task {task!r} is {weight}: give a number >= 0")
+            if task.startswith("rgb") and "rgb" not in modalities:
+                raise UserError(f"task {task!r} needs the modality 'rgb'; the model has {', '.join(modalities)}")
+        total = float(sum(mixture.values()))
+        if total <= 0:
+            raise UserError(f"weights of the task mixture sum to {total}: give at least one positive weight")
+        self.weights = {task: weight / total for task, weight in mixture.items() if weight > 0}
+        self.modalities = tuple(modalities)
+        self.absent_share = _ABSENT_SHARE.get(name, 0.0) if absent_share is None else absent_share
+        self.drop_loss = _LOSS_DROP.get(name, False) if drop_loss is None else drop_loss
+        if not 0 <= self.absent_share <= 1:
+            raise UserError(f"absent_share is {self.absent_share}: give a share from 0 to 1")
+        if len(self.modalities) == 1:  # no proper subset exists
+            self.weights, self.absent_share = {"joint": 1.0}, 0.0
+
+    def __call__(self, batch_size: int, generator: torch.Generator, present: Tensor | None = None) -> Tensor:
+        """Draw roles (B, M) on the CPU. ``present`` (B, M) bool is False where the data lacks a modality."""
+        counts = self._counts(batch_size, generator)
+        rows = [TASKS[task](count, self.modalities, generator) for task, count in counts.items()]
+        if self.drop_loss:
+            rows = [r if task == "rgb_only" else self._drop(r, generator) for task, r in zip(counts, rows, strict=True)]
+        roles = torch.cat(rows)[torch.randperm(batch_size, generator=generator)]
+        roles = self._make_absent(roles, generator)
+        return roles if present is None else without_missing(roles, present.cpu())
+
+    def _counts(self, batch_size: int, generator: torch.Generator) -> dict[str, int]:
+        """Systematic sampling: each count is weight x batch rounded up or down, right on average, exact where whole."""
+        edges = torch.tensor(list(self.weights.values()), dtype=torch.float64).cumsum(0) * batch_size
+        edges[-1] = batch_size
+        offset = torch.rand((), generator=generator, dtype=torch.float64)
+        ends = (edges.round(decimals=9) + offset).floor().long()
+        counts = torch.diff(ends, prepend=ends.new_zeros(1))
+        return {task: int(count) for task, count in zip(self.weights, counts, strict=True)}
+
+    def _drop(self, roles: Tensor, generator: torch.Generator) -> Tensor:
+        num_dropped = int(torch.randint(max(roles.numel(), 1), (), generator=generator))
+        dropped = torch.randperm(roles.numel(), generator=generator)[:num_dropped]
+        mask = torch.zeros(roles.numel(), dtype=torch.bool)
+        mask[dropped] = True
+        mask = mask.view_as(roles) & (roles == Role.GENERATE)
+        mask[:, [i for i, name in enumerate(self.modalities) if name == "rgb"]] = False
+        return torch.where(mask, int(Role.UNSUPERVISED), roles)
+
+    def _make_absent(self, roles: Tensor, generator: torch.Generator) -> Tensor:
+        if self.absent_share == 0:
+            return roles
+        chosen = torch.rand(len(roles), 1, generator=generator) < self.absent_share
+        subset = _subset_given(len(roles), self.modalities, generator) == Role.CONDITION
+        return without_missing(roles, ~(chosen & subset))
+
+
+def without_missing(roles: Tensor, present: Tensor) -> Tensor:
+    """``present`` (B, M) bool. Make missing modalities ABSENT; a row that would have nothing left to generate generates what it was given."""
+    roles = torch.where(present, roles, int(Role.ABSENT))
+    idle = ~(roles == Role.GENERATE).any(dim=1, keepdim=True)
+    return torch.where(idle & (roles != Role.ABSENT), int(Role.GENERATE), roles)
