@@ -1,0 +1,100 @@
+"""The training objective: masked, per-modality-weighted flow matching.
+
+Shapes: B batch, M modalities, C H W latent. Everything random is drawn first, with an explicit generator, for the whole
+global batch; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mmdit.conditioning import Conditioning
+from mmdit.flow.path import linear_path
+from mmdit.flow.prediction import PREDICTIONS
+from mmdit.flow.timesteps import TimestepSampler
+from mmdit.task import TaskMixture, role_timesteps, supervised_mask, without_missing
+
+# (x_t, timesteps, roles, conditioning) -> what the network predicts, (B, M, C, H, W)
+Network = Callable[[Tensor, Tensor, Tensor, Conditioning], Tensor]
+
+
+@dataclass(frozen=True)
+class FlowDraw:
+    """The random part of a step: ``roles`` (B, M), ``t`` and ``condition_t`` (B,), ``noise`` (B, M, C, H, W)."""
+
+    roles: Tensor
+    t: Tensor
+    condition_t: Tensor
+    noise: Tensor
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Timestep of every modality, (B, M)."""
+        return role_timesteps(self.roles, self.t, self.condition_t)
+
+    def shard(self, rank: int, world_size: int) -> FlowDraw:
+        """Rows rank, rank + world_size, …: the order in which a distributed sampler deals samples out."""
+        rows = slice(rank, None, world_size)
+        return FlowDraw(self.roles[rows], self.t[rows], self.condition_t[rows], self.noise[rows])
+
+    def without_missing(self, present: Tensor) -> FlowDraw:
+        """Make what the data lacks ABSENT; ``present`` is (B, M) bool."""
+        return replace(self, roles=without_missing(self.roles, present.to(self.roles.device)))
+
+    def to(self, device: torch.device | str) -> FlowDraw:
+        move = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        return FlowDraw(**move)
+
+
+class FlowObjective:
+    """Velocity (or clean-latent) regression along the linear path.
+
+    Args:
+        mixture: draws the roles.
+        timesteps: draws one t per sample, shared by all that it generates.
+        loss_weights: weight per modality, in the model's order.
+        prediction: name in ``PREDICTIONS``; must be the model's own.
+        max_condition_time: conditions are at t_c ~ U[0, max_condition_time] (MMGen: 0.01).
+    """
+
+    def __init__(
+        self,
+        mixture: TaskMixture,
+        timesteps: TimestepSampler,
+        loss_weights: Mapping[str, float],
+        prediction: str = "velocity",
+        max_condition_time: float = 0.01,
+    ) -> None:
+        self.mixture, self.timesteps = mixture, timesteps
+        self.loss_weights = dict(loss_weights)
+        self.prediction = PREDICTIONS[prediction]
+        self.max_condition_time = max_condition_time
+
+    def draw(self, batch_size: int, latent_shape: tuple[int, ...], generator: torch.Generator) -> FlowDraw:
+        """Draw roles, timesteps and noise on the CPU for ``batch_size`` samples of shape (M, C, H, W)."""
+        roles = self.mixture(batch_size, generator)
+        t = self.timesteps(batch_size, generator)
+        condition_t = torch.rand(batch_size, generator=generator) * self.max_condition_time
+        noise = torch.randn(batch_size, *latent_shape, generator=generator)
+        return FlowDraw(roles, t, condition_t, noise)
+
+    def __call__(self, network: Network, clean: Tensor, conditioning: Conditioning, draw: FlowDraw) -> dict[str, Tensor]:
+        """Return named scalar losses: "loss" (weighted sum) and "loss/<modality>" (mean over its supervised entries).
+
+        A modality that no sample of the batch supervises contributes 0 and no entry of its own.
+        """
+        path = linear_path(clean, draw.noise, draw.timesteps)
+        output = network(path.x_t, path.timesteps, draw.roles, conditioning)
+        error = (output.float() - self.prediction.target(path, clean).float()).square()
+        per_entry = error.flatten(2).mean(-1) * self.prediction.weight(path.timesteps)  # (B, M)
+        mask = supervised_mask(draw.roles)
+        counts = mask.sum(0)  # (M,)
+        means = (per_entry * mask).sum(0) / counts.clamp(min=1)  # (M,)
+        weights = means.new_tensor(list(self.loss_weights.values()))
+        losses = {"loss": (weights * means).sum()}
+        losses.update({f"loss/{name}": means[i] for i, name in enumerate(self.loss_weights)})
+        return losses

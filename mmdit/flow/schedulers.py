@@ -1,0 +1,132 @@
+"""Samplers by name: diffusers' flow-matching schedulers as they are, and MMGen's Euler–Maruyama.
+
+All integrate from t = 1 (noise) to t = 0 (data) and take a velocity ε - x_0. ``scheduler.sigmas[i]`` is t at step i;
+``scheduler.timesteps`` are the same times 1000, rounded by some schedulers, so the network is given sigmas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from mmdit.errors import UserError, unknown_name
+
+
+@dataclass
+class EulerMaruyamaOutput(BaseOutput):
+    """``prev_sample`` (B, ...): the state at the next timestep."""
+
+    prev_sample: Tensor
+
+
+class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
+    """Reverse-time SDE of the linear path by Euler–Maruyama (SiT, arXiv 2401.08740, eq. 4, diffusion w_t = 2 t).
+
+    score = -((1 - t) v + x) / t,   dx = (v - t score) dt + sqrt(2 t) dW. Times: linspace(1, last_time, n), then 0 by a
+    step without noise (MMGen's and REPA's 250-step sampler).
+
+    Args:
+        num_train_timesteps: scale of ``timesteps``, as in diffusers.
+        last_time: t of the last noisy state.
+    """
+
+    order = 1
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, last_time: float = 0.04) -> None:
+        self.init_noise_sigma = 1.0
+        self.set_timesteps(num_train_timesteps)
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Lay out the steps. Raises ValueError for fewer than one."""
+        if num_inference_steps < 1:
+            raise UserError(f"num_inference_steps is {num_inference_steps}: give at least 1")
+        self.num_inference_steps = num_inference_steps
+        times = torch.linspace(1.0, self.config.last_time, num_inference_steps, dtype=torch.float64)
+        self.sigmas = torch.cat([times, times.new_zeros(1)])  # (n + 1,), on the CPU as in diffusers
+        self.timesteps = (times * self.config.num_train_timesteps).to(device=device, dtype=torch.float32)
+        self.step_index: int | None = None
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """Return the sample: this process needs no scaling."""
+        return sample
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """(1 - t) sample + t noise, with t = timestep / num_train_timesteps of shape (B,)."""
+        t = (timestep / self.config.num_train_timesteps).to(sample).view(-1, *[1] * (sample.ndim - 1))
+        return (1 - t) * sample + t * noise
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> EulerMaruyamaOutput | tuple[Tensor]:
+        """Take one step from ``sample`` with the velocity ``model_output`` at ``timestep``; computes in float64."""
+        if self.step_index is None:
+            gaps = (self.timesteps.cpu() - float(timestep)).abs()
+            self.step_index = int(gaps.argmin())
+        t, t_next = float(self.sigmas[self.step_index]), float(self.sigmas[self.step_index + 1])
+        x, velocity = sample.double(), model_output.double()
+        score = -((1 - t) * velocity + x) / t
+        x = x + (t_next - t) * (velocity - t * score)
+        if t_next > 0:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            x = x + (2 * t * (t - t_next)) ** 0.5 * noise
+        self.step_index += 1
+        prev_sample = x.to(sample.dtype)
+        return EulerMaruyamaOutput(prev_sample) if return_dict else (prev_sample,)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+
+SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
+    "euler": lambda: FlowMatchEulerDiscreteScheduler(),
+    "heun": lambda: FlowMatchHeunDiscreteScheduler(),
+    "unipc": lambda: UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    "dpmsolver++": lambda: DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    "euler_maruyama": EulerMaruyamaScheduler,
+}
+
+
+def make_scheduler(name: str) -> SchedulerMixin:
+    """Build a scheduler from ``SCHEDULERS``. Raises UserError for an unknown name."""
+    if name not in SCHEDULERS:
+        raise unknown_name("scheduler", name, SCHEDULERS)
+    return SCHEDULERS[name]()
+
+
+def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+    """Lay out n steps that start at pure noise, t = 1.
+
+    diffusers' Euler and Heun by default space n points from 1 to 1/1000 and so waste their last step; like diffusers'
+    own pipelines we take t = 1, 1 - 1/n, …, 1/n.
+    """
+    if num_inference_steps < 1:
+        raise UserError(f"num_inference_steps is {num_inference_steps}: give at least 1")
+    sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+        return
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):  # takes no sigmas; lays each inner one out twice
+        twice = torch.tensor(sigmas, dtype=torch.float32).repeat_interleave(2)[1:]
+        scheduler.sigmas = torch.cat([twice, twice.new_zeros(1)])
+        scheduler.timesteps = (twice * scheduler.config.num_train_timesteps).to(device=device)

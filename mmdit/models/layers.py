@@ -1,0 +1,78 @@
+"""Attention, MLP and adaptive layer norm; the only file that imports the kernels.
+
+B batch, T tokens, D width, h heads, d head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
+from torch import Tensor, nn
+
+__all__ = ["MLP", "QK_NORMS", "AdaLayerNorm", "SelfAttention", "gated_residual_layernorm_modulate", "layernorm_modulate"]
+
+Rope = tuple[Tensor, Tensor]
+
+
+class NoQKNorm(nn.Module):
+    """q and k as they are (DiT, SiT, MMGen)."""
+
+    q_weight: None = None
+    k_weight: None = None
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+
+
+class RMSQKNorm(nn.Module):
+    """RMS norm of q and k over the head dimension: logits stay bounded in half precision (arXiv 2302.05442)."""
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.q_weight = nn.Parameter(torch.ones(head_dim))
+        self.k_weight = nn.Parameter(torch.ones(head_dim))
+
+
+QK_NORMS: dict[str | None, type[NoQKNorm] | type[RMSQKNorm]] = {None: NoQKNorm, "rms_norm": RMSQKNorm}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (B, T, D); ``rope`` is (cos, sin), each (T, d), or None."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.qk_norm = QK_NORMS[qk_norm](hidden_size // num_heads)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
+        y = attention(q, k, v, q_weight=self.qk_norm.q_weight, k_weight=self.qk_norm.k_weight, rope=rope)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh approximation), linear."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class AdaLayerNorm(nn.Module):
+    """LayerNorm(x) (1 + scale(c)) + shift(c), with no affine in the norm (DiT's final layer)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c).chunk(2, dim=-1)  # (B, D) each
+        return layernorm_modulate(x, shift, scale)

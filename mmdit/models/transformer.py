@@ -1,0 +1,196 @@
+"""The multimodal diffusion transformer.
+
+Shapes: B batch, M modalities, C latent channels, H W latent size, T = (H / p)(W / p) tokens, D width.
+MMGen's network (arXiv 2503.20644) is exactly representable with the default arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from mmdit.conditioning import Conditioning
+from mmdit.errors import UserError, unknown_name
+from mmdit.models.alignment import AlignmentProjector
+from mmdit.models.blocks import BLOCKS
+from mmdit.models.conditioners import ClassConditioner
+from mmdit.models.embeddings import POSITION_EMBEDDINGS, MultimodalTimestepEmbedding, RoleEmbedding
+from mmdit.models.layers import QK_NORMS
+from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
+
+PREDICTION_TYPES = ("velocity", "sample")
+
+
+@dataclass
+class MultimodalDiTOutput(BaseOutput):
+    """Output of ``MultimodalDiT``.
+
+    Args:
+        sample: (B, M, C, H, W), the velocity or the clean latent, as ``config.prediction`` says.
+        alignment: (B, T, alignment_dim), projected tokens of block ``alignment_depth``, where they were asked for.
+    """
+
+    sample: Tensor
+    alignment: Tensor | None = None
+
+
+class MultimodalDiT(ModelMixin, ConfigMixin):
+    """Diffusion transformer over multimodal patches: all modalities of a location are one token.
+
+    Args:
+        modalities: names, in the order of dimension M.
+        sample_size: latent height and width that positions are scaled to; other sizes work at inference.
+        in_channels: latent channels C per modality.
+        patch_size: p; the latent height and width must be multiples of it.
+        hidden_size, depth, num_heads, mlp_ratio: the backbone; see ``models.config.SIZES``.
+        num_classes: K; the null class is an embedding of its own beside them.
+        class_dropout_prob: share of labels dropped in training mode.
+        qk_norm: None or "rms_norm".
+        position_embedding: "sincos" (fixed, added) or "rope" (rotary, in attention).
+        prediction: what ``sample`` of the output is: "velocity" (noise - data) or "sample" (the clean latent).
+        alignment_depth: number of blocks before the alignment tap, None = no projector.
+        alignment_dim, alignment_hidden_size: width of the teacher's features and of the projector.
+        block: name in ``models.blocks.BLOCKS``.
+
+    Raises:
+        UserError: an unknown name, sizes that don't divide, or a tap outside the depth.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTBlock"]
+    _repeated_blocks = ["DiTBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "modulation", "norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        modalities: Sequence[str] = ("rgb", "depth", "normal", "segmentation"),
+        sample_size: int = 32,
+        in_channels: int = 4,
+        patch_size: int = 2,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        qk_norm: str | None = None,
+        position_embedding: str = "sincos",
+        prediction: str = "velocity",
+        alignment_depth: int | None = None,
+        alignment_dim: int = 768,
+        alignment_hidden_size: int = 2048,
+        block: str = "dit",
+    ) -> None:
+        super().__init__()
+        _check_config(self.config)
+        num_modalities = len(modalities)
+        self.gradient_checkpointing = False
+        self.patch_embed = MultimodalPatchEmbed(num_modalities, in_channels, patch_size, hidden_size)
+        self.position_embed = POSITION_EMBEDDINGS[position_embedding](hidden_size, num_heads, sample_size // patch_size)
+        self.time_embed = MultimodalTimestepEmbedding(num_modalities, hidden_size)
+        self.role_embed = RoleEmbedding(num_modalities, hidden_size)
+        self.conditioner = ClassConditioner(num_classes, hidden_size, class_dropout_prob)
+        self.blocks = nn.ModuleList(BLOCKS[block](hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.head = MultimodalHead(num_modalities, in_channels, patch_size, hidden_size)
+        self.projector = None
+        if alignment_depth is not None:
+            self.projector = AlignmentProjector(hidden_size, alignment_hidden_size, alignment_dim)
+        self.initialize_weights()
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        roles: Tensor,
+        conditioning: Conditioning,
+        output_alignment: bool = False,
+        return_dict: bool = True,
+    ) -> MultimodalDiTOutput | tuple[Tensor, ...]:
+        """Predict the velocity (or the clean latent) of every modality.
+
+        Args:
+            latents: (B, M, C, H, W), each modality as noisy as its timestep says.
+            timesteps: (B, M) in [0, 1]; 0 is data, 1 is noise.
+            roles: (B, M), values of ``Role``.
+            conditioning: vector (B, D) or (1, D).
+            output_alignment: also return the projected tokens of the tap.
+
+        Raises:
+            ValueError: shapes that don't fit the config.
+        """
+        grid = self._token_grid(latents, timesteps, roles)
+        x = self.patch_embed(latents)  # (B, T, D)
+        x, rope = self.position_embed(x, grid)
+        c = self.time_embed(timesteps) + self.role_embed(roles) + conditioning.vector  # (B, D)
+
+        alignment = None
+        for index, block in enumerate(self.blocks, start=1):
+            x = self._run(block, x, c, rope)
+            if output_alignment and index == self.config.alignment_depth:
+                alignment = self.projector(x)  # (B, T, alignment_dim)
+
+        sample = self.head(x, c, grid)  # (B, M, C, H, W)
+        return MultimodalDiTOutput(sample, alignment) if return_dict else (sample, alignment)
+
+    def _run(self, block: nn.Module, *args: object) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    def _token_grid(self, latents: Tensor, timesteps: Tensor, roles: Tensor) -> tuple[int, int]:
+        b, m, c, h, w = latents.shape
+        p = self.config.patch_size
+        if (m, c) != (len(self.config.modalities), self.config.in_channels):
+            expected = f"(B, {len(self.config.modalities)}, {self.config.in_channels}, H, W)"
+            raise ValueError(f"latents are {tuple(latents.shape)}: this model takes {expected}")
+        if h % p or w % p:
+            raise ValueError(f"latent size {h} x {w} is not a multiple of the patch size {p}")
+        if timesteps.shape != (b, m) or roles.shape != (b, m):
+            got = f"{tuple(timesteps.shape)} and {tuple(roles.shape)}"
+            raise ValueError(f"timesteps and roles are {got}: both must be (B, M) = ({b}, {m})")
+        return h // p, w // p
+
+    def initialize_weights(self) -> None:
+        """adaLN-zero initialisation of DiT: xavier-uniform linears, zero modulation and heads, normal(0.02) embeddings."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.conditioner.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.role_embed.base, std=0.02)
+        nn.init.normal_(self.role_embed.table, std=0.02)
+        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        zero = [block.modulation[-1] for block in self.blocks]
+        zero += [norm.modulation[-1] for norm in self.head.norms] + list(self.head.linears)
+        for layer in zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def _check_config(config: object) -> None:
+    tables = {
+        "qk_norm": QK_NORMS,
+        "position_embedding": POSITION_EMBEDDINGS,
+        "prediction": PREDICTION_TYPES,
+        "block": BLOCKS,
+    }
+    for key, table in tables.items():
+        value = getattr(config, key)
+        if value not in table:
+            raise unknown_name(key, value, [str(name) for name in table])
+    if not config.modalities or len(set(config.modalities)) != len(config.modalities):
+        raise UserError(f"modalities are {list(config.modalities)}: give one or more different names")
+    if config.hidden_size % config.num_heads:
+        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
+    if config.sample_size % config.patch_size:
+        raise UserError(f"sample_size {config.sample_size} is not a multiple of patch_size {config.patch_size}")
+    if config.alignment_depth is not None and not 1 <= config.alignment_depth <= config.depth:
+        raise UserError(f"alignment_depth is {config.alignment_depth}: give 1 to depth = {config.depth}, or null")
