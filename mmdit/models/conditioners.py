@@ -16,7 +16,7 @@ class ClassConditioner(nn.Module):
     Args:
         num_classes: number of classes K; the null label is row K of the table (DiT's convention).
         hidden_size: D.
-        dropout_prob: share of labels replaced by null in training mode, for classifier-free guidance.
+        dropout_prob: share of labels that ``drop`` replaces by null, for classifier-free guidance.
     """
 
     def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float = 0.1) -> None:
@@ -24,25 +24,22 @@ class ClassConditioner(nn.Module):
         self.num_classes, self.dropout_prob = num_classes, dropout_prob
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
-    def forward(
-        self, class_labels: Tensor | Sequence[int | None] | None = None, generator: torch.Generator | None = None
-    ) -> Conditioning:
-        """(B,) ids -> Conditioning with vector (B, D). None, an id of None, -1 or K = the null label.
+    def forward(self, class_labels: Tensor | Sequence[int | None] | None = None) -> Conditioning:
+        """(B,) ids -> Conditioning with vector (B, D). None, an id of None or -1, or K = the null label.
 
-        ``generator`` draws the dropout in training mode (None: PyTorch's global one). Raises IndexError beyond K.
+        Deterministic, in training too: ``drop`` is a step of its own. Raises IndexError for an id beyond K.
         """
         device = self.embedding_table.weight.device
         if class_labels is None:
             class_labels = [None]
         if not isinstance(class_labels, Tensor):
-            class_labels = torch.tensor([self.num_classes if label is None else label for label in class_labels])
+            class_labels = torch.tensor([-1 if label is None else label for label in class_labels])
         class_labels = class_labels.to(device)
-        class_labels = torch.where(class_labels < 0, self.num_classes, class_labels)
-        if self.training and self.dropout_prob > 0:
-            where = device if generator is None else generator.device
-            draw = torch.rand(class_labels.shape, generator=generator, device=where).to(device)
-            class_labels = torch.where(draw < self.dropout_prob, self.num_classes, class_labels)
-        return Conditioning(self.embedding_table(class_labels))  # (B, D)
+        return Conditioning(self.embedding_table(torch.where(class_labels < 0, self.num_classes, class_labels)))
+
+    def drop(self, class_labels: Tensor, draw: Tensor) -> Tensor:
+        """Replace labels (B,) by the null label -1 where ``draw`` (B,), uniform in [0, 1), is below the dropout."""
+        return torch.where(draw.to(class_labels.device) < self.dropout_prob, -1, class_labels)
 
     def null(self, batch_size: int) -> Conditioning:
         """The null label for a batch."""
