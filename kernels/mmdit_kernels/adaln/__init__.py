@@ -1,0 +1,1 @@
+"""Adaptive layer norm: LayerNorm with modulation, and the gated residual before it."""

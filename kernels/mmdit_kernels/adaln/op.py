@@ -1,0 +1,71 @@
+"""The public adaptive layer norms: arguments checked, backend chosen."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmdit_kernels.adaln.reference import gated_residual_layernorm_modulate_torch, layernorm_modulate_torch
+from mmdit_kernels.dispatch import use_triton
+
+
+def _check(op: str, x: Tensor, vectors: tuple[tuple[str, Tensor], ...]) -> None:
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x of {op} must be floating (B, T, D); got {x.dtype} {tuple(x.shape)}")
+    expected = (x.shape[0], x.shape[2])
+    for name, vector in vectors:
+        if vector.shape != expected or not vector.is_floating_point():
+            raise ValueError(
+                f"{name} of {op} must be floating (B, D) = {expected}; got {vector.dtype} {tuple(vector.shape)}"
+            )
+
+
+def layernorm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
+    """LayerNorm(x) (1 + scale) + shift, with no affine in the norm (DiT's adaLN, arXiv 2212.09748, section 3.2).
+
+    Args:
+        x: (B, T, D).
+        shift: (B, D).
+        scale: (B, D).
+        eps: added to the variance.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        (B, T, D); dtypes promote as in PyTorch, and LayerNorm gives float32 where autocast makes PyTorch's do so.
+
+    Raises:
+        ValueError: shapes that do not fit together; backend "triton" where it cannot run.
+    """
+    _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
+    if use_triton("layernorm_modulate", backend, x.device, lambda: "the kernel is not built yet"):
+        raise AssertionError
+    return layernorm_modulate_torch(x, shift, scale, eps)
+
+
+def gated_residual_layernorm_modulate(
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """h = x + gate y, then LayerNorm(h) (1 + scale) + shift: what stands between two sublayers of an adaLN-zero block.
+
+    Args:
+        x: (B, T, D), the residual stream.
+        y: (B, T, D), the sublayer's output.
+        gate: (B, D).
+        shift: (B, D).
+        scale: (B, D).
+        eps: added to the variance.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        h and the modulated norm of h, both (B, T, D); dtypes promote as in PyTorch, and LayerNorm gives float32 where
+        autocast makes PyTorch's do so.
+
+    Raises:
+        ValueError: shapes that do not fit together; backend "triton" where it cannot run.
+    """
+    op = "gated_residual_layernorm_modulate"
+    _check(op, x, (("gate", gate), ("shift", shift), ("scale", scale)))
+    if y.shape != x.shape:
+        raise ValueError(f"y of {op} must have the shape of x, {tuple(x.shape)}; got {tuple(y.shape)}")
+    if use_triton(op, backend, x.device, lambda: "the kernel is not built yet"):
+        raise AssertionError
+    return gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)

@@ -1,0 +1,82 @@
+"""The public attention function: arguments checked, autocast applied, backend chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmdit_kernels.attention.reference import Rope, attention_torch
+from mmdit_kernels.dispatch import use_triton
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None
+) -> None:
+    if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape:
+        raise ValueError(
+            "attention needs q (B, H, N, d) and k, v (B, H, S, d); "
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
+    b, h, n, d = q.shape
+    if (k.shape[0], k.shape[1], k.shape[3]) != (b, h, d):
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} of attention must agree in B, H and d")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        raise ValueError(f"q, k and v of attention must have one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
+        if weight is not None and weight.shape != (d,):
+            raise ValueError(f"{name} of attention must have the shape (d,) = ({d},); got {tuple(weight.shape)}")
+    if rope is None:
+        return
+    if d % 2:
+        raise ValueError(f"rope rotates pairs, so the head dimension must be even; got {d}")
+    if k.shape[2] != n:
+        raise ValueError(f"rope needs as many queries as keys; got {n} queries and {k.shape[2]} keys")
+    for name, table in zip(("cos", "sin"), rope, strict=True):
+        if table.shape not in ((n, d), (b, n, d)):
+            raise ValueError(f"{name} of rope must have shape ({n}, {d}) or ({b}, {n}, {d}); got {tuple(table.shape)}")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Rope | None = None,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention, not causal: softmax(q k^T scale) v (arXiv 1706.03762, equation 1).
+
+    Args:
+        q: (B, H, N, d), any strides.
+        k: (B, H, S, d), any strides.
+        v: (B, H, S, d), any strides.
+        q_weight: (d,), RMS-norm of q over d before rope, eps 1e-6 (arXiv 2302.05442); None = no norm.
+        k_weight: (d,), the same of k.
+        rope: (cos, sin), each (N, d) or (B, N, d): pairs (2i, 2i + 1) of q and k are rotated, and S must be N.
+        key_mask: (B, S) bool, True = attend. A row with nothing to attend to gives zeros.
+        scale: factor on the logits; None = d ** -0.5.
+        backend: "auto", "triton" or "torch".
+
+    Returns:
+        (B, H, N, d) in the dtype of q, or in the autocast dtype under autocast.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together; backend "triton" where it cannot run.
+    """
+    device_type = q.device.type
+    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    _check(q, k, v, q_weight, k_weight, rope)
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
+        raise ValueError(
+            f"key_mask of attention must be bool with shape ({k.shape[0]}, {k.shape[2]}), True = attend; "
+            f"got {key_mask.dtype} {tuple(key_mask.shape)}"
+        )
+    if use_triton("attention", backend, q.device, lambda: "the kernel is not built yet"):
+        raise AssertionError
+    return attention_torch(q, k, v, q_weight, k_weight, rope, key_mask, scale)
