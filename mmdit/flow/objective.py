@@ -82,18 +82,26 @@ class FlowObjective:
         noise = torch.randn(batch_size, *latent_shape, generator=generator)
         return FlowDraw(roles, t, condition_t, noise)
 
-    def __call__(self, network: Network, clean: Tensor, conditioning: Conditioning, draw: FlowDraw) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        network: Network,
+        clean: Tensor,
+        conditioning: Conditioning,
+        draw: FlowDraw,
+        mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> dict[str, Tensor]:
         """Return named scalar losses: "loss" (weighted sum) and "loss/<modality>" (mean over its supervised entries).
 
-        A modality that no sample of the batch supervises contributes 0 and no entry of its own.
+        A modality that no sample of the batch supervises contributes 0. ``mean_over_processes`` averages the (M,) counts
+        of supervised entries, so that averaging gradients over processes equals one process with the whole batch.
         """
         path = linear_path(clean, draw.noise, draw.timesteps)
         output = network(path.x_t, path.timesteps, draw.roles, conditioning)
         error = (output.float() - self.prediction.target(path, clean).float()).square()
         per_entry = error.flatten(2).mean(-1) * self.prediction.weight(path.timesteps)  # (B, M)
         mask = supervised_mask(draw.roles)
-        counts = mask.sum(0)  # (M,)
-        means = (per_entry * mask).sum(0) / counts.clamp(min=1)  # (M,)
+        counts = mean_over_processes(mask.sum(0).to(per_entry.dtype))  # (M,)
+        means = (per_entry * mask).sum(0) / torch.where(counts > 0, counts, 1)  # (M,)
         weights = means.new_tensor(list(self.loss_weights.values()))
         losses = {"loss": (weights * means).sum()}
         losses.update({f"loss/{name}": means[i] for i, name in enumerate(self.loss_weights)})

@@ -1,0 +1,79 @@
+"""``mmdit train``: one typed function, whose arguments are the keys of a training configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from mmdit.training.config import (
+    AlignmentConfig,
+    AutoencoderConfig,
+    DataConfig,
+    EMAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainerConfig,
+)
+
+
+def train(
+    output: Path,
+    recipe: str = "transformer",
+    seed: int = 0,
+    model: ModelConfig = ModelConfig(),
+    autoencoder: AutoencoderConfig = AutoencoderConfig(),
+    teacher: TeacherConfig = TeacherConfig(),
+    data: DataConfig = DataConfig(),
+    task: TaskConfig = TaskConfig(),
+    objective: ObjectiveConfig = ObjectiveConfig(),
+    alignment: AlignmentConfig | None = None,
+    optimizer: OptimizerConfig = OptimizerConfig(),
+    trainer: TrainerConfig = TrainerConfig(),
+    ema: EMAConfig | None = EMAConfig(),
+    preview: PreviewConfig = PreviewConfig(),
+    resume: str | None = None,
+) -> None:
+    """Train a transformer, an autoencoder or a teacher.
+
+    Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
+    ``teacher/``) into the run folder. ``--config`` can be given more than once: a later file overlays an earlier one.
+
+    Args:
+        output: the run folder.
+        recipe: what is trained: transformer, autoencoder or teacher.
+        seed: of weights, data order, roles, timesteps and noise.
+        model: the transformer.
+        autoencoder: the VAE, for recipe autoencoder.
+        teacher: the ViT, for recipe teacher.
+        data: what it is trained on.
+        task: which tasks are mixed.
+        objective: the flow-matching loss.
+        alignment: alignment with a teacher's features; null = off.
+        optimizer: AdamW or Muon, and the learning rate over time.
+        trainer: steps, devices, precision.
+        ema: moving average of the weights; null = off.
+        preview: sample grids.
+        resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
+    """
+    import torch
+    import yaml
+
+    from mmdit.cli.output import write_text
+    from mmdit.training.recipes import TrainingConfig, build_run
+    from mmdit.training.run import fit, to_plain
+
+    config = TrainingConfig(
+        recipe, seed, model, autoencoder, teacher, data, task, objective, alignment, optimizer, trainer, ema, preview
+    )
+    config = replace(config)
+    torch.set_float32_matmul_precision("high")
+    run = build_run(config)
+    output.mkdir(parents=True, exist_ok=True)
+    plain = {**to_plain(config), "output": str(output), "resume": resume}
+    write_text(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+    folder = fit(run, trainer, ema, output, resume)
+    print(folder)

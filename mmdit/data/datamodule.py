@@ -1,0 +1,118 @@
+"""Batches for training: the order is a function of (seed, step), so a run can go on exactly where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mmdit.errors import UserError
+
+
+class StepSampler(Sampler[list[int]]):
+    """Batches of indices for steps ``start`` … ``num_batches`` of a run: shuffled passes over the data, without end.
+
+    The passes are joined, so every batch is full whatever the size of the data. Process ``rank`` of ``world_size`` gets
+    every world_size-th sample of the global batch.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: of the global batch.
+        num_batches: batches in the whole run.
+        seed: order; pass p is shuffled with (seed, p).
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, num_batches: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_samples, self.batch_size, self.num_batches, self.seed = num_samples, batch_size, num_batches, seed
+        self.rank, self.world_size = rank, world_size
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        cached: tuple[int, list[int]] = (-1, [])
+        for batch in range(self.start, self.num_batches):
+            indices = []
+            for position in range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size):
+                epoch, offset = divmod(position, self.num_samples)
+                if cached[0] != epoch:
+                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    cached = (epoch, torch.randperm(self.num_samples, generator=generator).tolist())
+                indices.append(cached[1][offset])
+            yield indices
+
+
+class ResumableDataModule(LightningDataModule):
+    """Train and validation loaders over map-style datasets, thin.
+
+    Args:
+        train, val: datasets of dictionaries; ``val`` may be None.
+        batch_size: of the global batch.
+        num_batches: batches in the whole run, accumulation included.
+        num_workers: loader processes per training process.
+        seed: order of the data.
+        collate: how samples become a batch; None = PyTorch's.
+        max_val_samples: validation uses this many samples at most.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[dict[str, Any]],
+        val: Dataset[dict[str, Any]] | None,
+        batch_size: int,
+        num_batches: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        max_val_samples: int = 256,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size is {batch_size}: give at least 1")
+        if len(train) == 0:  # type: ignore[arg-type]
+            raise UserError("the training split has no samples")
+        self.train, self.val = train, val
+        self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
+        self.max_val_samples = max_val_samples
+        self.loader_settings = {
+            "num_workers": num_workers,
+            "collate_fn": collate,
+            "persistent_workers": num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        self.batches_seen = 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % world_size:
+            raise UserError(f"data.batch_size {self.batch_size} is not a multiple of the {world_size} processes")
+        sampler = StepSampler(
+            len(self.train),  # type: ignore[arg-type]
+            self.batch_size,
+            self.num_batches,
+            self.seed,
+            rank,
+            world_size,
+        )
+        sampler.start = self.batches_seen
+        return DataLoader(self.train, batch_sampler=sampler, **self.loader_settings)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        if self.val is None:
+            return []
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        count = min(len(self.val), self.max_val_samples)  # type: ignore[arg-type]
+        subset = torch.utils.data.Subset(self.val, list(range(rank, count, world_size)))
+        return DataLoader(subset, batch_size=max(1, self.batch_size // world_size), **self.loader_settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches_seen": self.trainer.lightning_module.batches_seen if self.trainer else self.batches_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches_seen = int(state_dict["batches_seen"])

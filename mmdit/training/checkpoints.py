@@ -1,0 +1,99 @@
+"""Checkpoints of a run: found, checked and saved so that a crash at any moment leaves one that works."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mmdit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint of ours must hold; another Lightning checkpoint lacks the last.
+REQUIRED_KEYS = ("state_dict", "optimizer_states", "global_step", "batches_seen")
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Keeps the last checkpoints by step. Lightning writes to a temporary name and renames.
+
+    Args:
+        folder: where they go, as ``step=<step>.ckpt``.
+        every: steps between them.
+        keep: how many are kept.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int = 2) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="{step:08d}",
+            every_n_train_steps=every,
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            save_on_train_epoch_end=False,
+            auto_insert_metric_name=True,
+        )
+        self.last_saved_path = ""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # Not at on_train_end: the averaged weights have replaced the trained ones by then.
+        ends = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if ends and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.last_saved_path = filepath
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a training checkpoint without unpickling code. Raises UserError if it is damaged or no checkpoint of ours."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path}: no such file") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} is damaged or no training checkpoint: {reason}") from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def find_resume(resume: str | None, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from, or None for a fresh start.
+
+    Args:
+        resume: None, "auto" (newest readable checkpoint in ``folder``, none = fresh start) or a path.
+        folder: the run's checkpoints.
+
+    Raises:
+        UserError: a given checkpoint is unreadable; or a fresh start would write over an existing run.
+    """
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if resume is None:
+        if found:
+            raise UserError(
+                f"{folder} already holds checkpoints of a run: go on with --resume auto, or choose another --output"
+            )
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        read_checkpoint(path)
+        return path
+    for path in found:
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            logger.warning("%s; falling back to the checkpoint before", error)
+            continue
+        return path
+    if found:
+        raise UserError(f"none of the {len(found)} checkpoints in {folder} can be read: remove them, or name one in --resume")
+    return None

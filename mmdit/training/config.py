@@ -1,0 +1,210 @@
+"""The sections of a training configuration: plain dataclasses, so that one YAML file is one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmdit.training.optimizers import OptimizerConfig
+
+__all__ = [
+    "AlignmentConfig",
+    "AutoencoderConfig",
+    "DataConfig",
+    "EMAConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PreviewConfig",
+    "TaskConfig",
+    "TeacherConfig",
+    "TrainerConfig",
+]
+
+
+@dataclass
+class ModelConfig:
+    """The transformer. Class count and latent size come from the data.
+
+    Args:
+        size: name in ``mmdit.models.config.SIZES``; hidden_size, depth and num_heads override it where given.
+        modalities: what it generates and reads, in order; null = all that the data has.
+        hidden_size, depth, num_heads, mlp_ratio, patch_size: the backbone.
+        class_dropout_prob: share of labels dropped, for classifier-free guidance.
+        drop_class_given_rgb: never show the label beside an RGB condition, so that understanding can't lean on it.
+        qk_norm: null or "rms_norm".
+        position_embedding: "sincos" or "rope".
+        gradient_checkpointing: trade a third more compute for activations of one block at a time.
+        pretrained: pipeline folder whose transformer to start from (every section above must match it), or null.
+    """
+
+    size: str = "nano"
+    modalities: list[str] | None = None
+    hidden_size: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float = 4.0
+    patch_size: int = 2
+    class_dropout_prob: float = 0.1
+    drop_class_given_rgb: bool = False
+    qk_norm: str | None = None
+    position_embedding: str = "sincos"
+    gradient_checkpointing: bool = False
+    pretrained: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """What to train on.
+
+    Args:
+        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher);
+            null = a synthetic set that needs nothing on disk.
+        batch_size: samples per optimizer step over all processes, before gradient accumulation.
+        num_workers: loader processes per process; 0 = load in the training process.
+        train_split, val_split: names of the splits; a null val_split turns validation off.
+    """
+
+    path: str | None = None
+    batch_size: int = 32
+    num_workers: int = 0
+    train_split: str = "train"
+    val_split: str | None = "val"
+
+
+@dataclass
+class TaskConfig:
+    """Which tasks are mixed.
+
+    Args:
+        mixture: "mmgen", "any_to_any", "understanding", or weights per task.
+        absent_share: share of the samples with some modalities ABSENT; null = the mixture's own.
+    """
+
+    mixture: str | dict[str, float] = "any_to_any"
+    absent_share: float | None = None
+
+
+@dataclass
+class ObjectiveConfig:
+    """The flow-matching loss.
+
+    Args:
+        prediction: "velocity" (MMGen, SiT) or "sample" (the clean latent).
+        timesteps: "uniform", "logit_normal" or "mixed".
+        timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.
+        loss_weights: weight per modality; null = each modality's own.
+        max_condition_time: conditions are at t_c ~ U[0, this].
+    """
+
+    prediction: str = "velocity"
+    timesteps: str = "uniform"
+    timestep_settings: dict[str, float] = field(default_factory=dict)
+    loss_weights: dict[str, float] | None = None
+    max_condition_time: float = 0.01
+
+
+@dataclass
+class AlignmentConfig:
+    """Representation alignment (REPA) with features of a frozen teacher, stored beside the latents or computed.
+
+    Args:
+        weight: weight of the alignment loss.
+        depth: number of blocks before the tap.
+        hidden_size: width of the projector.
+    """
+
+    weight: float = 0.5
+    depth: int = 8
+    hidden_size: int = 2048
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what.
+
+    Args:
+        max_steps: optimizer steps.
+        max_hours: also stop, decayed or not, after this many hours of this process, with a checkpoint; null = no limit.
+        checkpoint_every: steps between checkpoints; the last two are kept.
+        validate_every: steps between validations and previews; 0 = never.
+        log_every: steps between log entries.
+        accelerator: "auto", "cpu", "gpu", …
+        devices, num_nodes, strategy, precision: as in Lightning.
+        compile: compile the network with torch.compile.
+        accumulate_grad_batches: batches per optimizer step.
+        gradient_clip_val: largest norm of the gradient; null = no clipping.
+    """
+
+    max_steps: int = 1000
+    max_hours: float | None = None
+    checkpoint_every: int = 500
+    validate_every: int = 500
+    log_every: int = 10
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    compile: bool = False
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+
+
+@dataclass
+class EMAConfig:
+    """Exponential moving average of the weights, used for validation, previews and export.
+
+    Args:
+        decay: the average's memory; approached from below as (1 + n) / (10 + n), so that short runs have one too.
+    """
+
+    decay: float = 0.9999
+
+
+@dataclass
+class PreviewConfig:
+    """Sample grids in TensorBoard at each validation.
+
+    Args:
+        num_samples: rows of the grid; 0 = none.
+        num_inference_steps: steps of the sampler.
+        guidance_scale: on the class.
+    """
+
+    num_samples: int = 4
+    num_inference_steps: int = 10
+    guidance_scale: float = 2.0
+
+
+@dataclass
+class AutoencoderConfig:
+    """The small VAE of recipe "autoencoder": a diffusers AutoencoderKL behind a pixel-unshuffle.
+
+    Args:
+        unshuffle: side k of the pixel-unshuffle; the VAE has 3 k² input and output channels.
+        block_out_channels: channels per level; each level after the first halves the size.
+        layers_per_block, latent_channels: as in diffusers.
+        mid_attention: attention in the middle block.
+        settings: arguments of the loss (``mmdit.latents.autoencoder_loss``).
+    """
+
+    unshuffle: int = 2
+    block_out_channels: list[int] = field(default_factory=lambda: [32, 96])
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    mid_attention: bool = False
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TeacherConfig:
+    """The small ViT of recipe "teacher", for alignment and for the Fréchet distance on scenes.
+
+    Args:
+        patch_size, embed_dim, depth, num_heads: as in timm's VisionTransformer.
+    """
+
+    patch_size: int = 8
+    embed_dim: int = 128
+    depth: int = 4
+    num_heads: int = 4

@@ -1,0 +1,192 @@
+"""Lightning modules: where networks, the diffusion process and data meet.
+
+Everything random in a step comes from one generator seeded with (seed, batch number), so a run that was killed and
+resumed takes the very same steps. B samples of this process, M modalities, C h w latent, T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from mmdit.conditioning import Conditioning
+from mmdit.flow.alignment import alignment_loss
+from mmdit.flow.objective import FlowObjective
+from mmdit.latents.autoencoder_loss import AutoencoderObjective
+from mmdit.latents.codec import LatentCodec
+from mmdit.latents.features import SceneTeacher, teacher_losses
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.task import Role
+from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
+
+Batch = dict[str, Any]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message names the step, the samples and the last good checkpoint."""
+
+
+class SteppedModule(LightningModule):
+    """A module whose step is a function of (weights, batch, seed, batch number).
+
+    Args:
+        network: what is trained.
+        optimizer: how.
+        seed: of the run.
+        max_steps: optimizer steps of the whole run, for the learning-rate schedule.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
+        self.batches_seen = 0
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named scalar losses of a batch; "loss" is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.batches_seen)
+        self.batches_seen += 1
+        losses = self.losses(batch, generator)
+        if not torch.isfinite(losses["loss"]):
+            raise NonFiniteLossError(self._non_finite_message(losses, batch))
+        size = len(batch["id"])
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size)
+        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False, batch_size=size)
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        generator = torch.Generator().manual_seed(batch_idx)
+        losses = self.losses(batch, generator)
+        self.log_dict(
+            {f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["id"]), sync_dist=True
+        )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.network, self.optimizer_config)
+        scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches_seen"] = self.batches_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.batches_seen = int(checkpoint["batches_seen"])
+
+    def _non_finite_message(self, losses: dict[str, Tensor], batch: Batch) -> str:
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        callback = self.trainer.checkpoint_callback
+        last = getattr(callback, "last_saved_path", "") or "none yet"
+        return (
+            f"the loss is not finite at step {self.trainer.global_step} ({parts}); samples: {', '.join(batch['id'])}; "
+            f"last good checkpoint: {last}. Lower the learning rate or look at these samples, then go on with --resume auto"
+        )
+
+    def _mean_over_processes(self, counts: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(counts, reduce_op="mean") if self.trainer.world_size > 1 else counts
+
+
+class TransformerModule(SteppedModule):
+    """Trains a ``MultimodalDiT`` on latents.
+
+    The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``category`` (B,), ``id``, and with alignment
+    ``features`` (B, T, D) of the teacher.
+
+    Args:
+        network: the transformer.
+        objective: the flow-matching loss.
+        codec: whitens latents.
+        alignment_weight: weight of the alignment loss; 0 = off.
+        drop_class_given_rgb: hide the label where RGB is a condition.
+    """
+
+    network: MultimodalDiT
+
+    def __init__(
+        self,
+        network: MultimodalDiT,
+        objective: FlowObjective,
+        codec: LatentCodec,
+        optimizer: OptimizerConfig,
+        seed: int,
+        max_steps: int,
+        alignment_weight: float = 0.0,
+        drop_class_given_rgb: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, seed, max_steps)
+        self.objective, self.alignment_weight = objective, alignment_weight
+        self.drop_class_given_rgb = drop_class_given_rgb
+        self._codec = [codec]  # in a list: the frozen VAE is no submodule, so checkpoints and the optimizer don't see it
+
+    @property
+    def codec(self) -> LatentCodec:
+        return self._codec[0]
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        mean, logvar = batch["moments"].chunk(2, dim=2)  # (B, M, C, h, w) each
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.training else (0, 1)
+        rows, global_size = slice(rank, None, world_size), len(mean) * world_size
+        draw = self.objective.draw(global_size, tuple(mean.shape[1:]), generator).shard(rank, world_size)
+        posterior_noise = torch.randn(global_size, *mean.shape[1:], generator=generator)[rows]
+        class_draw = torch.rand(global_size, generator=generator)[rows]
+
+        draw = draw.without_missing(batch["present"]).to(mean.device)
+        clean = self.codec.whiten_all(mean + posterior_noise.to(mean) * (logvar / 2).exp())
+        conditioning = self.network.conditioner(self._labels(batch["category"], draw.roles, class_draw))
+        projected: list[Tensor | None] = []
+
+        def network(x_t: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
+            output = self.network(x_t, timesteps, roles, conditioning, output_alignment=self.alignment_weight > 0)
+            projected.append(output.alignment)
+            return output.sample
+
+        losses = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
+        if self.alignment_weight > 0:
+            losses["alignment"] = alignment_loss(projected[0], batch["features"])
+            losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
+        return losses
+
+    def _labels(self, category: Tensor, roles: Tensor, draw: Tensor) -> Tensor:
+        """Class ids with -1 = null: dropped at random in training, and beside an RGB condition where configured."""
+        labels = self.network.conditioner.drop(category, draw) if self.training else category
+        modalities = list(self.network.config.modalities)
+        if self.drop_class_given_rgb and "rgb" in modalities:
+            labels = torch.where(roles[:, modalities.index("rgb")] == Role.CONDITION, -1, labels)
+        return labels
+
+
+class AutoencoderModule(SteppedModule):
+    """Trains the VAE on images of all modalities.
+
+    The batch: an entry (B, 3, H, W) in [-1, 1] per modality, ``present`` (B, M) bool, ``id``.
+    """
+
+    def __init__(
+        self, codec: LatentCodec, objective: AutoencoderObjective, optimizer: OptimizerConfig, seed: int, max_steps: int
+    ) -> None:
+        super().__init__(codec.vae, optimizer, seed, max_steps)
+        self.codec, self.objective = codec, objective
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        images = torch.stack([batch[name] for name in self.codec.modalities], dim=1)  # (B, M, 3, H, W)
+        present = batch["present"]
+        modality_ids = torch.arange(images.shape[1], device=images.device).expand(present.shape)[present]
+        return self.objective(self.codec, images[present], modality_ids, generator)
+
+
+class TeacherModule(SteppedModule):
+    """Trains the small ViT teacher on scenes: category, per-pixel classes and normals from RGB.
+
+    The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
+    """
+
+    def __init__(self, network: SceneTeacher, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
+        super().__init__(network, optimizer, seed, max_steps)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return teacher_losses(self.network, batch)

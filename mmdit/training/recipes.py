@@ -1,0 +1,298 @@
+"""What can be trained: the transformer, the autoencoder and the small teacher, each a function from configuration to Run."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.data import Dataset
+
+from mmdit.data.folder import AlignedFolder
+from mmdit.data.latents import LatentShards, read_latents_info
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.synthetic import SyntheticLatents
+from mmdit.errors import UserError, unknown_name
+from mmdit.flow.objective import FlowObjective
+from mmdit.flow.schedulers import make_scheduler
+from mmdit.flow.timesteps import make_timestep_sampler
+from mmdit.latents.autoencoder_loss import AutoencoderObjective
+from mmdit.latents.codec import LatentCodec
+from mmdit.latents.features import SceneTeacher
+from mmdit.modality import Modality, get_modalities
+from mmdit.models.config import get_size
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.task import TaskMixture
+from mmdit.training.config import (
+    AlignmentConfig,
+    AutoencoderConfig,
+    DataConfig,
+    EMAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainerConfig,
+)
+from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
+from mmdit.training.previews import Previews
+from mmdit.training.run import Run, parameter_count
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that one YAML file says; see ``mmdit.cli.train.train`` for the meaning of each section."""
+
+    recipe: str = "transformer"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    alignment: AlignmentConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    ema: EMAConfig | None = field(default_factory=EMAConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+
+def _data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> Any:
+    from mmdit.data.datamodule import ResumableDataModule
+
+    num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    return ResumableDataModule(
+        train, val, config.data.batch_size, num_batches, config.data.num_workers, seed=config.seed
+    )
+
+
+@dataclass
+class _LatentData:
+    """Latents with what is needed to use them, from disk or synthetic."""
+
+    train: Dataset[Any]
+    val: Dataset[Any] | None
+    vae: AutoencoderKL
+    modalities: dict[str, Modality]
+    categories: list[str]
+    latent_size: int
+    feature_dim: int | None
+
+
+def _synthetic_data(config: TrainingConfig) -> _LatentData:
+    names = config.model.modalities or ["rgb", "depth", "normal", "segmentation"]
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    feature_dim = 16 if config.alignment is not None else None
+    train, val = (
+        SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim) for count, seed in ((64, 0), (8, 1))
+    )
+    categories = [f"class {i}" for i in range(SyntheticLatents.num_classes)]
+    return _LatentData(train, val, vae, get_modalities(names), categories, SyntheticLatents.latent_size, feature_dim)
+
+
+def _stored_data(config: TrainingConfig) -> _LatentData:
+    root = Path(str(config.data.path))
+    info = read_latents_info(root)
+    names = config.model.modalities or list(info.modalities)
+    for name in names:
+        if name not in info.modalities:
+            raise unknown_name(f"modality of {root}", name, info.modalities)
+    with_features = config.alignment is not None
+    train = LatentShards(root, config.data.train_split, names, features=with_features)
+    val = None
+    if config.data.val_split is not None and config.trainer.validate_every > 0:
+        val = LatentShards(root, config.data.val_split, names, features=with_features, views=1)
+    vae = AutoencoderKL.from_pretrained(root / "vae", use_safetensors=True)
+    modalities = {name: info.modalities[name] for name in names}
+    height, width = info.latent_shape[1:]
+    feature_dim = train.feature_dim if with_features else None
+    return _LatentData(train, val, vae, modalities, list(info.categories), max(height, width), feature_dim)
+
+
+def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT:
+    """Build the network of a configuration for the given data."""
+    model = config.model
+    size = get_size(model.size)
+    size.update({key: getattr(model, key) for key in size if getattr(model, key) is not None})
+    alignment: dict[str, Any] = {}
+    if config.alignment is not None:
+        alignment = {
+            "alignment_depth": config.alignment.depth,
+            "alignment_dim": data.feature_dim,
+            "alignment_hidden_size": config.alignment.hidden_size,
+        }
+    torch.manual_seed(config.seed)
+    network = MultimodalDiT(
+        modalities=list(data.modalities),
+        sample_size=data.latent_size,
+        in_channels=int(data.vae.config.latent_channels),
+        patch_size=model.patch_size,
+        mlp_ratio=model.mlp_ratio,
+        num_classes=len(data.categories),
+        class_dropout_prob=model.class_dropout_prob,
+        qk_norm=model.qk_norm,
+        position_embedding=model.position_embedding,
+        prediction=config.objective.prediction,
+        **size,
+        **alignment,
+    )
+    if model.pretrained is not None:
+        _start_from(network, Path(model.pretrained))
+    if model.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+def _start_from(network: MultimodalDiT, folder: Path) -> None:
+    if not (folder / "transformer").is_dir():
+        raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
+    weights = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True).state_dict()
+    own = network.state_dict()
+    wrong = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
+    missing = [k for k in own if k not in weights and not k.startswith("projector.")]
+    if wrong or missing:
+        first = (wrong or missing)[0]
+        raise UserError(f"model.pretrained {folder} does not fit the model section: {len(wrong + missing)} weights, e.g. {first}")
+    network.load_state_dict(weights, strict=False)
+
+
+def transformer_run(config: TrainingConfig) -> Run:
+    """Recipe "transformer": the multimodal DiT on latents."""
+    data = _synthetic_data(config) if config.data.path is None else _stored_data(config)
+    network = make_transformer(config, data)
+    logger.info("transformer: %.2f M parameters", parameter_count(network) / 1e6)
+    codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
+    weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
+    for name, weight in (config.objective.loss_weights or {}).items():
+        if name not in weights:
+            raise unknown_name("modality in objective.loss_weights", name, weights)
+        weights[name] = float(weight)
+    objective = FlowObjective(
+        TaskMixture(config.task.mixture, list(data.modalities), config.task.absent_share),
+        make_timestep_sampler(config.objective.timesteps, **config.objective.timestep_settings),
+        weights,
+        config.objective.prediction,
+        config.objective.max_condition_time,
+    )
+    module = TransformerModule(
+        network,
+        objective,
+        codec,
+        config.optimizer,
+        config.seed,
+        config.trainer.max_steps,
+        0.0 if config.alignment is None else config.alignment.weight,
+        config.model.drop_class_given_rgb,
+    )
+    modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
+
+    def make_pipeline() -> MultimodalDiTPipeline:
+        id2label = dict(enumerate(data.categories))
+        return MultimodalDiTPipeline(network, data.vae, make_scheduler("euler"), modalities, id2label)
+
+    callbacks = []
+    if data.val is not None and config.preview.num_samples > 0:
+        count = min(config.preview.num_samples, len(data.val))  # type: ignore[arg-type]
+        samples = [data.val[i] for i in range(count)]
+        moments = torch.stack([sample["moments"] for sample in samples])
+        labels = torch.tensor([int(sample["category"]) for sample in samples])
+        callbacks.append(Previews(make_pipeline, moments, labels, config.preview))
+
+    def export(folder: Path) -> None:
+        pipe = make_pipeline()
+        pipe.transformer = without_projector(network)
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+    return Run(module, _data_module(config, data.train, data.val), export, "pipeline", callbacks)
+
+
+def without_projector(network: MultimodalDiT) -> MultimodalDiT:
+    """Copy a network without its alignment projector, which only training needs."""
+    if network.projector is None:
+        return network
+    values = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    copy = MultimodalDiT.from_config({**values, "alignment_depth": None})
+    copy.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("projector.")})
+    return copy.to(network.device, network.dtype)
+
+
+def _image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
+    if config.data.path is None:
+        raise UserError(f"data.path is null: recipe {config.recipe!r} needs a dataset folder (see 'mmdit data render')")
+    modalities = modalities_from_dataset(read_dataset_info(config.data.path), config.model.modalities)
+    train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True)
+    val = None
+    if config.data.val_split is not None and config.trainer.validate_every > 0:
+        val = AlignedFolder(config.data.path, config.data.val_split, modalities)
+    return train, val, modalities
+
+
+def autoencoder_run(config: TrainingConfig) -> Run:
+    """Recipe "autoencoder": the VAE that all modalities share, on a dataset folder."""
+    train, val, modalities = _image_data(config)
+    settings = config.autoencoder
+    levels = len(settings.block_out_channels)
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL(
+        in_channels=3 * settings.unshuffle**2,
+        out_channels=3 * settings.unshuffle**2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(settings.block_out_channels),
+        layers_per_block=settings.layers_per_block,
+        latent_channels=settings.latent_channels,
+        mid_block_add_attention=settings.mid_attention,
+        scaling_factor=1.0,
+    )
+    logger.info("autoencoder: %.2f M parameters", parameter_count(vae) / 1e6)
+    objective = AutoencoderObjective(modalities, **settings.settings)  # type: ignore[arg-type]
+    module = AutoencoderModule(
+        LatentCodec(vae, modalities), objective, config.optimizer, config.seed, config.trainer.max_steps
+    )
+    return Run(module, _data_module(config, train, val), vae.save_pretrained, "vae", [])
+
+
+def teacher_run(config: TrainingConfig) -> Run:
+    """Recipe "teacher": a small ViT on labelled scenes, whose patch features align the transformer."""
+    train, val, modalities = _image_data(config)
+    height, width = train[0]["rgb"].shape[1:]
+    torch.manual_seed(config.seed)
+    teacher = SceneTeacher(
+        image_size=[height, width],
+        categories=list(train.info.categories),
+        num_segmentation_classes=len(train.codecs["segmentation"].ids),
+        patch_size=config.teacher.patch_size,
+        embed_dim=config.teacher.embed_dim,
+        depth=config.teacher.depth,
+        num_heads=config.teacher.num_heads,
+    )
+    module = TeacherModule(teacher, config.optimizer, config.seed, config.trainer.max_steps)
+    return Run(module, _data_module(config, train, val), teacher.save_pretrained, "teacher", [])
+
+
+RECIPES = {"transformer": transformer_run, "autoencoder": autoencoder_run, "teacher": teacher_run}
+
+
+def build_run(config: TrainingConfig) -> Run:
+    """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
+    if config.recipe not in RECIPES:
+        raise unknown_name("recipe", config.recipe, RECIPES)
+    return RECIPES[config.recipe](config)
