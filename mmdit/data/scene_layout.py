@@ -19,15 +19,16 @@ CATEGORY_NAMES: tuple[str, ...] = tuple(CATEGORIES)
 SILHOUETTE_SIZE = 64  # resolution at which the layout looks at itself, whatever the size of the images
 MIN_VISIBLE_MAIN = 0.65
 MIN_VISIBLE_DISTRACTOR = 0.3
+Vector = tuple[float, float, float]
 TEXTURES: tuple[str, ...] = ("plain", "checker", "stripes", "noise")
 
 
 @dataclass(frozen=True)
 class Material:
-    """albedo: diffuse reflectance, linear RGB (3,) in [0, 1]; second: the other colour of a texture; gloss: 0 = matte."""
+    """albedo: diffuse reflectance, linear RGB in [0, 1]; second: the other colour of a texture; gloss: 0 = matte."""
 
-    albedo: tuple[float, float, float]
-    second: tuple[float, float, float] | None = None
+    albedo: Vector
+    second: Vector | None = None
     texture: str = "plain"
     texture_scale: float = 1.0
     gloss: float = 0.0
@@ -36,7 +37,7 @@ class Material:
 @dataclass(frozen=True)
 class PlacedObject:
     category: str
-    scale: tuple[float, float, float]
+    scale: Vector
     tilt_degrees: float
     yaw_degrees: float
     position: tuple[float, float]
@@ -57,7 +58,7 @@ class PlacedObject:
 class Camera:
     """A pinhole camera at `eye` (metres), pitched down by `elevation` degrees; `fov` is the full angle in degrees."""
 
-    eye: tuple[float, float, float]
+    eye: Vector
     elevation: float
     fov: float
 
@@ -76,16 +77,19 @@ class Camera:
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene. objects[0] is the main object; wall_normal (3,) points to the camera and wall_distance is that of the
-    plane from the origin, so that points p of the wall satisfy p . wall_normal = -wall_distance; sun_direction points to the sun."""
+    """A scene: objects[0] is the main object.
+
+    The points p of the wall satisfy p . wall_normal = -wall_distance (metres), with wall_normal towards the camera;
+    sun_direction is the unit vector towards the sun; sun_strength its factor on the usual brightness.
+    """
 
     objects: tuple[PlacedObject, ...]
     camera: Camera
-    wall_normal: tuple[float, float, float]
+    wall_normal: Vector
     wall_distance: float
     floor: Material
     wall: Material
-    sun_direction: tuple[float, float, float]
+    sun_direction: Vector
     sun_strength: float
 
     @property
@@ -120,7 +124,9 @@ def silhouette(mesh: Mesh, camera: Camera, size: int = SILHOUETTE_SIZE) -> np.nd
     return np.asarray(image)
 
 
-def sample_layout(seed: int, split: str, index: int, variety: bool = False, max_distractors: int | None = None) -> Layout:
+def sample_layout(
+    seed: int, split: str, index: int, variety: bool = False, max_distractors: int | None = None
+) -> Layout:
     """Draw scene `index`. max_distractors: None = 1, or 3 with variety. Independent of the image size."""
     if max_distractors is None:
         max_distractors = 3 if variety else 1
@@ -151,21 +157,21 @@ def sample_layout(seed: int, split: str, index: int, variety: bool = False, max_
     return layout
 
 
-def _linear(red: float, green: float, blue: float) -> tuple[float, float, float]:
+def _linear(red: float, green: float, blue: float) -> Vector:
     """sRGB -> linear (IEC 61966-2-1)."""
     return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue))  # type: ignore[return-value]
 
 
-def _colour_distance(first: tuple[float, float, float], second: tuple[float, float, float]) -> float:
+def _colour_distance(first: Vector, second: Vector) -> float:
     """Euclidean distance of linear colours in gamma-compressed RGB, about what the eye tells apart."""
     return float(np.linalg.norm(np.asarray(first) ** (1 / 2.2) - np.asarray(second) ** (1 / 2.2)))
 
 
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, float, float]:
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
     return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
 
 
-def _material(rng: np.random.Generator, albedo: tuple[float, float, float], variety: bool, background: bool = False) -> Material:
+def _material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
     if not variety:
         return Material(albedo)
     texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
@@ -187,14 +193,14 @@ def _object(
     name: str,
     size: float,
     position: tuple[float, float],
-    palette: list[tuple[float, float, float]],
+    palette: list[Vector],
     variety: bool,
 ) -> PlacedObject:
     """An object of a colour unlike all of `palette`, to which its colour is added."""
     kind = CATEGORIES[name]
     jitter = 1 + rng.uniform(-kind.proportion_jitter, kind.proportion_jitter, 3)
-    tilt, *yaw_range = kind.poses[int(rng.integers(len(kind.poses)))]
-    yaw = rng.uniform(*yaw_range)
+    tilt, lowest_yaw, highest_yaw = kind.poses[int(rng.integers(len(kind.poses)))]
+    yaw = rng.uniform(lowest_yaw, highest_yaw)
     for _ in range(50):
         albedo = _colour(rng, (0.45, 0.95), (0.6, 1.0))
         if min(_colour_distance(albedo, other) for other in palette) > 0.38:
@@ -204,7 +210,7 @@ def _object(
     return PlacedObject(name, scale, tilt, float(yaw), position, _material(rng, albedo, variety))  # type: ignore[arg-type]
 
 
-def _sun(rng: np.random.Generator) -> tuple[float, float, float]:
+def _sun(rng: np.random.Generator) -> Vector:
     """From the left or the right and the viewer's side, so that neighbouring facets differ in brightness."""
     azimuth = math.radians(rng.uniform(20, 75)) * (1 if rng.random() < 0.5 else -1)
     elevation = math.radians(rng.uniform(32, 62))
@@ -239,9 +245,9 @@ def _aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> C
 
 
 def _add_distractor(
-    rng: np.random.Generator, layout: Layout, others: list[str], palette: list[tuple[float, float, float]], variety: bool
+    rng: np.random.Generator, layout: Layout, others: list[str], palette: list[Vector], variety: bool
 ) -> Layout:
-    """Add one object that hides a part of the main one or is partly hidden, or leave the scene as it is if none fits."""
+    """Add an object that hides a part of the main one or is partly hidden; the scene as it is where none fits."""
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
     masks = [silhouette(mesh, camera) for mesh in meshes]
@@ -267,8 +273,9 @@ def _add_distractor(
         seen = _visible_shares([*circles, (position, footprint_radius)], [*masks, mask], camera)
         overlaps = bool((mask & masks[0]).sum() > 0.04 * mask.sum())
         inside = np.abs(plane[:, 0]).max() < 1.25
-        # Half of the draws insist on occlusion, the others take what comes.
-        if seen[0] >= MIN_VISIBLE_MAIN and min(seen[1:]) >= MIN_VISIBLE_DISTRACTOR and inside and (overlaps or rng.random() < 0.25):
+        recognisable = seen[0] >= MIN_VISIBLE_MAIN and min(seen[1:]) >= MIN_VISIBLE_DISTRACTOR
+        # Places without occlusion are taken less often than they are drawn.
+        if recognisable and inside and (overlaps or rng.random() < 0.25):
             return replace(layout, objects=(*layout.objects, candidate))
     palette.pop()
     return layout

@@ -1,9 +1,9 @@
-"""Layout -> pixels with Mitsuba 3 (scalar_rgb): anti-aliased RGB with no noise, and depth, normals and ids at pixel centres.
+"""Layout -> pixels with Mitsuba 3 (scalar_rgb): anti-aliased RGB without noise; depth, normals, ids at pixel centres.
 
-RGB is lit by a sun from the side and by a weaker light from above the camera, whose shadows fall where the camera does not
-see. Each is rendered on its own and they are added: with a single directional light the direct integrator draws nothing at
-random, where two lights at once, or an ambient one, leave visible noise. Sub-pixels lie on a regular grid, are averaged in
-linear light and encoded as sRGB.
+RGB is lit by a sun from the side and by a weaker light from a little above the camera, whose shadows fall almost where
+the camera does not see. Each is rendered on its own and they are added: with a single directional light the direct
+integrator draws nothing at random, where two lights at once, or an ambient one, leave visible noise. Sub-pixels lie on
+a regular grid, are averaged in linear light and encoded as sRGB.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ def _mitsuba() -> Any:
 
 def limit_render_threads(count: int) -> None:
     """Let Mitsuba use `count` threads in this process."""
-    mi = _mitsuba()
+    _mitsuba()
     import drjit
 
-    # Mitsuba counts the calling thread as one of them.
+    # The calling thread is one of them.
     drjit.set_thread_count(max(0, count - 1))
-    del mi
 
 
 def _reflectance(mi: Any, material: Material, scale: float) -> dict[str, Any]:
@@ -72,7 +71,12 @@ def _bsdf(mi: Any, material: Material, scale: float | None = None) -> dict[str, 
     reflectance = _reflectance(mi, material, material.texture_scale if scale is None else scale)
     if material.gloss == 0:
         return {"type": "diffuse", "reflectance": reflectance}
-    return {"type": "roughplastic", "diffuse_reflectance": reflectance, "alpha": 0.35 - 0.2 * material.gloss, "nonlinear": False}
+    return {
+        "type": "roughplastic",
+        "diffuse_reflectance": reflectance,
+        "alpha": 0.35 - 0.2 * material.gloss,
+        "nonlinear": False,
+    }
 
 
 def _mitsuba_mesh(mi: Any, name: str, mesh: Mesh, bsdf: Any) -> Any:
@@ -173,7 +177,8 @@ def _lit(mi: Any, scene: Any, layout: Layout, size: int, samples: int) -> np.nda
 def _geometry(mi: Any, scene: Any, layout: Layout, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """World positions (H, W, 3), world normals (H, W, 3) and shape numbers (H, W) at the pixel centres."""
     integrator = mi.load_dict({"type": "aov", "aovs": "position:position,normal:sh_normal,shape:shape_index"})
-    image = np.array(mi.render(scene, sensor=_sensor(mi, layout, size, 1), integrator=integrator, spp=1), dtype=np.float64)
+    image = mi.render(scene, sensor=_sensor(mi, layout, size, 1), integrator=integrator, spp=1)
+    image = np.array(image, dtype=np.float64)  # (H, W, 7)
     if image.shape[-1] != 7:
         raise RuntimeError(f"Mitsuba returned {image.shape[-1]} channels of geometry where 7 were expected")
     return image[..., :3], image[..., 3:6], np.round(image[..., 6]).astype(int)
@@ -191,8 +196,8 @@ def render_layout(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Render a scene at size x size pixels.
 
-    Returns rgb uint8 (H, W, 3); depth float32 (H, W), metres along the optical axis; normal float32 (H, W, 3), unit, camera
-    frame (x right, y up, z towards the viewer); surface uint8 (H, W): 0 floor, 1 wall, 2 + k for layout.objects[k].
+    Returns rgb uint8 (H, W, 3); depth float32 (H, W), metres along the optical axis; normal float32 (H, W, 3), unit,
+    camera frame (x right, y up, z towards the viewer); surface uint8 (H, W): 0 floor, 1 wall, 2 + k layout.objects[k].
     """
     mi = _mitsuba()
     scene = _build(mi, layout)

@@ -1,16 +1,17 @@
-"""The solids of the procedural scenes: closed meshes in their own frame (z up, about one unit tall), with shading normals."""
+"""The solids of the procedural scenes: meshes in their own frame (z up, about one unit tall) with shading normals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 # Faces whose normals differ by less than this share a smooth normal; the edges of boxes stay sharp.
 SMOOTH_ANGLE_DEGREES = 35.0
+UPRIGHT = (0.0, -180.0, 180.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Category:
     """
 
     build: Callable[[int], tuple[np.ndarray, np.ndarray]]
-    poses: tuple[tuple[float, float, float], ...] = ((0.0, -180.0, 180.0),)
+    poses: tuple[tuple[float, float, float], ...] = (UPRIGHT,)
     elevations: tuple[float, float] = (12.0, 32.0)
     proportion_jitter: float = 0.1
 
@@ -93,15 +94,13 @@ def _cone(sections: int) -> tuple[np.ndarray, np.ndarray]:
 def _capsule(sections: int) -> tuple[np.ndarray, np.ndarray]:
     import trimesh
 
-    # Only with an even number of rings does a ring lie on the seam to the straight part.
-    mesh = trimesh.creation.capsule(radius=0.29, height=0.8, count=[max(8, sections // 2), sections])
-    return _trimesh_arrays(mesh)
+    return _trimesh_arrays(trimesh.creation.capsule(radius=0.29, height=0.8, count=[sections // 2, sections]))
 
 
 def _torus(sections: int) -> tuple[np.ndarray, np.ndarray]:
     import trimesh
 
-    mesh = trimesh.creation.torus(0.42, 0.15, major_sections=sections, minor_sections=max(8, sections // 2))
+    mesh = trimesh.creation.torus(0.42, 0.15, major_sections=sections, minor_sections=sections // 2)
     return _trimesh_arrays(mesh)
 
 
@@ -122,10 +121,10 @@ def _hourglass(sections: int) -> tuple[np.ndarray, np.ndarray]:
 CATEGORIES: dict[str, Category] = {
     "sphere": Category(_sphere, proportion_jitter=0.0),
     "box": Category(_box),
-    "cylinder": Category(_cylinder, poses=((0.0, -180.0, 180.0), (0.0, -180.0, 180.0), (90.0, 35.0, 75.0), (90.0, -75.0, -35.0))),
+    "cylinder": Category(_cylinder, poses=(UPRIGHT, UPRIGHT, (90.0, 35.0, 75.0), (90.0, -75.0, -35.0))),
     "cone": Category(_cone),
-    "capsule": Category(_capsule, poses=((0.0, -180.0, 180.0), (90.0, 35.0, 145.0))),
-    "torus": Category(_torus, poses=((0.0, -180.0, 180.0), (70.0, -45.0, 45.0), (90.0, -45.0, 45.0)), elevations=(21.0, 34.0)),
+    "capsule": Category(_capsule, poses=(UPRIGHT, (90.0, 35.0, 145.0))),
+    "torus": Category(_torus, poses=(UPRIGHT, (70.0, -45.0, 45.0), (90.0, -45.0, 45.0)), elevations=(21.0, 34.0)),
     "pyramid": Category(_pyramid),
     "cross": Category(_cross, poses=((0.0, -45.0, 45.0),)),
     "arch": Category(_arch, poses=((0.0, -45.0, 45.0),)),
@@ -134,7 +133,7 @@ CATEGORIES: dict[str, Category] = {
 
 
 def _corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Normal of each corner of each face, (F, 3, 3): area-weighted over the faces around its vertex that bend little."""
+    """Normals of the corners of each face, (F, 3, 3): area-weighted over the faces around a vertex that bend little."""
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     area_normals = np.cross(b - a, c - a)  # (F, 3)
     unit_normals = area_normals / np.linalg.norm(area_normals, axis=1, keepdims=True)
@@ -152,7 +151,7 @@ def _corner_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return normals / np.linalg.norm(normals, axis=-1, keepdims=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def category_mesh(name: str, sections: int = 64) -> Mesh:
     """The mesh of a category; `sections` is the number of segments around round shapes."""
     vertices, faces = CATEGORIES[name].build(sections)

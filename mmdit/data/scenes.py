@@ -58,8 +58,9 @@ SEGMENTATION_CLASSES: tuple[dict[str, Any], ...] = tuple(
 class SceneSample:
     """One scene, every map from the same camera.
 
-    rgb: uint8 (H, W, 3), sRGB; depth: float32 (H, W), metres along the optical axis; normal: float32 (H, W, 3), unit vectors
-    in the camera frame (x right, y up, z towards the viewer); segmentation: uint8 (H, W), ids of SEGMENTATION_CLASSES.
+    rgb: uint8 (H, W, 3), sRGB; depth: float32 (H, W), metres along the optical axis; normal: float32 (H, W, 3), unit
+    vectors in the camera frame (x right, y up, z towards the viewer); segmentation: uint8 (H, W), ids of
+    SEGMENTATION_CLASSES.
     """
 
     rgb: np.ndarray
@@ -100,8 +101,8 @@ def render_dataset(
 ) -> RenderReport:
     """Render scenes 0 .. num_samples - 1 of a split into a dataset folder; scenes that are there already are kept.
 
-    The manifest grows with the rendering and always lists complete scenes from index 0 on, so the folder is usable before
-    the end. Interrupted at any moment, the same call goes on; with a larger num_samples it extends the split.
+    The manifest grows with the rendering and always lists complete scenes from index 0 on, so the folder is usable
+    before the end. Interrupted at any moment, the same call goes on; with a larger num_samples it extends the split.
 
     Args:
         output: the dataset folder, see "A dataset on disk".
@@ -131,7 +132,8 @@ def render_dataset(
     workers = min(num_workers if num_workers is not None else _usable_cores(), max(1, len(missing)))
 
     since_manifest = 0
-    for position, _ in enumerate(_with_progress(_run(render, missing, workers), len(missing), f"{split} {size}x{size}")):
+    results = _with_progress(_run(render, missing, workers), len(missing), f"{split} {size}x{size}")
+    for position, _ in enumerate(results):
         since_manifest += 1
         if since_manifest == MANIFEST_EVERY:
             since_manifest = 0
@@ -184,7 +186,9 @@ def _write_description(output: Path, seed: int, size: int, variety: bool, max_di
     if path.exists():
         try:
             found = json.loads(path.read_text())["provenance"]
-            changed = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value]
+            changed = [
+                f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value
+            ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not written by 'mmdit data render'; choose an empty folder") from error
         if changed:
@@ -236,11 +240,14 @@ def _png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _render_to_disk(folder: Path, seed: int, split: str, size: int, variety: bool, max_distractors: int, index: int) -> int:
+def _render_to_disk(
+    folder: Path, seed: int, split: str, size: int, variety: bool, max_distractors: int, index: int
+) -> int:
     sample = render_scene(seed, split, index, size, variety, max_distractors)
     depth_units = np.round(sample.depth / DEPTH_SCALE)
     if depth_units.min() < 1 or depth_units.max() > np.iinfo(np.uint16).max:
-        raise RuntimeError(f"scene {index}: depth {sample.depth.min():.3f} .. {sample.depth.max():.3f} m does not fit 16 bits")
+        span = f"{sample.depth.min():.3f} .. {sample.depth.max():.3f} m"
+        raise RuntimeError(f"scene {index} of {split}: depth {span} does not fit 16 bits")
     arrays = {
         "rgb": sample.rgb,
         "depth": depth_units.astype(np.uint16),
