@@ -1,0 +1,236 @@
+"""``mmdit generate``, ``understand`` and ``condition``: the pipeline's three uses, with files for inputs and outputs.
+
+Heavy imports are inside the functions: the help and a misspelt option should not wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_seed, note
+from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmdit.cli.inputs import ImageFile
+
+
+def generate(
+    categories: list[str],
+    num_images: int = 1,
+    model: str = BUNDLED_MODEL,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 2.0,
+    scheduler: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    output: Path = Path("outputs/generate"),
+    overwrite: bool = False,
+) -> None:
+    """Generate aligned images of all modalities from categories.
+
+    Writes a folder OUTPUT/CATEGORY_SEED for each sample: the first of each category has the given seed, the next one the
+    next seed, so any sample can be made again alone. The same command again replaces its own results.
+
+    Args:
+        categories: Names (or ids) of the model's categories; a wrong one lists the nearest names.
+        num_images: Samples of each category.
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        num_inference_steps: Denoising steps.
+        guidance_scale: How strongly the category is followed; 1 is no guidance, and twice as fast.
+        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        seed: Seed of the first sample of each category.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        output: Folder of the results.
+        overwrite: Replace results of other requests that have the same name.
+    """
+    check_seed(seed, num_images * len(categories))
+    from mmdit.cli.inputs import safe_name
+    from mmdit.cli.sampling import SamplingRun, resolve_category
+
+    run = SamplingRun(
+        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite
+    )
+    requests, labels = {}, {}
+    next_seed: dict[str, int] = {}
+    for label, category in [resolve_category(run.pipe, category) for category in categories]:
+        for _ in range(num_images):
+            own_seed = next_seed.get(category, seed)
+            next_seed[category] = own_seed + 1
+            name = f"{safe_name(category)}_{own_seed}"
+            requests[name], labels[name] = run.request(own_seed, category), label
+    run.run(requests, lambda names: {"class_labels": [labels[name] for name in names]})
+
+
+def understand(
+    images: list[str],
+    model: str = BUNDLED_MODEL,
+    num_inference_steps: int = 1,
+    scheduler: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    output: Path = Path("outputs/understand"),
+    match_input_size: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Predict depth, normals and segmentation from RGB images.
+
+    Writes a folder OUTPUT/NAME for each image, NAME being the file's without suffix (with its folder's where two share one).
+    Any image Pillow reads is taken: grey, palette, 16-bit and CMYK are converted, transparency is laid over white, EXIF
+    orientation is applied. It is resized (not cropped) to the model's size, and the maps are resized back to the image's.
+    A bad file that is named is refused before the work; one in a folder is left out, reported at the end, and exits with 2.
+
+    Args:
+        images: Image files, or folders of them (subfolders are not searched).
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        num_inference_steps: Denoising steps; prediction needs few.
+        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        seed: Seed of the noise, the same for each image.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        output: Folder of the results.
+        match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
+        overwrite: Replace results of other requests that have the same name.
+    """
+    check_seed(seed)
+    from PIL import Image
+
+    from mmdit.cli.inputs import find_images
+    from mmdit.cli.output import resize_output
+    from mmdit.cli.sampling import SamplingRun
+    from mmdit.data.raw import load_rgb
+
+    files = find_images(images)
+    sizes, bad = _read_sizes(files)
+    run = SamplingRun("understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite)
+    if "rgb" not in run.pipe.modalities:
+        raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
+    paths = {file.name: file.path for file in files if file.name in sizes}
+    requests = {
+        name: {**run.request(seed, conditions={"rgb": path}), "match_input_size": match_input_size}
+        for name, path in paths.items()
+    }
+
+    def inputs(names: Sequence[str]) -> dict[str, Any]:
+        pictures = [Image.fromarray(load_rgb(paths[name])) for name in names]
+        return {"conditions": {"rgb": [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
+
+    def finish(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if not match_input_size:
+            return arrays
+        resized = {key: resize_output(value, run.pipe.modalities[key], sizes[name]) for key, value in arrays.items()}
+        return {**resized, "rgb": load_rgb(paths[name])}
+
+    run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{len(bad)} of {len(files)} images left out: {bad[0]}{more}; the others are in {output}")
+
+
+def _read_sizes(files: list[ImageFile]) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(height, width) by name of every image that can be read, and what is wrong with those that can't.
+
+    Raises:
+        UserError: a bad file that the user named, or no good file at all.
+    """
+    from mmdit.data.raw import load_rgb
+
+    sizes, bad = {}, []
+    for file in files:
+        try:
+            height, width = load_rgb(file.path).shape[:2]
+            sizes[file.name] = (height, width)
+        except UserError as error:
+            if file.explicit or len(files) == 1:
+                raise
+            bad.append(str(error))
+    if not sizes:
+        raise UserError(f"none of the {len(files)} images can be read: {bad[0]}")
+    return sizes, bad
+
+
+def condition(
+    depth: Path | None = None,
+    normal: Path | None = None,
+    segmentation: Path | None = None,
+    rgb: Path | None = None,
+    category: str | None = None,
+    num_images: int = 1,
+    model: str = BUNDLED_MODEL,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 2.0,
+    scheduler: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    output: Path = Path("outputs/condition"),
+    depth_values: Literal["auto", "relative", "metric"] = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Generate the other modalities from any subset of them.
+
+    Takes this program's own outputs, a dataset's files and others. All given maps must have one size, for they are
+    aligned pixel by pixel; they are resized to the model's size, which the results have. Depth with NaN is refused.
+    Writes a folder OUTPUT/SOURCE_from_GIVEN_SEED for each sample, such as torus_0_from_depth_0.
+
+    Args:
+        depth: Depth: .npy, or a grey PNG of 8 or 16 bits; see --depth_values.
+        normal: Normals: .npy of unit vectors (x right, y up, z towards the viewer), or an RGB image, (n + 1) / 2 x 255.
+        segmentation: Label ids: an indexed image, or a grey one of 8 or 16 bits.
+        rgb: An RGB image.
+        category: Name (or id) of a category; by default none.
+        num_images: Samples, with seeds SEED, SEED + 1, …
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        num_inference_steps: Denoising steps.
+        guidance_scale: How strongly the category is followed, where one is given; 1 is no guidance.
+        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        seed: Seed of the first sample.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        output: Folder of the results.
+        depth_values: What the depth file holds: metric = distances in any unit, 0 invalid; relative = the model's own space,
+            as in our depth.npy and depth.png; auto knows our files and datasets', takes other .npy within [0, 1] and 8-bit
+            images as relative and the rest as metric, and says so.
+        overwrite: Replace results of other requests that have the same name.
+    """
+    check_seed(seed, num_images)
+    from mmdit.cli.inputs import read_condition, source_name
+    from mmdit.cli.sampling import SamplingRun, resolve_category
+
+    options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
+    files = {name: path for name, path in options.items() if path is not None}
+    if not files:
+        raise UserError(f"nothing is given: give at least one of {', '.join('--' + name for name in options)}")
+    for name, path in files.items():
+        if not path.is_file():
+            raise UserError(f"--{name} {path}: no such file")
+    scale = guidance_scale if category is not None else 1.0
+    run = SamplingRun("condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite)
+    modalities = run.pipe.modalities
+    for name in files:
+        if name not in modalities:
+            raise UserError(f"--{name} is no modality of --model {model!r}, which has {', '.join(modalities)}")
+    if len(files) == len(modalities):
+        raise UserError(f"all modalities are given ({', '.join(files)}): leave out at least one to be generated")
+    given = {name: read_condition(path, modalities[name], depth_values) for name, path in files.items()}
+    sizes = {value.array.shape[:2] for value in given.values()}
+    if len(sizes) > 1:
+        listed = ", ".join(f"--{name} {v.array.shape[1]} x {v.array.shape[0]}" for name, v in given.items())
+        raise UserError(f"the given maps differ in size (width x height): {listed}; give aligned maps of one size")
+    for value in given.values():
+        if value.note:
+            note(value.note)
+    label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
+    source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
+    requests = {
+        f"{source}_{seed + i}": {**run.request(seed + i, label_name, files), "depth_values": depth_values}
+        for i in range(num_images)
+    }
+    conditions = {name: value.array for name, value in given.items()}
+    run.run(requests, lambda names: {"class_labels": [label] * len(names), "conditions": conditions})

@@ -1,0 +1,156 @@
+"""``mmdit COMMAND``: each command is a typed function; its docstring is its help, its arguments are its options."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmdit.errors import UserError, nearest_names
+
+EXIT_DONE, EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+# Causes outside the program that the user can put right; all else is a defect of ours.
+_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
+_USER_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command's function is (imported when the command is named), and the first line of its docstring.
+
+    positional: names of list arguments given without an option name; config: whether it takes ``--config``.
+    """
+
+    function: str
+    summary: str
+    positional: tuple[str, ...] = ()
+    config: bool = False
+
+    def load(self) -> Callable[..., Any]:
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("mmdit.cli.demo:demo", "Show what the bundled model does: generate, understand, condition."),
+    "generate": Command(
+        "mmdit.cli.generate:generate", "Generate aligned images of all modalities from categories.", ("categories",)
+    ),
+    "understand": Command(
+        "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
+    ),
+    "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
+    "train": Command("mmdit.cli.train:train", "Train a transformer, an autoencoder or a teacher.", config=True),
+    "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
+    "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
+    "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),
+    "data check": Command("mmdit.cli.data:check", "Read every file of a dataset and list what is wrong."),
+    "env": Command("mmdit.cli.env:env", "Print versions, devices and kernels: what an issue report needs."),
+}
+
+
+def overview(group: str = "") -> str:
+    """Return the help of ``mmdit`` or of a group of commands such as ``mmdit data``."""
+    listed = {name: command for name, command in COMMANDS.items() if name.startswith(group)}
+    width = max(len(name) for name in listed)
+    lines = [f"usage: mmdit {group}{' ' if group else ''}COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in listed.items()]
+    return "\n".join(
+        [*lines, "", "'mmdit COMMAND --help' documents every option. 'mmdit --version' prints the version."]
+    )
+
+
+def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Split arguments into a command's name and the rest; None where help was asked for, and printed.
+
+    Raises UserError for no command or an unknown one.
+    """
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    first = arguments[0] if arguments else ""
+    if first in ("-h", "--help"):
+        print(overview())
+        return None
+    if first in groups:
+        second = arguments[1] if len(arguments) > 1 else ""
+        if second in ("-h", "--help"):
+            print(overview(first))
+            return None
+        name, rest = f"{first} {second}", list(arguments[2:])
+        known = [command for command in COMMANDS if command.startswith(first + " ")]
+    else:
+        name, rest = first, list(arguments[1:])
+        known = list(dict.fromkeys(command.split()[0] for command in COMMANDS))
+    if name in COMMANDS:
+        return name, rest
+    listed = ", ".join(command.split()[-1] for command in known)
+    if not name.strip() or name.endswith(" "):
+        raise UserError(f"no command given after '{('mmdit ' + name).strip()}': give one of {listed}")
+    raise UserError(f"unknown command {name!r}: did you mean {nearest_names(name, known, 1)[0]!r}? Known: {listed}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run one command; exceptions pass through."""
+    if list(arguments) == ["--version"]:
+        from mmdit.cli.env import version
+
+        print(f"mmdit {version()}")
+        return EXIT_DONE
+    found = find_command(arguments)
+    if found is None:
+        return EXIT_DONE
+    name, rest = found
+    from mmdit.cli.parsing import build_parser
+
+    command = COMMANDS[name]
+    function = command.load()
+    parser = build_parser(function, f"mmdit {name}", command.positional, command.config)
+    if "-h" in rest or "--help" in rest:
+        print(parser.format_help(), end="")
+        return EXIT_DONE
+    values = parser.instantiate_classes(parser.parse_args(rest))
+    own = {key: value for key, value in vars(values).items() if key not in ("config", "debug", "print_config")}
+    result = function(**own)
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("MMDIT_DEBUG", "0") not in ("", "0")
+    try:
+        return run(arguments)
+    except SystemExit as stop:  # --print_config
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE
+    except KeyboardInterrupt:
+        print("mmdit: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `mmdit env | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, line = explain(error)
+        print(f"mmdit: error: {line}", file=sys.stderr)
+        return code
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the one line for an exception."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return EXIT_WRONG_INPUT, text
+    if isinstance(error, OSError) and (isinstance(error, _USER_OS_ERRORS) or error.errno in _USER_ERRNOS):
+        where = f"{error.filename}: " if error.filename else ""
+        return EXIT_WRONG_INPUT, f"{where}{error.strerror or text}"
+    hint = "add --debug, or set MMDIT_DEBUG=1, for the traceback"
+    return EXIT_FAILURE, f"{type(error).__name__}: {text} ({hint})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The model behind a command: where it runs, in which precision, and what it says while loading."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
+BUNDLED_MODEL = "scenes64"
+MAX_SEED = 2**63 - 1
+
+
+def note(message: str) -> None:
+    """Say something to the user that is neither a result nor an error."""
+    print(f"mmdit: note: {message}", file=sys.stderr)
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" (CUDA, then Apple's MPS, then the CPU) or a device of PyTorch's. Raises UserError where it isn't there."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        found += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"--device {name!r} can't be used here ({reason}): give auto or one of {', '.join(found)}"
+        ) from None
+    return device
+
+
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, name)
+
+
+def check_seed(seed: int, num_images: int = 1) -> None:
+    """Refuse numbers that count nothing or seed nothing. Raises UserError."""
+    if num_images < 1:
+        raise UserError(f"--num_images is {num_images}: give at least 1")
+    if not 0 <= seed <= MAX_SEED - num_images:
+        raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
+
+
+def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
+    """Refuse values no sampler can take, before anything is loaded. Raises UserError."""
+    if num_inference_steps < 1:
+        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at least 1")
+    if not math.isfinite(guidance_scale) or guidance_scale < 0:
+        raise UserError(f"--guidance_scale is {guidance_scale}: give a number >= 0; 1 is no guidance")
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' chatter off the terminal; our own warnings become notes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logger = logging.getLogger("mmdit")
+    if not logger.handlers:
+        logger.addHandler(_NoteHandler())
+        logger.propagate = False
+
+
+class _NoteHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def load_pipeline(
+    model: str, device: str = "auto", dtype: DtypeName = "auto", scheduler: str | None = None
+) -> MultimodalDiTPipeline:
+    """Load a bundled name, a folder or a Hub id onto a device.
+
+    Raises:
+        UserError: no such model, a folder that is not whole, an unknown scheduler, a device that isn't there.
+    """
+    where = choose_device(device)
+    quiet_libraries()
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+    try:
+        pipe = MultimodalDiTPipeline.from_pretrained(model, torch_dtype=choose_dtype(dtype, where))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model {model!r} can't be loaded: {reason[:300]}") from error
+    if scheduler is not None:
+        from mmdit.flow.schedulers import make_scheduler
+
+        pipe.scheduler = make_scheduler(scheduler)
+    return pipe.to(where)

@@ -1,0 +1,101 @@
+"""A typed function becomes a command: its parser, and parse errors as one line that names the nearest option."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import docstring_parser
+import jsonargparse
+
+from mmdit.errors import UserError, nearest_names
+
+
+class CommandParser(jsonargparse.ArgumentParser):
+    """An ArgumentParser whose errors are UserErrors of one line."""
+
+    def format_help(self) -> str:
+        return super().format_help().replace("<class 'Path'>", "path")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(self._explain(message)) from ex
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        """As in jsonargparse; a switch may also stand alone, ``--overwrite`` for ``--overwrite true``."""
+        return super().parse_args(None if args is None else self._complete_switches(args), *rest, **options)
+
+    def _complete_switches(self, args: Sequence[str]) -> list[str]:
+        switches = {o for a in self._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
+        following = [*args[1:], ""]
+        return [
+            f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
+            for word, after in zip(args, following, strict=True)
+        ]
+
+    def option_names(self) -> list[str]:
+        """All option names of this parser, without the leading dashes."""
+        return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+    def _explain(self, message: str) -> str:
+        message = " ".join(message.split())
+        if match := re.match(r"unrecognized arguments: (.*)", message):
+            return self._unknown_option(match.group(1).split()[0].split("=")[0])
+        if match := re.match(r"Option '([^']+)' is not accepted", message):
+            return self._unknown_option(match.group(1), "key")
+        if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
+            return self._unknown_option(f"{match.group(1)}.{match.group(2)}", "key")
+        if match := re.match(r"the following arguments are required: (.*)", message):
+            return f"missing {match.group(1)}; see '{self.prog} --help'"
+        message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+        message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
+        message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))
+        return message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+
+    def _unknown_option(self, given: str, kind: str = "option") -> str:
+        if kind == "option" and not given.startswith("-"):
+            return f"unexpected argument {given!r}; see '{self.prog} --help'"
+        nearest = nearest_names(given.lstrip("-"), self.option_names(), 1)[0]
+        dashes = "--" if kind == "option" else ""
+        return f"unknown {kind} {given!r}: did you mean {dashes + nearest!r}? '{self.prog} --help' lists them all"
+
+
+def build_parser(
+    function: Callable[..., Any], prog: str, positional: Sequence[str] = (), config: bool = False
+) -> CommandParser:
+    """Build the parser of one command.
+
+    Args:
+        function: typed, with a docstring in Google's style that describes every argument.
+        prog: what the user typed before the arguments.
+        positional: names of list arguments that are given without an option name, one value or more.
+        config: whether YAML files may be given with ``--config``, each over the ones before it.
+    """
+    documentation = docstring_parser.parse(inspect.getdoc(function) or "")
+    text = "\n\n".join(part for part in (documentation.short_description, documentation.long_description) if part)
+    parser = CommandParser(
+        prog=prog,
+        description=text,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
+    if config:
+        parser.add_argument(
+            "--config", action="config", help="YAML file of options; a later one overlays the earlier ones."
+        )
+    helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    for name in positional:
+        parser.add_argument(name, nargs="+", type=str, metavar=_METAVARS[name], help=helps[name])
+    parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
+    return parser
+
+
+_METAVARS = {"categories": "CATEGORY", "images": "IMAGE_OR_DIR"}
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the paragraphs of the description."""
