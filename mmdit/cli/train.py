@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from mmdit.training.config import (
@@ -62,18 +61,18 @@ def train(
     import torch
     import yaml
 
-    from mmdit.cli.output import write_text
     from mmdit.training.recipes import TrainingConfig, build_run
     from mmdit.training.run import fit, to_plain
 
     config = TrainingConfig(
         recipe, seed, model, autoencoder, teacher, data, task, objective, alignment, optimizer, trainer, ema, preview
     )
-    config = replace(config)
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
     output.mkdir(parents=True, exist_ok=True)
     plain = {**to_plain(config), "output": str(output), "resume": resume}
-    write_text(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False))
+    temporary = output / ".config.yaml.tmp"
+    temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    temporary.replace(output / "config.yaml")
     folder = fit(run, trainer, ema, output, resume)
     print(folder)

@@ -201,10 +201,10 @@ class TeacherConfig:
     """The small ViT of recipe "teacher", for alignment and for the Fréchet distance on scenes.
 
     Args:
-        patch_size, embed_dim, depth, num_heads: as in timm's VisionTransformer.
+        patch_size, hidden_size, depth, num_heads: as in timm's VisionTransformer.
     """
 
     patch_size: int = 8
-    embed_dim: int = 128
-    depth: int = 4
-    num_heads: int = 4
+    hidden_size: int = 160
+    depth: int = 5
+    num_heads: int = 5

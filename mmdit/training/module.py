@@ -13,11 +13,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mmdit.conditioning import Conditioning
+from mmdit.data.codecs import SegmentationCodec
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowObjective
 from mmdit.latents.autoencoder_loss import AutoencoderObjective
 from mmdit.latents.codec import LatentCodec
-from mmdit.latents.features import SceneTeacher, teacher_losses
+from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
@@ -185,8 +186,20 @@ class TeacherModule(SteppedModule):
     The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
     """
 
-    def __init__(self, network: SceneTeacher, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
+    network: SceneTeacher
+
+    def __init__(
+        self,
+        network: SceneTeacher,
+        objective: SceneTeacherObjective,
+        segmentation: SegmentationCodec,
+        optimizer: OptimizerConfig,
+        seed: int,
+        max_steps: int,
+    ) -> None:
         super().__init__(network, optimizer, seed, max_steps)
+        self.objective, self.segmentation = objective, segmentation
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        return teacher_losses(self.network, batch)
+        labels = self.segmentation.logits(batch["segmentation"]).argmax(dim=1)  # (B, H, W)
+        return self.objective(self.network, batch["rgb"], batch["category"], labels, batch["normal"], generator)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mmdit.latents.codec import LatentCodec
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import PreviewConfig
 
@@ -50,7 +51,7 @@ class Previews(Callback):
             "generator": torch.Generator().manual_seed(0),
             "output_type": "latent",
         }
-        codec = pipe.latent_codec
+        codec = LatentCodec(pipe.vae, pipe.modalities)
         labels = self.class_labels.clamp(min=0).tolist()
         generated = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common).latents
         grids = {"generated": _grid(codec.decode_all(generated))}

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
 
+from mmdit.data.datamodule import ResumableDataModule
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
@@ -21,7 +22,7 @@ from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
 from mmdit.latents.autoencoder_loss import AutoencoderObjective
 from mmdit.latents.codec import LatentCodec
-from mmdit.latents.features import SceneTeacher
+from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.modality import Modality, get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
@@ -46,6 +47,9 @@ from mmdit.training.run import Run, parameter_count
 
 logger = logging.getLogger(__name__)
 
+# Names that the scenes give to what is no object.
+BACKGROUND_CLASSES = ("floor", "wall")
+
 
 @dataclass
 class TrainingConfig:
@@ -66,9 +70,7 @@ class TrainingConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
-def _data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> Any:
-    from mmdit.data.datamodule import ResumableDataModule
-
+def _data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> ResumableDataModule:
     num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     return ResumableDataModule(
         train, val, config.data.batch_size, num_batches, config.data.num_workers, seed=config.seed
@@ -119,11 +121,11 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
     train = LatentShards(root, config.data.train_split, names, features=with_features)
     val = None
     if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = LatentShards(root, config.data.val_split, names, features=with_features, views=1)
+        val = LatentShards(root, config.data.val_split, names, features=with_features, mirrored=False)
     vae = AutoencoderKL.from_pretrained(root / "vae", use_safetensors=True)
     modalities = {name: info.modalities[name] for name in names}
-    height, width = info.latent_shape[1:]
-    feature_dim = train.feature_dim if with_features else None
+    height, width = info.moments_shape[1:]
+    feature_dim = int(info.features["shape"][1]) if with_features and info.features else None
     return _LatentData(train, val, vae, modalities, list(info.categories), max(height, width), feature_dim)
 
 
@@ -273,18 +275,24 @@ def autoencoder_run(config: TrainingConfig) -> Run:
 def teacher_run(config: TrainingConfig) -> Run:
     """Recipe "teacher": a small ViT on labelled scenes, whose patch features align the transformer."""
     train, val, modalities = _image_data(config)
+    for name in ("rgb", "normal", "segmentation"):
+        if name not in modalities:
+            raise UserError(f"recipe 'teacher' learns from rgb, normal and segmentation: {config.data.path} has no {name}")
     height, width = train[0]["rgb"].shape[1:]
+    if height != width:
+        raise UserError(f"recipe 'teacher' takes square images: those in {config.data.path} are {height} x {width}")
     torch.manual_seed(config.seed)
-    teacher = SceneTeacher(
-        image_size=[height, width],
-        categories=list(train.info.categories),
-        num_segmentation_classes=len(train.codecs["segmentation"].ids),
-        patch_size=config.teacher.patch_size,
-        embed_dim=config.teacher.embed_dim,
-        depth=config.teacher.depth,
-        num_heads=config.teacher.num_heads,
+    codec = train.codecs["segmentation"]
+    teacher = SceneTeacher(len(train.info.categories), len(codec.ids), height, **vars(config.teacher))
+    background = [i for i, name in enumerate(codec.names) if name in BACKGROUND_CLASSES]
+    module = TeacherModule(
+        teacher,
+        SceneTeacherObjective(background_labels=background),
+        codec,
+        config.optimizer,
+        config.seed,
+        config.trainer.max_steps,
     )
-    module = TeacherModule(teacher, config.optimizer, config.seed, config.trainer.max_steps)
     return Run(module, _data_module(config, train, val), teacher.save_pretrained, "teacher", [])
 
 
