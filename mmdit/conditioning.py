@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +23,19 @@ class Conditioning:
     vector: Tensor
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """Move every tensor to ``device``."""
+        return Conditioning(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]
+
+    def _parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.vector, self.tokens, self.token_mask
+
+
+def concatenate(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Join along the batch; all must have the same parts, tokens padded to one length L."""
+    parts = zip(*(conditioning._parts() for conditioning in conditionings), strict=True)
+    return Conditioning(*(None if part[0] is None else torch.cat(part) for part in parts))  # type: ignore[arg-type]
 
 
 class Conditioner(Protocol):

@@ -1,7 +1,7 @@
 """Classifier-free guidance (arXiv 2207.12598) on the class and, through ABSENT, on the condition.
 
-v = v_null + s_y (v_class - v_null) + s_c (v_full - v_without_condition), each term where it is asked for, and only while
-t is inside the guidance interval (arXiv 2404.07724).
+v = v_full + (s_y - 1) (v_full - v_without_class) + (s_c - 1) (v_full - v_without_condition), each term where it is asked
+for, and only while t is inside the guidance interval (arXiv 2404.07724).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmdit.conditioning import Conditioning, concatenate
 from mmdit.errors import UserError
 from mmdit.task import Role
 
@@ -47,20 +48,41 @@ def without_conditions(roles: Tensor) -> Tensor:
     return torch.where(roles == Role.CONDITION, int(Role.ABSENT), roles)
 
 
-# (class labels or None, roles) -> velocity (B, M, C, H, W)
-Velocity = Callable[[Tensor | None, Tensor], Tensor]
+# (conditioning, roles) of n B samples -> velocity (n B, M, C, H, W)
+Velocity = Callable[[Conditioning, Tensor], Tensor]
 
 
 def guided_velocity(
-    velocity: Velocity, class_labels: Tensor | None, roles: Tensor, guidance: Guidance, t: float
+    velocity: Velocity,
+    conditioning: Conditioning,
+    null: Conditioning | None,
+    roles: Tensor,
+    guidance: Guidance,
+    t: float,
 ) -> Tensor:
-    """Evaluate ``velocity`` as often as guidance at timestep t needs (1 to 3 times) and combine."""
-    full = velocity(class_labels, roles)
-    if not guidance.is_active(t):
-        return full
+    """Evaluate what guidance at timestep t needs, 1 to 3 times the batch in one call of ``velocity``, and combine.
+
+    Args:
+        velocity: is called with the full prompt first, then without it, then without the conditions.
+        conditioning: the prompt of B samples.
+        null: the null prompt, or None where no prompt was given.
+        roles: (B, M).
+
+    Returns:
+        (B, M, C, H, W).
+    """
+    branches = [(conditioning, roles)]
+    excess = []  # s - 1 of each further branch
+    if guidance.is_active(t):
+        if null is not None and guidance.scale != 1:
+            branches.append((null, roles))
+            excess.append(guidance.scale - 1)
+        if guidance.condition_scale != 1 and bool((roles == Role.CONDITION).any()):
+            branches.append((conditioning, without_conditions(roles)))
+            excess.append(guidance.condition_scale - 1)
+    prompts, branch_roles = zip(*branches, strict=True)
+    full, *others = velocity(concatenate(prompts), torch.cat(branch_roles)).chunk(len(branches))
     guided = full
-    if class_labels is not None and guidance.scale != 1:
-        guided = guided + (guidance.scale - 1) * (full - velocity(None, roles))
-    if guidance.condition_scale != 1 and bool((roles == Role.CONDITION).any()):
-        guided = guided + (guidance.condition_scale - 1) * (full - velocity(class_labels, without_conditions(roles)))
+    for scale, other in zip(excess, others, strict=True):
+        guided = guided + scale * (full - other)
     return guided

@@ -121,6 +121,8 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: t
     """
     if num_inference_steps < 1:
         raise UserError(f"num_inference_steps is {num_inference_steps}: give at least 1")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else some find their first step by its timestep, rounded to an integer
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)

@@ -29,12 +29,12 @@ class ClassConditioner(nn.Module):
 
         Deterministic, in training too: ``drop`` is a step of its own. Raises IndexError for an id beyond K.
         """
-        device = self.embedding_table.weight.device
         if class_labels is None:
             class_labels = [None]
         if not isinstance(class_labels, Tensor):
             class_labels = torch.tensor([-1 if label is None else label for label in class_labels])
-        class_labels = class_labels.to(device)
+        if not self.embedding_table.weight.is_meta:  # an offloaded table is brought back, and labels moved, by its hook
+            class_labels = class_labels.to(self.embedding_table.weight.device)
         return Conditioning(self.embedding_table(torch.where(class_labels < 0, self.num_classes, class_labels)))
 
     def drop(self, class_labels: Tensor, draw: Tensor) -> Tensor:
@@ -43,4 +43,4 @@ class ClassConditioner(nn.Module):
 
     def null(self, batch_size: int) -> Conditioning:
         """The null label for a batch."""
-        return Conditioning(self.embedding_table.weight[self.num_classes].expand(batch_size, -1))
+        return self([None] * batch_size)

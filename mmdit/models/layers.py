@@ -17,11 +17,11 @@ Rope = tuple[Tensor, Tensor]
 class NoQKNorm(nn.Module):
     """q and k as they are (DiT, SiT, MMGen)."""
 
-    q_weight: None = None
-    k_weight: None = None
-
     def __init__(self, head_dim: int) -> None:
         super().__init__()
+
+    def forward(self) -> tuple[None, None]:
+        return None, None
 
 
 class RMSQKNorm(nn.Module):
@@ -31,6 +31,10 @@ class RMSQKNorm(nn.Module):
         super().__init__()
         self.q_weight = nn.Parameter(torch.ones(head_dim))
         self.k_weight = nn.Parameter(torch.ones(head_dim))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The weights for the fused attention, through a call so that hooks that offload weights see it."""
+        return self.q_weight, self.k_weight
 
 
 QK_NORMS: dict[str | None, type[NoQKNorm] | type[RMSQKNorm]] = {None: NoQKNorm, "rms_norm": RMSQKNorm}
@@ -49,7 +53,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         b, t, _ = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
-        y = attention(q, k, v, q_weight=self.qk_norm.q_weight, k_weight=self.qk_norm.k_weight, rope=rope)
+        q_weight, k_weight = self.qk_norm()
+        y = attention(q, k, v, q_weight=q_weight, k_weight=k_weight, rope=rope)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
 

@@ -1,0 +1,59 @@
+"""Class labels as users write them -> class ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmdit.errors import UserError, unknown_name
+
+ClassLabel = int | str | None
+
+
+def label_ids(id2label: Mapping[int, str]) -> dict[str, int]:
+    """Name -> id. A name may list synonyms, "tench, Tinca tinca" (ImageNet): each counts, the first id that has it wins."""
+    ids: dict[str, int] = {}
+    for index, names in id2label.items():
+        for name in (names, *names.split(",")):
+            ids.setdefault(name.strip(), index)
+    return ids
+
+
+def resolve_labels(
+    labels: ClassLabel | Sequence[ClassLabel] | Tensor | np.ndarray, num_classes: int, id2label: Mapping[int, str]
+) -> list[int | None]:
+    """Ids, names or a list of either -> list of ids; None = no label.
+
+    Raises:
+        UserError: a name the model doesn't know (with the nearest ones), or an id that is not 0 to num_classes - 1.
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    if not isinstance(labels, list | tuple):
+        labels = [labels]
+    if not labels:
+        raise UserError("class_labels is an empty list: give at least one id or name, or None")
+    names = label_ids(id2label)
+    return [_resolve(label, num_classes, names) for label in labels]
+
+
+def _resolve(label: Any, num_classes: int, names: Mapping[str, int]) -> int | None:
+    if label is None:
+        return None
+    if isinstance(label, str):
+        if label in names:
+            return names[label]
+        if not names:
+            raise UserError(f"class label {label!r} is a name, and this model has no names: give 0 to {num_classes - 1}")
+        folded = {name.casefold(): index for name, index in names.items()}
+        if label.strip().casefold() in folded:
+            return folded[label.strip().casefold()]
+        raise unknown_name("category", label, names)
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise UserError(f"class label {label!r} is a {type(label).__name__}: give an id, a name, or a list of either")
+    if not 0 <= label < num_classes:
+        raise UserError(f"class label {int(label)} is not a class of this model: give 0 to {num_classes - 1}")
+    return int(label)

@@ -1,0 +1,92 @@
+"""Where a model name points to, and whether the folder there is whole and safe to load."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from mmdit.errors import UserError, nearest_names
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+INDEX = "model_index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name -> folder of the models that come with the package."""
+    return {path.parent.name: path.parent for path in sorted(ASSETS.glob(f"*/{INDEX}"))}
+
+
+def resolve_model(name: str | os.PathLike[str]) -> Path | str:
+    """A bundled name, a local folder, or a Hub id -> the folder, or the Hub id as it is.
+
+    Raises:
+        UserError: a name that can be none of the three.
+    """
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(f"model {str(name)!r} is a file: give the folder that holds {INDEX}")
+    if str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")):
+        return str(name)
+    known = f"bundled are {', '.join(nearest_names(str(name), bundled, 5))}" if bundled else "no model is bundled"
+    raise UserError(f"no model {str(name)!r}: give a bundled name ({known}), an existing folder, or a Hub id owner/name")
+
+
+def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> None:
+    """Check a pipeline folder before anything is loaded; ``passed`` names components that come from elsewhere.
+
+    Raises:
+        UserError: a file that is missing or damaged, another pipeline's folder, or pickled weights, which can run code.
+    """
+    index = _read_json(folder / INDEX)
+    if index.get("_class_name") != class_name:
+        raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _PICKLES:
+            raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
+    for name, value in index.items():
+        is_component = isinstance(value, list) and len(value) == 2 and not name.startswith("_")
+        if is_component and value[0] is not None and name not in passed:
+            _check_component(folder / name, is_model=name != "scheduler")
+
+
+def _check_component(folder: Path, is_model: bool) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder, though {INDEX} lists it")
+    _read_json(folder / ("config.json" if is_model else "scheduler_config.json"))
+    if not is_model:
+        return
+    for index in folder.glob("*.safetensors.index*.json"):
+        for shard in sorted(set(_read_json(index).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise UserError(f"{folder / shard}: no such file, though {index.name} lists it")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise UserError(f"{folder}: holds no weights; there should be a diffusion_pytorch_model.safetensors")
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a model folder needs it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
+    return values

@@ -1,0 +1,411 @@
+"""The pipeline, and the only denoising loop of the repository.
+
+Shapes: B samples, M modalities, C latent channels, h w latent size, H W pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from mmdit.conditioning import Conditioning
+from mmdit.data.codecs import Codec, build_codec
+from mmdit.errors import UserError, unknown_name
+from mmdit.flow.guidance import Guidance, guided_velocity
+from mmdit.flow.path import linear_path
+from mmdit.flow.prediction import PREDICTIONS
+from mmdit.flow.schedulers import set_timesteps
+from mmdit.latents.codec import LatentCodec
+from mmdit.modality import Modality, get_modalities
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.conditions import common_count, encode_conditions
+from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
+from mmdit.pipelines.loading import check_folder, resolve_model
+from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
+from mmdit.task import Role, role_timesteps
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class MultimodalDiTPipeline(DiffusionPipeline):
+    """Generates all modalities of an image from a class, or from any subset of the modalities the rest.
+
+    Args:
+        transformer: the denoiser; its config says the modalities, their order, and what it predicts.
+        vae: the autoencoder shared by the modalities.
+        scheduler: any flow-matching scheduler of diffusers (Euler, Heun, UniPC, DPM-Solver++) or
+            ``mmdit.flow.schedulers.EulerMaruyamaScheduler``.
+        modalities: name -> ``Modality`` (or its ``to_dict()``), for exactly the transformer's modalities; None = the
+            defaults of ``MODALITIES``.
+        id2label: class id -> name; None = classes have no names.
+
+    ``modalities`` and ``id2label`` are saved in the folder. A second pipeline on the same weights is
+    ``MultimodalDiTPipeline(**pipe.components, **pipe.parameters)``.
+
+    Raises:
+        UserError: modalities that are not the transformer's, or a codec or statistics that don't fit.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components: list[str] = []
+    _callback_tensor_inputs = ["latents"]
+
+    transformer: MultimodalDiT
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+
+    def __init__(
+        self,
+        transformer: MultimodalDiT,
+        vae: AutoencoderKL,
+        scheduler: SchedulerMixin,
+        modalities: dict[str, Any] | None = None,
+        id2label: dict[Any, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self._modalities = _ordered_modalities(transformer.config.modalities, modalities)
+        self._id2label = {int(key): str(name) for key, name in sorted((id2label or {}).items(), key=lambda kv: int(kv[0]))}
+        self.register_to_config(
+            modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
+            id2label=self._id2label or None,
+        )
+        self.codecs: dict[str, Codec] = {name: build_codec(modality) for name, modality in self._modalities.items()}
+        LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
+        if vae.config.latent_channels != transformer.config.in_channels:
+            raise UserError(
+                f"the VAE has {vae.config.latent_channels} latent channels, the transformer {transformer.config.in_channels}"
+            )
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Name -> what the modality means, in the order of dimension M."""
+        return dict(self._modalities)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id -> name; empty if classes have no names."""
+        return dict(self._id2label)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Every name that ``class_labels`` understands -> class id."""
+        return label_ids(self._id2label)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale != 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> MultimodalDiTPipeline:
+        """Load a bundled model by name, a local folder, or a Hub repository (looked up in this order).
+
+        Takes diffusers' keyword arguments (``torch_dtype``, ``variant``, ``device_map``, components to replace, ...).
+        Weights are read from safetensors only. Call it on this class: ``DiffusionPipeline`` doesn't know it by name.
+
+        Raises:
+            UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged or holds a pickle.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise UserError(f"use_safetensors is {kwargs['use_safetensors']}: weights are read from safetensors only")
+        folder = resolve_model(pretrained_model_name_or_path)
+        if isinstance(folder, str):
+            folder = cls._download(folder, kwargs)
+        check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
+        try:
+            pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
+        except OSError as error:
+            raise UserError(f"model {str(pretrained_model_name_or_path)!r} can't be loaded: {_first_line(error)}") from error
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def _download(cls, repository: str, kwargs: dict[str, Any]) -> Path:
+        try:
+            return Path(cls.download(repository, **kwargs))
+        except Exception as error:  # the network, the Hub or the repository: each has exceptions of its own
+            raise UserError(
+                f"model {repository!r} is neither bundled nor a local folder, and the Hub did not deliver it: "
+                f"{_first_line(error)}"
+            ) from error
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Save as diffusers does, always as safetensors: pickled weights could not be loaded again."""
+        if not safe_serialization:
+            logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
+        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one sample at a time: less memory for large batches."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Undo ``enable_vae_slicing``."""
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large images tile by tile: less memory."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Undo ``enable_vae_tiling``."""
+        self.vae.disable_tiling()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] | Tensor = None,
+        conditions: Mapping[str, Any] | None = None,
+        num_images: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        condition_guidance_scale: float = 1.0,
+        condition_time: float = 0.005,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
+        """Generate every modality that is not given.
+
+        Args:
+            class_labels: id, name, None (no label), or a list of these, which makes one sample each.
+            conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
+                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all lie
+                in [0, 1] = relative depth as this pipeline returns it; normal: unit vectors (H, W, 3); segmentation:
+                label ids (H, W). They are resized to the size of the output; conditions of one sample that differ
+                in size are refused unless ``height`` and ``width`` are given.
+            num_images: samples per label and condition, next to each other in the output.
+            height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size; None =
+                the model's own, also for conditions of another size.
+            num_inference_steps: steps of the sampler; one is enough for understanding.
+            guidance_scale: classifier-free guidance on the class; 1 = off.
+            guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
+            condition_guidance_scale: guidance on the conditions, through their absence; 1 = off.
+            condition_time: t at which conditions are held, 0 = clean; the model was trained with t_c in [0, 0.01].
+            generator: one for the whole batch, or a list with one per sample.
+            latents: initial noise (B, M, C, h, w) instead of the generator's; conditions take their noise from it too.
+            output_type: "pil" (rgb as PIL images, the rest numpy), "np", "pt", or "latent".
+            return_dict: False = a tuple of the fields that are not None.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after each step; what it returns
+                replaces the latents. It may set ``pipeline._interrupt``.
+            callback_on_step_end_tensor_inputs: tensors the callback is given; "latents" (float32) is the only one.
+
+        Returns:
+            ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the output's
+            units).
+
+        Raises:
+            UserError: anything above that is out of range, unknown, or doesn't fit together.
+        """
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check_inputs(
+            num_images, num_inference_steps, condition_time, output_type, callback_on_step_end_tensor_inputs
+        )
+        Guidance(guidance_scale, condition_guidance_scale, guidance_interval)  # refuses bad values before any work
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+
+        # 1. What is asked for: labels, given images, roles
+        device = self._execution_device
+        codec = LatentCodec(self.vae, self._modalities, device=device)
+        given_height, given_width = height, width
+        height, width = self._image_size(codec, height, width)
+        labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
+        may_differ = given_height is not None and given_width is not None
+        given = encode_conditions(conditions or {}, self.codecs, height, width, may_differ)
+        batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
+        labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
+        given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
+        batch = batch * num_images
+        roles = torch.tensor([[Role.CONDITION if name in given else Role.GENERATE for name in self._modalities]])
+        roles = roles.to(device).expand(batch, -1)  # (B, M)
+
+        # 2. Prompt, clean latents of the conditions, noise
+        conditioning = self.transformer.conditioner(labels).to(device)
+        null = None
+        if any(label is not None for label in labels):
+            null = self.transformer.conditioner.null(batch).to(device)
+        shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
+        noise = self._noise(latents, shape, generator, device)
+        clean = self._clean_latents(codec, given, noise)  # (B, M, C, h, w), 0 where nothing is given
+
+        # 3. Denoise
+        latents, timesteps = _place(noise, clean, noise, roles, 1.0, condition_time)
+
+        def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
+            x_t, timesteps = _place(latents, clean, noise, roles, t, condition_time)
+            output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
+            return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
+
+        set_timesteps(self.scheduler, num_inference_steps, device)
+        step_arguments: dict[str, Any] = {"return_dict": False}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            step_arguments["generator"] = generator
+        sigmas = self.scheduler.sigmas.tolist()
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                t = sigmas[i]
+                guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
+                guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
+                latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
+                latents, _ = _place(latents, clean, noise, roles, t, condition_time)
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
+                if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
+                    progress_bar.update()
+
+        # 4. Decode
+        latents = torch.where(_like_latents(roles == Role.CONDITION), clean, latents)
+        if output_type == "latent":
+            output = MultimodalDiTPipelineOutput(latents=latents)
+        else:
+            output = MultimodalDiTPipelineOutput.from_modalities(self._decode(codec, latents, given, output_type))
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def _check_inputs(
+        self, num_images: int, num_inference_steps: int, condition_time: float, output_type: str, tensor_inputs: Sequence[str]
+    ) -> None:
+        for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name} is {value}: give a whole number, at least 1")
+        if not 0 <= condition_time <= 1:
+            raise UserError(f"condition_time is {condition_time}: give a time from 0 (clean) to 1, near 0")
+        if output_type not in OUTPUT_TYPES:
+            raise unknown_name("output_type", output_type, OUTPUT_TYPES)
+        for name in tensor_inputs:
+            if name not in self._callback_tensor_inputs:
+                raise unknown_name("name in callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+
+    def _image_size(self, codec: LatentCodec, height: int | None, width: int | None) -> tuple[int, int]:
+        config = self.transformer.config
+        unit = codec.downsampling * config.patch_size
+        sizes = {"height": height, "width": width}
+        for name, size in sizes.items():
+            if size is not None and (size < 1 or size % unit):
+                nearest = max(unit, round(size / unit) * unit)
+                raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
+        native = config.sample_size * codec.downsampling
+        return height or native, width or native
+
+    def _noise(
+        self,
+        latents: Tensor | None,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None,
+        device: torch.device,
+    ) -> Tensor:
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise UserError(f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
+        return latents.to(device, torch.float32)
+
+    def _clean_latents(self, codec: LatentCodec, given: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Latents of what is given, (B, M, C, h, w) like ``noise``; zeros elsewhere."""
+        clean = torch.zeros_like(noise)
+        for index, name in enumerate(self._modalities):
+            if name in given:
+                clean[:, index] = codec.latents(codec.moments(given[name]).float(), name).to(clean)
+        return clean
+
+    def _decode(
+        self, codec: LatentCodec, latents: Tensor, given: Mapping[str, Tensor], output_type: str
+    ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
+        decoded = {}
+        for index, name in enumerate(self._modalities):
+            images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
+            decoded[name] = _as_output(self.codecs[name].decode(images), output_type, latents.device)
+        return decoded
+
+
+def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:
+    """In the transformer's order: JSON sorts the keys of a saved config."""
+    if modalities is None:
+        return get_modalities(names)
+    if set(modalities) != set(names):
+        raise UserError(f"modalities are {', '.join(modalities)}: the transformer has {', '.join(names)}")
+    return {
+        name: modalities[name] if isinstance(modalities[name], Modality) else Modality.from_dict(modalities[name])
+        for name in names
+    }
+
+
+def _like_latents(mask: Tensor) -> Tensor:
+    return mask[:, :, None, None, None]  # (B, M) -> (B, M, 1, 1, 1)
+
+
+def _place(
+    latents: Tensor, clean: Tensor, noise: Tensor, roles: Tensor, t: float, condition_time: float
+) -> tuple[Tensor, Tensor]:
+    """What the network sees at time t under ``roles`` (n B, M), the batch repeated n times: latents and timesteps.
+
+    GENERATE: the state; CONDITION: what is given, at t_c on the path to its own fixed noise; ABSENT: that noise.
+    """
+    branches = len(roles) // len(latents)
+    latents, clean, noise = (x.repeat(branches, 1, 1, 1, 1) for x in (latents, clean, noise))
+    timesteps = role_timesteps(roles, torch.full((len(roles),), t, device=roles.device), condition_time)  # (n B, M)
+    held = linear_path(clean, noise, timesteps).x_t
+    return torch.where(_like_latents(roles == Role.GENERATE), latents, held), timesteps
+
+
+def _as_output(raw: np.ndarray, output_type: str, device: torch.device) -> list[Image.Image] | np.ndarray | Tensor:
+    """A codec's batch as the caller wants it; colour images are what codecs decode to uint8."""
+    is_image = raw.dtype == np.uint8
+    if output_type == "pil":
+        return [Image.fromarray(image) for image in raw] if is_image else raw
+    values = raw.astype(np.float32) / 255 if is_image else raw
+    if output_type == "np":
+        return values
+    tensor = torch.from_numpy(values).to(device)
+    return tensor.permute(0, 3, 1, 2).contiguous() if is_image else tensor  # (N, 3, H, W) for images, as in diffusers
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
