@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +26,9 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     colors = [[0, 0, 0], [0, 0, 255], [255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255]]
     names = ("floor", "wall", *CATEGORIES)
-    classes = [{"id": i, "name": name, "color": color} for i, (name, color) in enumerate(zip(names, colors, strict=True))]
+    classes = [
+        {"id": i, "name": name, "color": color} for i, (name, color) in enumerate(zip(names, colors, strict=True))
+    ]
     modalities = get_modalities(["rgb", "depth", "normal", "segmentation"])
     modalities["segmentation"] = modalities["segmentation"].replace(classes=classes)
     transformer = MultimodalDiT(sample_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=len(CATEGORIES))
@@ -45,3 +50,59 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder
+
+
+def _keep(rows: list[dict[str, Any]]) -> None:
+    return None
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """A factory of small random datasets on disk, in one folder; sample i of a split has the category number i % 2."""
+    import numpy as np
+    from PIL import Image
+
+    info = {
+        "modalities": ["rgb", "depth", "normal", "segmentation"],
+        "categories": ["torus", "cone"],
+        "segmentation_classes": [
+            {"id": 0, "name": "floor", "color": [0, 0, 0]},
+            {"id": 1, "name": "wall", "color": [0, 0, 255]},
+            {"id": 5, "name": "torus", "color": [255, 0, 0]},
+        ],
+        "depth_scale": 0.001,
+        "licence": "CC0",
+        "provenance": "random numbers",
+    }
+
+    def make(
+        num_samples: int = 5,
+        size: int = 16,
+        split: str = "train",
+        edit_rows: Callable[[list[dict[str, Any]]], None] = _keep,
+        **changes: Any,
+    ) -> Path:
+        root = tmp_path / "dataset"
+        rng = np.random.default_rng(len(split))
+        rows = []
+        for i in range(num_samples):
+            normals = rng.normal(size=(size, size, 3))
+            normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+            arrays = {
+                "rgb": rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+                "depth": rng.integers(1000, 9000, (size, size)).astype(np.uint16),
+                "normal": np.round((normals + 1) / 2 * 255).astype(np.uint8),
+                "segmentation": rng.choice([0, 1, 5], (size, size)).astype(np.uint8),
+            }
+            row = {"id": f"{i:03d}", "category": info["categories"][i % 2]}
+            for name, array in arrays.items():
+                row[name] = f"{name}/{i:03d}.png"
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(root / split / row[name])
+            rows.append(row)
+        edit_rows(rows)
+        (root / "dataset.json").write_text(json.dumps(info | changes))
+        (root / split / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return root
+
+    return make

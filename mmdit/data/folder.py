@@ -1,0 +1,101 @@
+"""A dataset folder (``dataset.json``, one manifest per split) as aligned, encoded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmdit.data.codecs import build_codec
+from mmdit.data.manifest import Sample, modalities_from_dataset, read_dataset_info, read_manifest
+from mmdit.data.raw import load_raw
+from mmdit.data.transforms import JointTransform
+from mmdit.errors import UserError
+from mmdit.modality import Modality
+
+
+class AlignedFolder(Dataset):
+    """Map-style dataset over one split.
+
+    An item is ``{"id": str, "category": int (-1 = none), "present": (M,) bool, <modality>: (3, H, W) float32}``, images
+    in [-1, 1]. A modality that the manifest does not list is zeros and ``present`` is False; a file that is listed but
+    can't be read is a UserError that names the sample and the file. No sample ever stands in for another.
+
+    Args:
+        root: folder with ``dataset.json``.
+        split: folder inside it.
+        modalities: records, in the order of ``present``; None = all of the dataset's (``modalities_from_dataset``).
+        size: output size, see ``JointTransform``; None keeps the files' size.
+        transform: instead of ``size``: a whole ``JointTransform``.
+        mirrored: append every sample once more, mirrored: item n + i is item i flipped.
+        seed: with the index and the epoch (``set_epoch``) it seeds the draw of each item.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        modalities: Mapping[str, Modality] | None = None,
+        size: int | tuple[int, int] | None = None,
+        transform: JointTransform | None = None,
+        mirrored: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.info = read_dataset_info(root)
+        self.split = split
+        self.samples: list[Sample] = read_manifest(self.info, split)
+        self.modalities = dict(modalities) if modalities is not None else modalities_from_dataset(self.info)
+        self.codecs = {name: build_codec(modality) for name, modality in self.modalities.items()}
+        self.transform = transform or JointTransform(size)
+        self.mirrored, self.seed, self.epoch = mirrored, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change the random crops and flips, if the transform has any."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.samples) * (2 if self.mirrored else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = self.samples[index % len(self.samples)]
+        raw = {}
+        for name, modality in self.modalities.items():
+            path = sample.files.get(name)
+            if path is not None:
+                try:
+                    raw[name] = load_raw(path, modality, self.info.depth_scale)
+                except UserError as error:
+                    raise UserError(f"sample {sample.id!r}: {name}: {error}") from None
+        if not raw:
+            raise UserError(
+                f"sample {sample.id!r} of {self.info.root / self.split} has none of {', '.join(self.modalities)}"
+            )
+        try:
+            images = self.transform(raw, self.codecs, self._generator(index))
+        except UserError as error:
+            files = ", ".join(str(sample.files[name]) for name in raw)
+            raise UserError(f"sample {sample.id!r}: {error} ({files})") from None
+        if index >= len(self.samples):
+            images = {name: self.codecs[name].flip(image) for name, image in images.items()}
+        blank = torch.zeros_like(next(iter(images.values())))
+        return {
+            "id": sample.id,
+            "category": sample.category,
+            "present": torch.tensor([name in images for name in self.modalities]),
+            **{name: images.get(name, blank) for name in self.modalities},
+        }
+
+    def _generator(self, index: int) -> torch.Generator:
+        # Any injective-enough mix will do; the primes keep neighbouring epochs and indices apart.
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch * 7_919_993 + index) % 2**63)
+
+
+def stack_modalities(batch: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Tensor:
+    """Stack a collated batch's images along the modality axis, (B, M, 3, H, W)."""
+    return torch.stack([batch[name] for name in modalities], dim=1)

@@ -1,0 +1,231 @@
+"""Pre-encoded datasets: moments in half precision, as safetensors shards that are memory-mapped by each worker.
+
+Layout::
+
+    ROOT/latents.json                         what was encoded, by which VAE, with which whitening (``LatentsInfo``)
+    ROOT/vae/                                 the VAE, as diffusers saves it
+    ROOT/<split>/index.json                   shards and ids, written last: a split without it is unfinished
+    ROOT/<split>/shard-00000.safetensors      <modality> (n, V, 2C, h, w) float16; present (n, M) bool; category (n,)
+    ROOT/<split>/features-00000.safetensors   optional: features (n, V, T, D) float16 of a frozen teacher
+
+V = 2 views: the image and its mirror image. A missing modality is zeros with ``present`` False.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmdit.errors import UserError, unknown_name
+from mmdit.modality import Modality
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LatentsInfo:
+    """What ``latents.json`` holds.
+
+    Args:
+        modalities: records with ``latents_mean``/``latents_std`` of the training split, in storage order.
+        categories: names, in the order of the ids.
+        num_views: 1, or 2 with mirrored images.
+        moments_shape: (2C, h, w).
+        vae: fingerprint and config of the VAE: ``{"fingerprint", "config"}``.
+        features: None, or ``{"teacher", "shape": [T, D]}``.
+        source: the dataset's licence and provenance.
+    """
+
+    modalities: Mapping[str, Modality]
+    categories: tuple[str, ...]
+    num_views: int
+    moments_shape: tuple[int, int, int]
+    vae: Mapping[str, Any]
+    features: Mapping[str, Any] | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = {**asdict(self), "modalities": [modality.to_dict() for modality in self.modalities.values()]}
+        return {"format": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LatentsInfo:
+        """Invert ``to_dict``."""
+        modalities = {entry["name"]: Modality.from_dict(entry) for entry in values["modalities"]}
+        return cls(
+            modalities=modalities,
+            categories=tuple(values["categories"]),
+            num_views=int(values["num_views"]),
+            moments_shape=tuple(values["moments_shape"]),
+            vae=values["vae"],
+            features=values.get("features"),
+            source=values.get("source") or {},
+        )
+
+
+def read_latents_info(root: str | Path) -> LatentsInfo:
+    """Read ``root/latents.json``. Raises UserError if it is missing, damaged, or of another format."""
+    path = Path(root) / "latents.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; encode the dataset first: mmdit data encode --data DIR --output {root}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format {values.get('format')!r}, this version reads {FORMAT_VERSION}: encode again"
+            )
+        return LatentsInfo.from_dict(values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged: {error!r}; encode the dataset again") from None
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard of moments."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def features_name(number: int) -> str:
+    """File name of the teacher's features for the same samples."""
+    return f"features-{number:05d}.safetensors"
+
+
+class LatentShards(Dataset):
+    """Map-style dataset over one encoded split, with one item per (sample, view).
+
+    Item ``view * n + i`` is view ``view`` of sample ``i``: mirroring is a matter of the sampler's index, so a resumed
+    run sees the same data with no generator inside the dataset. An item is ``{"moments": (M, 2C, h, w) float32,
+    "present": (M,) bool, "category": int (-1 = none), "id": str}``, and with ``features=True`` also ``"features"``
+    (T, D) float32. Files are opened lazily, once per process, and mapped: nothing is read but the items asked for.
+
+    Args:
+        root: folder with ``latents.json``.
+        split: folder inside it.
+        modalities: names to return, in this order; None = all, in storage order.
+        features: also return the teacher's patch features.
+        mirrored: also return the mirrored views; False = n items.
+
+    Raises:
+        UserError: an unknown split or modality; features that were not encoded; a shard that is lost, truncated or does
+            not hold what the index says. The message names the file. Shards' headers are checked at construction.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        modalities: Sequence[str] | None = None,
+        features: bool = False,
+        mirrored: bool = True,
+    ) -> None:
+        self.root, self.split = Path(root), split
+        self.info = read_latents_info(root)
+        names = list(self.info.modalities) if modalities is None else list(modalities)
+        for name in names:
+            if name not in self.info.modalities:
+                raise unknown_name(f"modality of {self.root}", name, self.info.modalities)
+        self.modalities = {name: self.info.modalities[name] for name in names}
+        self._columns = [list(self.info.modalities).index(name) for name in names]
+        if features and self.info.features is None:
+            raise UserError(f"{self.root}: holds no features; encode with a teacher, or turn the alignment loss off")
+        self.features = features
+        self.num_views = self.info.num_views if mirrored else 1
+        index = self._read_index()
+        self.ids: list[str] = [sample_id for shard in index["shards"] for sample_id in shard["ids"]]
+        self._counts = [len(shard["ids"]) for shard in index["shards"]]
+        self._ends = list(accumulate(self._counts))
+        self._open: dict[str, Any] = {}
+        for number, count in enumerate(self._counts):
+            self._check_shard(number, count)
+
+    def _read_index(self) -> dict[str, Any]:
+        path = self.root / self.split / "index.json"
+        if not path.is_file():
+            found = ", ".join(sorted(p.parent.name for p in self.root.glob("*/index.json"))) or "none"
+            raise UserError(f"{path}: no such file; finished splits of {self.root}: {found}")
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(shard["ids"], list) for shard in index["shards"]):
+                raise ValueError("'ids' of a shard is no list")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: damaged: {error!r}; encode the split again") from None
+        return index
+
+    def _check_shard(self, number: int, count: int) -> None:
+        views = self.info.num_views
+        shapes = {name: [count, views, *self.info.moments_shape] for name in self.modalities}
+        shapes |= {"present": [count, len(self.info.modalities)], "category": [count]}
+        self._check_file(shard_name(number), shapes)
+        if self.features and self.info.features is not None:
+            self._check_file(features_name(number), {"features": [count, views, *self.info.features["shape"]]})
+
+    def _check_file(self, name: str, shapes: Mapping[str, list[int]]) -> None:
+        with self._safe_open(name) as file:
+            for key, shape in shapes.items():
+                found = file.get_slice(key).get_shape() if key in file.keys() else None  # noqa: SIM118
+                if found != shape:
+                    raise UserError(
+                        f"{self.root / self.split / name}: {key!r} has shape {found}, the index says {shape}: "
+                        "delete the file and run 'mmdit data encode' again"
+                    )
+
+    def _safe_open(self, name: str) -> Any:
+        path = self.root / self.split / name
+        if not path.is_file():
+            raise UserError(f"{path}: the shard is missing; run 'mmdit data encode' again, it writes what is lost")
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path}: truncated or damaged shard ({error}); delete it and run 'mmdit data encode' again"
+            ) from None
+
+    def _slice(self, name: str, key: str) -> Any:
+        if name not in self._open:
+            self._open[name] = self._safe_open(name)
+        return self._open[name].get_slice(key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An open file does not travel to another process: every worker maps the shards itself.
+        return {**self.__dict__, "_open": {}}
+
+    def __len__(self) -> int:
+        return len(self.ids) * self.num_views
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        view, sample = divmod(index, len(self.ids))
+        number = bisect_right(self._ends, sample)
+        row = sample - (self._ends[number] - self._counts[number])
+        name = shard_name(number)
+        item = {
+            "moments": torch.stack([self._slice(name, key)[row, view] for key in self.modalities]).float(),
+            "present": self._slice(name, "present")[row][self._columns],
+            "category": int(self._slice(name, "category")[row]),
+            "id": self.ids[sample],
+        }
+        if self.features:
+            item["features"] = self._slice(features_name(number), "features")[row, view].float()
+        return item
+
+
+def whitening_statistics(
+    total: Tensor, total_square: Tensor, count: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return per-channel mean and std from float64 sums (C,) over ``count`` values."""
+    mean = total / count
+    std = (total_square / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+    return tuple(mean.tolist()), tuple(std.tolist())

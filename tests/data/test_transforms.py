@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from mmdit.data.codecs import build_codec
+from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
+from mmdit.errors import UserError
+from mmdit.modality import MODALITIES
+
+CODECS = {name: build_codec(modality) for name, modality in MODALITIES.items()}
+
+
+def _scene(height: int, width: int) -> dict[str, np.ndarray]:
+    """Every modality tells the pixel's column, so that misalignment shows."""
+    columns = np.broadcast_to(np.arange(width), (height, width))
+    angle = columns / width
+    return {
+        "rgb": np.repeat(columns[..., None], 3, axis=2).astype(np.uint8),
+        "depth": 1.0 + columns,
+        "normal": np.stack([np.sin(angle), np.zeros_like(angle), np.cos(angle)], axis=-1),
+        "segmentation": columns % 64,
+    }
+
+
+def test_without_size_nothing_changes():
+    raw = _scene(6, 9)
+    encoded = JointTransform()(raw, CODECS)
+    for name, array in raw.items():
+        assert torch.equal(encoded[name], CODECS[name].encode(array))
+
+
+@pytest.mark.parametrize("flip_prob", [0.0, 1.0])
+def test_one_draw_for_all_modalities(flip_prob):
+    transform = JointTransform(8, crop="random", flip_prob=flip_prob)
+    raw = _scene(8, 40)
+    seen = set()
+    for seed in range(8):
+        encoded = transform(raw, CODECS, torch.Generator().manual_seed(seed))
+        columns = CODECS["rgb"].decode(encoded["rgb"][None])[0, 0, :, 0].astype(int)
+        assert np.array_equal(np.diff(columns), np.full(7, -1 if flip_prob else 1))
+        assert np.array_equal(CODECS["segmentation"].decode(encoded["segmentation"][None])[0, 0], columns)
+        sign = -1 if flip_prob else 1
+        np.testing.assert_allclose(encoded["normal"][0, 0], sign * np.sin(columns / 40), atol=1e-6)
+        # depth grows with the column and is normalised over the crop alone
+        assert np.array_equal(np.argsort(-encoded["depth"][0, 0].numpy()), np.argsort(columns))
+        seen.add(int(columns.min()))
+    assert len(seen) > 3
+
+
+def test_same_generator_same_result():
+    transform = JointTransform(8, crop="random", flip_prob=0.5)
+    first, second = (transform(_scene(8, 40), CODECS, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_flip_probability_is_kept():
+    transform, generator = JointTransform(flip_prob=0.25), torch.Generator().manual_seed(0)
+    share = np.mean([transform.draw(4, 4, generator).flip for _ in range(2000)])
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
+
+
+def test_center_crop_keeps_the_aspect_ratio():
+    assert JointTransform((32, 64)).draw(100, 120) == Draw(20, 0, 60, 120, 32, 64)
+    assert JointTransform(64, crop="none").draw(100, 120) == Draw(0, 0, 100, 120, 64, 64)
+
+
+def test_labels_and_depth_are_never_blended():
+    labels = np.where(np.arange(30) < 15, 0, 40)[None].repeat(30, axis=0)
+    resized = crop_and_resize(labels, Draw(0, 0, 30, 30, 7, 7), "nearest")
+    assert set(np.unique(resized)) == {0, 40}
+    assert resized.shape == (7, 7)
+
+
+def test_rgb_downscaling_averages():
+    checker = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    resized = crop_and_resize(checker, Draw(0, 0, 64, 64, 16, 16), "area")
+    assert np.abs(resized.astype(int) - 128).max() <= 8
+
+
+def test_nearest_takes_pixel_centres():
+    ramp = np.arange(8)[None].repeat(8, axis=0)
+    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 2, 4), "nearest").tolist() == [[1, 3, 5, 7]] * 2
+    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 8, 16), "nearest")[0].tolist() == sorted([*range(8), *range(8)])
+
+
+def test_modalities_of_different_sizes_are_refused():
+    raw = _scene(8, 8) | {"depth": np.ones((4, 4))}
+    with pytest.raises(UserError, match=r"rgb 8 x 8, depth 4 x 4"):
+        JointTransform()(raw, CODECS)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(UserError, match=r"'centre'.*'center'"):
+        JointTransform(8, crop="centre")
+    with pytest.raises(UserError, match="flip_prob is 2"):
+        JointTransform(flip_prob=2)
+    with pytest.raises(UserError, match="image size"):
+        JointTransform(0)
+    with pytest.raises(UserError, match="Generator"):
+        JointTransform(8, flip_prob=0.5).draw(8, 8)
