@@ -1,0 +1,184 @@
+"""``mmdit data render``, ``encode`` and ``check``."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+MAX_LISTED = 1000
+
+
+def render(
+    output: Path,
+    num_samples: int = 1000,
+    split: str = "train",
+    size: int = 64,
+    seed: int = 0,
+    num_workers: int | None = None,
+    variety: bool = False,
+    max_distractors: int | None = None,
+) -> None:
+    """Render procedural scenes with exact ground truth.
+
+    RGB, depth, normals and segmentation of one main object on a floor before a wall. Scenes depend on (seed, split, index)
+    alone. Interrupted, the same command goes on; with a larger --num_samples it extends the split.
+
+    Args:
+        output: Dataset folder.
+        num_samples: Scenes in the split.
+        split: Name of the split; splits never share scenes.
+        size: Height and width in pixels: 64 or more, divisible by 8.
+        seed: Seed of all scenes of the dataset.
+        num_workers: Processes; by default one for each usable core.
+        variety: Add textures, gloss and more distractors.
+        max_distractors: Most other objects in a scene; by default 1, with variety 3.
+    """
+    missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
+    from mmdit.data.scenes import render_dataset
+
+    report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors)
+    print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
+
+
+def check(data: Path, split: str | None = None) -> int:
+    """Read every file of a dataset and list what is wrong.
+
+    Exits with 0 where all is well and with 2 where anything is wrong, after listing every bad sample.
+
+    Args:
+        data: Dataset folder, the one that holds dataset.json.
+        split: Only this split; by default all.
+    """
+    from mmdit.data.check import check_dataset
+
+    report = check_dataset(data, split)
+    for problem in report.problems:
+        print(problem)
+    counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items()) or "no split"
+    if report.problems:
+        raise UserError(
+            f"{data}: {len(report.problems)} problems in {len(report.bad_samples)} samples, listed above ({counts} samples read)"
+        )
+    print(f"{data}: {counts} samples, nothing wrong")
+    return 0
+
+
+def encode(
+    data: Path,
+    output: Path,
+    vae: str = "stabilityai/sd-vae-ft-mse",
+    modalities: list[str] | None = None,
+    splits: list[str] | None = None,
+    size: int | None = None,
+    depth_space: Literal["disparity", "depth"] = "disparity",
+    depth_quantiles: tuple[float, float] = (0.02, 0.98),
+    mirrored: bool = True,
+    teacher: str | None = None,
+    patch_size: int = 2,
+    batch_size: int = 32,
+    shard_size: int = 1024,
+    num_workers: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+) -> None:
+    """Encode a dataset into latents for training.
+
+    Stores the VAE's moments in half precision as safetensors shards, with an index and whitening statistics per modality. Says
+    first how much disk it needs. Interrupted, the same command goes on. With several devices or nodes each process takes its
+    share of the shards.
+
+    Args:
+        data: Dataset folder, the one that holds dataset.json.
+        output: Folder of the latents.
+        vae: Folder of a diffusers AutoencoderKL, a pipeline folder, a bundled model's name, or a Hub id.
+        modalities: Which, in order; by default all of the dataset, e.g. [rgb,depth].
+        splits: Which; by default all, train first (the statistics are the first one's).
+        size: Height and width that files are resized to; by default as they are.
+        depth_space: What the depth codec is linear in: disparity (1 / metres) or depth.
+        depth_quantiles: Quantiles of each depth map that become -1 and 1.
+        mirrored: Store each sample's mirror image too.
+        teacher: Also store RGB features for the alignment loss: a folder, or a timm model such as vit_base_patch14_dinov2.
+        patch_size: Of the transformer that will be aligned with the teacher: one feature per token.
+        batch_size: Images at a time.
+        shard_size: Samples in a shard.
+        num_workers: Loader processes per process.
+        accelerator: auto, cpu, gpu.
+        devices: Processes on this node, one device each.
+        num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
+    """
+    for option, value in (
+        ("patch_size", patch_size),
+        ("batch_size", batch_size),
+        ("shard_size", shard_size),
+        ("devices", devices),
+        ("num_nodes", num_nodes),
+    ):
+        if value < 1:
+            raise UserError(f"--{option} is {value}: give at least 1")
+    from mmdit.data.folder import AlignedFolder
+    from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info
+    from mmdit.latents.codec import LatentCodec
+    from mmdit.latents.features import load_teacher
+    from mmdit.latents.precompute import Processes, encode_dataset
+    from mmdit.training.launch import launch
+
+    info = read_dataset_info(data)
+    names = list(modalities) if modalities is not None else list(info.modalities)
+    settings = {"depth": {"space": depth_space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
+    records = modalities_from_dataset(info, names, settings)
+    fabric = launch(accelerator, devices, num_nodes)
+    autoencoder = load_vae(vae).to(fabric.device).eval()
+    features = None
+    if teacher is not None:
+        folder = AlignedFolder(data, splits[0] if splits else list_splits(data)[0], records, size=size)
+        height, width = LatentCodec(autoencoder, records).latent_size(*folder[0]["rgb"].shape[-2:])
+        features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
+    encode_dataset(
+        data,
+        output,
+        autoencoder,
+        records,
+        splits,
+        size,
+        batch_size,
+        shard_size,
+        num_workers,
+        mirrored,
+        features,
+        Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
+    )
+
+
+def load_vae(name: str) -> AutoencoderKL:
+    """Load an autoencoder: its own folder, a pipeline folder or a bundled model (their ``vae``), or a Hub id.
+
+    Raises:
+        UserError: none of these, or a folder that can't be loaded.
+    """
+    from diffusers import AutoencoderKL
+
+    from mmdit.cli.model import quiet_libraries
+    from mmdit.pipelines.loading import bundled_models
+
+    quiet_libraries()
+    folder = bundled_models().get(name, Path(name))
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise UserError(
+            f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
+        )
+    source = str(folder) if folder.is_dir() else name
+    try:
+        return AutoencoderKL.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--vae {name!r} can't be loaded: {' '.join(str(error).split())[:300]}") from error

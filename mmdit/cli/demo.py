@@ -1,0 +1,284 @@
+"""``mmdit demo``: the three uses of the bundled model as three pictures, with errors measured against ground truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mmdit.metrics.segmentation import LabelSet
+    from mmdit.modality import Modality
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+    Arrays = dict[str, np.ndarray]
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
+NUM_CONDITIONED = 5
+
+
+def demo(
+    output: Path = Path("outputs/demo"),
+    model: str = BUNDLED_MODEL,
+    data: Path = EXAMPLES,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 2.0,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+) -> None:
+    """Show what the bundled model does: generate, understand, condition.
+
+    Writes generate.png (a category in, all modalities out), understand.png (RGB in; predictions beside the ground truth of
+    rendered scenes that no model was trained on), condition.png (depth in, all else out) and report.json (the measured
+    errors, also printed), replacing those of an earlier run.
+
+    Args:
+        output: Folder of the pictures and the report.
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
+        num_inference_steps: Denoising steps of generate and condition; understanding takes one.
+        guidance_scale: How strongly the category is followed; 1 is no guidance.
+        seed: Seed of the noise.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+    """
+    check_seed(seed, 1000)
+    check_sampling(num_inference_steps, guidance_scale)
+    from mmdit.cli.output import prepare_folder, versions, write_image, write_json
+
+    prepare_folder(output, 10_000_000)
+    from mmdit.cli.model import load_pipeline
+    from mmdit.cli.sampling import native_size
+
+    pipe = load_pipeline(model, device, dtype)
+    pipe.set_progress_bar_config(leave=False)
+    scenes = load_scenes(pipe, data, native_size(pipe))
+    steps = Steps(pipe, num_inference_steps, guidance_scale, seed)
+
+    report: dict[str, Any] = {}
+    timing: dict[str, float] = {}
+    for name, part in (("generate", _generate), ("understand", _understand), ("condition", _condition)):
+        start = time.perf_counter()
+        picture, measured, count = part(steps, scenes)
+        timing[name] = (time.perf_counter() - start) / count
+        write_image(output / f"{name}.png", picture)
+        print(f"{output / f'{name}.png'}", flush=True)
+        report |= measured
+    report["settings"] = {
+        "model": model,
+        "num_scenes": len(scenes),
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "device": str(pipe.device),
+        "versions": versions(),
+    }
+    report["timing"] = {"seconds_per_image": timing}
+    write_json(output / "report.json", report)
+    print(output / "report.json")
+    _print_table(report)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered scene: raw arrays as on disk (depth in metres), its category, its name."""
+
+    arrays: Arrays
+    category: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The model and the settings that all parts share."""
+
+    pipe: MultimodalDiTPipeline
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+
+    def run(self, count: int, num_inference_steps: int, guidance_scale: float = 1.0, **inputs: Any) -> list[Arrays]:
+        """``count`` samples with seeds from ``seed`` on."""
+        from mmdit.cli.sampling import run_pipeline
+
+        seeds = range(self.seed, self.seed + count)
+        return run_pipeline(self.pipe, seeds, num_inference_steps, guidance_scale, **inputs)
+
+    def picture(self, name: str, array: np.ndarray) -> np.ndarray:
+        from mmdit.cli.output import colored
+
+        return colored(name, array, self.pipe.modalities[name])
+
+
+def load_scenes(pipe: MultimodalDiTPipeline, data: Path, size: tuple[int, int]) -> list[Scene]:
+    """Read a dataset's test split. Raises UserError where it doesn't fit the model."""
+    from mmdit.data.manifest import modalities_from_dataset, read_dataset_info, read_manifest
+    from mmdit.data.raw import load_raw
+
+    info = read_dataset_info(data)
+    records = modalities_from_dataset(info, list(pipe.modalities))
+    if "segmentation" in records and _classes(records) != _classes(pipe.modalities):
+        raise UserError(f"{data}: its segmentation classes are not the model's; give --data with those of the model")
+    scenes = []
+    for sample in read_manifest(info, "test"):
+        arrays = {
+            name: load_raw(path, records[name], info.depth_scale)
+            for name, path in sample.files.items()
+            if path and name in records
+        }
+        if {array.shape[:2] for array in arrays.values()} != {size} or arrays.keys() != records.keys():
+            raise UserError(
+                f"{data}: sample {sample.id} is not {size[1]} x {size[0]} pixels in all of {', '.join(records)}"
+            )
+        category = info.categories[sample.category] if sample.category >= 0 else None
+        scenes.append(Scene(arrays, category, sample.id))
+    return scenes
+
+
+def _classes(records: dict[str, Modality]) -> list[tuple[int, str]]:
+    return [(entry["id"], entry["name"]) for entry in records["segmentation"].settings.get("classes") or ()]
+
+
+def _labels(steps: Steps) -> LabelSet:
+    from mmdit.metrics.segmentation import LabelSet
+
+    return LabelSet(steps.pipe.modalities["segmentation"].settings["classes"])
+
+
+def _generate(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+    from mmdit.cli.pictures import labelled_grid
+    from mmdit.metrics.consistency import ConsistencyMetrics
+
+    ids = list(steps.pipe.id2label)
+    outputs = steps.run(len(ids), steps.num_inference_steps, steps.guidance_scale, class_labels=ids)
+    names = list(steps.pipe.modalities)
+    rows = [[steps.picture(name, arrays[name]) for name in names] for arrays in outputs]
+    labels = _labels(steps)
+    consistency = ConsistencyMetrics(steps.pipe.codecs["depth"].space, labels)
+    right = []
+    for index, arrays in zip(ids, outputs, strict=True):
+        consistency.update_geometry(arrays["depth"], arrays["normal"])
+        right.append(labels.majority_object(arrays["segmentation"]) == labels.id_of(steps.pipe.id2label[index]))
+    measured = {
+        "generation": {
+            "category_accuracy": sum(right) / len(right),
+            "consistency": {"depth_normal_angle": consistency.compute()["depth_normal_angle"]},
+        }
+    }
+    return labelled_grid(rows, [steps.pipe.id2label[i] for i in ids], names), measured, len(ids)
+
+
+def _understand(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+    from mmdit.cli.pictures import labelled_grid
+
+    outputs = steps.run(len(scenes), 1, conditions={"rgb": [scene.arrays["rgb"] for scene in scenes]})
+    measured = measure(steps, outputs, scenes)
+    wrong = measure(steps, [*outputs[1:], *outputs[:1]], scenes)
+    rows, captions = [], []
+    for arrays, scene in zip(outputs, scenes, strict=True):
+        own = measure(steps, [arrays], [scene])
+        row, caption = [scene.arrays["rgb"]], ["input"]
+        for name, text in (
+            ("depth", f"AbsRel {own['depth']['abs_rel']:.3f}"),
+            ("normal", f"{own['normal']['mean_angle']:.1f}° obj {own['normal']['mean_angle_objects']:.0f}°"),
+            ("segmentation", f"object IoU {own['segmentation']['object_iou']:.2f}"),
+        ):
+            row += [_true_picture(steps, name, scene), steps.picture(name, arrays[name])]
+            caption += ["truth", text]
+        rows.append(row)
+        captions.append(caption)
+    columns = ["rgb", "depth", "depth", "normal", "normal", "segmentation", "segmentation"]
+    picture = labelled_grid(rows, [scene.category or scene.name for scene in scenes], columns, captions)
+    return picture, {"understanding": measured, "controls": {"shuffled_understanding": wrong}}, len(scenes)
+
+
+def _condition(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+    from mmdit.cli.pictures import labelled_grid
+    from mmdit.metrics.depth import DepthMetrics
+
+    chosen = scenes[:NUM_CONDITIONED]
+    conditions = {"depth": [scene.arrays["depth"] for scene in chosen]}
+    outputs = steps.run(len(chosen), steps.num_inference_steps, conditions=conditions)
+    again = steps.run(len(chosen), 1, conditions={"rgb": [arrays["rgb"] for arrays in outputs]})
+    space = steps.pipe.codecs["depth"].space
+    total = DepthMetrics(space)
+    rows, captions = [], []
+    for arrays, estimate, scene in zip(outputs, again, chosen, strict=True):
+        own = DepthMetrics(space)
+        for metric in (own, total):
+            metric.update(estimate["depth"], scene.arrays["depth"])
+        rest = [name for name in steps.pipe.modalities if name != "depth"]
+        rows.append(
+            [
+                _true_picture(steps, "depth", scene),
+                *(steps.picture(name, arrays[name]) for name in rest),
+                steps.picture("depth", estimate["depth"]),
+            ]
+        )
+        captions.append(["input", *["generated"] * len(rest), f"AbsRel {own.compute()['abs_rel']:.3f}"])
+    columns = ["depth", *rest, "depth of that rgb"]
+    picture = labelled_grid(rows, [scene.category or scene.name for scene in chosen], columns, captions)
+    return picture, {"conditioning": {"depth": {"abs_rel": total.compute()["abs_rel"]}}}, len(chosen)
+
+
+def _true_picture(steps: Steps, name: str, scene: Scene) -> np.ndarray:
+    array = scene.arrays[name]
+    if name == "depth":  # metres -> the relative map that a perfect prediction would be
+        codec = steps.pipe.codecs["depth"]
+        array = codec.decode(codec.encode(array)[None])[0]
+    return steps.picture(name, array)
+
+
+def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
+    """Errors of depth, normals and segmentation against the scenes; the numbers of ``mmdit evaluate``."""
+    from mmdit.metrics.depth import DepthMetrics
+    from mmdit.metrics.normal import NormalMetrics
+    from mmdit.metrics.segmentation import SegmentationMetrics
+
+    labels = _labels(steps)
+    depth, normal = DepthMetrics(steps.pipe.codecs["depth"].space), NormalMetrics()
+    segmentation = SegmentationMetrics(labels)
+    for arrays, scene in zip(outputs, scenes, strict=True):
+        objects = labels.objects(scene.arrays["segmentation"])
+        depth.update(arrays["depth"], scene.arrays["depth"], objects)
+        normal.update(arrays["normal"], scene.arrays["normal"], objects)
+        segmentation.update(arrays["segmentation"], scene.arrays["segmentation"], scene.category)
+    wanted = {
+        "depth": ("abs_rel", "delta1", "delta1_05"),
+        "normal": ("mean_angle", "within_11_25", "mean_angle_objects"),
+        "segmentation": ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy"),
+    }
+    computed = {"depth": depth.compute(), "normal": normal.compute(), "segmentation": segmentation.compute()}
+    return {name: {key: float(computed[name][key]) for key in keys} for name, keys in wanted.items()}
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    right, wrong = report["understanding"], report["controls"]["shuffled_understanding"]
+    generation = report["generation"]
+    table = Table(title=f"{report['settings']['model']} on {report['settings']['num_scenes']} scenes it has not seen")
+    for heading in ("task", "measure", "this model", "with another image's result"):
+        table.add_column(heading, justify="left" if heading in ("task", "measure") else "right")
+    for task, measure_name, path, form in (
+        ("RGB -> depth", "AbsRel (0 is perfect)", ("depth", "abs_rel"), "{:.3f}"),
+        ("RGB -> normals", "mean angle", ("normal", "mean_angle"), "{:.1f}°"),
+        ("", "mean angle on objects", ("normal", "mean_angle_objects"), "{:.1f}°"),
+        ("RGB -> segmentation", "object IoU (1 is perfect)", ("segmentation", "object_iou"), "{:.3f}"),
+        ("", "main object named right", ("segmentation", "main_object_accuracy"), "{:.0%}"),
+    ):
+        values = [form.format(source[path[0]][path[1]]) for source in (right, wrong)]
+        table.add_row(task, measure_name, *values)
+    table.add_row("depth -> RGB", "AbsRel of the RGB's depth", f"{report['conditioning']['depth']['abs_rel']:.3f}", "")
+    table.add_row("category -> all", "segmentation shows the category", f"{generation['category_accuracy']:.0%}", "")
+    table.add_row("", "depth against normals", f"{generation['consistency']['depth_normal_angle']:.1f}°", "")
+    Console().print(table)
