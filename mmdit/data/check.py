@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,8 @@ import numpy as np
 from mmdit.errors import UserError, nearest_names
 from mmdit.modality import MODALITIES
 
-REQUIRED_KEYS = ("modalities", "categories", "segmentation_classes", "depth_scale", "licence", "provenance")
+REQUIRED_KEYS = ("modalities", "categories", "licence", "provenance")
+REQUIRED_FOR = {"depth": "depth_scale", "segmentation": "segmentation_classes"}
 # Rounded to 8 bits a component is off by up to 1/255, truncated by 2/255; the length by up to sqrt(3) of that.
 UNIT_TOLERANCE = 0.015
 BATCH = 256
@@ -53,16 +54,15 @@ class _Description:
     """What of dataset.json the samples are compared with; None = not known, so not compared."""
 
     modalities: tuple[str, ...] | None
-    categories: frozenset[str] | None
+    categories: tuple[str, ...] | None
     label_ids: np.ndarray | None
-    depth_scale: float
 
 
 @dataclass(frozen=True)
 class _Row:
     where: str
     sample: str
-    values: dict[str, Any]
+    files: dict[str, Any]
 
 
 class _Unreadable(Exception):
@@ -103,7 +103,7 @@ def check_dataset(path: Path, split: str | None = None) -> CheckReport:
 
 
 def _read_description(path: Path) -> tuple[_Description, list[Problem]]:
-    unknown = _Description(None, None, None, 1.0)
+    unknown = _Description(None, None, None)
     try:
         values = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -112,29 +112,22 @@ def _read_description(path: Path) -> tuple[_Description, list[Problem]]:
         return unknown, [Problem("dataset.json", f"not readable as JSON: {error}")]
     if not isinstance(values, dict):
         return unknown, [Problem("dataset.json", f"holds a {type(values).__name__}, not an object with keys")]
-    reasons = [f"key {key!r} is missing" for key in REQUIRED_KEYS if key not in values]
-
+    reasons: list[str] = []
     modalities = _name_list(values, "modalities", reasons)
+    required = [*REQUIRED_KEYS, *(REQUIRED_FOR[name] for name in modalities or () if name in REQUIRED_FOR)]
+    reasons += [f"key {key!r} is missing" for key in required if key not in values]
     for name in modalities or ():
         if name not in MODALITIES:
             reasons.append(f"unknown modality {name!r}: did you mean {nearest_names(name, MODALITIES, 1)[0]!r}?")
     categories = _name_list(values, "categories", reasons)
     depth_scale = values.get("depth_scale", 1.0)
     if isinstance(depth_scale, bool) or not isinstance(depth_scale, (int, float)) or not 0 < depth_scale < math.inf:
-        if "depth" in (modalities or ()):
-            reasons.append(f"depth_scale is {depth_scale!r}: must be a positive number, metres per unit")
-        depth_scale = 1.0
-    label_ids = _label_ids(values, reasons)
-    description = _Description(
-        None if modalities is None else tuple(modalities),
-        frozenset(categories) if categories else None,
-        label_ids,
-        float(depth_scale),
-    )
+        reasons.append(f"depth_scale is {depth_scale!r}: must be a positive number, metres per unit")
+    description = _Description(modalities, categories, _label_ids(values, reasons))
     return description, [Problem("dataset.json", reason) for reason in reasons]
 
 
-def _name_list(values: dict[str, Any], key: str, reasons: list[str]) -> list[str] | None:
+def _name_list(values: dict[str, Any], key: str, reasons: list[str]) -> tuple[str, ...] | None:
     names = values.get(key)
     if names is None:
         return None
@@ -142,7 +135,7 @@ def _name_list(values: dict[str, Any], key: str, reasons: list[str]) -> list[str
         reasons.append(f"{key} is {names!r}: must be a list of names")
         return None
     reasons += [f"{key} names {name!r} twice" for name in sorted({name for name in names if names.count(name) > 1})]
-    return names
+    return tuple(names)
 
 
 def _label_ids(values: dict[str, Any], reasons: list[str]) -> np.ndarray | None:
@@ -174,7 +167,6 @@ def _read_manifest(path: Path, split: str, description: _Description, problems: 
         for number, line in enumerate(file, start=1):
             where = f"{split}/manifest.jsonl:{number}"
             if not line.strip():
-                problems.append(Problem(where, "empty line"))
                 continue
             try:
                 values = json.loads(line)
@@ -184,19 +176,20 @@ def _read_manifest(path: Path, split: str, description: _Description, problems: 
             if not isinstance(values, dict):
                 problems.append(Problem(where, f"a {type(values).__name__}, not an object with keys"))
                 continue
-            name = values.get("id")
-            if not isinstance(name, str) or not name:
-                problems.append(Problem(where, f"id is {name!r}: must be a text that is not empty"))
-                name = f"line {number}"
+            name = str(values.get("id") or f"line {number}")
+            if not values.get("id"):
+                problems.append(Problem(where, f"id is {values.get('id')!r}: must be a text that is not empty"))
             elif name in first_line:
                 problems.append(Problem(where, f"id {name!r} is also on line {first_line[name]}", f"{split}/{name}"))
             first_line.setdefault(name, number)
             sample = f"{split}/{name}"
             category = values.get("category")
-            if description.categories is not None and category not in description.categories:
-                nearest = nearest_names(str(category), sorted(description.categories), 1)[0]
-                problems.append(Problem(where, f"unknown category {category!r}: did you mean {nearest!r}?", sample))
-            given = {key: value for key, value in values.items() if key in MODALITIES}
+            categories = description.categories
+            if category is not None and categories is not None and category not in categories:
+                nearest = ", ".join(nearest_names(str(category), categories)) or "none"
+                problems.append(Problem(where, f"unknown category {category!r}: nearest are {nearest}", sample))
+            # A modality that is null or has no key is absent from this sample, which is allowed.
+            given = {key: value for key, value in values.items() if key in MODALITIES and value is not None}
             for key in given.keys() - known:
                 problems.append(Problem(where, f"modality {key!r} is not among those of dataset.json", sample))
             if not given:
@@ -207,25 +200,25 @@ def _read_manifest(path: Path, split: str, description: _Description, problems: 
 def _check_sample(folder: Path, row: _Row, description: _Description) -> list[Problem]:
     problems = []
     sizes: dict[str, tuple[int, int]] = {}
-    for modality, name in row.values.items():
+    for modality, name in row.files.items():
         where = f"{folder.name}/{name}"
         if not isinstance(name, str) or not name:
             problems.append(Problem(row.where, f"{modality} is {name!r}: must be a path in the split", row.sample))
             continue
         try:
-            array = _read_array(folder / name)
+            array = _read_array(folder / name, modality)
             sizes[modality] = array.shape[:2]
-            reasons: Iterable[str] = _CHECKS[modality](array, description)
+            reasons = _CHECKS[modality](array, description)
         except _Unreadable as error:
             reasons = [str(error)]
         problems += [Problem(where, reason, row.sample) for reason in reasons]
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{modality} {width}x{height}" for modality, (height, width) in sizes.items())
-        problems.append(Problem(row.where, f"the files differ in size (width x height): {listed}", row.sample))
+        problems.append(Problem(row.where, f"the files differ in size: {listed}", row.sample))
     return problems
 
 
-def _read_array(path: Path) -> np.ndarray:
+def _read_array(path: Path, modality: str) -> np.ndarray:
     """Pixels as (H, W) or (H, W, channels): of a palette image the indices, of .npy the array."""
     from PIL import Image
 
@@ -235,10 +228,16 @@ def _read_array(path: Path) -> np.ndarray:
         raise _Unreadable("empty file")
     try:
         if path.suffix == ".npy":
+            if modality not in ("depth", "normal"):
+                raise _Unreadable(f".npy is for depth and normals; {modality} must be an image")
             array = np.load(path, allow_pickle=False)
         else:
             # verify() reads the checksums to the end of the file, which decoding does not.
             with Image.open(path) as image:
+                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                    raise _Unreadable(
+                        f"{image.width}x{image.height} pixels: over the limit of {Image.MAX_IMAGE_PIXELS}"
+                    )
                 image.verify()
             with Image.open(path) as image:
                 array = np.asarray(image)
@@ -304,4 +303,9 @@ def _check_segmentation(array: np.ndarray, description: _Description) -> list[st
     return [f"unknown labels {listed} on {int(np.isin(array, unknown).sum())} pixels"]
 
 
-_CHECKS = {"rgb": _check_rgb, "depth": _check_depth, "normal": _check_normal, "segmentation": _check_segmentation}
+_CHECKS: dict[str, Callable[[np.ndarray, _Description], list[str]]] = {
+    "rgb": _check_rgb,
+    "depth": _check_depth,
+    "normal": _check_normal,
+    "segmentation": _check_segmentation,
+}

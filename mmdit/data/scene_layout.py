@@ -149,7 +149,6 @@ def sample_layout(
         sun_direction=_sun(rng),
         sun_strength=rng.uniform(0.85, 1.1),
     )
-    # More often one than none: occlusion is what the distractor is for.
     count = int(rng.random() < 0.65) if max_distractors == 1 else int(rng.integers(0, max_distractors + 1))
     others = [name for name in CATEGORY_NAMES if name != category]
     for _ in range(min(count, max_distractors)):
