@@ -88,8 +88,16 @@ class SteppedModule(LightningModule):
             f"last good checkpoint: {last}. Lower the learning rate or look at these samples, then go on with --resume auto"
         )
 
+    def _processes(self) -> tuple[int, int]:
+        """(rank, number) of the processes that share a batch; validation is each process's own."""
+        if self._trainer is None or not self.training:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
     def _mean_over_processes(self, counts: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(counts, reduce_op="mean") if self.trainer.world_size > 1 else counts
+        if self._processes()[1] == 1:
+            return counts
+        return self.trainer.strategy.reduce(counts, reduce_op="mean")  # type: ignore[return-value]
 
 
 class TransformerModule(SteppedModule):
@@ -130,7 +138,7 @@ class TransformerModule(SteppedModule):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         mean, logvar = batch["moments"].chunk(2, dim=2)  # (B, M, C, h, w) each
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.training else (0, 1)
+        rank, world_size = self._processes()
         rows, global_size = slice(rank, None, world_size), len(mean) * world_size
         draw = self.objective.draw(global_size, tuple(mean.shape[1:]), generator).shard(rank, world_size)
         posterior_noise = torch.randn(global_size, *mean.shape[1:], generator=generator)[rows]

@@ -1,0 +1,25 @@
+"""The moving average against its recurrence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmdit.training.ema import EMA, ema_decay
+
+
+def test_decay_warms_up_to_its_final_value() -> None:
+    assert ema_decay(0, 0.99) == pytest.approx(0.1)
+    assert ema_decay(8, 0.99) == pytest.approx(0.5)
+    assert ema_decay(10_000, 0.99) == 0.99
+
+
+def test_average_follows_the_recurrence() -> None:
+    update = EMA(decay=0.6)._kwargs["multi_avg_fn"]
+    averaged, expected = [torch.zeros(3)], torch.zeros(3)
+    for n in range(1, 8):
+        current = [torch.full((3,), float(n))]
+        update(averaged, current, torch.tensor(n))
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    torch.testing.assert_close(averaged[0], expected)

@@ -1,0 +1,113 @@
+"""What the recipes build and refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdit.errors import UserError
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.task import Role
+from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig
+from mmdit.training.module import TransformerModule
+from mmdit.training.recipes import TrainingConfig, build_run, without_projector
+from mmdit.training.run import fit
+
+Configure = Callable[..., TrainingConfig]
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"recipe": "transformr"}, "unknown recipe 'transformr'"),
+        ({"model": ModelConfig(size="nan0")}, "unknown model size"),
+        ({"model": ModelConfig(size="debug", qk_norm="l2")}, "qk_norm"),
+        ({"model": ModelConfig(size="debug", position_embedding="learned")}, "position_embedding"),
+        ({"model": ModelConfig(size="debug", modalities=["rgb", "flow"])}, "unknown modality 'flow'"),
+        ({"alignment": AlignmentConfig(depth=9)}, "alignment_depth is 9"),
+        ({"task": TaskConfig(mixture="mmgenn")}, "unknown task mixture"),
+        ({"task": TaskConfig(mixture={"joint": -1.0})}, "is -1.0"),
+        ({"objective": ObjectiveConfig(prediction="noise")}, "prediction"),
+        ({"objective": ObjectiveConfig(timesteps="cosine")}, "timestep distribution"),
+        ({"objective": ObjectiveConfig(timesteps="uniform", timestep_settings={"mean": 1.0})}, "does not take"),
+        ({"objective": ObjectiveConfig(loss_weights={"rgbd": 1.0})}, "loss_weights"),
+        ({"data": DataConfig(path="nowhere")}, r"nowhere/latents\.json: no such file"),
+        ({"recipe": "autoencoder"}, "needs a dataset folder"),
+    ],
+)
+def test_bad_sections_are_named(tiny_config: Configure, section: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        build_run(tiny_config(**section))
+
+
+def test_trainer_settings_that_do_not_fit_are_refused(tmp_path: Path, tiny_config: Configure) -> None:
+    config = tiny_config()
+    config.trainer.accelerator = "cuda" if not torch.cuda.is_available() else "tpu"
+    with pytest.raises(UserError, match="do not fit this machine"):
+        fit(build_run(config), config.trainer, config.ema, tmp_path, None)
+
+
+def test_labels_are_hidden_beside_rgb(tiny_config: Configure) -> None:
+    model = ModelConfig(size="debug", drop_class_given_rgb=True, class_dropout_prob=0.0)
+    module = build_run(tiny_config(model=model)).module
+    assert isinstance(module, TransformerModule)
+    roles = torch.tensor([[Role.CONDITION, 0, 0, 0], [Role.GENERATE, Role.CONDITION, 0, 0]])
+    labels = module._labels(torch.tensor([3, 2]), roles, torch.ones(2))
+    assert labels.tolist() == [-1, 2]
+
+
+def test_a_step_depends_on_seed_and_batch_number_alone(tiny_config: Configure) -> None:
+    module = build_run(tiny_config()).module
+    batch = next(iter(build_run(tiny_config()).data.train_dataloader()))
+    module.eval()
+    torch.manual_seed(1)
+    first = module.losses(batch, torch.Generator().manual_seed(5))
+    torch.manual_seed(2)
+    second = module.losses(batch, torch.Generator().manual_seed(5))
+    other = module.losses(batch, torch.Generator().manual_seed(6))
+    assert torch.equal(first["loss"], second["loss"])
+    assert not torch.equal(first["loss"], other["loss"])
+    assert set(first) == {"loss", "alignment", *(f"loss/{n}" for n in ("rgb", "depth", "normal", "segmentation"))}
+
+
+def test_missing_modalities_do_not_touch_the_loss(tiny_config: Configure) -> None:
+    """Whatever stands in for a missing modality is replaced by noise, and is no target."""
+    module = build_run(tiny_config(alignment=None)).module.eval()
+    torch.nn.init.normal_(module.network.head.linears[0].weight)
+    batch = next(iter(build_run(tiny_config()).data.train_dataloader()))
+    batch["present"][:, 1] = False
+    losses = module.losses(batch, torch.Generator().manual_seed(0))
+    batch["moments"][:, 1] = 1e3
+    batch["moments"][:, 1, 4:] = 0.0
+    again = module.losses(batch, torch.Generator().manual_seed(0))
+    assert losses["loss/depth"] == 0
+    assert torch.equal(losses["loss"], again["loss"])
+
+
+def test_projector_is_left_out_of_the_export() -> None:
+    model = MultimodalDiT(
+        sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3, alignment_depth=1, alignment_dim=8
+    )
+    copy = without_projector(model)
+    assert copy.projector is None
+    assert copy.config.alignment_depth is None
+    assert {k for k in model.state_dict() if k not in copy.state_dict()} == {
+        k for k in model.state_dict() if k.startswith("projector.")
+    }
+
+
+def test_pretrained_weights_start_a_run(tmp_path: Path, tiny_config: Configure) -> None:
+    config = tiny_config(max_steps=2)
+    folder = fit(build_run(config), config.trainer, config.ema, tmp_path / "first", None)
+    start = ModelConfig(size="debug", pretrained=str(folder))
+    continued = build_run(tiny_config(model=start)).module.network
+    stored = MultimodalDiT.from_pretrained(folder / "transformer")
+    for name, weight in stored.state_dict().items():
+        assert torch.equal(weight, continued.state_dict()[name])
+    with pytest.raises(UserError, match="does not fit the model section"):
+        build_run(tiny_config(model=ModelConfig(size="debug", depth=1, pretrained=str(folder)), alignment=None))
+    with pytest.raises(UserError, match="give a pipeline folder"):
+        build_run(tiny_config(model=ModelConfig(size="debug", pretrained=str(tmp_path))))
