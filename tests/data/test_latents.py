@@ -1,0 +1,158 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmdit.data.latents import (
+    LatentShards,
+    LatentsInfo,
+    features_name,
+    read_latents_info,
+    shard_name,
+    whitening_statistics,
+)
+from mmdit.errors import UserError
+from mmdit.modality import MODALITIES
+
+COUNTS = (3, 2)
+SHAPE = (8, 4, 6)
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    """Two shards of random moments for rgb and depth, with features; returns (root, tensors of all samples)."""
+    generator = torch.Generator().manual_seed(0)
+    modalities = {
+        name: MODALITIES[name].replace(latents_mean=[0.0] * 4, latents_std=[1.0] * 4) for name in ("rgb", "depth")
+    }
+    info = LatentsInfo(modalities, ("a", "b"), 2, SHAPE, {"fingerprint": "f"}, {"teacher": "t", "shape": [6, 5]})
+    (tmp_path / "train").mkdir()
+    (tmp_path / "latents.json").write_text(json.dumps(info.to_dict()))
+    parts, ids = [], []
+    for number, count in enumerate(COUNTS):
+        part = {name: torch.randn(count, 2, *SHAPE, generator=generator).half() for name in modalities}
+        part["present"] = torch.rand(count, 2, generator=generator) < 0.5
+        part["category"] = torch.randint(-1, 2, (count,), generator=generator)
+        save_file(part, tmp_path / "train" / shard_name(number))
+        features = {"features": torch.randn(count, 2, 6, 5, generator=generator).half()}
+        save_file(features, tmp_path / "train" / features_name(number))
+        parts.append(part | features)
+        ids.append([f"{number}-{i}" for i in range(count)])
+    (tmp_path / "train" / "index.json").write_text(json.dumps({"shards": [{"ids": shard_ids} for shard_ids in ids]}))
+    return tmp_path, {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_info_survives_json(encoded):
+    info = read_latents_info(encoded[0])
+    assert LatentsInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+    assert info.modalities["depth"].settings["space"] == "disparity"
+
+
+def test_items_are_every_view_of_every_sample(encoded):
+    root, tensors = encoded
+    data = LatentShards(root, features=True)
+    assert len(data) == 10
+    for index in range(10):
+        view, sample = divmod(index, 5)
+        item = data[index]
+        assert torch.equal(
+            item["moments"], torch.stack([tensors["rgb"], tensors["depth"]], dim=1)[sample, :, view].float()
+        )
+        assert item["moments"].dtype == item["features"].dtype == torch.float32
+        assert torch.equal(item["features"], tensors["features"][sample, view].float())
+        assert torch.equal(item["present"], tensors["present"][sample])
+        assert item["category"] == tensors["category"][sample]
+        assert item["id"] == ["0-0", "0-1", "0-2", "1-0", "1-1"][sample]
+    with pytest.raises(IndexError):
+        data[10]
+
+
+def test_modalities_are_chosen_by_name_in_the_order_given(encoded):
+    root, tensors = encoded
+    data = LatentShards(root, modalities=["depth", "rgb"], mirrored=False)
+    assert len(data) == 5
+    assert list(data.modalities) == ["depth", "rgb"]
+    assert torch.equal(data[4]["moments"][0], tensors["depth"][4, 0].float())
+    assert torch.equal(data[4]["present"], tensors["present"][4].flip(0))
+    assert "features" not in data[4]
+    with pytest.raises(UserError, match="'dpeth'"):
+        LatentShards(root, modalities=["dpeth"])
+
+
+def test_workers_map_the_files_themselves(encoded):
+    root, _ = encoded
+    data = LatentShards(root)
+    expected = [data[i]["moments"] for i in range(10)]
+    copy = pickle.loads(pickle.dumps(data))
+    assert all(torch.equal(copy[i]["moments"], expected[i]) for i in range(10))
+    loader = torch.utils.data.DataLoader(data, batch_size=5, num_workers=2, multiprocessing_context="fork")
+    loaded = torch.cat([batch["moments"] for batch in loader])
+    assert torch.equal(loaded, torch.stack(expected))
+
+
+def test_lost_truncated_and_misshaped_shards_are_named(encoded):
+    root, tensors = encoded
+    path = root / "train" / shard_name(1)
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: the shard is missing"):
+        LatentShards(root)
+    for cut in (0, 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        with pytest.raises(UserError, match=r"shard-00001\.safetensors: truncated or damaged"):
+            LatentShards(root)
+    save_file({key: value[:1].clone() for key, value in tensors.items()}, path)
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: 'rgb' has shape \[1, 2, 8, 4, 6\]"):
+        LatentShards(root)
+    save_file({"rgb": tensors["rgb"][3:].clone()}, path)
+    with pytest.raises(UserError, match="'depth' has shape None"):
+        LatentShards(root)
+
+
+def test_a_shard_lost_while_training_is_named(encoded):
+    root, _ = encoded
+    data = LatentShards(root)
+    (root / "train" / shard_name(1)).unlink()
+    assert data[0]["id"] == "0-0"
+    fresh = pickle.loads(pickle.dumps(data))
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: the shard is missing"):
+        fresh[4]
+
+
+def test_features_must_be_there(encoded):
+    root, _ = encoded
+    (root / "train" / features_name(0)).unlink()
+    LatentShards(root)
+    with pytest.raises(UserError, match=r"features-00000\.safetensors"):
+        LatentShards(root, features=True)
+    values = json.loads((root / "latents.json").read_text())
+    (root / "latents.json").write_text(json.dumps(values | {"features": None}))
+    with pytest.raises(UserError, match="holds no features"):
+        LatentShards(root, features=True)
+
+
+def test_missing_and_damaged_descriptions(encoded, tmp_path):
+    root, _ = encoded
+    with pytest.raises(UserError, match=r"finished splits of .*: train"):
+        LatentShards(root, "val")
+    (root / "train" / "index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json: damaged"):
+        LatentShards(root)
+    for content in ("{", "[]", '{"format": 1}'):
+        (root / "latents.json").write_text(content)
+        with pytest.raises(UserError, match=r"latents\.json: damaged"):
+            read_latents_info(root)
+    (root / "latents.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="format 99"):
+        read_latents_info(root)
+    with pytest.raises(UserError, match="encode the dataset first"):
+        read_latents_info(root / "train")
+
+
+def test_whitening_statistics_are_mean_and_standard_deviation():
+    values = torch.randn(3, 1000, dtype=torch.float64) * torch.tensor([[1.0], [2.0], [0.5]]) + 4
+    mean, std = whitening_statistics(values.sum(dim=1), values.square().sum(dim=1), 1000)
+    torch.testing.assert_close(torch.tensor(mean, dtype=torch.float64), values.mean(dim=1))
+    torch.testing.assert_close(torch.tensor(std, dtype=torch.float64), values.std(dim=1, correction=0))
