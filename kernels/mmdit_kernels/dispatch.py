@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
@@ -91,6 +92,11 @@ def use_triton(op: str, backend: str, device: torch.device, find_problem: Callab
     if problem is not None and backend == "triton":
         raise ValueError(f"{op} cannot run on the Triton backend: {problem}; use backend='auto' or 'torch'")
     return problem is None
+
+
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make the tensor's GPU the current one, where triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def status() -> dict[str, str]:

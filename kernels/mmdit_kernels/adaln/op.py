@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mmdit_kernels.adaln.reference import gated_residual_layernorm_modulate_torch, layernorm_modulate_torch
+from mmdit_kernels.adaln.registration import (
+    find_problem,
+    gated_residual_layernorm_modulate_forward,
+    layernorm_modulate_forward,
+)
 from mmdit_kernels.dispatch import use_triton
 
 
@@ -17,6 +23,20 @@ def _check(op: str, x: Tensor, vectors: tuple[tuple[str, Tensor], ...]) -> None:
             raise ValueError(
                 f"{name} of {op} must be floating (B, D) = {expected}; got {vector.dtype} {tuple(vector.shape)}"
             )
+
+
+def _promote(*dtypes: torch.dtype) -> torch.dtype:
+    result = dtypes[0]
+    for dtype in dtypes[1:]:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def _out_dtype(h_dtype: torch.dtype, device_type: str, shift: Tensor, scale: Tensor) -> torch.dtype:
+    """Return the dtype PyTorch's own operators give; under CUDA's autocast their layer norm returns float32."""
+    if device_type == "cuda" and torch.is_autocast_enabled("cuda"):
+        h_dtype = torch.float32
+    return _promote(h_dtype, shift.dtype, scale.dtype)
 
 
 def layernorm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
@@ -36,8 +56,8 @@ def layernorm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 
         ValueError: shapes that do not fit together; backend "triton" where it cannot run.
     """
     _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
-    if use_triton("layernorm_modulate", backend, x.device, lambda: "the kernel is not built yet"):
-        raise AssertionError
+    if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale)):
+        return layernorm_modulate_forward(x, shift, scale, eps, _out_dtype(x.dtype, x.device.type, shift, scale))[0]
     return layernorm_modulate_torch(x, shift, scale, eps)
 
 
@@ -66,6 +86,9 @@ def gated_residual_layernorm_modulate(
     _check(op, x, (("gate", gate), ("shift", shift), ("scale", scale)))
     if y.shape != x.shape:
         raise ValueError(f"y of {op} must have the shape of x, {tuple(x.shape)}; got {tuple(y.shape)}")
-    if use_triton(op, backend, x.device, lambda: "the kernel is not built yet"):
-        raise AssertionError
+    if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale)):
+        h_dtype = _promote(x.dtype, gate.dtype, y.dtype)
+        out_dtype = _out_dtype(h_dtype, x.device.type, shift, scale)
+        h, out, _ = gated_residual_layernorm_modulate_forward(x, y, gate, shift, scale, eps, h_dtype, out_dtype)
+        return h, out
     return gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)

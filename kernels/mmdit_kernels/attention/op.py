@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmdit_kernels.attention.reference import Rope, attention_torch
+from mmdit_kernels.attention.registration import attention_forward, find_problem
 from mmdit_kernels.dispatch import use_triton
 
 
@@ -77,6 +78,8 @@ def attention(
             f"key_mask of attention must be bool with shape ({k.shape[0]}, {k.shape[2]}), True = attend; "
             f"got {key_mask.dtype} {tuple(key_mask.shape)}"
         )
-    if use_triton("attention", backend, q.device, lambda: "the kernel is not built yet"):
-        raise AssertionError
+    if use_triton("attention", backend, q.device, lambda: find_problem(q, k, v, rope, key_mask, scale)):
+        cos, sin = (None, None) if rope is None else rope
+        factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        return attention_forward(q, k, v, q_weight, k_weight, cos, sin, key_mask, factor)[0]
     return attention_torch(q, k, v, q_weight, k_weight, rope, key_mask, scale)

@@ -1,0 +1,59 @@
+"""Tile sizes of the attention kernels: a table by target, kernel, dtype and width; nothing is tuned while a program runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mmdit_kernels.tuning import bucket, tuned
+
+MAXIMUM_HEAD_DIM = 128
+KERNELS = ("forward", "backward_q", "backward_kv")
+
+
+class Config(NamedTuple):
+    """Rows of queries and of keys in one step, warps, and stages of the software pipeline."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def column_parts(head_dim: int) -> tuple[int, int]:
+    """Return the widths (main, tail) of the column tiles: 64 is (64, 0), 72 is (64, 16), 104 is (128, 0)."""
+    main = 16
+    while 2 * main <= head_dim:
+        main *= 2
+    if head_dim <= main:
+        return main, 0
+    tail = 16
+    while tail < head_dim - main:
+        tail *= 2
+    return (2 * main, 0) if tail == main else (main, tail)
+
+
+def select(
+    kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool
+) -> Config:
+    """Return the tiles of one kernel; ``transforms`` says that norm or rope run while loading, which takes registers."""
+    name = str(dtype).removeprefix("torch.")
+    found = tuned(f"attention_{kernel}/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}")
+    if found is not None:
+        return Config(*found)
+    if target == "interpreter":
+        return Config(64, 32, 4, 1)
+    return shipped(kernel, target, dtype, head_dim, transforms)
+
+
+def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transforms: bool) -> Config:
+    """Return the tiles of the table."""
+    width = sum(column_parts(head_dim))
+    if dtype == torch.float32:
+        return Config(32, 32, 4, 1)
+    if kernel == "forward":
+        return Config(128, 64, 8 if width > 64 else 4, 3)
+    if kernel == "backward_q":
+        return Config(128, 64, 8, 2)
+    return Config(64, 128, 8, 2)

@@ -1,0 +1,160 @@
+"""Launches of the attention kernels: outputs allocated, strides and constants put in order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdit_kernels.attention.configs import Config, column_parts, select
+from mmdit_kernels.launch import Launch
+from mmdit_kernels.tuning import target_of
+
+
+class Inputs(NamedTuple):
+    """What every kernel reads; shapes as in ``attention``, cos and sin apart."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    cos: Tensor | None
+    sin: Tensor | None
+    key_mask: Tensor | None
+    scale: float
+
+
+def aligned(*tensors: Tensor) -> bool:
+    """Tell whether every row starts on 16 bytes, so that rows are read in 16-byte pieces."""
+    return all(
+        tensor.stride(3) == 1
+        and all(stride % 8 == 0 for stride in tensor.stride()[:3])
+        and (tensor.is_meta or tensor.data_ptr() % 16 == 0)
+        for tensor in tensors
+    )
+
+
+def empty_like_tokens(x: Tensor, length: int) -> Tensor:
+    """Return an empty (B, H, length, d) laid out as (B, length, H, d), so that merging the heads copies nothing."""
+    b, h, _, d = x.shape
+    return torch.empty_permuted((b, h, length, d), (0, 2, 1, 3), dtype=x.dtype, device=x.device)
+
+
+class _Call:
+    """The part of the arguments that the three kernels share."""
+
+    def __init__(self, inputs: Inputs, target: str | None) -> None:
+        q, k = inputs.q, inputs.k
+        self.batch, self.heads, self.queries, self.head_dim = q.shape
+        self.keys = k.shape[2]
+        self.dtype = q.dtype
+        self.target = target or target_of(q.device)
+        self.vectors = [None if x is None else x.contiguous() for x in inputs[3:7]]  # norm weights, cos, sin
+        self.key_mask = None if inputs.key_mask is None else inputs.key_mask.view(torch.uint8)
+        self.qkv_strides = (*q.stride(), *k.stride(), *inputs.v.stride())
+        self.scale = inputs.scale
+
+    def pointers(self) -> tuple[Tensor | None, ...]:
+        return *self.vectors, self.key_mask
+
+    def sizes(self) -> tuple[int, ...]:
+        """Strides of the rope tables and the mask, then the size of one plane of the statistics and the lengths."""
+        tables = [0 if table is None or table.dim() == 2 else table.stride(0) for table in self.vectors[2:]]
+        mask = (0, 0) if self.key_mask is None else self.key_mask.stride()
+        plane = self.batch * self.heads * self.queries
+        return (*tables, *mask, plane, self.heads, self.queries, self.keys)
+
+    def config(self, kernel: str) -> Config:
+        transforms = any(vector is not None for vector in self.vectors)
+        return select(kernel, self.target, self.dtype, self.head_dim, self.queries, self.keys, transforms)
+
+    def programs(self, length: int, block: int) -> int:
+        return self.batch * self.heads * -(-length // block)
+
+    def constants(self, config: Config, is_aligned: bool) -> dict[str, Any]:
+        main, tail = column_parts(self.head_dim)
+        q_weight, k_weight, cos, _ = self.vectors
+        return {
+            "HEAD_DIM": self.head_dim,
+            "MAIN": main,
+            "TAIL": tail,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "HAS_Q_WEIGHT": q_weight is not None,
+            "HAS_K_WEIGHT": k_weight is not None,
+            "HAS_ROPE": cos is not None,
+            "HAS_MASK": self.key_mask is not None,
+            "EVEN_M": self.queries % config.block_m == 0,
+            "EVEN_N": self.keys % config.block_n == 0,
+            "ALIGNED": is_aligned,
+            "num_warps": config.num_warps,
+            "num_stages": config.num_stages,
+            "enable_fp_fusion": True,
+        }
+
+
+def forward_launch(inputs: Inputs, target: str | None = None) -> tuple[Launch, Tensor, Tensor]:
+    """Return the launch, the output (B, H, N, d) and the row statistics (2, B, H, N): maximum, log2 of the sum."""
+    from mmdit_kernels.attention.forward import attention_forward_kernel
+
+    call = _Call(inputs, target)
+    config = call.config("forward")
+    q, k, v = inputs[:3]
+    out = empty_like_tokens(q, call.queries)
+    stats = torch.empty((2, call.batch, call.heads, call.queries), dtype=torch.float32, device=q.device)
+    arguments = (
+        *(q, k, v, out, stats, *call.pointers(), *call.qkv_strides, *out.stride()[:3], *call.sizes()),
+        call.scale * math.log2(math.e),
+    )
+    constants = call.constants(config, aligned(q, k, v))
+    return Launch(attention_forward_kernel, call.programs(call.queries, config.block_m), arguments, constants), out, stats
+
+
+class Gradients(NamedTuple):
+    """Gradients of q, k, v, and of the norm weights per program (rows to be summed; no rows where there is no weight)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_weight: Tensor
+    k_weight: Tensor
+
+
+def backward_launches(
+    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None
+) -> tuple[Launch, Launch, Gradients]:
+    """Return the two launches, in their order, and the gradients they fill."""
+    from mmdit_kernels.attention.backward import attention_backward_kv_kernel, attention_backward_q_kernel
+
+    call = _Call(inputs, target)
+    q, k, v = inputs[:3]
+    q_config, kv_config = call.config("backward_q"), call.config("backward_kv")
+    q_programs = call.programs(call.queries, q_config.block_m)
+    kv_programs = call.programs(call.keys, kv_config.block_n)
+    q_rows, k_rows = (0 if inputs.q_weight is None else q_programs), (0 if inputs.k_weight is None else kv_programs)
+    gradients = Gradients(
+        empty_like_tokens(q, call.queries),
+        empty_like_tokens(k, call.keys),
+        empty_like_tokens(v, call.keys),
+        *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
+    )
+    delta = torch.empty((call.batch, call.heads, call.queries), dtype=torch.float32, device=q.device)
+    is_aligned = aligned(q, k, v, d_out)
+    scales = (call.scale, call.scale * math.log2(math.e))
+    q_arguments = (
+        *(q, k, v, out, d_out, stats, delta, gradients.q, gradients.q_weight, *call.pointers(), *call.qkv_strides),
+        *(*out.stride()[:3], *d_out.stride(), *gradients.q.stride()[:3], *call.sizes(), *scales),
+    )
+    kv_arguments = (
+        *(q, k, v, d_out, stats, delta, gradients.k, gradients.v, gradients.k_weight, *call.pointers()),
+        *(*call.qkv_strides, *d_out.stride(), *gradients.k.stride()[:3], *gradients.v.stride()[:3]),
+        *(*call.sizes(), *scales),
+    )
+    return (
+        Launch(attention_backward_q_kernel, q_programs, q_arguments, call.constants(q_config, is_aligned)),
+        Launch(attention_backward_kv_kernel, kv_programs, kv_arguments, call.constants(kv_config, is_aligned)),
+        gradients,
+    )
