@@ -1,0 +1,108 @@
+"""Every metric of a pipeline on a dataset: ``report.json`` of ``mmdit evaluate``.
+
+Understanding is given RGB and nothing else: a label would tell it the class. Conditioning is given one modality and no
+label. Generation is given the labels of the samples, so that its class balance is that of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mmdit.errors import UserError
+from mmdit.metrics.evaluation import Evaluation, FeatureNetwork
+from mmdit.metrics.maps import batched
+from mmdit.metrics.samples import EvaluationSamples
+from mmdit.pipelines.frozen import find_teacher, native_size
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+_MAX_DEPTH_UNITS = 65535  # of a 16-bit depth image
+
+
+def evaluate(
+    pipe: MultimodalDiTPipeline | str | Path,
+    data: str | Path,
+    split: str = "test",
+    num_samples: int | None = 128,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    teacher: FeatureNetwork | str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure a pipeline on a dataset and return the report, ready for JSON: what could not be measured is None.
+
+    Args:
+        pipe: a pipeline, a bundled name, or a folder.
+        data, split: a dataset folder and a split of it.
+        num_samples: drawn from the split with ``seed``; None = all. Generation makes as many.
+        num_inference_steps: for all tasks; None = 1 for understanding, 25 for the others.
+        guidance_scale: on the class, in generation; None = 2.
+        seed: of the samples' choice and of all noise. The report is a function of it, whatever the batch size.
+        batch_size: samples at a time.
+        device, dtype: None = as the pipeline is; a pipeline loaded here goes to the CPU in float32.
+        teacher: feature network for the Fréchet distance and ``classifier_accuracy``: an object, a folder, or the name
+            of a timm model; None = the folder ``teacher`` of the model, if there is one.
+        progress: show a bar.
+
+    Raises:
+        UserError: a model, dataset, split or number that can't be used.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give a whole number, at least 1")
+    if not isinstance(pipe, MultimodalDiTPipeline):
+        pipe = MultimodalDiTPipeline.from_pretrained(str(pipe), torch_dtype=dtype or torch.float32)
+    if device is not None or dtype is not None:
+        pipe.to(*(value for value in (device, dtype) if value is not None))
+    network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
+    samples = EvaluationSamples(data, split, pipe.modalities, native_size(pipe), num_samples, seed)
+    evaluation = Evaluation(
+        pipe, samples, num_inference_steps, guidance_scale, seed, network, depth_range(samples.info.depth_scale)
+    )
+    quiet = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with tqdm(total=len(samples), desc=f"evaluate {split}", unit="sample", disable=not progress) as bar:
+            for batch in batched(samples, batch_size):
+                evaluation.update(batch)
+                bar.update(len(batch))
+        report = evaluation.compute()
+    finally:
+        pipe.set_progress_bar_config(**quiet)
+    report["settings"] |= {
+        "model": str(pipe.name_or_path or ""),
+        "data": str(data),
+        "split": split,
+        "batch_size": batch_size,
+        "teacher": _teacher_name(network),
+    }
+    return json_safe(report)
+
+
+def depth_range(depth_scale: float) -> tuple[float, float]:
+    """What 16-bit depth images of a dataset can hold, metres: the range that aligned depth is clamped to."""
+    return depth_scale, depth_scale * _MAX_DEPTH_UNITS
+
+
+def json_safe(value: Any) -> Any:
+    """Replace NaN and infinities by None and numpy scalars by Python's, at any depth."""
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _teacher_name(network: Any) -> str | None:
+    return None if network is None else str(getattr(network, "name", type(network).__name__))

@@ -1,0 +1,282 @@
+"""The tasks and controls that a report is made of, run batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdit.metrics.arrays import RunningMean
+from mmdit.metrics.consistency import ConsistencyMetrics
+from mmdit.metrics.depth import valid_depth
+from mmdit.metrics.frechet import FeatureStatistics, feature_distance
+from mmdit.metrics.maps import MEASURED, MapMetrics, PreviousPairs, depth_space, label_set, sample_generators, unstack
+from mmdit.metrics.samples import EvaluationSamples, GroundTruth
+from mmdit.pipelines.frozen import reconstruct
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+STEPS = {"understanding": 1, "conditioning": 25, "generation": 25}
+GUIDANCE_SCALE = 2.0
+
+
+class FeatureNetwork(Protocol):
+    """Patch tokens (B, T, D) of RGB (B, 3, H, W) in [-1, 1]; ``pooled`` and ``classify`` are used if there."""
+
+    def features(self, images: Tensor) -> Tensor: ...
+
+
+class Evaluation:
+    """One pass over the samples, batch by batch; ``evaluate`` says what the arguments mean.
+
+    ``network`` is a ``FeatureNetwork`` or None; ``span`` is the depth range of the data in metres.
+    """
+
+    def __init__(
+        self,
+        pipe: MultimodalDiTPipeline,
+        samples: EvaluationSamples,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        seed: int,
+        network: Any,
+        span: tuple[float, float],
+    ) -> None:
+        self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
+        self.num_inference_steps = num_inference_steps
+        self.steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
+        self.guidance_scale = GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+        self.notes: list[str] = []
+        self.labels, self.space = label_set(pipe), depth_space(pipe)
+        names = [name for name in MEASURED if name in samples.modalities]
+        if "segmentation" in names and not self._same_classes():
+            names.remove("segmentation")
+            self.labels = None
+            self.notes.append("segmentation is not measured: the dataset's classes are not the model's")
+        self.names = names
+        self.has_rgb = "rgb" in samples.modalities
+        self.conditions = [name for name in names if self.has_rgb and len(pipe.modalities) > 1]
+        self.right, self.wrong, self.vae = self._maps(names), self._maps(names), self._maps(names)
+        self.conditioned = {name: self._maps([name]) for name in self.conditions}
+        self.consistency, self.wrong_consistency, self.vae_consistency, self.true_consistency = (
+            ConsistencyMetrics(self.space, self.labels) for _ in range(4)
+        )
+        self.pairs, self.generated_pairs = PreviousPairs(), PreviousPairs()
+        self.vae_psnr = RunningMean()
+        self.category, self.classified = RunningMean(), RunningMean()
+        self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
+        self.seconds = {task: RunningMean() for task in STEPS}
+        self.num_samples = 0
+        if network is None:
+            self.notes.append("frechet_distance is null: no feature network; name one with teacher")
+
+    def _same_classes(self) -> bool:
+        if self.labels is None:
+            return False
+        ours = dict(zip(self.labels.ids.tolist(), self.labels.names, strict=True))
+        theirs = self.info.segmentation_classes
+        return theirs is None or {int(entry["id"]): str(entry["name"]) for entry in theirs} == ours
+
+    def _maps(self, names: Iterable[str]) -> MapMetrics:
+        return MapMetrics(names, self.space, self.labels, self.span)
+
+    def update(self, batch: Sequence[GroundTruth]) -> None:
+        """Run every task on a batch of samples."""
+        self.num_samples += len(batch)
+        self._understand([sample for sample in batch if "rgb" in sample.maps])
+        for name in self.conditions:
+            self._condition(name, [sample for sample in batch if self._can_condition(name, sample)])
+        self._generate(batch)
+        self._reconstruct(batch)
+
+    def _timed(self, task: str, count: int, **arguments: Any) -> Any:
+        start = time.perf_counter()
+        output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
+        if self.pipe._execution_device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
+        return output
+
+    def _noise(self, task: str, batch: Sequence[GroundTruth]) -> list[torch.Generator]:
+        return sample_generators(self.seed, task, [sample.index for sample in batch])
+
+    def _see(
+        self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], task: str
+    ) -> list[dict[str, np.ndarray]]:
+        output = self._timed(
+            "understanding",
+            len(batch),
+            conditions={"rgb": list(images)},
+            guidance_scale=1.0,
+            generator=self._noise(task, batch),
+        )
+        return unstack(output, (name for name in self.pipe.modalities if name != "rgb"), len(batch))
+
+    def _understand(self, batch: Sequence[GroundTruth]) -> None:
+        if not batch or len(self.pipe.modalities) < 2:
+            return
+        predictions = self._see([sample.maps["rgb"] for sample in batch], batch, "understanding")
+        for prediction, truth in zip(predictions, batch, strict=True):
+            self.right.update(prediction, truth)
+            for other, its_truth in self.pairs.add(prediction, truth):
+                self.wrong.update(other, its_truth)
+
+    def _can_condition(self, name: str, sample: GroundTruth) -> bool:
+        return name in sample.maps and (name != "depth" or bool(valid_depth(sample.maps[name]).any()))
+
+    def _condition(self, name: str, batch: Sequence[GroundTruth]) -> None:
+        """X -> RGB, then X again from that RGB alone."""
+        if not batch:
+            return
+        given = [_as_condition(name, sample.maps[name]) for sample in batch]
+        output = self._timed(
+            "conditioning",
+            len(batch),
+            conditions={name: given},
+            guidance_scale=1.0,
+            generator=self._noise(name, batch),
+        )
+        images = [maps["rgb"] for maps in unstack(output, ["rgb"], len(batch))]
+        for prediction, truth in zip(self._see(images, batch, "reestimation"), batch, strict=True):
+            self.conditioned[name].update(prediction, truth)
+
+    def _class_labels(self, batch: Sequence[GroundTruth]) -> list[int | str | None]:
+        if self.pipe.id2label:
+            known = self.pipe.labels
+            return [sample.category if sample.category in known else None for sample in batch]
+        fits = len(self.info.categories) <= self.pipe.transformer.config.num_classes
+        index = {name: number for number, name in enumerate(self.info.categories)} if fits else {}
+        return [index.get(sample.category) if sample.category is not None else None for sample in batch]
+
+    def _generate(self, batch: Sequence[GroundTruth]) -> None:
+        labels = self._class_labels(batch)
+        output = self._timed(
+            "generation",
+            len(batch),
+            class_labels=labels,
+            guidance_scale=self.guidance_scale,
+            generator=self._noise("generation", batch),
+        )
+        generated = unstack(output, self.pipe.modalities, len(batch))
+        if self.labels is not None:
+            for maps, sample, label in zip(generated, batch, labels, strict=True):
+                wanted = self.labels.id_of(sample.category)
+                if label is not None and wanted is not None:
+                    self.category.update(self.labels.majority_object(maps["segmentation"]) == wanted)
+        if "rgb" in self.pipe.modalities:
+            self._measure_images("generated", [maps["rgb"] for maps in generated])
+            self._classify([maps["rgb"] for maps in generated], batch, labels)
+            if self.labels is not None:
+                seen = self._see([maps["rgb"] for maps in generated], batch, "reestimation")
+                for maps, again in zip(generated, seen, strict=True):
+                    maps["reestimated"] = again["segmentation"]
+        for maps in generated:
+            self._agree(self.consistency, maps, maps)
+            for other, own in self.generated_pairs.add(maps, maps):
+                self._agree(self.wrong_consistency, other, own)
+
+    def _agree(self, metrics: ConsistencyMetrics, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+        """Depth and labels of the first sample against normals and re-estimated labels of the second."""
+        if self.space is not None and "normal" in second:
+            metrics.update_geometry(first["depth"], second["normal"])
+        if "reestimated" in second:
+            metrics.update_segmentation(first["segmentation"], second["reestimated"])
+
+    def _reconstruct(self, batch: Sequence[GroundTruth]) -> None:
+        """Ground truth through the VAE and back, and through the codec alone."""
+        for sample in batch:
+            encoded = {}
+            for name, array in sample.maps.items():
+                if name in (*self.names, "rgb") and self._can_condition(name, sample):
+                    encoded[name] = self.pipe.codecs[name].encode(array)[None]
+            rebuilt = {name: values[0] for name, values in reconstruct(self.pipe, encoded).items()}
+            measurable = {name: sample.maps[name] for name in rebuilt if name != "rgb"}
+            self.vae.update(rebuilt, GroundTruth(sample.index, sample.id, sample.category, measurable))
+            if self.space is not None and {"depth", "normal"} <= rebuilt.keys():
+                self.vae_consistency.update_geometry(rebuilt["depth"], rebuilt["normal"])
+                relative = self.pipe.codecs["depth"].decode(encoded["depth"])[0]
+                self.true_consistency.update_geometry(relative, sample.maps["normal"])
+            if "rgb" in rebuilt:
+                error = rebuilt["rgb"].astype(np.float64) - sample.maps["rgb"]
+                self.vae_psnr.update(-10 * np.log10(max((error**2).mean() / 255**2, 1e-10)))
+                self._measure_images("real", [sample.maps["rgb"]])
+                self._measure_images("vae", [rebuilt["rgb"]])
+
+    def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
+        if self.network is not None and images:
+            with torch.no_grad():
+                batch = _to_tensor(images).to(self.pipe._execution_device)
+                pooled = (
+                    self.network.pooled(batch)
+                    if hasattr(self.network, "pooled")
+                    else self.network.features(batch).mean(dim=1)
+                )
+            self.features[name].update(pooled.float())
+
+    def _classify(self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], labels: Sequence[Any]) -> None:
+        if self.network is None or not hasattr(self.network, "classify"):
+            return
+        with torch.no_grad():
+            logits = self.network.classify(_to_tensor(images).to(self.pipe._execution_device))
+        if logits.shape[1] != len(self.info.categories):
+            return
+        for row, sample, label in zip(logits.argmax(dim=1).tolist(), batch, labels, strict=True):
+            if label is not None:
+                self.classified.update(self.info.categories[row] == sample.category)
+
+    def compute(self) -> dict[str, Any]:
+        """Close the shuffled pairs and return the report, with NaN where nothing was measured."""
+        for other, truth in self.pairs.close():
+            self.wrong.update(other, truth)
+        for other, own in self.generated_pairs.close():
+            self._agree(self.wrong_consistency, other, own)
+        geometry = ("depth_normal_angle", "pixels_used")
+        return {
+            "understanding": self.right.compute(),
+            "conditioning": {name: metrics.compute()[name] for name, metrics in self.conditioned.items()},
+            "generation": {
+                "frechet_distance": feature_distance(self.features["real"], self.features["generated"]),
+                "category_accuracy": self.category.compute(),
+                "classifier_accuracy": self.classified.compute(),
+                "consistency": self.consistency.compute(),
+            },
+            "controls": {
+                "shuffled_understanding": self.wrong.compute(),
+                "shuffled_consistency": self.wrong_consistency.compute(),
+                "vae_only": {
+                    **self.vae.compute(),
+                    "rgb": {"psnr": self.vae_psnr.compute()},
+                    "frechet_distance": feature_distance(self.features["real"], self.features["vae"]),
+                    "consistency": {key: self.vae_consistency.compute()[key] for key in geometry},
+                },
+                "ground_truth": {"consistency": {key: self.true_consistency.compute()[key] for key in geometry}},
+            },
+            "settings": {
+                "num_samples": self.num_samples,
+                # One number where the caller gave one, else what each task used.
+                "num_inference_steps": self.num_inference_steps or dict(self.steps),
+                "guidance_scale": self.guidance_scale,
+                "seed": self.seed,
+                "scheduler": type(self.pipe.scheduler).__name__,
+                "device": str(self.pipe._execution_device),
+                "dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
+                "depth_space": self.space,
+                "depth_range": list(self.span),
+                "notes": self.notes,
+            },
+            "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.seconds.items()}},
+        }
+
+
+def _as_condition(name: str, array: np.ndarray) -> np.ndarray:
+    """A map that the pipeline reads as what it is: metric depth of less than a metre would pass for a relative map."""
+    if name == "depth" and np.nanmax(array) <= 1:
+        return array * np.float32(10 / np.nanmax(array))
+    return array
+
+
+def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

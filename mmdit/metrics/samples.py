@@ -1,0 +1,94 @@
+"""The samples a model is measured on: raw ground truth at the model's size, a fixed choice in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmdit.data.manifest import DatasetInfo, Sample, read_dataset_info, read_manifest
+from mmdit.data.raw import load_raw
+from mmdit.data.transforms import JointTransform, crop_and_resize
+from mmdit.errors import UserError
+from mmdit.modality import Modality
+
+_RESAMPLE = {"rgb": "area"}
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """One sample in raw units; a modality that it lacks is no key of ``maps``.
+
+    maps: rgb uint8 (H, W, 3); depth float32 (H, W), metres, 0 = invalid; normal float32 (H, W, 3), unit, camera frame;
+    segmentation int64 (H, W), label ids.
+    """
+
+    index: int
+    id: str
+    category: str | None
+    maps: Mapping[str, np.ndarray]
+
+
+class EvaluationSamples:
+    """``num_samples`` of a split, read one by one.
+
+    The choice is drawn once from ``seed`` and stays in the drawn order, so that neighbours are strangers even where the
+    manifest is sorted by category: the shuffled controls pair neighbours. Images are cropped in the middle and resized.
+
+    Args:
+        root, split: the dataset.
+        modalities: the model's; those that the dataset lacks are left out.
+        num_samples: None = the whole split; a split with fewer is used whole.
+        size: height and width in pixels.
+        seed: of the choice.
+
+    Raises:
+        UserError: no dataset or split there, num_samples < 1, or no modality in common.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        modalities: Mapping[str, Modality],
+        size: int,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if num_samples is not None and num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}: give a whole number, at least 1")
+        self.info: DatasetInfo = read_dataset_info(root)
+        self.modalities = {name: record for name, record in modalities.items() if name in self.info.modalities}
+        if not self.modalities:
+            raise UserError(
+                f"{root} has {', '.join(self.info.modalities)}, none of the model's {', '.join(modalities)}"
+            )
+        samples = read_manifest(self.info, split)
+        order = np.random.default_rng(seed).permutation(len(samples))[:num_samples]
+        self.samples: list[Sample] = [samples[index] for index in order]
+        self.transform = JointTransform(size)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[GroundTruth]:
+        for index, sample in enumerate(self.samples):
+            yield self._load(index, sample)
+
+    def _load(self, index: int, sample: Sample) -> GroundTruth:
+        raw = {}
+        for name, record in self.modalities.items():
+            path = sample.files.get(name)
+            if path is not None:
+                raw[name] = load_raw(path, record, self.info.depth_scale)
+        sizes = {name: array.shape[:2] for name, array in raw.items()}
+        if len(set(sizes.values())) > 1:
+            listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
+            raise UserError(f"sample {sample.id!r}: the modalities differ in size: {listed}")
+        if raw:
+            draw = self.transform.draw(*next(iter(sizes.values())))
+            raw = {name: crop_and_resize(array, draw, _RESAMPLE.get(name, "nearest")) for name, array in raw.items()}
+        category = self.info.categories[sample.category] if sample.category >= 0 else None
+        return GroundTruth(index, sample.id, category, raw)
