@@ -1,7 +1,7 @@
 """Classifier-free guidance (arXiv 2207.12598) on the class and, through ABSENT, on the condition.
 
-v = v_full + (s_y - 1) (v_full - v_without_class) + (s_c - 1) (v_full - v_without_condition), each term where it is asked
-for, and only while t is inside the guidance interval (arXiv 2404.07724).
+v = v_full + (s_y - 1) (v_full - v_without_class) + (s_c - 1) (v_full - v_without_condition), each term where it is
+asked for, and only while t is inside the guidance interval (arXiv 2404.07724).
 """
 
 from __future__ import annotations

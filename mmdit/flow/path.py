@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from mmdit.task import Role, role_timesteps
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,18 @@ def linear_path(clean: Tensor, noise: Tensor, timesteps: Tensor) -> PathSample:
     """Sample the path between ``clean`` (t = 0) and ``noise`` (t = 1), each modality at its own timestep."""
     t = expand(timesteps, clean)
     return PathSample((1 - t) * clean + t * noise, noise - clean, timesteps)
+
+
+def place(
+    latents: Tensor, clean: Tensor, noise: Tensor, roles: Tensor, t: float, condition_time: float
+) -> tuple[Tensor, Tensor]:
+    """What a sampler shows the network at time t: latents (n B, M, C, H, W) and timesteps (n B, M).
+
+    GENERATE: the state ``latents``; CONDITION: ``clean`` at ``condition_time`` on the path to its ``noise``, which stays
+    the same; ABSENT: that noise. ``roles`` is (n B, M) for n copies of the batch: guidance asks under several at once.
+    """
+    branches = len(roles) // len(latents)
+    latents, clean, noise = (x.repeat(branches, 1, 1, 1, 1) for x in (latents, clean, noise))
+    timesteps = role_timesteps(roles, torch.full((len(roles),), t, device=roles.device), condition_time)  # (n B, M)
+    held = linear_path(clean, noise, timesteps).x_t
+    return torch.where(expand(roles == Role.GENERATE, latents), latents, held), timesteps

@@ -113,7 +113,9 @@ def make_scheduler(name: str) -> SchedulerMixin:
     return SCHEDULERS[name]()
 
 
-def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+def set_timesteps(
+    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str | None = None
+) -> None:
     """Lay out n steps that start at pure noise, t = 1.
 
     diffusers' Euler and Heun by default space n points from 1 to 1/1000 and so waste their last step; like diffusers'

@@ -9,7 +9,14 @@ import torch
 from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
 from torch import Tensor, nn
 
-__all__ = ["MLP", "QK_NORMS", "AdaLayerNorm", "SelfAttention", "gated_residual_layernorm_modulate", "layernorm_modulate"]
+__all__ = [
+    "MLP",
+    "QK_NORMS",
+    "AdaLayerNorm",
+    "SelfAttention",
+    "gated_residual_layernorm_modulate",
+    "layernorm_modulate",
+]
 
 Rope = tuple[Tensor, Tensor]
 

@@ -1,8 +1,8 @@
 """Condition modalities as users have them (PIL, numpy, tensors; one or many) -> what the VAE reads.
 
-One rule for sizes: every condition is resized to the size of the output, which is ``height`` x ``width``, or the model's
-own where they are not given. The conditions of one sample must have one size, for they are aligned pixel by pixel;
-conditions of different sizes are refused unless ``height`` and ``width`` say that a resize is wanted.
+One rule for sizes: every condition is resized to the size of the output, which is ``height`` x ``width``, or the
+model's own where they are not given. The conditions of one sample must have one size, for they are aligned pixel by
+pixel; conditions of different sizes are refused unless ``height`` and ``width`` say that a resize is wanted.
 """
 
 from __future__ import annotations

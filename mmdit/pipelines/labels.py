@@ -14,7 +14,7 @@ ClassLabel = int | str | None
 
 
 def label_ids(id2label: Mapping[int, str]) -> dict[str, int]:
-    """Name -> id. A name may list synonyms, "tench, Tinca tinca" (ImageNet): each counts, the first id that has it wins."""
+    """Name -> id. A name may list synonyms, "tench, Tinca tinca" (ImageNet); of equal ones the first id wins."""
     ids: dict[str, int] = {}
     for index, names in id2label.items():
         for name in (names, *names.split(",")):
@@ -47,7 +47,9 @@ def _resolve(label: Any, num_classes: int, names: Mapping[str, int]) -> int | No
         if label in names:
             return names[label]
         if not names:
-            raise UserError(f"class label {label!r} is a name, and this model has no names: give 0 to {num_classes - 1}")
+            raise UserError(
+                f"class label {label!r} is a name, and this model has no names: give 0 to {num_classes - 1}"
+            )
         folded = {name.casefold(): index for name, index in names.items()}
         if label.strip().casefold() in folded:
             return folded[label.strip().casefold()]

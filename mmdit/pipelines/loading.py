@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -38,7 +39,9 @@ def resolve_model(name: str | os.PathLike[str]) -> Path | str:
     if str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")):
         return str(name)
     known = f"bundled are {', '.join(nearest_names(str(name), bundled, 5))}" if bundled else "no model is bundled"
-    raise UserError(f"no model {str(name)!r}: give a bundled name ({known}), an existing folder, or a Hub id owner/name")
+    raise UserError(
+        f"no model {str(name)!r}: give a bundled name ({known}), an existing folder, or a Hub id owner/name"
+    )
 
 
 def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> None:
@@ -90,3 +93,20 @@ def _read_json(path: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
     return values
+
+
+def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs: Mapping[str, Any]) -> Path:
+    """Fetch a Hub repository with ``hub``, diffusers' own ``download``; one line for whatever goes wrong."""
+    try:
+        return Path(hub(repository, **kwargs))
+    except Exception as error:  # the network, the Hub and the repository each have exceptions of their own
+        raise UserError(
+            f"model {repository!r} is neither bundled nor a local folder, and the Hub did not deliver it: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without the pages that some add."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,8 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.data.codecs import Codec, build_codec
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import linear_path
+from mmdit.flow.path import expand, place
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.latents.codec import LatentCodec
@@ -33,9 +32,9 @@ from mmdit.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, resolve_model
-from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
-from mmdit.task import Role, role_timesteps
+from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
+from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
+from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
 
@@ -62,8 +61,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
-    _optional_components: list[str] = []
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     transformer: MultimodalDiT
     vae: AutoencoderKL
@@ -80,7 +78,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self._modalities = _ordered_modalities(transformer.config.modalities, modalities)
-        self._id2label = {int(key): str(name) for key, name in sorted((id2label or {}).items(), key=lambda kv: int(kv[0]))}
+        names = {int(key): str(name) for key, name in (id2label or {}).items()}  # JSON makes the keys strings
+        self._id2label = dict(sorted(names.items()))
         self.register_to_config(
             modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
             id2label=self._id2label or None,
@@ -88,9 +87,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         self.codecs: dict[str, Codec] = {name: build_codec(modality) for name, modality in self._modalities.items()}
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
         if vae.config.latent_channels != transformer.config.in_channels:
-            raise UserError(
-                f"the VAE has {vae.config.latent_channels} latent channels, the transformer {transformer.config.in_channels}"
-            )
+            ours, theirs = transformer.config.in_channels, vae.config.latent_channels
+            raise UserError(f"the transformer reads {ours} latent channels, the VAE makes {theirs}")
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
@@ -136,32 +134,26 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         Weights are read from safetensors only. Call it on this class: ``DiffusionPipeline`` doesn't know it by name.
 
         Raises:
-            UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged or holds a pickle.
+            UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged, holds a pickle.
         """
-        if kwargs.setdefault("use_safetensors", True) is not True:
-            raise UserError(f"use_safetensors is {kwargs['use_safetensors']}: weights are read from safetensors only")
-        folder = resolve_model(pretrained_model_name_or_path)
+        if kwargs.get("use_safetensors") is False:
+            raise UserError("use_safetensors is False: weights are read from safetensors only")
+        kwargs["use_safetensors"] = True
+        name = str(pretrained_model_name_or_path)
+        folder = resolve_model(name)
         if isinstance(folder, str):
-            folder = cls._download(folder, kwargs)
+            folder = download(super().download, folder, kwargs)
         check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
         try:
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
-            raise UserError(f"model {str(pretrained_model_name_or_path)!r} can't be loaded: {_first_line(error)}") from error
-        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+            raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
+        pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
-    @classmethod
-    def _download(cls, repository: str, kwargs: dict[str, Any]) -> Path:
-        try:
-            return Path(cls.download(repository, **kwargs))
-        except Exception as error:  # the network, the Hub or the repository: each has exceptions of its own
-            raise UserError(
-                f"model {repository!r} is neither bundled nor a local folder, and the Hub did not deliver it: "
-                f"{_first_line(error)}"
-            ) from error
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
+    ) -> None:
         """Save as diffusers does, always as safetensors: pickled weights could not be loaded again."""
         if not safe_serialization:
             logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
@@ -208,13 +200,13 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         Args:
             class_labels: id, name, None (no label), or a list of these, which makes one sample each.
             conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
-                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all lie
-                in [0, 1] = relative depth as this pipeline returns it; normal: unit vectors (H, W, 3); segmentation:
-                label ids (H, W). They are resized to the size of the output; conditions of one sample that differ
-                in size are refused unless ``height`` and ``width`` are given.
+                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all
+                lie in [0, 1] = relative depth as this pipeline returns it; normal: unit vectors (H, W, 3);
+                segmentation: label ids (H, W). They are resized to the size of the output; conditions of one sample
+                that differ in size are refused unless ``height`` and ``width`` are given.
             num_images: samples per label and condition, next to each other in the output.
-            height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size; None =
-                the model's own, also for conditions of another size.
+            height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
+                None = the model's own, also for conditions of another size.
             num_inference_steps: steps of the sampler; one is enough for understanding.
             guidance_scale: classifier-free guidance on the class; 1 = off.
             guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
@@ -229,8 +221,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: tensors the callback is given; "latents" (float32) is the only one.
 
         Returns:
-            ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the output's
-            units).
+            ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
+            output's units).
 
         Raises:
             UserError: anything above that is out of range, unknown, or doesn't fit together.
@@ -269,10 +261,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         clean = self._clean_latents(codec, given, noise)  # (B, M, C, h, w), 0 where nothing is given
 
         # 3. Denoise
-        latents, timesteps = _place(noise, clean, noise, roles, 1.0, condition_time)
+        latents, _ = place(noise, clean, noise, roles, 1.0, condition_time)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
-            x_t, timesteps = _place(latents, clean, noise, roles, t, condition_time)
+            x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)
             output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
@@ -290,7 +282,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
                 guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
-                latents, _ = _place(latents, clean, noise, roles, t, condition_time)
+                latents, _ = place(latents, clean, noise, roles, t, condition_time)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
                     latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
@@ -298,7 +290,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                     progress_bar.update()
 
         # 4. Decode
-        latents = torch.where(_like_latents(roles == Role.CONDITION), clean, latents)
+        latents = torch.where(expand(roles == Role.CONDITION, latents), clean, latents)
         if output_type == "latent":
             output = MultimodalDiTPipelineOutput(latents=latents)
         else:
@@ -307,7 +299,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def _check_inputs(
-        self, num_images: int, num_inference_steps: int, condition_time: float, output_type: str, tensor_inputs: Sequence[str]
+        self,
+        num_images: int,
+        num_inference_steps: int,
+        condition_time: float,
+        output_type: str,
+        tensor_inputs: Sequence[str],
     ) -> None:
         for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
             if not isinstance(value, int | np.integer) or value < 1:
@@ -339,7 +336,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> Tensor:
         if isinstance(generator, list) and len(generator) != shape[0]:
-            raise UserError(f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one")
+            raise UserError(
+                f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one"
+            )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
@@ -360,7 +359,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         decoded = {}
         for index, name in enumerate(self._modalities):
             images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
-            decoded[name] = _as_output(self.codecs[name].decode(images), output_type, latents.device)
+            decoded[name] = as_output(self.codecs[name].decode(images), output_type, latents.device)
         return decoded
 
 
@@ -374,38 +373,3 @@ def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | No
         name: modalities[name] if isinstance(modalities[name], Modality) else Modality.from_dict(modalities[name])
         for name in names
     }
-
-
-def _like_latents(mask: Tensor) -> Tensor:
-    return mask[:, :, None, None, None]  # (B, M) -> (B, M, 1, 1, 1)
-
-
-def _place(
-    latents: Tensor, clean: Tensor, noise: Tensor, roles: Tensor, t: float, condition_time: float
-) -> tuple[Tensor, Tensor]:
-    """What the network sees at time t under ``roles`` (n B, M), the batch repeated n times: latents and timesteps.
-
-    GENERATE: the state; CONDITION: what is given, at t_c on the path to its own fixed noise; ABSENT: that noise.
-    """
-    branches = len(roles) // len(latents)
-    latents, clean, noise = (x.repeat(branches, 1, 1, 1, 1) for x in (latents, clean, noise))
-    timesteps = role_timesteps(roles, torch.full((len(roles),), t, device=roles.device), condition_time)  # (n B, M)
-    held = linear_path(clean, noise, timesteps).x_t
-    return torch.where(_like_latents(roles == Role.GENERATE), latents, held), timesteps
-
-
-def _as_output(raw: np.ndarray, output_type: str, device: torch.device) -> list[Image.Image] | np.ndarray | Tensor:
-    """A codec's batch as the caller wants it; colour images are what codecs decode to uint8."""
-    is_image = raw.dtype == np.uint8
-    if output_type == "pil":
-        return [Image.fromarray(image) for image in raw] if is_image else raw
-    values = raw.astype(np.float32) / 255 if is_image else raw
-    if output_type == "np":
-        return values
-    tensor = torch.from_numpy(values).to(device)
-    return tensor.permute(0, 3, 1, 2).contiguous() if is_image else tensor  # (N, 3, H, W) for images, as in diffusers
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

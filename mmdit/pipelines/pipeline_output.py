@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ class MultimodalDiTPipelineOutput(BaseOutput):
             "depth" (1 = far) or "disparity" (1 = near).
         normal: float32 (N, H, W, 3), unit vectors in the camera frame: x right, y up, z towards the viewer.
         segmentation: int64 (N, H, W), label ids of the classes in ``pipe.modalities["segmentation"]``.
-        latents: (N, M, C, h, w), with ``output_type="latent"`` only, and then the only field; a given modality's are its
+        latents: (N, M, C, h, w), with ``output_type="latent"`` only, and then the only field; a given modality has its
             clean latents.
     """
 
@@ -42,3 +43,15 @@ class MultimodalDiTPipelineOutput(BaseOutput):
         for name in values.keys() - own.keys():
             output[name] = values[name]
         return output
+
+
+def as_output(raw: np.ndarray, output_type: str, device: torch.device) -> list[Image.Image] | np.ndarray | Tensor:
+    """A codec's batch as the caller wants it; colour images are what codecs decode to uint8."""
+    is_image = raw.dtype == np.uint8
+    if output_type == "pil":
+        return [Image.fromarray(image) for image in raw] if is_image else raw
+    values = raw.astype(np.float32) / 255 if is_image else raw
+    if output_type == "np":
+        return values
+    tensor = torch.from_numpy(values).to(device)
+    return tensor.permute(0, 3, 1, 2).contiguous() if is_image else tensor  # (N, 3, H, W) for images, as in diffusers
