@@ -65,7 +65,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock"]
     _repeated_blocks = ["DiTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "modulation", "norm"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "modulation", "norm"]
 
     @register_to_config
     def __init__(

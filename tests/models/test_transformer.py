@@ -1,0 +1,322 @@
+"""The whole network against a naive re-implementation, and what diffusers asks of a model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mmdit.conditioning import Conditioning
+from mmdit.errors import UserError
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.task import Role
+
+MakeModel = Callable[..., MultimodalDiT]
+MakeInputs = Callable[..., tuple[Tensor, Tensor, Tensor, Conditioning]]
+
+
+def naive_mmgen(weights: dict[str, Tensor], latents: Tensor, t: Tensor, task: Tensor, label: Tensor) -> Tensor:
+    """MMGen's network (arXiv 2503.20644) for M = 4, C = 4, p = 2, D = 32, 2 heads, by plain operations.
+
+    ``task`` (B, D) is the entry of its task table.
+    """
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    b, m, channels, height, width = latents.shape
+    h, w, d = height // 2, width // 2, 32
+    kernel = weights["patch_embed.proj.weight"].view(d, m * channels, 2, 2)
+    x = F.conv2d(latents.flatten(1, 2), kernel, weights["patch_embed.proj.bias"], stride=2).flatten(2).transpose(1, 2)
+    omega = 10000 ** (-torch.arange(d // 4, dtype=torch.float64) / (d // 4))
+    row, column = (
+        g.flatten()[:, None] * omega for g in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    )
+    x = x + torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1).float()
+
+    frequency = torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    embedded = []
+    for i in range(m):
+        angle = t[:, i : i + 1] * frequency
+        embedded.append(
+            linear(F.silu(linear(torch.cat([angle.cos(), angle.sin()], 1), "time_embed.mlp.0")), "time_embed.mlp.2")
+        )
+    c = linear(F.silu(linear(torch.cat(embedded, 1), "time_embed.fuse.0")), "time_embed.fuse.2")
+    c = c + task + weights["conditioner.embedding_table.weight"][label]
+
+    for n in range(2):
+        parts = linear(F.silu(c), f"blocks.{n}.modulation.1")[:, None].split(d, dim=-1)
+        y = norm(x) * (1 + parts[1]) + parts[0]
+        q, k, v = (z.view(b, -1, 2, 16).transpose(1, 2) for z in linear(y, f"blocks.{n}.attn.qkv").split(d, dim=-1))
+        y = ((q @ k.transpose(2, 3)) / 4).softmax(-1) @ v
+        x = x + parts[2] * linear(y.transpose(1, 2).flatten(2), f"blocks.{n}.attn.proj")
+        y = norm(x) * (1 + parts[4]) + parts[3]
+        y = F.gelu(linear(y, f"blocks.{n}.mlp.fc1"), approximate="tanh")
+        x = x + parts[5] * linear(y, f"blocks.{n}.mlp.fc2")
+
+    out = torch.empty_like(latents)
+    for i in range(m):
+        shift, scale = linear(F.silu(c), f"head.norms.{i}.modulation.1")[:, None].split(d, dim=-1)
+        patches = linear(norm(x) * (1 + scale) + shift, f"head.linears.{i}")  # (B, T, p p C)
+        out[:, i] = torch.einsum("nhwpqc->nchpwq", patches.view(b, h, w, 2, 2, channels)).reshape(latents[:, i].shape)
+    return out
+
+
+def test_the_default_network_is_mmgens(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model()
+    latents, t, _, conditioning = make_inputs(model, batch=3)
+    base, table = model.role_embed.base, model.role_embed.table
+    for given in (None, 0, 3):
+        roles = torch.full((3, 4), int(Role.GENERATE))
+        task = base + table[:, Role.GENERATE].sum(0)
+        if given is not None:
+            roles[:, given] = Role.CONDITION
+            task = task - table[given, Role.GENERATE] + table[given, Role.CONDITION]
+        with torch.no_grad():
+            out = model(latents, t, roles, conditioning).sample
+            expected = naive_mmgen(model.state_dict(), latents, t, task.expand(3, -1), torch.arange(3))
+        assert out.std() > 0.05
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_xl_has_mmgens_parameters() -> None:
+    """By the list of parts of SiT-XL/2 with MMGen's additions; on the meta device, so nothing is allocated."""
+    with torch.device("meta"):
+        model = MultimodalDiT(alignment_depth=8)
+    d = 1152
+    linear = lambda i, o: i * o + o  # noqa: E731
+    block = linear(d, 3 * d) + linear(d, d) + linear(d, 4 * d) + linear(4 * d, d) + linear(d, 6 * d)
+    time = linear(256, d) + linear(d, d // 2) + linear(4 * d // 2, d) + linear(d, d)
+    head = 4 * (linear(d, 2 * d) + linear(d, 16))
+    projector = linear(d, 2048) + linear(2048, 2048) + linear(2048, 768)
+    roles = d + 4 * 4 * d  # MMGen: 5 d
+    expected = 28 * block + linear(64, d) + time + 1001 * d + roles + head + projector
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_starts_at_zero_velocity() -> None:
+    torch.manual_seed(0)
+    model = MultimodalDiT(sample_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=5)
+    out = model(
+        torch.randn(2, 4, 4, 8, 8), torch.rand(2, 4), torch.zeros(2, 4, dtype=torch.long), model.conditioner([0, 1])
+    )
+    assert (out.sample == 0).all()
+    assert all((block.modulation[1].weight == 0).all() for block in model.blocks)
+
+
+@pytest.mark.parametrize("config", [{}, {"qk_norm": "rms_norm", "position_embedding": "rope"}], ids=["mmgen", "modern"])
+@pytest.mark.parametrize("size", [(4, 12), (16, 8)])
+def test_sizes_that_are_not_square(make_model: MakeModel, make_inputs: MakeInputs, config: dict, size: tuple) -> None:
+    model = make_model(**config)
+    inputs = make_inputs(model, 2, *size)
+    out = model(*inputs).sample
+    assert out.shape == inputs[0].shape
+    assert out.std() > 0
+
+
+def test_any_modalities_and_channels(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model(modalities=["rgb", "albedo"], in_channels=16, patch_size=1)
+    inputs = make_inputs(model)
+    assert inputs[0].shape == (2, 2, 16, 8, 8)
+    assert model(*inputs).sample.shape == (2, 2, 16, 8, 8)
+
+
+def test_samples_do_not_see_each_other(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model(qk_norm="rms_norm", position_embedding="rope")
+    latents, t, roles, conditioning = make_inputs(model, batch=3)
+    whole = model(latents, t, roles, conditioning).sample
+    alone = model(latents[1:2], t[1:2], roles[1:2], Conditioning(conditioning.vector[1:2])).sample
+    torch.testing.assert_close(whole[1:2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_every_input_matters(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model()
+    latents, t, roles, conditioning = make_inputs(model)
+    out = model(latents, t, roles, conditioning).sample
+    for changed in (
+        model(latents + 0.1, t, roles, conditioning),
+        model(latents, 1 - t, roles, conditioning),
+        model(latents, t, (roles + 1) % 2, conditioning),
+        model(latents, t, roles, model.conditioner([4, 4])),
+    ):
+        assert (changed.sample - out).abs().max() > 1e-3
+    shared = model(latents, t, roles, model.conditioner(None)).sample  # a vector (1, D) serves the batch
+    torch.testing.assert_close(shared, model(latents, t, roles, model.conditioner([None, None])).sample)
+
+
+def test_alignment_tap(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model(alignment_depth=1, alignment_dim=6, alignment_hidden_size=12)
+    inputs = make_inputs(model)
+    out = model(*inputs, output_alignment=True)
+    assert out.alignment.shape == (2, 16, 6)
+    assert model(*inputs).alignment is None
+    # the tap is after the first block: the second does not touch it
+    torch.nn.init.zeros_(model.blocks[1].mlp.fc2.weight)
+    torch.testing.assert_close(model(*inputs, output_alignment=True).alignment, out.alignment)
+    torch.nn.init.zeros_(model.blocks[0].mlp.fc2.weight)
+    assert (model(*inputs, output_alignment=True).alignment - out.alignment).abs().max() > 1e-3
+
+
+def test_tuple_equals_dict(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model()
+    inputs = make_inputs(model)
+    assert torch.equal(model(*inputs, return_dict=False)[0], model(*inputs).sample)
+
+
+@pytest.mark.parametrize("config", [{}, {"qk_norm": "rms_norm", "position_embedding": "rope", "alignment_depth": 2}])
+def test_gradients_reach_everything_and_checkpointing_changes_nothing(
+    make_model: MakeModel, make_inputs: MakeInputs, config: dict[str, Any]
+) -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = make_model(**config).train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+            assert model.is_gradient_checkpointing
+        out = model(*make_inputs(model), output_alignment="alignment_depth" in config)
+        loss = out.sample.square().mean() + (0 if out.alignment is None else out.alignment.square().mean())
+        loss.backward()
+        results.append((loss, {name: p.grad for name, p in model.named_parameters()}))
+    (loss, gradients), (loss_checkpointed, gradients_checkpointed) = results
+    torch.testing.assert_close(loss, loss_checkpointed)
+    for name, gradient in gradients.items():
+        assert gradient is not None, name
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, gradients_checkpointed[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str
+)
+def test_dtypes(make_model: MakeModel, make_inputs: MakeInputs, dtype: torch.dtype, tolerance: float) -> None:
+    model = make_model(qk_norm="rms_norm", position_embedding="rope")
+    expected = model(*make_inputs(model)).sample
+    model = model.to(dtype)
+    out = model(*make_inputs(model)).sample
+    assert out.dtype == dtype
+    assert (out.float() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"qk_norm": "rms"}, "unknown qk_norm 'rms'"),
+        ({"position_embedding": "sin"}, "'sin'.*did you mean 'sincos'"),
+        ({"prediction": "noise"}, "unknown prediction 'noise'"),
+        ({"block": "mmdit"}, "unknown block 'mmdit'"),
+        ({"modalities": []}, r"modalities are \[\]"),
+        ({"modalities": ["rgb", "rgb"]}, "different names"),
+        ({"hidden_size": 30, "num_heads": 4}, "hidden_size 30 is not a multiple of num_heads 4"),
+        ({"sample_size": 7}, "sample_size 7 is not a multiple of patch_size 2"),
+        ({"alignment_depth": 3}, "alignment_depth is 3: give 1 to depth = 2"),
+    ],
+)
+def test_bad_config(make_model: MakeModel, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_model(**config)
+
+
+def test_bad_shapes(make_model: MakeModel, make_inputs: MakeInputs) -> None:
+    model = make_model()
+    latents, t, roles, conditioning = make_inputs(model)
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 8, 8\): this model takes \(B, 4, 4, H, W\)"):
+        model(latents[:, :3], t, roles, conditioning)
+    with pytest.raises(ValueError, match="7 x 8 is not a multiple of the patch size 2"):
+        model(latents[..., :7, :], t, roles, conditioning)
+    with pytest.raises(ValueError, match=r"both must be \(B, M\) = \(2, 4\)"):
+        model(latents, t[:, 0], roles, conditioning)
+
+
+class TestDiffusersModel:
+    """What diffusers' own test-suite asks of a model."""
+
+    def test_save_and_load(self, make_model: MakeModel, make_inputs: MakeInputs, tmp_path: Path) -> None:
+        model = make_model(qk_norm="rms_norm", alignment_depth=1)
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["modalities"] == ["rgb", "depth", "normal", "segmentation"]
+        loaded = MultimodalDiT.from_pretrained(tmp_path)
+        assert not loaded.training
+        inputs = make_inputs(model)
+        torch.testing.assert_close(loaded(*inputs).sample, model(*inputs).sample)
+        torch.testing.assert_close(
+            loaded.conditioner([2]).vector, model.conditioner([2]).vector
+        )  # saved with the model
+
+    def test_variants(self, make_model: MakeModel, tmp_path: Path) -> None:
+        model = make_model()
+        model.half().save_pretrained(tmp_path, variant="fp16")
+        assert (tmp_path / "diffusion_pytorch_model.fp16.safetensors").is_file()
+        loaded = MultimodalDiT.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.bfloat16)
+        assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+        with pytest.raises(OSError, match="diffusion_pytorch_model"):
+            MultimodalDiT.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+    def test_half_precision_files_load_in_float32(
+        self, make_model: MakeModel, tmp_path: Path, low_cpu_mem_usage: bool
+    ) -> None:
+        make_model().half().save_pretrained(tmp_path)
+        loaded = MultimodalDiT.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+        assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+    def test_shards(self, make_model: MakeModel, make_inputs: MakeInputs, tmp_path: Path) -> None:
+        model = make_model()
+        model.save_pretrained(tmp_path, max_shard_size="40KB")
+        index = json.loads((tmp_path / "diffusion_pytorch_model.safetensors.index.json").read_text())
+        files = set(index["weight_map"].values())
+        assert len(files) > 1
+        assert sum(len(load_file(tmp_path / name)) for name in files) == len(model.state_dict())
+        inputs = make_inputs(model)
+        torch.testing.assert_close(MultimodalDiT.from_pretrained(tmp_path)(*inputs).sample, model(*inputs).sample)
+
+    def test_from_config(self, make_model: MakeModel) -> None:
+        model = make_model(position_embedding="rope", prediction="sample")
+        copy = MultimodalDiT.from_config(model.config)
+        assert dict(copy.config) == dict(model.config)
+        assert [(n, p.shape) for n, p in copy.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+
+    def test_layerwise_casting(self, make_model: MakeModel, make_inputs: MakeInputs) -> None:
+        model = make_model()
+        inputs = make_inputs(model)
+        expected = model(*inputs).sample
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        assert model.blocks[0].attn.qkv.weight.dtype == torch.float8_e4m3fn
+        latents, t, roles, _ = inputs
+        out = model(latents, t, roles, model.conditioner(torch.arange(2))).sample
+        assert out.dtype == torch.float32
+        assert np.corrcoef(out.detach().flatten(), expected.detach().flatten())[0, 1] > 0.97
+        assert model.conditioner.null(2).vector.shape == (2, 32)
+
+    def test_offloaded_weights(self, make_model: MakeModel, make_inputs: MakeInputs) -> None:
+        """Sequential offloading: weights live elsewhere, and come back for the call of the module that owns them."""
+        accelerate = pytest.importorskip("accelerate")
+        model = make_model(qk_norm="rms_norm", position_embedding="rope")
+        inputs = make_inputs(model)
+        expected, null = model(*inputs).sample.detach(), model.conditioner.null(2).vector.detach()
+        accelerate.cpu_offload(model, execution_device="cpu")
+        assert model.blocks[0].attn.qkv.weight.is_meta
+        torch.testing.assert_close(model(*inputs).sample, expected)
+        torch.testing.assert_close(model.conditioner.null(2).vector, null)
+        torch.testing.assert_close(model.conditioner([0, 1]).vector, inputs[3].vector)
+
+    def test_compile_repeated_blocks(self, make_model: MakeModel, make_inputs: MakeInputs) -> None:
+        model = make_model(qk_norm="rms_norm", position_embedding="rope")
+        inputs = make_inputs(model)
+        with torch.no_grad():
+            expected = model(*inputs).sample
+            model.compile_repeated_blocks(fullgraph=True, backend="eager")
+            torch.testing.assert_close(model(*inputs).sample, expected)
