@@ -29,7 +29,7 @@ from mmdit.errors import UserError
 from mmdit.latents.codec import LatentCodec
 from mmdit.latents.features import FeatureTeacher
 from mmdit.latents.scene_teacher import SceneTeacher
-from mmdit.latents.shard_jobs import ShardJob, check_disk, ids_digest, is_complete, shard_jobs, source_of, write_json
+from mmdit.latents.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs, write_json
 from mmdit.modality import Modality
 
 
@@ -164,7 +164,7 @@ def _write_shard(
     tensors = {key: torch.cat(values).contiguous() for key, values in parts.items()}
     job.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = job.path.with_name(f".{job.path.name}.tmp")
-    save_file(tensors, temporary, metadata={"ids": ids_digest(job.ids), "source": source_of(job.kind, info)})
+    save_file(tensors, temporary, metadata={"content": content_digest(job, info)})
     os.replace(temporary, job.path)
 
 

@@ -61,8 +61,7 @@ def is_complete(job: ShardJob, info: LatentsInfo) -> bool:
     """A file that holds just these samples, encoded by this VAE; anything else is written again."""
     try:
         with safe_open(job.path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("ids") != ids_digest(job.ids) or metadata.get("source") != source_of(job.kind, info):
+            if (file.metadata() or {}).get("content") != content_digest(job, info):
                 return False
             return all(
                 key in file.keys() and tuple(file.get_slice(key).get_shape()) == shape  # noqa: SIM118
@@ -72,17 +71,15 @@ def is_complete(job: ShardJob, info: LatentsInfo) -> bool:
         return False
 
 
-def source_of(kind: str, info: LatentsInfo) -> str:
-    """Hash of all that decides a file's content besides the samples: network, codecs, size."""
+def content_digest(job: ShardJob, info: LatentsInfo) -> str:
+    """Hash of all that decides a file's content: the ids, the network, the codecs, the size. Kept in the file.
+
+    One entry, because safetensors writes several in any order and equal shards should be equal files.
+    """
     codecs = {name: [modality.codec, dict(modality.settings)] for name, modality in info.modalities.items()}
-    made_by = info.vae["fingerprint"] if kind == "shard" else info.features
-    values = [made_by, codecs, info.source.get("size"), info.num_views]
+    made_by = info.vae["fingerprint"] if job.kind == "shard" else info.features
+    values = [job.ids, made_by, codecs, info.source.get("size"), info.num_views]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def ids_digest(ids: Sequence[str]) -> str:
-    """Hash of the ids, kept in each file to tell whether it still fits the manifest."""
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:

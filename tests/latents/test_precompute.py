@@ -242,5 +242,5 @@ def test_shards_record_their_origin(make_dataset, vae, tmp_path):
     assert values["source"] == {"licence": "CC0", "provenance": "random numbers", "size": None}
     assert read_latents_info(tmp_path / "out") == info
     with safe_open(tmp_path / "out/train/shard-00000.safetensors", framework="pt") as file:
-        assert set(file.metadata()) == {"ids", "source"}
+        assert set(file.metadata()) == {"content"}
         assert file.get_slice("depth").get_dtype() == "F16"
