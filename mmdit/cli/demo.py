@@ -14,14 +14,14 @@ from mmdit.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from mmdit.metrics.segmentation import LabelSet
-    from mmdit.modality import Modality
+    from mmdit.metrics.samples import GroundTruth
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
     Arrays = dict[str, np.ndarray]
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
 NUM_CONDITIONED = 5
+NEEDED = {"rgb", "depth", "normal", "segmentation"}
 
 
 def demo(
@@ -56,12 +56,13 @@ def demo(
 
     prepare_folder(output, 10_000_000)
     from mmdit.cli.model import load_pipeline
-    from mmdit.cli.sampling import native_size
 
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(leave=False)
-    scenes = load_scenes(pipe, data, native_size(pipe))
-    steps = Steps(pipe, num_inference_steps, guidance_scale, seed)
+    if missing := NEEDED - pipe.modalities.keys():
+        raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
+    scenes, span = load_scenes(pipe, data)
+    steps = Steps(pipe, num_inference_steps, guidance_scale, seed, span)
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
@@ -88,15 +89,6 @@ def demo(
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A rendered scene: raw arrays as on disk (depth in metres), its category, its name."""
-
-    arrays: Arrays
-    category: str | None
-    name: str
-
-
-@dataclass(frozen=True)
 class Steps:
     """The model and the settings that all parts share."""
 
@@ -104,6 +96,7 @@ class Steps:
     num_inference_steps: int
     guidance_scale: float
     seed: int
+    depth_range: tuple[float, float]
 
     def run(self, count: int, num_inference_steps: int, guidance_scale: float = 1.0, **inputs: Any) -> list[Arrays]:
         """``count`` samples with seeds from ``seed`` on."""
@@ -118,51 +111,41 @@ class Steps:
         return colored(name, array, self.pipe.modalities[name])
 
 
-def load_scenes(pipe: MultimodalDiTPipeline, data: Path, size: tuple[int, int]) -> list[Scene]:
-    """Read a dataset's test split. Raises UserError where it doesn't fit the model."""
-    from mmdit.data.manifest import modalities_from_dataset, read_dataset_info, read_manifest
-    from mmdit.data.raw import load_raw
+def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTruth], tuple[float, float]]:
+    """Read a dataset's test split at the model's size, by id, and the range of its depth in metres.
 
-    info = read_dataset_info(data)
-    records = modalities_from_dataset(info, list(pipe.modalities))
-    if "segmentation" in records and _classes(records) != _classes(pipe.modalities):
-        raise UserError(f"{data}: its segmentation classes are not the model's; give --data with those of the model")
-    scenes = []
-    for sample in read_manifest(info, "test"):
-        arrays = {
-            name: load_raw(path, records[name], info.depth_scale)
-            for name, path in sample.files.items()
-            if path and name in records
-        }
-        if {array.shape[:2] for array in arrays.values()} != {size} or arrays.keys() != records.keys():
-            raise UserError(
-                f"{data}: sample {sample.id} is not {size[1]} x {size[0]} pixels in all of {', '.join(records)}"
-            )
-        category = info.categories[sample.category] if sample.category >= 0 else None
-        scenes.append(Scene(arrays, category, sample.id))
-    return scenes
+    Raises:
+        UserError: it lacks a modality of the model, or has other classes.
+    """
+    from mmdit.metrics.evaluate import depth_range
+    from mmdit.metrics.maps import label_set
+    from mmdit.metrics.samples import EvaluationSamples
+    from mmdit.pipelines.frozen import native_size
+
+    samples = EvaluationSamples(data, "test", pipe.modalities, native_size(pipe))
+    labels = label_set(pipe)
+    classes = [(entry["id"], entry["name"]) for entry in samples.info.segmentation_classes or ()]
+    if labels is not None and classes != list(zip(labels.ids.tolist(), labels.names, strict=True)):
+        raise UserError(f"--data {data}: its segmentation classes are not the model's")
+    scenes = sorted(samples, key=lambda scene: scene.id)
+    for scene in scenes:
+        for name in {*pipe.modalities, *NEEDED} - scene.maps.keys():
+            raise UserError(f"--data {data}: sample {scene.id} has no {name}, which the demo shows")
+    return scenes, depth_range(samples.info.depth_scale)
 
 
-def _classes(records: dict[str, Modality]) -> list[tuple[int, str]]:
-    return [(entry["id"], entry["name"]) for entry in records["segmentation"].settings.get("classes") or ()]
-
-
-def _labels(steps: Steps) -> LabelSet:
-    from mmdit.metrics.segmentation import LabelSet
-
-    return LabelSet(steps.pipe.modalities["segmentation"].settings["classes"])
-
-
-def _generate(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+def _generate(steps: Steps, scenes: Sequence[GroundTruth]) -> tuple[Any, dict[str, Any], int]:
     from mmdit.cli.pictures import labelled_grid
     from mmdit.metrics.consistency import ConsistencyMetrics
+    from mmdit.metrics.maps import label_set
 
     ids = list(steps.pipe.id2label)
     outputs = steps.run(len(ids), steps.num_inference_steps, steps.guidance_scale, class_labels=ids)
     names = list(steps.pipe.modalities)
     rows = [[steps.picture(name, arrays[name]) for name in names] for arrays in outputs]
-    labels = _labels(steps)
-    consistency = ConsistencyMetrics(steps.pipe.codecs["depth"].space, labels)
+    labels = label_set(steps.pipe)
+    assert labels is not None
+    consistency = ConsistencyMetrics(steps.pipe.modalities["depth"].settings["space"], labels)
     right = []
     for index, arrays in zip(ids, outputs, strict=True):
         consistency.update_geometry(arrays["depth"], arrays["normal"])
@@ -176,16 +159,16 @@ def _generate(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any
     return labelled_grid(rows, [steps.pipe.id2label[i] for i in ids], names), measured, len(ids)
 
 
-def _understand(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+def _understand(steps: Steps, scenes: Sequence[GroundTruth]) -> tuple[Any, dict[str, Any], int]:
     from mmdit.cli.pictures import labelled_grid
 
-    outputs = steps.run(len(scenes), 1, conditions={"rgb": [scene.arrays["rgb"] for scene in scenes]})
+    outputs = steps.run(len(scenes), 1, conditions={"rgb": [scene.maps["rgb"] for scene in scenes]})
     measured = measure(steps, outputs, scenes)
     wrong = measure(steps, [*outputs[1:], *outputs[:1]], scenes)
     rows, captions = [], []
     for arrays, scene in zip(outputs, scenes, strict=True):
         own = measure(steps, [arrays], [scene])
-        row, caption = [scene.arrays["rgb"]], ["input"]
+        row, caption = [scene.maps["rgb"]], ["input"]
         for name, text in (
             ("depth", f"AbsRel {own['depth']['abs_rel']:.3f}"),
             ("normal", f"{own['normal']['mean_angle']:.1f}° obj {own['normal']['mean_angle_objects']:.0f}°"),
@@ -196,25 +179,25 @@ def _understand(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, A
         rows.append(row)
         captions.append(caption)
     columns = ["rgb", "depth", "depth", "normal", "normal", "segmentation", "segmentation"]
-    picture = labelled_grid(rows, [scene.category or scene.name for scene in scenes], columns, captions)
+    picture = labelled_grid(rows, [scene.category or scene.id for scene in scenes], columns, captions)
     return picture, {"understanding": measured, "controls": {"shuffled_understanding": wrong}}, len(scenes)
 
 
-def _condition(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, Any], int]:
+def _condition(steps: Steps, scenes: Sequence[GroundTruth]) -> tuple[Any, dict[str, Any], int]:
     from mmdit.cli.pictures import labelled_grid
     from mmdit.metrics.depth import DepthMetrics
 
     chosen = scenes[:NUM_CONDITIONED]
-    conditions = {"depth": [scene.arrays["depth"] for scene in chosen]}
+    conditions = {"depth": [scene.maps["depth"] for scene in chosen]}
     outputs = steps.run(len(chosen), steps.num_inference_steps, conditions=conditions)
     again = steps.run(len(chosen), 1, conditions={"rgb": [arrays["rgb"] for arrays in outputs]})
-    space = steps.pipe.codecs["depth"].space
-    total = DepthMetrics(space)
+    space = steps.pipe.modalities["depth"].settings["space"]
+    total = DepthMetrics(space, steps.depth_range)
     rows, captions = [], []
     for arrays, estimate, scene in zip(outputs, again, chosen, strict=True):
-        own = DepthMetrics(space)
+        own = DepthMetrics(space, steps.depth_range)
         for metric in (own, total):
-            metric.update(estimate["depth"], scene.arrays["depth"])
+            metric.update(estimate["depth"], scene.maps["depth"])
         rest = [name for name in steps.pipe.modalities if name != "depth"]
         rows.append(
             [
@@ -225,39 +208,26 @@ def _condition(steps: Steps, scenes: Sequence[Scene]) -> tuple[Any, dict[str, An
         )
         captions.append(["input", *["generated"] * len(rest), f"AbsRel {own.compute()['abs_rel']:.3f}"])
     columns = ["depth", *rest, "depth of that rgb"]
-    picture = labelled_grid(rows, [scene.category or scene.name for scene in chosen], columns, captions)
+    picture = labelled_grid(rows, [scene.category or scene.id for scene in chosen], columns, captions)
     return picture, {"conditioning": {"depth": {"abs_rel": total.compute()["abs_rel"]}}}, len(chosen)
 
 
-def _true_picture(steps: Steps, name: str, scene: Scene) -> np.ndarray:
-    array = scene.arrays[name]
+def _true_picture(steps: Steps, name: str, scene: GroundTruth) -> np.ndarray:
+    array = scene.maps[name]
     if name == "depth":  # metres -> the relative map that a perfect prediction would be
         codec = steps.pipe.codecs["depth"]
         array = codec.decode(codec.encode(array)[None])[0]
     return steps.picture(name, array)
 
 
-def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[Scene]) -> dict[str, dict[str, float]]:
+def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[GroundTruth]) -> dict[str, dict[str, float]]:
     """Errors of depth, normals and segmentation against the scenes; the numbers of ``mmdit evaluate``."""
-    from mmdit.metrics.depth import DepthMetrics
-    from mmdit.metrics.normal import NormalMetrics
-    from mmdit.metrics.segmentation import SegmentationMetrics
+    from mmdit.metrics.maps import map_metrics
 
-    labels = _labels(steps)
-    depth, normal = DepthMetrics(steps.pipe.codecs["depth"].space), NormalMetrics()
-    segmentation = SegmentationMetrics(labels)
+    metrics = map_metrics(steps.pipe, steps.depth_range)
     for arrays, scene in zip(outputs, scenes, strict=True):
-        objects = labels.objects(scene.arrays["segmentation"])
-        depth.update(arrays["depth"], scene.arrays["depth"], objects)
-        normal.update(arrays["normal"], scene.arrays["normal"], objects)
-        segmentation.update(arrays["segmentation"], scene.arrays["segmentation"], scene.category)
-    wanted = {
-        "depth": ("abs_rel", "delta1", "delta1_05"),
-        "normal": ("mean_angle", "within_11_25", "mean_angle_objects"),
-        "segmentation": ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy"),
-    }
-    computed = {"depth": depth.compute(), "normal": normal.compute(), "segmentation": segmentation.compute()}
-    return {name: {key: float(computed[name][key]) for key in keys} for name, keys in wanted.items()}
+        metrics.update(arrays, scene)
+    return metrics.compute()
 
 
 def _print_table(report: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import errno
 import importlib.metadata
 import io
 import json
-import math
 import os
 import platform
 import shutil
@@ -122,17 +121,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON as ``write_file`` does; NaN and infinity, which JSON lacks, become null."""
-    write_file(path, (json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    from mmdit.metrics.evaluate import json_safe
 
-
-def _plain(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {str(key): _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    write_file(path, (json.dumps(json_safe(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_image(path: Path, image: Image.Image) -> None:

@@ -48,7 +48,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         if match := re.match(r"Group '([^']+)' does not accept option '([^']+)'", message):
             return self._unknown_option(f"{match.group(1)}.{match.group(2)}", "key")
         if match := re.match(r"the following arguments are required: (.*)", message):
-            return f"missing {match.group(1)}; see '{self.prog} --help'"
+            missing = ", ".join(_METAVARS.get(name, f"--{name}") for name in match.group(1).split(", "))
+            return f"missing {missing}; see '{self.prog} --help'"
         message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
         message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))

@@ -15,19 +15,13 @@ import torch
 
 from mmdit.cli.model import DtypeName, check_sampling, load_pipeline
 from mmdit.cli.output import Sample, SampleWriter, prepare_folder
-from mmdit.latents.codec import LatentCodec
+from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 BATCH_SIZE = 8
 Arrays = dict[str, np.ndarray]
 Request = dict[str, Any]
-
-
-def native_size(pipe: MultimodalDiTPipeline) -> tuple[int, int]:
-    """(height, width) in pixels that the model was trained at."""
-    size = pipe.transformer.config.sample_size * LatentCodec(pipe.vae, pipe.modalities).downsampling
-    return size, size
 
 
 def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, str]:
@@ -79,7 +73,7 @@ class SamplingRun:
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.pipe = load_pipeline(model, device, dtype, scheduler)
         self.pipe.set_progress_bar_config(disable=num_inference_steps == 1, leave=False)
-        self.native = native_size(self.pipe)
+        self.native = (native_size(self.pipe),) * 2
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
     def request(self, seed: int, category: str | None = None, conditions: Mapping[str, Path] | None = None) -> Request:

@@ -1,0 +1,90 @@
+"""``mmdit evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.errors import UserError
+
+
+def evaluate(
+    data: Path,
+    output: Path,
+    split: str = "test",
+    model: str = BUNDLED_MODEL,
+    num_samples: int | None = 128,
+    num_inference_steps: int | None = None,
+    guidance_scale: float = 2.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    teacher: str | None = None,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+) -> None:
+    """Measure a model on a dataset and write every metric as JSON.
+
+    Understanding (RGB to the rest, without a label), conditioning (each modality to the rest), generation (from the samples'
+    categories), the agreement between modalities, and controls: the same numbers with the wrong input, and with no
+    diffusion at all. What can't be measured is null.
+
+    Args:
+        data: Dataset folder, the one that holds dataset.json.
+        output: The report, a JSON file; it is replaced.
+        split: Split of the dataset.
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        num_samples: Samples drawn from the split with the seed; null = all.
+        num_inference_steps: Denoising steps of every task; by default 1 for understanding and 25 for the others.
+        guidance_scale: On the category, in generation; 1 is no guidance.
+        seed: Of the choice of samples and of all noise.
+        batch_size: Samples at a time; the report does not depend on it.
+        teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+    """
+    check_seed(seed)
+    check_sampling(1 if num_inference_steps is None else num_inference_steps, guidance_scale)
+    for option, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"--{option} is {value}: give at least 1")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
+    if not data.is_dir():
+        raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
+    from mmdit.cli.output import prepare_folder, versions, write_json
+
+    prepare_folder(output.parent)
+    from mmdit.cli.model import load_pipeline
+    from mmdit.metrics.evaluate import evaluate as measure
+
+    pipe = load_pipeline(model, device, dtype)
+    report = measure(
+        pipe, data, split, num_samples, num_inference_steps, guidance_scale, seed, batch_size, teacher=teacher
+    )
+    report["settings"] |= {"model": model, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    report["settings"]["versions"] = versions()
+    write_json(output, report)
+    _print_report(report)
+    print(output)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value")
+    for key, value in flatten(
+        {key: value for key, value in report.items() if key not in ("settings", "timing")}
+    ).items():
+        if isinstance(value, float):
+            table.add_row(key, f"{value:.4g}")
+    Console(width=100).print(table)
+
+
+def flatten(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in report.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

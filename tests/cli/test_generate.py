@@ -1,0 +1,136 @@
+"""The three uses on a tiny model with random weights: files, names, sizes, determinism."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdit.cli.output import SAMPLE_FILES
+
+
+def _folders(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def _metadata(folder):
+    return json.loads((folder / "metadata.json").read_text())
+
+
+def test_generate(mmdit, tiny_pipeline_dir, tmp_path):
+    common = ("--model", tiny_pipeline_dir, "--num_inference_steps", 2, "--output", "out")
+    result = mmdit("generate", "torus", "cone", "torus", *common, "--seed", 5)
+    assert (result.code, result.out.split()) == (0, ["out/torus_5", "out/torus_6", "out/cone_5"])
+    assert {path.name for path in (tmp_path / "out" / "cone_5").iterdir()} == SAMPLE_FILES
+    metadata = _metadata(tmp_path / "out" / "torus_6")
+    assert metadata["category"] == "torus"
+    assert (metadata["seed"], metadata["num_inference_steps"], metadata["guidance_scale"]) == (6, 2, 2.0)
+
+    # A sample made alone by its own seed is the same one, and the same request may be repeated.
+    before = np.load(tmp_path / "out" / "torus_6" / "depth.npy")
+    assert mmdit("generate", "torus", *common, "--seed", 6).code == 0
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "torus_6" / "depth.npy"), before, atol=1e-4)
+
+    refused = mmdit("generate", "torus", *common, "--seed", 6, "--guidance_scale", 1)
+    assert refused.code == 2
+    assert "guidance_scale was 2.0, now 1.0" in refused.error
+    assert mmdit("generate", "torus", *common, "--seed", 6, "--guidance_scale", 1, "--overwrite").code == 0
+
+
+def test_generate_by_id_and_scheduler(mmdit, tiny_pipeline_dir, tmp_path):
+    result = mmdit("generate", 5, "--num_images", 2, "--model", tiny_pipeline_dir, "--scheduler", "heun",
+                   "--num_inference_steps", 1, "--guidance_scale", 1, "--output", "out")  # fmt: skip
+    assert result.code == 0
+    assert _folders(tmp_path / "out") == ["torus_0", "torus_1"]
+    assert "Heun" in _metadata(tmp_path / "out" / "torus_0")["scheduler"]
+
+
+def test_understand_resizes_back(mmdit, tiny_pipeline_dir, tmp_path, photo):
+    result = mmdit("understand", photo, "--model", tiny_pipeline_dir)
+    assert result.code == 0
+    folder = tmp_path / "outputs" / "understand" / "photo"
+    assert np.load(folder / "depth.npy").shape == (40, 60)
+    assert np.load(folder / "normal.npy").shape == (40, 60, 3)
+    assert Image.open(folder / "segmentation.png").size == (60, 40)
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "rgb.png")), np.asarray(Image.open(photo)))
+    metadata = _metadata(folder)
+    assert metadata["category"] is None
+    assert metadata["conditions"]["rgb"]["path"] == str(photo)
+
+
+def test_understand_at_the_models_size(mmdit, tiny_pipeline_dir, tmp_path, photo):
+    assert mmdit("understand", photo, "--model", tiny_pipeline_dir, "--match_input_size", "false").code == 0
+    folder = tmp_path / "outputs" / "understand" / "photo"
+    assert np.load(folder / "depth.npy").shape == (64, 64)
+    assert Image.open(folder / "rgb.png").size == (64, 64)
+
+
+def test_understanding_does_not_depend_on_the_company(mmdit, tiny_pipeline_dir, tmp_path, photo):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), (9, 99, 199)).save(other)
+    assert mmdit("understand", photo, "--model", tiny_pipeline_dir, "--output", "alone").code == 0
+    assert mmdit("understand", other, photo, "--model", tiny_pipeline_dir, "--output", "both").code == 0
+    alone, both = (np.load(tmp_path / folder / "photo" / "depth.npy") for folder in ("alone", "both"))
+    np.testing.assert_allclose(alone, both, atol=1e-4)
+
+
+def _save(path, mode):
+    rng = np.random.default_rng(1)
+    grey = rng.integers(0, 256, (20, 30), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "RGBA":
+        image = Image.fromarray(rng.integers(0, 256, (20, 30, 4), dtype=np.uint8))
+    elif mode == "P":
+        image = Image.fromarray(grey).convert("P")
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    image.save(path)
+    return grey
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGBA", "1", "CMYK"])
+def test_understand_takes_any_mode(mmdit, tiny_pipeline_dir, tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    grey = _save(path, mode)
+    assert mmdit("understand", path, "--model", tiny_pipeline_dir).code == 0
+    written = np.asarray(Image.open(tmp_path / "outputs" / "understand" / "image" / "rgb.png"))
+    assert written.shape == (20, 30, 3)
+    if mode in ("L", "I;16"):
+        np.testing.assert_array_equal(written[..., 0], grey)
+
+
+def test_understand_turns_photos_upright(mmdit, tiny_pipeline_dir, tmp_path):
+    image = Image.new("RGB", (30, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees to show
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    assert mmdit("understand", "phone.jpg", "--model", tiny_pipeline_dir).code == 0
+    assert np.load(tmp_path / "outputs" / "understand" / "phone" / "depth.npy").shape == (30, 20)
+
+
+def test_condition_on_our_own_outputs(mmdit, tiny_pipeline_dir, tmp_path):
+    model = ("--model", tiny_pipeline_dir, "--num_inference_steps", 2)
+    assert mmdit("generate", "torus", *model).code == 0
+    source = tmp_path / "outputs" / "generate" / "torus_0"
+    result = mmdit("condition", "--depth", source / "depth.npy", "--category", "cone", "--num_images", 2, *model)
+    assert result.code == 0
+    assert "note" not in result.err
+    out = tmp_path / "outputs" / "condition"
+    assert _folders(out) == ["torus_0_from_depth_0", "torus_0_from_depth_1"]
+    # The given map comes back as it was understood; reading clips 2% at both ends.
+    np.testing.assert_allclose(
+        np.load(out / "torus_0_from_depth_0" / "depth.npy"), np.load(out / "torus_0_from_depth_1" / "depth.npy"), atol=1e-5
+    )
+    metadata = _metadata(out / "torus_0_from_depth_0")
+    assert metadata["category"] == "cone"
+    assert set(metadata["conditions"]) == {"depth"}
+
+    rest = [f"--{name}={source / name}.png" for name in ("depth", "normal", "segmentation")]
+    assert mmdit("condition", *rest, *model).code == 0
+    folder = out / "torus_0_from_depth_normal_segmentation_0"
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(folder / "segmentation.png")), np.asarray(Image.open(source / "segmentation.png"))
+    )
