@@ -33,7 +33,7 @@ def default_backend() -> str:
     """Return the backend that "auto" callers get: ``MMDIT_KERNELS``, or "auto"; ValueError for an unknown value."""
     value = os.environ.get(ENVIRONMENT_VARIABLE, "auto") or "auto"
     if value not in BACKENDS:
-        raise ValueError(f"{ENVIRONMENT_VARIABLE} in the environment is {value!r}; it must be one of {', '.join(BACKENDS)}")
+        raise ValueError(f"{ENVIRONMENT_VARIABLE}={value!r} in the environment: must be one of {', '.join(BACKENDS)}")
     return value
 
 
@@ -100,7 +100,7 @@ def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]
 
 
 def status() -> dict[str, str]:
-    """Return what an issue report needs: backend and version, and for each operator what runs on this machine and why."""
+    """Return what an issue report needs: backend, version, and for each operator what runs here and why."""
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     backend = default_backend()
     problem = "the default backend is 'torch'" if backend == "torch" else device_problem(device_type)

@@ -60,8 +60,7 @@ def compile_ahead(launch: Launch, target: str) -> Any:
         elif kind.startswith("*") or (kind.startswith("i") and value % 16 == 0):  # type: ignore[operator]
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    gpu = (
-        GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if target.startswith("sm_") else GPUTarget("hip", target, 64)
-    )
+    cuda = target.startswith("sm_")
+    gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if cuda else GPUTarget("hip", target, 64)
     options = {name: launch.constants[name] for name in OPTIONS}
     return triton.compile(source, target=gpu, options=options)

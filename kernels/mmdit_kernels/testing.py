@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 # Bytes of shared memory that one block may have.
-SHARED_MEMORY = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 
 
 def relative_rms(value: Tensor, reference: Tensor) -> float:

@@ -54,7 +54,7 @@ def _table() -> dict[str, list[int]]:
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the tuned tile sizes in {path}: {error}; delete the file or tune again") from error
+        raise ValueError(f"cannot read the tile sizes in {path}: {error}; delete the file or tune again") from error
     return {key: [int(value) for value in values] for key, values in table["configs"].items()}
 
 

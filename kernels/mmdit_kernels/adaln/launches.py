@@ -30,7 +30,7 @@ def forward_launch(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, eps: float, h_dtype: torch.dtype,
     out_dtype: torch.dtype, target: str | None = None,
 ) -> tuple[Launch, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """Return the launch, h (None without y and gate), the output, and mean and 1 / deviation of each token (2, B, T)."""
+    """Return the launch, h (None without y and gate), the output, and each token's mean and 1 / deviation (2, B, T)."""
     from mmdit_kernels.adaln.kernels import adaln_forward_kernel
 
     b, t, d = x.shape

@@ -1,4 +1,4 @@
-"""Tile sizes of the attention kernels: a table by target, kernel, dtype and width; nothing is tuned while a program runs."""
+"""Tile sizes of the attention kernels: a table by kernel, dtype and width; nothing is tuned while a program runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def column_parts(head_dim: int) -> tuple[int, int]:
 def select(
     kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool
 ) -> Config:
-    """Return the tiles of one kernel; ``transforms`` says that norm or rope run while loading, which takes registers."""
+    """Return the tiles of one kernel; ``transforms``: norm or rope run while loading, which takes registers."""
     name = str(dtype).removeprefix("torch.")
     found = tuned(f"attention_{kernel}/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}")
     if found is not None:
@@ -53,7 +53,9 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
     if dtype == torch.float32:
         return Config(32, 32, 4, 1)
     if kernel == "forward":
-        return Config(128, 64, 8 if width > 64 else 4, 3)
+        return Config(128, 64, 8 if width > 64 or transforms else 4, 2 if transforms else 3)
     if kernel == "backward_q":
         return Config(128, 64, 8, 2)
-    return Config(64, 128, 8, 2)
+    if transforms:
+        return Config(64, 64, 8, 2)
+    return Config(32 if width > 80 else 64, 128, 8, 2)

@@ -110,11 +110,12 @@ def forward_launch(inputs: Inputs, target: str | None = None) -> tuple[Launch, T
         call.scale * math.log2(math.e),
     )
     constants = call.constants(config, aligned(q, k, v))
-    return Launch(attention_forward_kernel, call.programs(call.queries, config.block_m), arguments, constants), out, stats
+    programs = call.programs(call.queries, config.block_m)
+    return Launch(attention_forward_kernel, programs, arguments, constants), out, stats
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, and of the norm weights per program (rows to be summed; no rows where there is no weight)."""
+    """Gradients of q, k, v, and of the norm weights per program: rows to be summed, none where there is no weight."""
 
     q: Tensor
     k: Tensor

@@ -68,7 +68,7 @@ def attention_torch(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute attention with PyTorch's fused operator, norm and rope in float32 or wider; arguments as in ``attention``."""
+    """Compute attention with PyTorch's fused operator, norm and rope in float32 or wider."""
     dtype = q.dtype
     q, k = _rms_norm(q, q_weight), _rms_norm(k, k_weight)
     if rope is not None:

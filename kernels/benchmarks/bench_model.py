@@ -1,0 +1,104 @@
+"""A whole SiT-XL/2 block and a whole training step of the XL/2 model, with these kernels and with PyTorch's operators.
+
+Each way runs eagerly and under torch.compile; the weights and the batch are the same. The step is forward, velocity
+loss, backward, gradient clipping and AdamW, in bfloat16 autocast, the optimizer fused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from harness import Row, add_speedups, add_work, measure, parser, report, require_gpu
+from mmdit_kernels.dispatch import ENVIRONMENT_VARIABLE
+
+OURS = "mmdit_kernels"
+WIDTH, HEADS, TOKENS, DEPTH = 1152, 16, 256, 28
+WAYS = (("mmdit_kernels compiled", "triton", True), ("mmdit_kernels", "triton", False),
+        ("sdpa compiled", "torch", True), ("sdpa", "torch", False))  # fmt: skip
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    os.environ[ENVIRONMENT_VARIABLE] = name
+    torch._dynamo.reset()  # the backend is a constant of a compiled graph
+    try:
+        yield
+    finally:
+        os.environ.pop(ENVIRONMENT_VARIABLE)
+        if before is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = before
+
+
+def block_flops(batch: int) -> float:
+    """Return the products of one block, forward: 12 D^2 per token, and attention; the modulation is per sample."""
+    return 2.0 * batch * (TOKENS * 12 * WIDTH**2 + 2 * TOKENS**2 * WIDTH + 6 * WIDTH**2)
+
+
+def block_call(batch: int, compiled: bool) -> Callable[[], object]:
+    from mmdit.models.blocks import BLOCKS
+
+    torch.manual_seed(0)
+    block = BLOCKS["dit"](WIDTH, HEADS).to("cuda", torch.bfloat16)
+    x = torch.randn(batch, TOKENS, WIDTH, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    c = torch.randn(batch, WIDTH, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    d_out = torch.randn_like(x)
+    function = torch.compile(block) if compiled else block
+    inputs = [x, c, *block.parameters()]
+    return lambda: torch.autograd.grad(function(x, c), inputs, d_out)
+
+
+def step_call(batch: int, compiled: bool) -> Callable[[], object]:
+    from mmdit.models.transformer import MultimodalDiT
+
+    torch.manual_seed(0)
+    model = MultimodalDiT().to("cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    shape = (batch, 4, 4, 32, 32)
+    data, noise = (torch.randn(shape, device="cuda") for _ in range(2))
+    timesteps = torch.rand(batch, 1, device="cuda").expand(batch, 4).contiguous()
+    roles = torch.zeros(batch, 4, dtype=torch.long, device="cuda")
+    labels = torch.randint(0, 1000, (batch,), device="cuda")
+    t = timesteps[:, :, None, None, None]
+    x_t = (1 - t) * data + t * noise
+    function = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            velocity = function(x_t, timesteps, roles, model.conditioner(labels)).sample
+        loss = (velocity.float() - (noise - data)).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def run(options: argparse.Namespace) -> list[Row]:
+    rows = []
+    cases = (("block XL/2", (64, 256), block_call, 1), ("training step XL/2", (64,), step_call, DEPTH))
+    for op, batches, build, layers in cases:
+        for batch in batches[:1] if options.quick else batches:
+            for name, way, compiled in WAYS:
+                dtype, direction = "bfloat16", "forward+backward"
+                row = Row(op, f"B{batch} T{TOKENS} D{WIDTH}", dtype, direction, name)
+                with backend(way):
+                    measure(row, lambda: build(batch, compiled), options.repeats)  # noqa: B023
+                rows.append(add_work(row, flops=3 * layers * block_flops(batch)))
+    add_speedups(rows, OURS)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser(__doc__).parse_args(arguments)
+    require_gpu()
+    report("model", run(options), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The attention kernels against float64: output and every gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmdit_kernels import attention
+from mmdit_kernels.attention.reference import attention_reference, attention_torch
+from mmdit_kernels.testing import relative_rms
+from torch import Tensor
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+FLOAT32_LIMIT = 2e-6  # relative RMS error
+RATIO_LIMIT = 1.2  # error over the error of PyTorch's operator
+
+
+class Case(NamedTuple):
+    """Sizes and features; ``layout`` says how q, k and v lie in memory."""
+
+    dtype: torch.dtype
+    d: int
+    n: int
+    s: int
+    b: int = 1
+    h: int = 1
+    norm: bool = False
+    rope: int = 0  # dimensions of the tables: 2, 3, or 0 for none
+    mask: bool = False
+    layout: str = "packed"
+    magnitude: float = 1.0
+
+
+def qkv_of(case: Case, generator: torch.Generator) -> list[Tensor]:
+    b, h, n, s, d = case.b, case.h, case.n, case.s, case.d
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(case.dtype)
+
+    if case.layout == "packed" and n == s:
+        q, k, v = draw(b, n, 3, h, d).permute(2, 0, 3, 1, 4)
+    elif case.layout == "columns":  # the head dimension is not the dense one
+        q, k, v = (draw(b, h, d, length).transpose(2, 3) for length in (n, s, s))
+    elif case.layout == "shared":  # one head of keys and values for all, and rows that start at odd places
+        q = draw(b, h, n, d + 3)[..., 3:]
+        k, v = (draw(b, 1, s, d + 1)[..., 1:].expand(b, h, s, d) for _ in range(2))
+    else:
+        q, k, v = (draw(b, length, h, d).transpose(1, 2) for length in (n, s, s))
+    return [q * case.magnitude, k, v] if case.magnitude != 1 else [q, k, v]
+
+
+def check(case: Case, qkv: list[Tensor] | None = None, limit: float = FLOAT32_LIMIT) -> None:
+    generator = torch.Generator().manual_seed(hash(case[1:6]) % 1000)
+    qkv = qkv_of(case, generator) if qkv is None else qkv
+    weights = [1 + 0.3 * torch.randn(case.d, generator=generator) if case.norm else None for _ in range(2)]
+    rope, mask = None, None
+    if case.rope:
+        angles = 3 * torch.randn((case.b, case.n, case.d // 2)[3 - case.rope :], generator=generator)
+        rope = tuple(table.repeat_interleave(2, -1) for table in (angles.cos(), angles.sin()))
+    if case.mask:
+        mask = torch.rand(case.b, case.s, generator=generator) > 0.4
+        mask[-1, 0] = True
+        mask[: case.b - 1] = False  # fully masked
+    d_out = torch.randn(case.b, case.h, case.n, case.d, generator=generator).to(case.dtype)
+
+    results = []
+    for function, dtype in ((attention, None), (attention_torch, None), (attention_reference, torch.float64)):
+        leaves = [x if x is None else x.to(dtype or x.dtype).detach().requires_grad_() for x in (*qkv, *weights)]
+        q, k, v, q_weight, k_weight = leaves
+        tables = None if rope is None else tuple(table.to(dtype or table.dtype) for table in rope)
+        options = {"q_weight": q_weight, "k_weight": k_weight, "rope": tables, "key_mask": mask}
+        if function is attention:
+            options["backend"] = "triton"
+        out = function(q, k, v, **options)
+        inputs = [leaf for leaf in leaves if leaf is not None]
+        results.append((out, *torch.autograd.grad(out, inputs, d_out.to(out.dtype))))
+    for name, ours, theirs, exact in zip(("out", "q", "k", "v", "q_weight", "k_weight"), *results, strict=False):
+        error, baseline = relative_rms(ours, exact), relative_rms(theirs, exact)
+        # A gradient that vanishes (one key: the softmax is constant) has no relative error.
+        bound = limit if case.dtype == F32 else RATIO_LIMIT * baseline
+        if exact.abs().max() < 1e-9:
+            bound = 1e-6 if case.dtype == F32 else 2e-2
+        assert error <= max(bound, 1e-7), f"{name}: {error:.2e}, PyTorch {baseline:.2e}, of {case}"
+    if mask is not None:
+        assert torch.equal(results[0][0][: case.b - 1], torch.zeros_like(results[0][0][: case.b - 1]))
+
+
+# Every dtype, head dimension, layout and feature, and most pairs of them; the slow grid has all.
+CASES = [
+    Case(F32, 8, 1, 1, h=3),
+    Case(F32, 72, 70, 70, b=3, norm=True, rope=2, mask=True),
+    Case(F32, 64, 129, 33, layout="columns"),
+    Case(F32, 96, 17, 300, mask=True, b=2, layout="shared"),
+    Case(F32, 40, 65, 65, norm=True, rope=3, b=2),
+    Case(BF16, 72, 300, 300, h=3),
+    Case(BF16, 72, 70, 70, norm=True, rope=2),
+    Case(BF16, 128, 33, 129, norm=True, mask=True, b=2, layout="shared"),
+    Case(BF16, 16, 1, 65, layout="columns"),
+    Case(BF16, 80, 64, 32, h=3, mask=True),
+    Case(F16, 72, 67, 131, mask=True, b=2),
+    Case(F16, 32, 45, 45, rope=3, b=3),
+    Case(F16, 88, 31, 31, norm=True, layout="columns"),
+    Case(F16, 64, 128, 64, h=3, layout="shared"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{str(case.dtype)[6:]}-d{case.d}-n{case.n}-s{case.s}")
+def test_output_and_gradients(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128])
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("features", ["plain", "norm-rope", "mask"])
+def test_grid(dtype: torch.dtype, d: int, features: str, full_grid: None) -> None:
+    for n, s in ((1, 1), (7, 131), (131, 7), (300, 299)):
+        if features == "norm-rope":
+            check(Case(dtype, d, n, n, b=1, h=3, norm=True, rope=2))
+        else:
+            check(Case(dtype, d, n, s, b=3, h=1, mask=features == "mask", layout="columns" if d % 16 else "packed"))
+
+
+def test_large_logits_that_float32_holds() -> None:
+    """Logits from -1000 to 1000 with ties, exact in float32: no overflow, and the error stays that of small ones."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randint(0, 2, (1, 1, 70, 64), generator=generator).float() * 2 - 1 for _ in range(2))
+    k[:, :, :8] = q[:, :, :8]
+    k[:, :, 8:16] = -q[:, :, :8]
+    v = torch.randn(1, 1, 70, 64, generator=generator)
+    logits = 125 * (q @ k.transpose(2, 3)) / 8
+    assert (logits.amin(), logits.amax()) == (-1000, 1000)
+    check(Case(F32, 64, 70, 70), [125 * q, k, v])
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+def test_large_random_logits(dtype: torch.dtype) -> None:
+    """Logits of ±1000 and more that float32 rounds by 1e-4: the error of PyTorch's operator is the measure."""
+    case = Case(dtype, 72, 40, 70, h=3, magnitude=512.0)
+    generator = torch.Generator().manual_seed(1)
+    qkv = qkv_of(case, generator)
+    exact = [x.double().requires_grad_() for x in qkv]
+    ours, theirs = ([x.detach().clone().requires_grad_() for x in qkv] for _ in range(2))
+    d_out = torch.randn(1, 3, 40, 72, generator=generator).to(dtype)
+    outs = attention(*ours, backend="triton"), attention_torch(*theirs), attention_reference(*exact)
+    assert outs[2].isfinite().all()
+    for out in outs:
+        out.backward(d_out.to(out.dtype))
+    pairs = [outs, *((a.grad, b.grad, c.grad) for a, b, c in zip(ours, theirs, exact, strict=True))]
+    for mine, other, truth in pairs:
+        assert relative_rms(mine, truth) <= RATIO_LIMIT * relative_rms(other, truth)
+
+
+def test_repeats_are_identical_and_padding_changes_nothing() -> None:
+    """Twice the same bits; and keys masked out equal keys left out."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, length, 40, generator=generator) for length in (33, 50, 50))
+    mask = torch.arange(50)[None] < 37
+    weight = torch.ones(40)
+    grads = []
+    for keys, values, key_mask in ((k, v, mask), (k, v, mask), (k[:, :, :37], v[:, :, :37], None)):
+        leaves = [x.clone().requires_grad_() for x in (q, keys, values, weight)]
+        out = attention(*leaves[:3], k_weight=leaves[3], key_mask=key_mask, scale=0.5, backend="triton")
+        out.square().sum().backward()
+        grads.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    assert all(torch.equal(first, second) for first, second in zip(grads[0], grads[1], strict=True))
+    for masked, cut in zip(grads[0], grads[2], strict=True):
+        short = masked[:, :, :37] if masked.shape != cut.shape else masked
+        torch.testing.assert_close(short, cut, rtol=1e-5, atol=1e-5)
+    assert (grads[0][2][:, :, 37:] == 0).all()

@@ -1,0 +1,144 @@
+"""Which backend runs, what is refused and in what words; nothing here needs a GPU or triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mmdit_kernels
+import pytest
+import torch
+from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels.adaln.registration import find_problem as adaln_problem
+from mmdit_kernels.attention.registration import find_problem as attention_problem
+from mmdit_kernels.dispatch import interpreting
+
+Q = torch.ones(2, 3, 5, 8)
+X, C = torch.ones(2, 5, 6), torch.ones(2, 6)
+TABLES = (torch.ones(5, 8), torch.ones(5, 8))
+
+
+def calls(**options: Any) -> list[Any]:
+    return [
+        lambda: attention(Q, Q, Q, **options),
+        lambda: layernorm_modulate(X, C, C, **options),
+        lambda: gated_residual_layernorm_modulate(X, X, C, C, C, **options),
+    ]
+
+
+def test_unknown_backend_is_refused() -> None:
+    for call in calls(backend="cuda"):
+        with pytest.raises(ValueError, match=r"unknown backend 'cuda'.*auto, triton, torch"):
+            call()
+
+
+@pytest.mark.skipif(interpreting(), reason="the interpreter runs on the CPU")
+def test_triton_on_the_cpu_is_refused_and_says_why() -> None:
+    for call in calls(backend="triton"):
+        with pytest.raises(ValueError, match=r"cannot run on the Triton backend: .*use backend='auto' or 'torch'"):
+            call()
+
+
+@pytest.mark.skipif(interpreting(), reason="the interpreter runs on the CPU")
+def test_the_environment_sets_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMDIT_KERNELS", "triton")
+    for call in calls():
+        with pytest.raises(ValueError, match="Triton"):
+            call()
+    monkeypatch.setenv("MMDIT_KERNELS", "torch")
+    for call in calls():
+        call()
+    assert mmdit_kernels.status()["attention"] == "torch (the default backend is 'torch')"
+    monkeypatch.setenv("MMDIT_KERNELS", "fast")
+    for call in calls():
+        with pytest.raises(ValueError, match=r"MMDIT_KERNELS='fast'.*auto, triton, torch"):
+            call()
+
+
+def test_status_names_every_operator() -> None:
+    status = mmdit_kernels.status()
+    assert set(mmdit_kernels.__all__) - {"status"} <= set(status)
+    assert all(isinstance(value, str) and value for value in status.values())
+    if not torch.cuda.is_available() and not interpreting():
+        assert status["attention"].startswith("torch (")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((Q[0], Q, Q), {}, r"q \(B, H, N, d\)"),
+        ((Q, Q, Q[:, :, :4]), {}, r"v \(2, 3, 4, 8\)"),
+        ((Q, Q[:, :2], Q[:, :2]), {}, "agree in B, H and d"),
+        ((Q, Q.half(), Q), {}, "one floating dtype"),
+        ((Q.int(), Q.int(), Q.int()), {}, "one floating dtype"),
+        ((Q, Q, Q), {"q_weight": torch.ones(7)}, r"q_weight of attention must have the shape \(d,\) = \(8,\)"),
+        ((Q, Q, Q), {"k_weight": torch.ones(1, 8)}, "k_weight"),
+        ((Q, Q[:, :, :4], Q[:, :, :4]), {"rope": TABLES}, "as many queries as keys; got 5 queries and 4 keys"),
+        ((Q, Q, Q), {"rope": (TABLES[0], torch.ones(5, 4))}, r"sin of rope must have shape \(5, 8\) or \(2, 5, 8\)"),
+        ((Q[..., :3], Q[..., :3], Q[..., :3]), {"rope": (torch.ones(5, 3),) * 2}, "must be even"),
+        ((Q, Q, Q), {"key_mask": torch.ones(2, 5)}, "key_mask of attention must be bool"),
+        ((Q, Q, Q), {"key_mask": torch.ones(5, 2, dtype=torch.bool)}, r"shape \(2, 5\)"),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(arguments: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layernorm_modulate(X[0], C, C), r"x of layernorm_modulate must be floating \(B, T, D\)"),
+        (lambda: layernorm_modulate(X.int(), C, C), "torch.int32"),
+        (lambda: layernorm_modulate(X, C[:1], C), r"shift of .* must be floating \(B, D\) = \(2, 6\)"),
+        (lambda: layernorm_modulate(X, C, X), "scale of"),
+        (lambda: gated_residual_layernorm_modulate(X, X[:, :3], C, C, C), r"the shape of x, \(2, 5, 6\)"),
+        (lambda: gated_residual_layernorm_modulate(X, X, C.long(), C, C), "gate of"),
+    ],
+)
+def test_adaln_refuses_what_does_not_fit(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_attention_kernels_say_what_they_do_not_take() -> None:
+    def problem(q: torch.Tensor, **options: Any) -> str | None:
+        return attention_problem(q, q, q, options.get("rope"), None, options.get("scale"))
+
+    assert problem(Q) is None
+    assert problem(Q.bfloat16(), rope=TABLES, scale=0.5) is None
+    assert "float64" in str(problem(Q.double()))
+    assert "head dimension 20" in str(problem(torch.ones(1, 1, 1, 20)))
+    assert "head dimension 136" in str(problem(torch.ones(1, 1, 1, 136)))
+    assert "scale -1" in str(problem(Q, scale=-1.0))
+    assert "a size is zero" in str(problem(Q[:0]))
+    assert "rope tables" in str(problem(Q, rope=(TABLES[0].clone().requires_grad_(), TABLES[1])))
+    far_apart = torch.empty(1, device="meta").as_strided((1, 1, 2, 8), (1, 1, 2**23, 1))
+    assert "stride" in str(problem(far_apart))
+    assert "different devices" in str(attention_problem(Q, Q.to("meta"), Q, None, None, None))
+
+
+def test_adaln_kernels_say_what_they_do_not_take() -> None:
+    assert adaln_problem(X, C, C) is None
+    assert "float64" in str(adaln_problem(X, C.double()))
+    assert "width 8193" in str(adaln_problem(torch.ones(1, 1, 8193)))
+    assert "a size is zero" in str(adaln_problem(X[:, :0], C))
+    assert "different devices" in str(adaln_problem(X, C.to("meta")))
+
+
+def test_import_is_light_and_works_without_triton() -> None:
+    """One process: no triton at all, the operators still run, and neither triton nor the compiler was imported."""
+    program = (
+        "import sys, torch; sys.modules['triton'] = None; import mmdit_kernels as m;"
+        "assert 'torch._dynamo' not in sys.modules;"
+        "q = torch.ones(1, 1, 2, 8); assert torch.equal(m.attention(q, q, q), q);"
+        "assert m.status()['triton'] == 'not installed', m.status();"
+        "assert 'triton is not installed' in m.dispatch.device_problem('cuda', 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(mmdit_kernels.__file__).parents[1])}
+    environment.pop("MMDIT_KERNELS", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
