@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmdit.training.optimizers import OptimizerConfig
 
@@ -186,14 +187,16 @@ class AutoencoderConfig:
         layers_per_block, latent_channels: as in diffusers.
         mid_attention: attention in the middle block.
         settings: arguments of the loss (``mmdit.latents.autoencoder_loss``).
+        codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
     """
 
-    unshuffle: int = 2
-    block_out_channels: list[int] = field(default_factory=lambda: [32, 96])
+    unshuffle: int = 4
+    block_out_channels: list[int] = field(default_factory=lambda: [128])
     layers_per_block: int = 1
     latent_channels: int = 4
     mid_attention: bool = False
     settings: dict[str, float] = field(default_factory=dict)
+    codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

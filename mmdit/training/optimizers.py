@@ -29,34 +29,38 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(num_steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + (b g + c g²) x
     return x.mT if tall else x
 
 
 def square_blocks(shape: torch.Size) -> tuple[int, int, int]:
-    """(number of blocks, rows, columns): the long side of a fused matrix is split where it is a multiple of the short."""
-    rows, columns = shape
+    """(number of blocks, rows, columns): the long side of a fused matrix is split where it is a multiple of the short.
+
+    A convolution (out, in, kernel height, kernel width) is one matrix of out rows.
+    """
+    rows, columns = shape[0], shape[1:].numel()
     short = min(rows, columns)
-    if max(rows, columns) % short:
+    if len(shape) > 2 or max(rows, columns) % short:
         return 1, rows, columns
     return max(rows, columns) // short, short, short
 
 
 def _to_blocks(matrix: Tensor) -> Tensor:
     count, rows, columns = square_blocks(matrix.shape)
-    if matrix.shape[0] >= matrix.shape[1]:
+    if matrix.ndim > 2 or matrix.shape[0] >= matrix.shape[1]:
         return matrix.reshape(count, rows, columns)
     return matrix.reshape(rows, count, columns).transpose(0, 1)
 
 
 def _from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
-    if shape[0] >= shape[1]:
+    if len(shape) > 2 or shape[0] >= shape[1]:
         return blocks.reshape(shape)
     return blocks.transpose(0, 1).reshape(shape)
 
 
 class MuonWithAdamW(Optimizer):
-    """One optimizer, two rules: groups with ``muon=True`` hold 2-D hidden matrices, the others are updated by AdamW.
+    """One optimizer, two rules: groups with ``muon=True`` hold hidden matrices, the others are updated by AdamW.
 
     Args:
         groups: parameter groups with keys ``params``, ``muon`` and ``lr``.
@@ -166,8 +170,13 @@ class OptimizerConfig:
     decay_share: float = 0.3
 
 
+MIN_HIDDEN_CHANNELS = 64
+
+
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Muon's parameters: the 2-D weights inside the transformer's blocks."""
+    """Muon's parameters: 2-D weights inside a transformer's blocks, and convolutions between wide layers."""
+    if parameter.ndim == 4:
+        return min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS
     return parameter.ndim == 2 and "blocks." in name
 
 

@@ -239,7 +239,9 @@ def without_projector(network: MultimodalDiT) -> MultimodalDiT:
 def _image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
     if config.data.path is None:
         raise UserError(f"data.path is null: recipe {config.recipe!r} needs a dataset folder (see 'mmdit data render')")
-    modalities = modalities_from_dataset(read_dataset_info(config.data.path), config.model.modalities)
+    modalities = modalities_from_dataset(
+        read_dataset_info(config.data.path), config.model.modalities, config.autoencoder.codecs
+    )
     train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True)
     val = None
     if config.data.val_split is not None and config.trainer.validate_every > 0:
@@ -264,6 +266,9 @@ def autoencoder_run(config: TrainingConfig) -> Run:
         mid_block_add_attention=settings.mid_attention,
         scaling_factor=1.0,
     )
+    with torch.no_grad():  # a narrow posterior to begin with: noise of std 1 would hide the image from the decoder
+        vae.quant_conv.weight[settings.latent_channels :] *= 0.1
+        vae.quant_conv.bias[settings.latent_channels :] = -4.0
     logger.info("autoencoder: %.2f M parameters", parameter_count(vae) / 1e6)
     objective = AutoencoderObjective(modalities, **settings.settings)  # type: ignore[arg-type]
     module = AutoencoderModule(

@@ -52,6 +52,15 @@ def test_blocks_of_a_fused_projection_are_q_k_and_v() -> None:
     assert torch.equal(_to_blocks(torch.cat([q, k, v], dim=1)), torch.stack([q, k, v]))
 
 
+def test_a_convolution_is_one_matrix() -> None:
+    kernel = torch.randn(8, 6, 3, 3)
+    assert square_blocks(kernel.shape) == (1, 8, 54)
+    assert torch.equal(_to_blocks(kernel)[0], kernel.flatten(1))
+    assert torch.equal(_from_blocks(_to_blocks(kernel), kernel.shape), kernel)
+    assert is_hidden_matrix("decoder.conv.weight", torch.zeros(64, 128, 3, 3))
+    assert not is_hidden_matrix("decoder.conv_out.weight", torch.zeros(48, 128, 3, 3))
+
+
 def test_muon_step_has_the_documented_size_and_direction() -> None:
     weight = nn.Parameter(torch.zeros(8, 8))
     optimizer = MuonWithAdamW([{"params": [weight], "muon": True, "lr": 0.1}], nesterov=False)
