@@ -83,7 +83,7 @@ def _check_component(folder: Path, is_model: bool) -> None:
             raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; a model folder needs it")
     try:
