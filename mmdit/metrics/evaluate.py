@@ -57,10 +57,11 @@ def evaluate(
     Raises:
         UserError: a model, dataset, split or number that can't be used.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a whole number, at least 1")
+    for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}: give a whole number, at least 1")
     if not isinstance(pipe, MultimodalDiTPipeline):
-        pipe = MultimodalDiTPipeline.from_pretrained(str(pipe), torch_dtype=dtype or torch.float32)
+        pipe = MultimodalDiTPipeline.from_pretrained(str(pipe))
     if device is not None or dtype is not None:
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher

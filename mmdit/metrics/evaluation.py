@@ -131,7 +131,7 @@ class Evaluation:
         """X -> RGB, then X again from that RGB alone."""
         if not batch:
             return
-        given = [_as_condition(name, sample.maps[name]) for sample in batch]
+        given = [as_condition(name, sample.maps[name]) for sample in batch]
         output = self._timed(
             "conditioning",
             len(batch),
@@ -271,7 +271,7 @@ class Evaluation:
         }
 
 
-def _as_condition(name: str, array: np.ndarray) -> np.ndarray:
+def as_condition(name: str, array: np.ndarray) -> np.ndarray:
     """A map that the pipeline reads as what it is: metric depth of less than a metre would pass for a relative map."""
     if name == "depth" and np.nanmax(array) <= 1:
         return array * np.float32(10 / np.nanmax(array))
