@@ -63,7 +63,9 @@ class Modality:
 # Loss weights: MMGen (arXiv 2503.20644). Order: the order of the channels in its checkpoints.
 MODALITIES: dict[str, Modality] = {
     "rgb": Modality("rgb", codec="rgb", loss_weight=1.0),
-    "depth": Modality("depth", codec="depth", loss_weight=0.2, settings={"space": "disparity", "quantiles": [0.02, 0.98]}),
+    "depth": Modality(
+        "depth", codec="depth", loss_weight=0.2, settings={"space": "disparity", "quantiles": [0.02, 0.98]}
+    ),
     "normal": Modality("normal", codec="normal", loss_weight=0.1),
     "segmentation": Modality("segmentation", codec="segmentation", loss_weight=0.1, settings={"classes": None}),
 }

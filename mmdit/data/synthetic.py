@@ -22,7 +22,9 @@ class SyntheticLatents(Dataset):
     latent_channels = 4
     latent_size = 8
 
-    def __init__(self, num_modalities: int = 4, num_samples: int = 64, seed: int = 0, feature_dim: int | None = None) -> None:
+    def __init__(
+        self, num_modalities: int = 4, num_samples: int = 64, seed: int = 0, feature_dim: int | None = None
+    ) -> None:
         self.num_modalities, self.num_samples = num_modalities, num_samples
         self.seed, self.feature_dim = seed, feature_dim
 

@@ -67,7 +67,9 @@ def _grid_coordinates(grid: tuple[int, int], base_size: int, device: torch.devic
 
 
 def _angles(positions: Tensor, num_frequencies: int) -> Tensor:
-    frequencies = 10000.0 ** (-torch.arange(num_frequencies, dtype=torch.float64, device=positions.device) / num_frequencies)
+    frequencies = 10000.0 ** (
+        -torch.arange(num_frequencies, dtype=torch.float64, device=positions.device) / num_frequencies
+    )
     return positions[:, None] * frequencies  # (T, num_frequencies)
 
 

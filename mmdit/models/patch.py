@@ -32,9 +32,13 @@ class MultimodalHead(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.norms = nn.ModuleList(AdaLayerNorm(hidden_size) for _ in range(num_modalities))
-        self.linears = nn.ModuleList(nn.Linear(hidden_size, patch_size**2 * out_channels) for _ in range(num_modalities))
+        self.linears = nn.ModuleList(
+            nn.Linear(hidden_size, patch_size**2 * out_channels) for _ in range(num_modalities)
+        )
 
     def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
-        patches = torch.stack([linear(norm(x, c)) for norm, linear in zip(self.norms, self.linears, strict=True)], dim=1)
+        patches = torch.stack(
+            [linear(norm(x, c)) for norm, linear in zip(self.norms, self.linears, strict=True)], dim=1
+        )
         h, p = grid[0], self.patch_size
         return rearrange(patches, "b m (h w) (p q c) -> b m c (h p) (w q)", h=h, p=p, q=p)  # (B, M, C, H, W)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -63,9 +64,9 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock"]
-    _repeated_blocks = ["DiTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "time_embed", "modulation", "norm"]
+    _no_split_modules: ClassVar[list[str]] = ["DiTBlock"]
+    _repeated_blocks: ClassVar[list[str]] = ["DiTBlock"]
+    _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["patch_embed", "time_embed", "modulation", "norm"]
 
     @register_to_config
     def __init__(

@@ -95,5 +95,7 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
             continue
         return path
     if found:
-        raise UserError(f"none of the {len(found)} checkpoints in {folder} can be read: remove them, or name one in --resume")
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {folder} can be read: remove them, or name one in --resume"
+        )
     return None

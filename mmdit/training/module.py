@@ -130,7 +130,9 @@ class TransformerModule(SteppedModule):
         super().__init__(network, optimizer, seed, max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
         self.drop_class_given_rgb = drop_class_given_rgb
-        self._codec = [codec]  # in a list: the frozen VAE is no submodule, so checkpoints and the optimizer don't see it
+        self._codec = [
+            codec
+        ]  # in a list: the frozen VAE is no submodule, so checkpoints and the optimizer don't see it
 
     @property
     def codec(self) -> LatentCodec:

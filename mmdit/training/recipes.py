@@ -104,7 +104,8 @@ def _synthetic_data(config: TrainingConfig) -> _LatentData:
     )
     feature_dim = 16 if config.alignment is not None else None
     train, val = (
-        SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim) for count, seed in ((64, 0), (8, 1))
+        SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim)
+        for count, seed in ((64, 0), (8, 1))
     )
     categories = [f"class {i}" for i in range(SyntheticLatents.num_classes)]
     return _LatentData(train, val, vae, get_modalities(names), categories, SyntheticLatents.latent_size, feature_dim)
@@ -172,7 +173,9 @@ def _start_from(network: MultimodalDiT, folder: Path) -> None:
     missing = [k for k in own if k not in weights and not k.startswith("projector.")]
     if wrong or missing:
         first = (wrong or missing)[0]
-        raise UserError(f"model.pretrained {folder} does not fit the model section: {len(wrong + missing)} weights, e.g. {first}")
+        raise UserError(
+            f"model.pretrained {folder} does not fit the model section: {len(wrong + missing)} weights, e.g. {first}"
+        )
     network.load_state_dict(weights, strict=False)
 
 
@@ -282,7 +285,9 @@ def teacher_run(config: TrainingConfig) -> Run:
     train, val, modalities = _image_data(config)
     for name in ("rgb", "normal", "segmentation"):
         if name not in modalities:
-            raise UserError(f"recipe 'teacher' learns from rgb, normal and segmentation: {config.data.path} has no {name}")
+            raise UserError(
+                f"recipe 'teacher' learns from rgb, normal and segmentation: {config.data.path} has no {name}"
+            )
     height, width = train[0]["rgb"].shape[1:]
     if height != width:
         raise UserError(f"recipe 'teacher' takes square images: those in {config.data.path} are {height} x {width}")

@@ -95,7 +95,8 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         run.module.network.compile()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__`.*")
+        # Lightning can't know that StepSampler starts where the run stopped.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt

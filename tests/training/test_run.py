@@ -48,7 +48,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole, 40), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(command(killed, 40), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(killed, 40), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
     while not list(killed.glob("checkpoints/*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -114,7 +116,9 @@ def test_non_finite_loss_names_step_samples_and_checkpoint(tmp_path: Path, tiny_
             return {**item, "moments": item["moments"] * (float("nan") if built.module.batches_seen >= 3 else 1)}
 
     built.data.train = Broken(4, 64, feature_dim=16)
-    with pytest.raises(NonFiniteLossError, match=r"step 3 .*samples: synthetic-0-.*last good checkpoint: .*step=00000002"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 3 .*samples: synthetic-0-.*last good checkpoint: .*step=00000002"
+    ):
         fit(built, config.trainer, config.ema, tmp_path, None)
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["step=00000002.ckpt"]
 
