@@ -29,7 +29,7 @@ class CommandParser(jsonargparse.ArgumentParser):
 
     def _complete_switches(self, args: Sequence[str]) -> list[str]:
         switches = {o for a in self._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
-        following = [*args[1:], ""]
+        following = [*args, ""][1:]
         return [
             f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
             for word, after in zip(args, following, strict=True)

@@ -22,7 +22,7 @@ def _metadata(folder):
 def test_generate(mmdit, tiny_pipeline_dir, tmp_path):
     common = ("--model", tiny_pipeline_dir, "--num_inference_steps", 2, "--output", "out")
     result = mmdit("generate", "torus", "cone", "torus", *common, "--seed", 5)
-    assert (result.code, result.out.split()) == (0, ["out/torus_5", "out/torus_6", "out/cone_5"])
+    assert (result.code, result.out.split()) == (0, ["out/torus_5", "out/cone_5", "out/torus_6"])
     assert {path.name for path in (tmp_path / "out" / "cone_5").iterdir()} == SAMPLE_FILES
     metadata = _metadata(tmp_path / "out" / "torus_6")
     assert metadata["category"] == "torus"

@@ -1,0 +1,163 @@
+"""Who may import whom, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mmdit"
+BASE = frozenset({"mmdit.errors", "mmdit.modality", "mmdit.task", "mmdit.conditioning"})
+# area -> what it may import besides itself, BASE, and other people's packages
+ALLOWED = {
+    "mmdit.errors": set(),
+    "mmdit.modality": {"mmdit.errors"},
+    "mmdit.task": {"mmdit.errors"},
+    "mmdit.conditioning": set(),
+    "mmdit.data": set(),
+    "mmdit.flow": set(),
+    "mmdit.models": set(),
+    "mmdit.latents": {"mmdit.data"},
+    "mmdit.pipelines": {"mmdit.latents", "mmdit.models", "mmdit.flow", "mmdit.data.codecs"},
+    "mmdit.metrics": {"mmdit.pipelines", "mmdit.data"},
+    "mmdit.training": {"mmdit.pipelines", "mmdit.latents", "mmdit.models", "mmdit.flow", "mmdit.data", "mmdit.metrics"},
+    "mmdit.cli": {
+        "mmdit.training",
+        "mmdit.metrics",
+        "mmdit.pipelines",
+        "mmdit.latents",
+        "mmdit.models",
+        "mmdit.flow",
+        "mmdit.data",
+    },
+}
+KERNELS_IMPORTER = "mmdit.models.layers"
+LIGHTNING_IMPORTERS = ("mmdit.training", "mmdit.data.datamodule")
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at the top or inside functions, but for type checking only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {inner for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _within(module: str, area: str) -> bool:
+    return module == area or module.startswith(area + ".")
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_area_has_a_rule():
+    areas = {".".join(_module_name(path, ROOT).split(".")[:2]) for path in SOURCES} - {"mmdit", "mmdit.__main__"}
+    assert areas <= ALLOWED.keys()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_import_direction(path):
+    module = _module_name(path, ROOT)
+    if module in ("mmdit", "mmdit.__main__"):
+        pytest.skip("the package itself only points to its parts")
+    area = ".".join(module.split(".")[:2])
+    allowed = ALLOWED[area] | {area} | (set() if area in BASE else BASE)
+    for name in _imports(path):
+        if _within(name, "mmdit_kernels"):
+            assert module in (KERNELS_IMPORTER, "mmdit.cli.env"), f"{module} imports {name}"
+        if _within(name, "lightning") or _within(name, "pytorch_lightning"):
+            assert any(_within(module, place) for place in LIGHTNING_IMPORTERS), f"{module} imports {name}"
+        if name == "triton" or name.startswith("triton."):
+            pytest.fail(f"{module} imports {name}: kernels are in mmdit_kernels")
+        if name == "mmdit" or name == "mmdit.__init__":
+            pytest.fail(f"{module} imports the package itself: import the module that has the name")
+        # "from mmdit import data" shows up as mmdit.data; a name inside a module as module.name
+        if _within(name, "mmdit"):
+            assert any(_within(name, place) for place in allowed), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_kernels_never_import_mmdit(path):
+    if "benchmarks" in path.parts:
+        pytest.skip("benchmarks compare with the model")
+    assert not [name for name in _imports(path) if _within(name, "mmdit")]
+
+
+def _python(code: str, *arguments: str) -> str:
+    prefix = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", prefix + textwrap.dedent(code), *arguments], capture_output=True, text=True, timeout=540
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_importing_the_package_is_cheap():
+    """At most 0.3 s more than torch; the work it does is measured on the CPU's clock, which a busy machine doesn't stretch."""
+    code = """
+        import torch, time
+        start = time.process_time()
+        import mmdit
+        spent = time.process_time() - start
+        assert mmdit.__version__
+        heavy = {"diffusers", "lightning", "transformers", "timm"} & set(sys.modules)
+        print(spent, heavy)
+    """
+    spent, heavy = _python(code).split(" ", 1)
+    assert float(spent) < 0.3
+    assert heavy.strip() == "set()"
+
+
+def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
+    code = """
+        import importlib.abc, importlib.machinery
+
+        class Absent(importlib.abc.MetaPathFinder):
+            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh", "torchmetrics")
+
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in self.blocked:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+                return None
+
+        sys.meta_path.insert(0, Absent())
+        import torch
+        from mmdit import MultimodalDiTPipeline
+
+        pipe = MultimodalDiTPipeline.from_pretrained(sys.argv[1])
+        pipe.set_progress_bar_config(disable=True)
+        out = pipe(class_labels="torus", num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+        out = pipe(conditions={"rgb": out.rgb[0]}, num_inference_steps=1)
+        print(out.depth.shape, sorted({"lightning", "triton"} & set(sys.modules)))
+    """
+    assert _python(code, str(tiny_pipeline_dir)).strip() == "(1, 64, 64) []"
+
+
+def test_unknown_public_name():
+    import mmdit
+
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        mmdit.Nothing  # noqa: B018
+    for name in mmdit.__all__:
+        assert getattr(mmdit, name) is not None

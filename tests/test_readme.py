@@ -1,0 +1,91 @@
+"""What the README says is true: its commands are parsed, the quick ones are run, its example and its table hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mmdit.cli.main import COMMANDS, find_command
+from mmdit.cli.parsing import build_parser
+from mmdit.cli.results import REPORT, results_table, update
+from mmdit.pipelines.loading import bundled_models
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+LINES = [line.strip() for language, text in BLOCKS if language == "bash" for line in text.splitlines() if line.strip()]
+COMMAND_LINES = [part.strip() for line in LINES for part in line.split("&&") if part.strip().startswith("mmdit ")]
+
+needs_model = pytest.mark.skipif("scenes64" not in bundled_models(), reason="the model is not bundled yet")
+
+
+def test_first_two_commands():
+    assert LINES[:2] == ["pip install -e . && mmdit demo", "pip install -e '.[dev]' && pytest"]
+
+
+def test_every_command_is_shown():
+    shown = {find_command(shlex.split(line)[1:])[0] for line in COMMAND_LINES}
+    assert shown == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_command_parses(line, monkeypatch):
+    monkeypatch.chdir(ROOT)  # configs are named relative to it
+    name, rest = find_command(shlex.split(line)[1:])
+    command = COMMANDS[name]
+    build_parser(command.load(), f"mmdit {name}", command.positional, command.config).parse_args(rest)
+
+
+def test_paths_exist():
+    for path in re.findall(r"\b(?:mmdit|configs|kernels|tests)/[\w./]+\w", README):
+        if path != "mmdit/assets/scenes64/README.md" or "scenes64" in bundled_models():
+            assert (ROOT / path).exists(), path
+
+
+def test_first_paragraph_settles_the_names():
+    first = README.split("\n\n")[1]
+    assert "multimodal patch" in first
+    assert "MMDiT" in first
+    assert "multimodal-dit" in first
+
+
+@needs_model
+def test_results_are_those_of_the_report():
+    report = json.loads(REPORT.read_text(encoding="utf-8"))
+    assert update(README, report) == README, "run: python -m mmdit.cli.results"
+
+
+def test_results_table():
+    report = {
+        "understanding": {"depth": {"abs_rel": 0.01234}, "segmentation": {"object_iou": None}},
+        "controls": {"shuffled_understanding": {"depth": {"abs_rel": 0.5}}},
+        "settings": {"num_samples": 3, "split": "test", "num_inference_steps": {"understanding": 1, "generation": 25}},
+    }
+    table = results_table(report)
+    assert "| RGB → depth | AbsRel | 0.012 | 0.500 |" in table
+    assert "| depth → RGB | AbsRel of that RGB's depth | – | – |" in table
+    assert "3 scenes of the split `test`; denoising steps: understanding 1, generation 25." in table
+    assert update(update(README, report), report).count(table) == 1
+
+
+@needs_model
+def test_python_example_runs(tmp_path, monkeypatch):
+    (example,) = [text for language, text in BLOCKS if language == "python"]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "torus.png").exists()
+
+
+@needs_model
+@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.split()[1] in ("understand", "env")])
+def test_quick_command_runs(line, tmp_path, monkeypatch, capsys):
+    from mmdit.cli.main import main
+
+    (tmp_path / "mmdit").symlink_to(ROOT / "mmdit")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)[1:]) == 0
+    assert capsys.readouterr().out
