@@ -191,7 +191,7 @@ class TaskMixture:
 
 
 def without_missing(roles: Tensor, present: Tensor) -> Tensor:
-    """``present`` (B, M) bool. Make missing modalities ABSENT; a row that would have nothing left to generate generates what it was given."""
+    """Make modalities ABSENT where ``present`` (B, M) is False; a row with nothing left to generate generates its conditions."""
     roles = torch.where(present, roles, int(Role.ABSENT))
     idle = ~(roles == Role.GENERATE).any(dim=1, keepdim=True)
     return torch.where(idle & (roles != Role.ABSENT), int(Role.GENERATE), roles)
