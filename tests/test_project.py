@@ -84,7 +84,9 @@ def test_example_scenes_are_small_and_whole():
     assert report.problems == ()
     assert report.num_samples == {"test": 10}
     assert sum(path.stat().st_size for path in EXAMPLES.rglob("*") if path.is_file()) < 1_000_000
-    categories = {json.loads(line)["category"] for line in (EXAMPLES / "test" / "manifest.jsonl").read_text().splitlines()}
+    categories = {
+        json.loads(line)["category"] for line in (EXAMPLES / "test" / "manifest.jsonl").read_text().splitlines()
+    }
     assert len(categories) == 10
 
 

@@ -18,7 +18,7 @@ def launch(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
     """
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"accelerator {accelerator!r} with {devices} devices can't be used here: {reason}") from error
     fabric.launch()

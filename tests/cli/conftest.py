@@ -27,9 +27,7 @@ class Result:
 
 
 @pytest.fixture
-def mmdit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
+def mmdit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run ``mmdit`` with arguments in an empty folder."""
     from mmdit.cli.main import main
 

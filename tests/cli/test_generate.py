@@ -122,7 +122,9 @@ def test_condition_on_our_own_outputs(mmdit, tiny_pipeline_dir, tmp_path):
     assert _folders(out) == ["torus_0_from_depth_0", "torus_0_from_depth_1"]
     # The given map comes back as it was understood; reading clips 2% at both ends.
     np.testing.assert_allclose(
-        np.load(out / "torus_0_from_depth_0" / "depth.npy"), np.load(out / "torus_0_from_depth_1" / "depth.npy"), atol=1e-5
+        np.load(out / "torus_0_from_depth_0" / "depth.npy"),
+        np.load(out / "torus_0_from_depth_1" / "depth.npy"),
+        atol=1e-5,
     )
     metadata = _metadata(out / "torus_0_from_depth_0")
     assert metadata["category"] == "cone"

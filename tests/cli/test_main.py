@@ -150,7 +150,10 @@ def test_startup_is_lean():
     )
     path = [str(ROOT), str(ROOT / "kernels")]
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.count("set()") == 2, done.stdout
 

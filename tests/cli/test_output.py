@@ -54,7 +54,9 @@ def test_every_file_is_there_and_says_the_same(tmp_path):
         np.testing.assert_allclose(np.asarray(image) / 65535, depth, atol=1e-5)
     assert Image.open(folder / "depth_vis.png").mode == "RGB"
     np.testing.assert_array_equal(np.load(folder / "normal.npy"), arrays["normal"])
-    np.testing.assert_allclose(np.asarray(Image.open(folder / "normal.png")) / 127.5 - 1, arrays["normal"], atol=1 / 127)
+    np.testing.assert_allclose(
+        np.asarray(Image.open(folder / "normal.png")) / 127.5 - 1, arrays["normal"], atol=1 / 127
+    )
     with Image.open(folder / "segmentation.png") as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), arrays["segmentation"])
@@ -181,7 +183,9 @@ def test_json_has_no_nan(tmp_path):
 
 def test_resizing_outputs():
     labels = np.array([[0, 7], [4, 4]])
-    np.testing.assert_array_equal(resize_output(labels, RECORDS["segmentation"], (4, 4)), labels.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(
+        resize_output(labels, RECORDS["segmentation"], (4, 4)), labels.repeat(2, 0).repeat(2, 1)
+    )
     normal = np.random.default_rng(0).normal(size=(4, 4, 3)).astype(np.float32)
     resized = resize_output(normal, RECORDS["normal"], (9, 7))
     np.testing.assert_allclose(np.linalg.norm(resized, axis=-1), 1, atol=1e-5)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+from safetensors import safe_open
+
+needs_renderer = pytest.mark.skipif(importlib.util.find_spec("mitsuba") is None, reason="needs mitsuba")
+
+
+@needs_renderer
+def test_render_check_and_resume(mmdit, tmp_path):
+    arguments = ("data", "render", "--output", "scenes", "--num_samples", 2, "--split", "test", "--num_workers", 0)
+    result = mmdit(*arguments)
+    assert result.code == 0
+    assert "2 scenes rendered, 0 were there" in result.out
+    assert "0 scenes rendered, 2 were there" in mmdit(*arguments).out
+    checked = mmdit("data", "check", "--data", "scenes")
+    assert checked.code == 0
+    assert "test 2 samples, nothing wrong" in checked.out
+    refused = mmdit(*arguments, "--seed", 1)
+    assert refused.code == 2
+    assert "seed 0, not 1" in refused.error
+
+
+def test_render_without_the_extra(mmdit, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mitsuba" else found(name, *rest)
+    )
+    result = mmdit("data", "render", "--output", "scenes")
+    assert result.code == 2
+    assert "pip install 'multimodal-dit[scenes]'" in result.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--size", "63"), "size 63"),
+        (("--num_samples", "0"), "num_samples 0"),
+        (("--split", "a/b"), "split 'a/b'"),
+    ],
+)
+@needs_renderer
+def test_render_refuses_values_out_of_range(mmdit, arguments, expected):
+    result = mmdit("data", "render", "--output", "scenes", *arguments)
+    assert result.code == 2
+    assert expected in result.error
+
+
+def test_check_lists_bad_samples_and_exits_2(mmdit, make_dataset):
+    root = make_dataset(num_samples=3)
+    (root / "train" / "rgb" / "001.png").write_bytes(b"")
+    (root / "train" / "depth" / "002.png").unlink()
+    result = mmdit("data", "check", "--data", root)
+    assert result.code == 2
+    assert "2 samples" in result.error
+    assert "train/001" in result.out
+    assert "train/002" in result.out
+    assert mmdit("data", "check", "--data", root / "none").code == 2
+    assert "no split 'tset'" in mmdit("data", "check", "--data", root, "--split", "tset").error
+
+
+def test_encode(mmdit, make_dataset, tiny_pipeline_dir, tmp_path):
+    root = make_dataset(num_samples=3, size=64)
+    arguments = (
+        "data",
+        "encode",
+        "--data",
+        root,
+        "--output",
+        "latents",
+        "--vae",
+        tiny_pipeline_dir,
+        "--accelerator",
+        "cpu",
+    )
+    assert mmdit(*arguments, "--depth_space", "depth").code == 0
+    info = json.loads((tmp_path / "latents" / "latents.json").read_text())
+    assert "depth" in json.dumps(info["modalities"])
+    (shard,) = (tmp_path / "latents" / "train").glob("*.safetensors")
+    with safe_open(shard, framework="pt") as file:
+        assert tuple(file.get_tensor("rgb").shape) == (3, 2, 8, 16, 16)  # sample, view, 2 C, h, w
+    refused = mmdit(*arguments, "--size", "32")
+    assert refused.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--vae", "./nowhere"), "--vae './nowhere' is no folder"),
+        (("--vae", "."), "can't be loaded"),
+        (("--batch_size", "0"), "--batch_size is 0"),
+        (("--devices", "0"), "--devices is 0"),
+        (("--modalities", "[rgb,dpeth]"), "'dpeth'"),
+        (("--accelerator", "tpu"), "accelerator 'tpu'"),
+    ],
+)
+def test_encode_refuses(mmdit, make_dataset, arguments, expected):
+    root = make_dataset(num_samples=1)
+    result = mmdit("data", "encode", "--data", root, "--output", "latents", *arguments)
+    assert result.code == 2
+    assert expected in result.error
+
+
+def test_encode_needs_a_dataset(mmdit):
+    result = mmdit("data", "encode", "--data", "nowhere", "--output", "latents")
+    assert result.code == 2
+    assert "nowhere" in result.error
