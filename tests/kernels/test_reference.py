@@ -115,9 +115,7 @@ def test_adaln_backend_and_reference_agree() -> None:
     x, y, gate, shift, scale = draw(2, 5, 6), draw(2, 5, 6), draw(2, 6), draw(2, 6), draw(2, 6)
     ours = gated_residual_layernorm_modulate(x, y, gate, shift, scale)
     torch.testing.assert_close(ours, gated_residual_layernorm_modulate_reference(x, y, gate, shift, scale, 1e-6))
-    torch.testing.assert_close(
-        layernorm_modulate(x, shift, scale), layernorm_modulate_reference(x, shift, scale, 1e-6)
-    )
+    torch.testing.assert_close(layernorm_modulate(x, shift, scale), layernorm_modulate_reference(x, shift, scale, 1e-6))
 
 
 def test_no_key_or_query_at_all() -> None:

@@ -4,9 +4,10 @@ Forward:  h = x + gate y,  u = (h - mean h) / sqrt(var h + eps),  out = u (1 + s
 Backward: with e = d_out and g = e (1 + scale),
     d_shift = sum_t e,  d_scale = sum_t e u,
     d_x = d_h + (g - mean g - u mean(g u)) / sqrt(var h + eps),  d_y = gate d_x,  d_gate = sum_t d_x y.
-The sums over tokens have two stages: each program adds up its own tokens, and the rows it leaves are added afterwards; no atomics.
+The sums over tokens have two stages: each program adds up its own tokens, and the rows it leaves are added afterwards;
+no atomics.
 
-A width that is no power of two is two column parts, MAIN + TAIL: 1152 is 1024 + 128 and not 2048 of which half is masked.
+A width that is no power of two is two column parts, MAIN + TAIL: 1152 is 1024 + 128, not 2048 of which half is masked.
 """
 
 import triton

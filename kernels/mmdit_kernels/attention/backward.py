@@ -129,7 +129,7 @@ def attention_backward_kv_kernel(
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of one block of keys, and its share of d k_weight; the logits are computed transposed, (keys, queries)."""
+    """dK and dV of one block of keys, and its share of d k_weight; the logits are transposed, (keys, queries)."""
     blocks = tl.cdiv(keys, BLOCK_N)
     pair = tl.program_id(0) // blocks
     start = (tl.program_id(0) % blocks) * BLOCK_N

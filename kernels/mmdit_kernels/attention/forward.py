@@ -1,7 +1,7 @@
 """Attention, forward: one program per (batch, head, block of queries), online softmax over blocks of keys.
 
-The logits' maximum and the logarithm of the sum are kept per row, the maximum in the logits' own unit: their sum alone would lose
-the second in float32 once logits reach the thousands.
+The logits' maximum and the logarithm of the sum are kept per row, the maximum in the logits' own unit: their sum alone
+would lose the second in float32 once logits reach the thousands.
 """
 
 import triton

@@ -12,6 +12,9 @@ from mmdit_kernels.attention.configs import Config, column_parts, select
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import target_of
 
+# Offsets inside a tile and its step to the next are 32-bit: 128 rows and 128 columns at the most.
+MAXIMUM_STRIDE = 2**31 // 512
+
 
 class Inputs(NamedTuple):
     """What every kernel reads; shapes as in ``attention``, cos and sin apart."""
@@ -75,7 +78,7 @@ class _Call:
         return self.batch * self.heads * -(-length // block)
 
     def constants(self, config: Config, is_aligned: bool) -> dict[str, Any]:
-        main, tail = column_parts(self.head_dim)
+        main, tail = column_parts(self.head_dim, self.dtype)
         q_weight, k_weight, cos, _ = self.vectors
         return {
             "HEAD_DIM": self.head_dim,
@@ -132,6 +135,8 @@ def backward_launches(
 
     call = _Call(inputs, target)
     q, k, v = inputs[:3]
+    if max(d_out.stride()[2:]) >= MAXIMUM_STRIDE:
+        d_out = d_out.contiguous()
     q_config, kv_config = call.config("backward_q"), call.config("backward_kv")
     q_programs = call.programs(call.queries, q_config.block_m)
     kv_programs = call.programs(call.keys, kv_config.block_n)

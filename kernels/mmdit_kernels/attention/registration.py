@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from mmdit_kernels.attention.configs import MAXIMUM_HEAD_DIM
-from mmdit_kernels.attention.launches import Inputs, backward_launches, empty_like_tokens, forward_launch
+from mmdit_kernels.attention.launches import (
+    MAXIMUM_STRIDE,
+    Inputs,
+    backward_launches,
+    empty_like_tokens,
+    forward_launch,
+)
 from mmdit_kernels.attention.reference import Rope
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Offsets inside a tile and its step to the next are 32-bit: 128 rows and 128 columns at the most.
-MAXIMUM_STRIDE = 2**31 // 512
 
 
 def find_problem(

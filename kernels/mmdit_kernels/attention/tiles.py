@@ -1,7 +1,7 @@
-"""Tiles of (rows, head dimension) in Triton: loads and stores in two column parts, and the norm and rotation of q and k.
+"""Tiles of (rows, head dimension): loads and stores in two column parts, and the norm and rotation of q and k.
 
-A head dimension that is no power of two is two parts, MAIN + TAIL columns wide: 72 is 64 + 16, of which 8 are masked. With
-TAIL = 0 the second part is never touched, and functions return the first part in its place.
+A head dimension that is no power of two is two parts, MAIN + TAIL columns wide: 72 is 64 + 16, of which 8 are masked.
+With TAIL = 0 the second part is never touched, and functions return the first part in its place.
 """
 
 import triton
@@ -38,16 +38,14 @@ def load_part(
 ):  # fmt: skip
     columns = START + tl.arange(0, WIDTH)
     pointers = base + rows[:, None] * stride_row + columns[None, :] * stride_col
-    if START + WIDTH <= HEAD_DIM:
-        if EVEN:
-            part = tl.load(pointers)
-        else:
-            part = tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    if START + WIDTH <= HEAD_DIM and EVEN:
+        part = tl.load(pointers)
+    elif START + WIDTH <= HEAD_DIM:
+        part = tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+    elif EVEN:
+        part = tl.load(pointers, mask=columns[None, :] < HEAD_DIM, other=0.0)
     else:
-        if EVEN:
-            part = tl.load(pointers, mask=columns[None, :] < HEAD_DIM, other=0.0)
-        else:
-            part = tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < HEAD_DIM), other=0.0)
+        part = tl.load(pointers, mask=(rows[:, None] < limit) & (columns[None, :] < HEAD_DIM), other=0.0)
     return part
 
 
@@ -147,9 +145,10 @@ def norm_rotate_backward(
     g_main, g_tail, x_main, x_tail, weight, d_weight, cos, sin, rows, limit, ROWS: tl.constexpr, MAIN: tl.constexpr,
     TAIL: tl.constexpr, HEAD_DIM: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_ROPE: tl.constexpr,
 ):  # fmt: skip
-    """Pull a gradient back through ``norm_rotate``, and store this tile's share of the weight's gradient at ``d_weight``.
+    """Pull a gradient back through ``norm_rotate``; store this tile's share of the weight's gradient at ``d_weight``.
 
-    With u = x / rms(x) and g the gradient after the inverse rotation: dw = sum g u, dx = (w g - u mean(w g u)) / rms(x).
+    With u = x / rms(x) and g the gradient after the inverse rotation:
+    dw = sum g u, dx = (w g - u mean(w g u)) / rms(x).
     """
     if HAS_ROPE:
         c = load_table(cos, rows, limit, 0, MAIN, HEAD_DIM)
