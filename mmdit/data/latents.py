@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmdit.data.folder import AlignedFolder
 from mmdit.errors import UserError, unknown_name
 from mmdit.modality import Modality
 
@@ -229,3 +230,36 @@ def whitening_statistics(
     mean = total / count
     std = (total_square / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class LatentsWithImages(Dataset):
+    """Latents with the RGB image they come from, for a teacher whose features are computed in each step.
+
+    An item is that of ``latents`` and ``"rgb"``: (3, H, W) float32 in [-1, 1], mirrored where the view is.
+
+    Args:
+        latents: the encoded split.
+        images: the same split of the dataset folder, with RGB alone and ``mirrored=True``.
+
+    Raises:
+        UserError: a sample of the latents that the folder lacks.
+    """
+
+    def __init__(self, latents: LatentShards, images: AlignedFolder) -> None:
+        self.latents, self.images = latents, images
+        position = {sample.id: row for row, sample in enumerate(images.samples)}
+        missing = [sample_id for sample_id in latents.ids if sample_id not in position]
+        if missing:
+            raise UserError(
+                f"{images.info.root}, split {images.split!r}, lacks {len(missing)} samples that {latents.root} holds, first "
+                f"{missing[0]!r}: give the dataset folder that was encoded"
+            )
+        self._rows = [position[sample_id] for sample_id in latents.ids]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        view, sample = divmod(index, len(self._rows))
+        image = self.images[view * len(self.images.samples) + self._rows[sample]]
+        return {**self.latents[index], "rgb": image["rgb"]}

@@ -112,11 +112,16 @@ class AlignmentConfig:
         weight: weight of the alignment loss.
         depth: number of blocks before the tap.
         hidden_size: width of the projector.
+        teacher: null = features that ``mmdit data encode --teacher`` stored; or a teacher's folder or timm name (such as
+            vit_base_patch14_dinov2), whose features are computed in each step and need no disk.
+        images: with ``teacher``: the dataset folder that the latents were encoded from.
     """
 
     weight: float = 0.5
     depth: int = 8
     hidden_size: int = 2048
+    teacher: str | None = None
+    images: str | None = None
 
 
 @dataclass

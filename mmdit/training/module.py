@@ -18,6 +18,7 @@ from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowObjective
 from mmdit.latents.autoencoder_loss import AutoencoderObjective
 from mmdit.latents.codec import LatentCodec
+from mmdit.latents.features import FeatureTeacher
 from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
@@ -104,7 +105,7 @@ class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
     The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``category`` (B,), ``id``, and with alignment
-    ``features`` (B, T, D) of the teacher.
+    ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
 
     Args:
         network: the transformer.
@@ -112,6 +113,7 @@ class TransformerModule(SteppedModule):
         codec: whitens latents.
         alignment_weight: weight of the alignment loss; 0 = off.
         drop_class_given_rgb: hide the label where RGB is a condition.
+        teacher: frozen network whose features are computed in each step; None = the batch holds them.
     """
 
     network: MultimodalDiT
@@ -126,17 +128,25 @@ class TransformerModule(SteppedModule):
         max_steps: int,
         alignment_weight: float = 0.0,
         drop_class_given_rgb: bool = False,
+        teacher: FeatureTeacher | SceneTeacher | None = None,
     ) -> None:
         super().__init__(network, optimizer, seed, max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
         self.drop_class_given_rgb = drop_class_given_rgb
-        self._codec = [
-            codec
-        ]  # in a list: the frozen VAE is no submodule, so checkpoints and the optimizer don't see it
+        # In a list: frozen networks are no submodules, so checkpoints, the average and the optimizer don't see them.
+        self._frozen = [codec, teacher]
 
     @property
-    def codec(self) -> LatentCodec:
-        return self._codec[0]
+    def codec(self) -> Any:
+        return self._frozen[0]
+
+    def _features(self, batch: Batch) -> Tensor:
+        teacher = self._frozen[1]
+        if teacher is None:
+            return batch["features"]
+        if isinstance(teacher, nn.Module):
+            teacher.to(self.device)
+        return teacher.features(batch["rgb"])
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         mean, logvar = batch["moments"].chunk(2, dim=2)  # (B, M, C, h, w) each
@@ -158,7 +168,7 @@ class TransformerModule(SteppedModule):
 
         losses = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
         if self.alignment_weight > 0:
-            losses["alignment"] = alignment_loss(projected[0], batch["features"])
+            losses["alignment"] = alignment_loss(projected[0], self._features(batch))
             losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
         return losses
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.data.folder import AlignedFolder
-from mmdit.data.latents import LatentShards, read_latents_info
+from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError, unknown_name
@@ -22,6 +22,7 @@ from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
 from mmdit.latents.autoencoder_loss import AutoencoderObjective
 from mmdit.latents.codec import LatentCodec
+from mmdit.latents.features import FeatureTeacher, load_teacher
 from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.modality import Modality, get_modalities
 from mmdit.models.config import get_size
@@ -88,6 +89,7 @@ class _LatentData:
     categories: list[str]
     latent_size: int
     feature_dim: int | None
+    teacher: FeatureTeacher | SceneTeacher | None = None
 
 
 def _synthetic_data(config: TrainingConfig) -> _LatentData:
@@ -118,16 +120,36 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
     for name in names:
         if name not in info.modalities:
             raise unknown_name(f"modality of {root}", name, info.modalities)
-    with_features = config.alignment is not None
-    train = LatentShards(root, config.data.train_split, names, features=with_features)
-    val = None
-    if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = LatentShards(root, config.data.val_split, names, features=with_features, mirrored=False)
+    stored_features = config.alignment is not None and config.alignment.teacher is None
+    splits: list[Dataset[Any] | None] = [None, None]
+    for i, split in enumerate((config.data.train_split, config.data.val_split)):
+        if i == 0 or (split is not None and config.trainer.validate_every > 0):
+            latents = LatentShards(root, str(split), names, features=stored_features, mirrored=i == 0)
+            splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
     vae = AutoencoderKL.from_pretrained(root / "vae", use_safetensors=True)
     modalities = {name: info.modalities[name] for name in names}
     height, width = info.moments_shape[1:]
-    feature_dim = int(info.features["shape"][1]) if with_features and info.features else None
-    return _LatentData(train, val, vae, modalities, list(info.categories), max(height, width), feature_dim)
+    teacher, feature_dim = None, None
+    if stored_features and info.features is not None:
+        feature_dim = int(info.features["shape"][1])
+    elif config.alignment is not None and config.alignment.teacher is not None:
+        grid = (height // config.model.patch_size, width // config.model.patch_size)
+        teacher = load_teacher(config.alignment.teacher, grid)
+        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]  # type: ignore[index]
+    assert splits[0] is not None
+    size = max(height, width)
+    return _LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
+
+
+def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:
+    if alignment.teacher is None:
+        return latents
+    if alignment.images is None:
+        raise UserError(
+            "alignment.teacher needs alignment.images: the dataset folder that the latents were encoded from"
+        )
+    modalities = modalities_from_dataset(read_dataset_info(alignment.images), ["rgb"])
+    return LatentsWithImages(latents, AlignedFolder(alignment.images, latents.split, modalities, mirrored=True))
 
 
 def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT:
@@ -206,6 +228,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         config.trainer.max_steps,
         0.0 if config.alignment is None else config.alignment.weight,
         config.model.drop_class_given_rgb,
+        data.teacher,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 

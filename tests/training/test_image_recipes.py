@@ -1,73 +1,43 @@
-"""The autoencoder and the teacher, on a miniature dataset of real files."""
+"""Recipes that read files: autoencoder, teacher, and a transformer on encoded latents with a teacher."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.errors import UserError
+from mmdit.latents.precompute import encode_dataset
 from mmdit.latents.scene_teacher import SceneTeacher
-from mmdit.training.config import AutoencoderConfig, DataConfig, OptimizerConfig, TeacherConfig
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.config import (
+    AlignmentConfig,
+    AutoencoderConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TeacherConfig,
+)
 from mmdit.training.recipes import TrainingConfig, build_run
 from mmdit.training.run import fit
 
 Configure = Callable[..., TrainingConfig]
-CLASSES = [
-    {"id": 0, "name": "floor", "color": [255, 0, 0]},
-    {"id": 1, "name": "wall", "color": [0, 255, 0]},
-    {"id": 2, "name": "box", "color": [0, 0, 255]},
-]
+MakeDataset = Callable[..., Path]
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    generator = np.random.default_rng(0)
-    rows = []
-    for name in ("rgb", "depth", "normal", "segmentation"):
-        (root / "train" / name).mkdir(parents=True)
-    for index in range(4):
-        normals = np.zeros((16, 16, 3), np.uint8) + np.array([128, 128, 255], np.uint8)
-        arrays = {
-            "rgb": generator.integers(0, 255, (16, 16, 3), np.uint8),
-            "depth": generator.integers(1000, 9000, (16, 16)).astype(np.uint16),
-            "normal": normals,
-            "segmentation": generator.integers(0, 3, (16, 16)).astype(np.uint8),
-        }
-        for name, array in arrays.items():
-            Image.fromarray(array).save(root / "train" / name / f"{index}.png")
-        rows.append({"id": str(index), "category": "box", **{name: f"{name}/{index}.png" for name in arrays}})
-    del rows[0]["depth"]
-    (root / "train" / "manifest.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    info = {
-        "modalities": ["rgb", "depth", "normal", "segmentation"],
-        "categories": ["box"],
-        "segmentation_classes": CLASSES,
-    }
-    (root / "dataset.json").write_text(json.dumps(info))
-    return root
-
-
-def test_autoencoder_trains_and_exports(tmp_path: Path, dataset: Path, tiny_config: Configure) -> None:
+def test_autoencoder_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:
     autoencoder = AutoencoderConfig(
-        unshuffle=4,
         block_out_channels=[64],
         settings={"kl_weight": 1e-4},
         codecs={"depth": {"space": "depth", "quantiles": [0.0, 1.0]}},
     )
-    config = tiny_config(
-        max_steps=3,
-        recipe="autoencoder",
-        autoencoder=autoencoder,
-        data=DataConfig(str(dataset), batch_size=2, val_split=None),
-    )
+    data = DataConfig(str(make_dataset()), batch_size=2, val_split=None)
+    config = tiny_config(max_steps=3, recipe="autoencoder", autoencoder=autoencoder, data=data)
     run = build_run(config)
     before = run.module.network.decoder.conv_in.weight.detach().clone()
     assert run.module.codec.modalities["depth"].settings["space"] == "depth"
@@ -77,27 +47,28 @@ def test_autoencoder_trains_and_exports(tmp_path: Path, dataset: Path, tiny_conf
     assert not torch.equal(before, vae.decoder.conv_in.weight)
 
 
-def test_missing_modality_is_no_image_for_the_autoencoder(dataset: Path, tiny_config: Configure) -> None:
-    config = tiny_config(recipe="autoencoder", data=DataConfig(str(dataset), batch_size=4, val_split=None))
-    config.autoencoder = AutoencoderConfig(block_out_channels=[32])
-    run = build_run(config)
+def test_missing_modality_is_no_image_for_the_autoencoder(make_dataset: MakeDataset, tiny_config: Configure) -> None:
+    def lose_a_depth(rows: list[dict[str, Any]]) -> None:
+        del rows[0]["depth"]
+
+    data = DataConfig(str(make_dataset(4, edit_rows=lose_a_depth)), batch_size=4, val_split=None)
+    autoencoder = AutoencoderConfig(block_out_channels=[32])
+    run = build_run(tiny_config(recipe="autoencoder", data=data, autoencoder=autoencoder))
     batch = next(iter(run.data.train_dataloader()))
     module = run.module.eval()
     losses = module.losses(batch, torch.Generator().manual_seed(0))
+    assert not batch["present"].all()
     batch["depth"][~batch["present"][:, 1]] = 7.0
     again = module.losses(batch, torch.Generator().manual_seed(0))
-    assert not batch["present"].all()
     assert torch.equal(losses["loss"], again["loss"])
 
 
-def test_teacher_trains_and_exports(tmp_path: Path, dataset: Path, tiny_config: Configure) -> None:
-    for path in dataset.glob("train/manifest.jsonl"):  # the teacher needs all three
-        path.write_text("\n".join(path.read_text().splitlines()[1:]))
+def test_teacher_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:
     config = tiny_config(
         max_steps=3,
         recipe="teacher",
         teacher=TeacherConfig(patch_size=8, hidden_size=16, depth=1, num_heads=2),
-        data=DataConfig(str(dataset), batch_size=2, val_split=None),
+        data=DataConfig(str(make_dataset()), batch_size=2, val_split=None),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3),
     )
     folder = fit(build_run(config), config.trainer, config.ema, tmp_path / "run", None)
@@ -106,3 +77,40 @@ def test_teacher_trains_and_exports(tmp_path: Path, dataset: Path, tiny_config: 
     config.model.modalities = ["rgb", "depth"]
     with pytest.raises(UserError, match="has no normal"):
         build_run(config)
+
+
+def test_transformer_on_encoded_latents(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:
+    """Features that are stored and features computed in each step give the same alignment loss."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=48, out_channels=48, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=False
+    )
+    teacher = SceneTeacher(2, 3, image_size=16, hidden_size=8, depth=1, num_heads=2).eval().requires_grad_(False)
+    teacher.save_pretrained(tmp_path / "teacher")
+    root, latents = make_dataset(), tmp_path / "latents"
+    modalities = modalities_from_dataset(read_dataset_info(root))
+    encode_dataset(root, latents, vae.eval(), modalities, teacher=teacher, say=lambda text: None)
+    data = DataConfig(str(latents), batch_size=4, val_split=None)
+    stored = AlignmentConfig(depth=1, hidden_size=16)
+    computed = AlignmentConfig(depth=1, hidden_size=16, teacher=str(tmp_path / "teacher"), images=str(root))
+    losses = []
+    for alignment in (stored, computed):
+        run = build_run(tiny_config(data=data, alignment=alignment, model=ModelConfig(size="debug", patch_size=2)))
+        batch = next(iter(run.data.train_dataloader()))
+        losses.append(run.module.eval().losses(batch, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(losses[0]["alignment"], losses[1]["alignment"], atol=1e-3, rtol=1e-3)
+    assert losses[0]["alignment"].detach() > 0
+
+    config = tiny_config(max_steps=2, data=data, alignment=computed)
+    pipe = MultimodalDiTPipeline.from_pretrained(
+        fit(build_run(config), config.trainer, config.ema, tmp_path / "run", None)
+    )
+    assert pipe.id2label == {0: "torus", 1: "cone"}
+    assert pipe.modalities["depth"].latents_mean is not None, "the whitening of the latents travels with the model"
+    assert pipe.modalities["segmentation"].to_dict()["classes"][2]["id"] == 5
+
+    with pytest.raises(UserError, match=r"needs alignment\.images"):
+        build_run(tiny_config(data=data, alignment=AlignmentConfig(depth=1, teacher=str(tmp_path / "teacher"))))
+    make_dataset(2)
+    with pytest.raises(UserError, match="lacks 3 samples"):
+        build_run(tiny_config(data=data, alignment=computed))
