@@ -236,19 +236,19 @@ def _print_table(report: dict[str, Any]) -> None:
 
     right, wrong = report["understanding"], report["controls"]["shuffled_understanding"]
     generation = report["generation"]
-    table = Table(title=f"{report['settings']['model']} on {report['settings']['num_scenes']} scenes it has not seen")
-    for heading in ("task", "measure", "this model", "with another image's result"):
+    table = Table(title=f"{report['settings']['model']} on {report['settings']['num_scenes']} rendered scenes")
+    for heading in ("task", "measure", "this model", "wrong image"):
         table.add_column(heading, justify="left" if heading in ("task", "measure") else "right")
     for task, measure_name, path, form in (
-        ("RGB -> depth", "AbsRel (0 is perfect)", ("depth", "abs_rel"), "{:.3f}"),
+        ("RGB -> depth", "AbsRel", ("depth", "abs_rel"), "{:.3f}"),
         ("RGB -> normals", "mean angle", ("normal", "mean_angle"), "{:.1f}°"),
-        ("", "mean angle on objects", ("normal", "mean_angle_objects"), "{:.1f}°"),
-        ("RGB -> segmentation", "object IoU (1 is perfect)", ("segmentation", "object_iou"), "{:.3f}"),
-        ("", "main object named right", ("segmentation", "main_object_accuracy"), "{:.0%}"),
+        ("", "angle on objects", ("normal", "mean_angle_objects"), "{:.1f}°"),
+        ("RGB -> segmentation", "object IoU", ("segmentation", "object_iou"), "{:.3f}"),
+        ("", "main object named", ("segmentation", "main_object_accuracy"), "{:.0%}"),
     ):
         values = [form.format(source[path[0]][path[1]]) for source in (right, wrong)]
         table.add_row(task, measure_name, *values)
-    table.add_row("depth -> RGB", "AbsRel of the RGB's depth", f"{report['conditioning']['depth']['abs_rel']:.3f}", "")
-    table.add_row("category -> all", "segmentation shows the category", f"{generation['category_accuracy']:.0%}", "")
+    table.add_row("depth -> RGB", "AbsRel of its depth", f"{report['conditioning']['depth']['abs_rel']:.3f}", "")
+    table.add_row("category -> all", "shows the category", f"{generation['category_accuracy']:.0%}", "")
     table.add_row("", "depth against normals", f"{generation['consistency']['depth_normal_angle']:.1f}°", "")
     Console().print(table)

@@ -72,8 +72,9 @@ def labelled_grid(
     tiles = [[None if picture is None else tile(picture) for picture in row] for row in rows]
     width = max(t.width for row in tiles for t in row if t is not None)
     height = max(t.height for row in tiles for t in row if t is not None)
-    font = ImageFont.load_default(size=max(11, width // 11))
-    line = int(font.size * 1.35)
+    font_size = max(11, width // 11)
+    font = ImageFont.load_default(size=font_size)
+    line = int(font_size * 1.35)
     gap = max(2, width // 32)
     left = max((int(font.getlength(text)) for text in row_labels), default=0) + (2 * gap if any(row_labels) else gap)
     below = line if captions else 0
