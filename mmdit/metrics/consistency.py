@@ -20,6 +20,7 @@ at a step of depth, where there is no surface to differentiate.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +172,10 @@ def _search(
         cosine = (focal * across + z * ahead) / np.maximum(length, 1e-30)
         return float(np.arccos(cosine.clip(-1, 1)).mean())
 
-    bounds = np.log(FOCAL_RANGE), np.log(np.subtract(RATIO_RANGE, 1))
+    bounds = [
+        (math.log(FOCAL_RANGE[0]), math.log(FOCAL_RANGE[1])),
+        (math.log(RATIO_RANGE[0] - 1), math.log(RATIO_RANGE[1] - 1)),
+    ]
     grid = itertools.product(np.linspace(*bounds[0], 10), np.linspace(*bounds[1], 12))
     start = min(grid, key=mean_angle)
     # The valley runs along the diagonal, where focal length and shift trade places, and a simplex follows it.
