@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mmdit.errors import UserError
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
-MAX_LISTED = 1000
 
 
 def render(
@@ -124,6 +119,7 @@ def encode(
     ):
         if value < 1:
             raise UserError(f"--{option} is {value}: give at least 1")
+    from mmdit.cli.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info
     from mmdit.latents.codec import LatentCodec
@@ -156,29 +152,3 @@ def encode(
         features,
         Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
     )
-
-
-def load_vae(name: str) -> AutoencoderKL:
-    """Load an autoencoder: its own folder, a pipeline folder or a bundled model (their ``vae``), or a Hub id.
-
-    Raises:
-        UserError: none of these, or a folder that can't be loaded.
-    """
-    from diffusers import AutoencoderKL
-
-    from mmdit.cli.model import quiet_libraries
-    from mmdit.pipelines.loading import bundled_models
-
-    quiet_libraries()
-    folder = bundled_models().get(name, Path(name))
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
-    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise UserError(
-            f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
-        )
-    source = str(folder) if folder.is_dir() else name
-    try:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--vae {name!r} can't be loaded: {' '.join(str(error).split())[:300]}") from error

@@ -1,21 +1,17 @@
 """``mmdit generate``, ``understand`` and ``condition``: the pipeline's three uses, with files for inputs and outputs.
 
-Heavy imports are inside the functions: the help and a misspelt option should not wait for them.
+Heavy imports are inside the functions: the help and a misspelt option should not wait for them. (The parser also runs
+what a module imports for type checking.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mmdit.cli.inputs import ImageFile
 
 
 def generate(
@@ -101,13 +97,13 @@ def understand(
     check_seed(seed)
     from PIL import Image
 
-    from mmdit.cli.inputs import find_images
+    from mmdit.cli.inputs import find_images, read_sizes
     from mmdit.cli.output import resize_output
     from mmdit.cli.sampling import SamplingRun
     from mmdit.data.raw import load_rgb
 
     files = find_images(images)
-    sizes, bad = _read_sizes(files)
+    sizes, bad = read_sizes(files)
     run = SamplingRun("understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite)
     if "rgb" not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
@@ -121,7 +117,7 @@ def understand(
         pictures = [Image.fromarray(load_rgb(paths[name])) for name in names]
         return {"conditions": {"rgb": [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
 
-    def finish(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
         if not match_input_size:
             return arrays
         resized = {key: resize_output(value, run.pipe.modalities[key], sizes[name]) for key, value in arrays.items()}
@@ -131,28 +127,6 @@ def understand(
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"{len(bad)} of {len(files)} images left out: {bad[0]}{more}; the others are in {output}")
-
-
-def _read_sizes(files: list[ImageFile]) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(height, width) by name of every image that can be read, and what is wrong with those that can't.
-
-    Raises:
-        UserError: a bad file that the user named, or no good file at all.
-    """
-    from mmdit.data.raw import load_rgb
-
-    sizes, bad = {}, []
-    for file in files:
-        try:
-            height, width = load_rgb(file.path).shape[:2]
-            sizes[file.name] = (height, width)
-        except UserError as error:
-            if file.explicit or len(files) == 1:
-                raise
-            bad.append(str(error))
-    if not sizes:
-        raise UserError(f"none of the {len(files)} images can be read: {bad[0]}")
-    return sizes, bad
 
 
 def condition(

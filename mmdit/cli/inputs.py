@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.data.codecs import DepthCodec, build_codec
-from mmdit.data.raw import load_raw
+from mmdit.data.raw import load_raw, load_rgb
 from mmdit.errors import UserError
 from mmdit.modality import MODALITIES, Modality
 
@@ -104,6 +104,26 @@ def _tell_apart(paths: Sequence[Path]) -> list[str]:
         taken.add(candidate.casefold())
         names[index] = candidate
     return names
+
+
+def read_sizes(files: Sequence[ImageFile]) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(height, width) by name of every image that can be read, and what is wrong with those that can't.
+
+    Raises:
+        UserError: a bad file that the user named, or no good file at all.
+    """
+    sizes, bad = {}, []
+    for file in files:
+        try:
+            height, width = load_rgb(file.path).shape[:2]
+            sizes[file.name] = (height, width)
+        except UserError as error:
+            if file.explicit or len(files) == 1:
+                raise
+            bad.append(str(error))
+    if not sizes:
+        raise UserError(f"none of the {len(files)} images can be read: {bad[0]}")
+    return sizes, bad
 
 
 def read_condition(path: Path, modality: Modality, depth_values: str = "auto") -> Condition:

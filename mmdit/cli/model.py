@@ -7,12 +7,14 @@ import math
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmdit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderKL
 
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -116,3 +118,28 @@ def load_pipeline(
 
         pipe.scheduler = make_scheduler(scheduler)
     return pipe.to(where)
+
+
+def load_vae(name: str) -> AutoencoderKL:
+    """Load an autoencoder: its own folder, a pipeline folder or a bundled model (their ``vae``), or a Hub id.
+
+    Raises:
+        UserError: none of these, or a folder that can't be loaded.
+    """
+    from diffusers import AutoencoderKL
+
+    from mmdit.pipelines.loading import bundled_models
+
+    quiet_libraries()
+    folder = bundled_models().get(name, Path(name))
+    if (folder / "vae").is_dir():
+        folder = folder / "vae"
+    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise UserError(
+            f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
+        )
+    source = str(folder) if folder.is_dir() else name
+    try:
+        return AutoencoderKL.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--vae {name!r} can't be loaded: {' '.join(str(error).split())[:300]}") from error
