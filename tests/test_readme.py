@@ -17,7 +17,13 @@ from mmdit.pipelines.loading import bundled_models
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-LINES = [line.strip() for language, text in BLOCKS if language == "bash" for line in text.splitlines() if line.strip()]
+LINES = [
+    line.strip()
+    for language, text in BLOCKS
+    if language == "bash"
+    for line in text.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
 COMMAND_LINES = [part.strip() for line in LINES for part in line.split("&&") if part.strip().startswith("mmdit ")]
 
 needs_model = pytest.mark.skipif("scenes64" not in bundled_models(), reason="the model is not bundled yet")
