@@ -20,7 +20,7 @@ def test_there_are_configurations():
 def test_configuration_parses(path):
     command = COMMANDS["train"]
     parser = build_parser(command.load(), "mmdit train", command.positional, command.config)
-    values = parser.instantiate_classes(parser.parse_args(["--config", str(path)]))
+    values = parser.instantiate(parser.parse_args(["--config", str(path)]))
     assert values.output is not None
     assert values.trainer.max_steps >= 1
 

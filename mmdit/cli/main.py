@@ -112,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(parser.format_help(), end="")
         return EXIT_DONE
-    values = parser.instantiate_classes(parser.parse_args(rest))
+    values = parser.instantiate(parser.parse_args(rest))
     own = {key: value for key, value in vars(values).items() if key not in ("config", "debug", "print_config")}
     result = function(**own)
     return result if isinstance(result, int) else EXIT_DONE

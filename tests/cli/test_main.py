@@ -156,6 +156,9 @@ def test_startup_is_lean():
         check=True,
     )
     assert done.stdout.count("set()") == 2, done.stdout
+    assert done.stderr.splitlines() == [  # no library's warnings beside our line
+        "mmdit: error: unknown option '--sed': did you mean '--seed'? 'mmdit generate --help' lists them all"
+    ]
 
 
 def test_main_reads_the_process_arguments(monkeypatch, capsys):
