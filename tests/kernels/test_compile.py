@@ -26,7 +26,7 @@ HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128)
 
 
 class Attention(NamedTuple):
-    """One attention kernel: ``features`` is "plain", "transforms" (norm, rope) or "mask" (and rests of blocks)."""
+    """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all"."""
 
     kernel: str
     target: str
@@ -40,11 +40,11 @@ class Attention(NamedTuple):
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        b, h, n = 2, 16, 1000 if self.features == "mask" else 1024
+        b, h, n = 2, 16, 1000 if self.features in ("mask", "all") else 1024
         qkv = empty(b, n, 3, h, self.d, dtype=getattr(torch, self.dtype)).permute(2, 0, 3, 1, 4)
-        transforms = self.features == "transforms"
+        transforms = self.features in ("transforms", "all")
         weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
-        mask = empty(b, n, dtype=torch.bool) if self.features == "mask" else None
+        mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
         inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
         forward, out, stats = forward_launch(inputs, self.target)
         queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
@@ -92,16 +92,16 @@ SAMPLE: list[Attention | AdaLN] = [
     Attention("forward", "sm_90", "bfloat16", 72),
     Attention("backward_q", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "bfloat16", 72),
-    Attention("backward_kv", "sm_90", "float16", 128, "transforms"),
+    Attention("backward_kv", "sm_90", "float16", 128, "all"),
     Attention("backward_q", "sm_90", "float32", 128, "transforms"),
     Attention("backward_kv", "sm_80", "float16", 96, "mask"),
     Attention("forward", "sm_80", "float32", 40),
     Attention("forward", "sm_100", "float16", 64, "mask"),
     Attention("backward_kv", "sm_100", "bfloat16", 72),
-    Attention("forward", "gfx942", "bfloat16", 72),
+    Attention("backward_q", "gfx942", "bfloat16", 80, "all"),
     AdaLN("backward", "sm_90", "bfloat16", 1152),
     AdaLN("backward", "sm_80", "float32", 8192),
-    AdaLN("backward", "sm_100", "float16", 384, False),
+    AdaLN("forward", "gfx942", "float16", 384, False),
 ]
 GRID: list[Attention | AdaLN] = [
     Attention(kernel, target, dtype, d, features)
@@ -109,7 +109,7 @@ GRID: list[Attention | AdaLN] = [
     for target in TARGETS
     for dtype in DTYPES
     for d in HEAD_DIMS
-    for features in ("plain", "transforms", "mask")
+    for features in ("plain", "transforms", "mask", "all")
 ] + [
     AdaLN(kernel, target, dtype, d, gated)
     for kernel in ("forward", "backward")

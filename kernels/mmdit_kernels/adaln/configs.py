@@ -39,18 +39,21 @@ def select(kernel: str, target: str, width: int, batch: int, tokens: int) -> Con
         return Config(*found)
     if target == "interpreter":
         return Config(16, 32, 4, 1)
-    return shipped(kernel, width, batch, tokens)
+    return shipped(kernel, target, width, batch, tokens)
 
 
-def shipped(kernel: str, width: int, batch: int, tokens: int) -> Config:
+def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Config:
     """Return the tiles of the built-in rule: about 16 elements per thread, and some hundreds of programs."""
     columns = sum(column_parts(width))
     per_thread = 16 if kernel == "forward" else 8
     rows = max(1, 2048 // (1 << (columns - 1).bit_length()))
-    warps = 1
-    while warps * 32 * per_thread < rows * columns and warps < 16:
+    # Rows over 4096 columns wait in shared memory where a block may have 227 KiB, else in more threads.
+    staged = target in ("sm_90", "sm_100", "sm_103") or rows * columns <= 4096
+    threads, limit = (64, 16) if target.startswith("gfx") else (32, 16 if staged else 32)
+    warps = 4
+    while warps * threads * per_thread < rows * columns and warps < limit:
         warps *= 2
     chunk = 8
     while chunk < 64 and chunk * 512 < batch * tokens:
         chunk *= 2
-    return Config(rows, max(chunk, rows), max(warps, 4), 2)
+    return Config(rows, max(chunk, rows), warps, 2 if staged else 1)

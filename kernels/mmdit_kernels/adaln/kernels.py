@@ -16,10 +16,11 @@ import triton.language as tl
 
 @triton.jit
 def row_offset(batch, rows, stride_batch, stride_row, ALIGNED: tl.constexpr):
-    offset = batch.to(tl.int64) * stride_batch + rows.to(tl.int64) * stride_row
+    base = batch.to(tl.int64) * stride_batch
     if ALIGNED:
-        offset = tl.multiple_of(offset, 8)
-    return offset[:, None]
+        base = tl.multiple_of(base, 8)
+        stride_row = tl.multiple_of(stride_row, 8)
+    return (base + rows.to(tl.int64) * stride_row)[:, None]
 
 
 @triton.jit
@@ -97,8 +98,6 @@ def adaln_forward_kernel(
     scale += batch.to(tl.int64) * scale_sb
     token = batch.to(tl.int64) * tokens + rows
     offset = token[:, None] * WIDTH
-    if WIDTH % 8 == 0:
-        offset = tl.multiple_of(offset, [1, 8])
 
     main = add_gated(x, x_offset, y, y_offset, gate, h, offset, valid, 0, MAIN, WIDTH, HAS_GATE)
     total = tl.sum(main, axis=1)
@@ -177,8 +176,6 @@ def adaln_backward_kernel(
         mean = tl.load(stats + token, mask=rows < tokens, other=0.0)
         rstd = tl.load(stats + stats_size + token, mask=rows < tokens, other=0.0)
         offset = token[:, None] * WIDTH
-        if WIDTH % 8 == 0:
-            offset = tl.multiple_of(offset, [1, 8])
         h_offset = row_offset(batch, rows, h_sb, h_st, ALIGNED)
         d_out_offset = row_offset(batch, rows, d_out_sb, d_out_st, ALIGNED)
         d_h_offset = offset

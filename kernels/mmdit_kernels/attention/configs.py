@@ -40,30 +40,36 @@ def column_parts(head_dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[in
 
 
 def select(
-    kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool
+    kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool, masked: bool
 ) -> Config:
-    """Return the tiles of one kernel; ``transforms``: norm or rope run while loading, which takes registers."""
+    """Return the tiles of one kernel. ``transforms``: norm or rope run while loading; ``masked``: there is a key mask."""
     name = str(dtype).removeprefix("torch.")
     found = tuned(f"attention_{kernel}/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}")
     if found is not None:
         return Config(*found)
     if target == "interpreter":
         return Config(64, 32, 4, 1)
-    return shipped(kernel, target, dtype, head_dim, transforms)
+    return shipped(kernel, target, dtype, head_dim, transforms, masked or queries % 128 != 0 or keys % 128 != 0)
 
 
-def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transforms: bool) -> Config:
-    """Return the tiles of the table: what compiles with no spills and fits (tests/kernels/test_compile.py holds it)."""
+def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transforms: bool, partial: bool) -> Config:
+    """Return the tiles of the table: what compiles with no spills and fits (tests/kernels/test_compile.py holds it).
+
+    ``partial``: rows are masked, which takes a few registers more.
+    """
     width = sum(column_parts(head_dim, dtype))
+    amd = target.startswith("gfx")
     if dtype == torch.float32:
-        return Config(16, 16, 8, 1)
-    large_memory = target in ("sm_80", "sm_90", "sm_100", "sm_103")  # 163 KiB and more for one block; else 99, or 64
+        return Config(16, 16, 4 if amd else 8, 1)
+    asynchronous = target in ("sm_90", "sm_100", "sm_103")  # products that read shared memory, and 227 KiB of it
     if kernel == "forward":
-        stages = (2 if transforms else 3) if large_memory else 1
-        return Config(128, 64, 8 if width > 64 or transforms else 4, stages)
-    stages = 2 if large_memory else 1
+        warps = 8 if width > 64 or transforms else 4
+        block_n = 32 if transforms and partial and target in ("sm_100", "sm_103") else 64
+        return Config(128, block_n, warps, (2 if asynchronous else 1) if transforms or amd else 3)
+    if amd:
+        return Config(64, 32 if transforms else 64, 4, 1) if kernel == "backward_q" else Config(32, 64, 4, 1)
     if transforms:  # undoing norm and rope takes five more tiles in registers
-        return Config(64 if kernel == "backward_q" else 32, 64, 8, stages)
+        return Config(64 if kernel == "backward_q" else 32, 64, 8, 2 if asynchronous else 1)
     if kernel == "backward_q":
-        return Config(128, 64, 8, stages)
-    return Config(32 if width > 80 else 64, 128, 8, stages)
+        return Config(128 if asynchronous or not partial else 64, 64, 8, 2)
+    return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)

@@ -72,7 +72,8 @@ class _Call:
 
     def config(self, kernel: str) -> Config:
         transforms = any(vector is not None for vector in self.vectors)
-        return select(kernel, self.target, self.dtype, self.head_dim, self.queries, self.keys, transforms)
+        sizes = self.head_dim, self.queries, self.keys
+        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None)
 
     def programs(self, length: int, block: int) -> int:
         return self.batch * self.heads * -(-length // block)
