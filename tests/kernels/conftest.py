@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # attention_cases.py
 
 FULL_GRID = "MMDIT_KERNELS_FULL_GRID"
 

@@ -1,0 +1,107 @@
+"""The kernels on a GPU: the interpreter's checks at real sizes, repeats, 64-bit offsets, torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import BF16, F16, F32, Case, check
+from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate, status
+from mmdit_kernels.adaln.reference import (
+    gated_residual_layernorm_modulate_reference,
+    gated_residual_layernorm_modulate_torch,
+)
+from mmdit_kernels.attention.reference import attention_torch
+from mmdit_kernels.dispatch import device_problem
+from mmdit_kernels.testing import relative_rms
+from torch import Tensor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or device_problem("cuda") is not None, reason="no GPU that the kernels run on"
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("d", [8, 16, 32, 40, 64, 72, 80, 96, 128])
+def test_attention(dtype: torch.dtype, d: int) -> None:
+    check(Case(dtype, d, 256, 256, b=3, h=5), device="cuda")
+    check(Case(dtype, d, 257, 300, b=3, h=1, mask=True), device="cuda")
+    check(Case(dtype, d, 131, 131, b=1, h=3, norm=True, rope=2, mask=True), device="cuda")
+    check(Case(dtype, d, 33, 65, h=3, layout="columns"), device="cuda")
+    check(Case(dtype, d, 70, 129, h=3, layout="shared"), device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("d", [7, 384, 768, 1000, 1152, 4096, 8192])
+def test_adaln(dtype: torch.dtype, d: int) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(3, 257, d, device="cuda", dtype=dtype) for _ in range(2))
+    vectors = torch.randn(3, 3 * d, device="cuda", dtype=dtype).chunk(3, 1)
+    d_h, d_out = torch.randn_like(x), torch.randn_like(x)
+    results = []
+    for function, wide in (
+        (gated_residual_layernorm_modulate, False),
+        (gated_residual_layernorm_modulate_torch, False),
+        (gated_residual_layernorm_modulate_reference, True),
+    ):
+        leaves = [(t.double() if wide else t).detach().requires_grad_() for t in (x, y, *vectors)]
+        outs = function(*leaves)
+        results.append((*outs, *torch.autograd.grad(outs, leaves, [g.to(outs[0].dtype) for g in (d_h, d_out)])))
+    for ours, theirs, exact in zip(*results, strict=True):
+        bound = 2e-6 if dtype == F32 else 1.2 * relative_rms(theirs, exact)
+        assert relative_rms(ours, exact) <= bound
+
+
+def test_auto_takes_the_kernels() -> None:
+    assert status()["attention"] == "triton"
+    q = torch.randn(1, 1, 8, 16, device="cuda", requires_grad=True)
+    assert torch.equal(attention(q, q, q), attention(q, q, q, backend="triton"))
+
+
+def test_repeats_are_identical() -> None:
+    torch.manual_seed(0)
+    qkv = torch.randn(8, 256, 3, 16, 72, device="cuda", dtype=BF16, requires_grad=True)
+    weight = torch.ones(72, device="cuda", requires_grad=True)
+    grads = []
+    for _ in range(3):
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = attention(q, k, v, q_weight=weight, k_weight=weight, backend="triton")
+        grads.append((out, *torch.autograd.grad(out.float().square().sum(), (qkv, weight))))
+    assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """More than 2^31 elements in q: the last sample is that of the last sample alone."""
+    b, n, h, d = 30, 16384, 64, 72
+    if torch.cuda.mem_get_info()[0] < 80 * 2**30:
+        pytest.skip("needs 80 GiB")
+    qkv = torch.randn(b, n, 3, h, d, device="cuda", dtype=BF16)
+    assert b * n * h * d > 2**31
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    k, v = k[:, :, :64], v[:, :, :64]
+    out = attention(q, k, v, backend="triton")
+    alone = attention_torch(q[-1:, -1:], k[-1:, -1:], v[-1:, -1:])
+    torch.testing.assert_close(out[-1:, -1:], alone, atol=2e-2, rtol=2e-2)
+
+
+def test_a_compiled_block_has_no_graph_break() -> None:
+    torch.manual_seed(0)
+
+    def chain(x: Tensor, c: Tensor) -> Tensor:
+        b, t, d = x.shape
+        y = layernorm_modulate(x, c, c, backend="triton")
+        q, k, v = torch.cat((y, y, y), -1).view(b, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+        y = attention(q, k, v, backend="triton").transpose(1, 2).flatten(2)
+        h, out = gated_residual_layernorm_modulate(x, y, c, c, c, backend="triton")
+        return h + out
+
+    inputs = (torch.randn(2, 70, 144, device="cuda"), torch.randn(2, 144, device="cuda"))
+    grads = []
+    for function in (chain, torch.compile(chain, fullgraph=True)):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = function(*leaves)
+        grads.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for eager, compiled in zip(*grads, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
