@@ -10,28 +10,23 @@ from typing import Any
 import pytest
 import torch
 
-CATEGORIES = ("sphere", "box", "cone", "torus")
-
 
 @pytest.fixture(scope="session")
 def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder with random weights: 32 x 32 pixels, four modalities, categories named in ``CATEGORIES``."""
+    """A pipeline folder with random weights: 64 x 64 pixels, four modalities, the categories and classes of the scenes."""
     from diffusers import AutoencoderKL
 
+    from mmdit.data.scene_layout import CATEGORY_NAMES
+    from mmdit.data.scenes import SEGMENTATION_CLASSES
     from mmdit.flow.schedulers import make_scheduler
     from mmdit.modality import get_modalities
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
     torch.manual_seed(0)
-    colors = [[0, 0, 0], [0, 0, 255], [255, 0, 0], [0, 255, 0], [255, 255, 0], [255, 0, 255]]
-    names = ("floor", "wall", *CATEGORIES)
-    classes = [
-        {"id": i, "name": name, "color": color} for i, (name, color) in enumerate(zip(names, colors, strict=True))
-    ]
     modalities = get_modalities(["rgb", "depth", "normal", "segmentation"])
-    modalities["segmentation"] = modalities["segmentation"].replace(classes=classes)
-    transformer = MultimodalDiT(sample_size=8, hidden_size=16, depth=1, num_heads=2, num_classes=len(CATEGORIES))
+    modalities["segmentation"] = modalities["segmentation"].replace(classes=list(SEGMENTATION_CLASSES))
+    transformer = MultimodalDiT(sample_size=16, hidden_size=16, depth=1, num_heads=2, num_classes=len(CATEGORY_NAMES))
     for head in transformer.head.linears:  # zero at the start: outputs would not depend on inputs
         torch.nn.init.normal_(head.weight, std=0.2)
     vae = AutoencoderKL(
@@ -42,10 +37,10 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         latent_channels=4,
-        sample_size=16,
+        sample_size=32,
     )
     pipe = MultimodalDiTPipeline(
-        transformer.eval(), vae.eval(), make_scheduler("euler"), modalities, dict(enumerate(CATEGORIES))
+        transformer.eval(), vae.eval(), make_scheduler("euler"), modalities, dict(enumerate(CATEGORY_NAMES))
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)

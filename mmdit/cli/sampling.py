@@ -39,7 +39,7 @@ def run_pipeline(
 
     rgb (H, W, 3) uint8, depth (H, W) float32 in [0, 1], normal (H, W, 3) float32, segmentation (H, W) int64.
     """
-    output = pipe(
+    output: Any = pipe(
         **inputs,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,

@@ -80,7 +80,7 @@ class ResumableDataModule(LightningDataModule):
         self.train, self.val = train, val
         self.batch_size, self.num_batches, self.seed = batch_size, num_batches, seed
         self.max_val_samples = max_val_samples
-        self.loader_settings = {
+        self.loader_settings: dict[str, Any] = {
             "num_workers": num_workers,
             "collate_fn": collate,
             "persistent_workers": num_workers > 0,

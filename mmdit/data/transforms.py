@@ -83,7 +83,8 @@ class JointTransform:
         if len(set(sizes.values())) != 1:
             listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
             raise UserError(f"the modalities differ in size: {listed}; they must be aligned pixel by pixel")
-        draw = self.draw(*next(iter(sizes.values())), generator=generator)
+        height, width = next(iter(sizes.values()))
+        draw = self.draw(height, width, generator)
         encoded = {}
         for name, array in raw.items():
             image = codecs[name].encode(crop_and_resize(array, draw, codecs[name].resample))

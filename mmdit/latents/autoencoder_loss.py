@@ -77,7 +77,9 @@ class AutoencoderObjective:
         weights = self.weights.to(images.device)[modality_ids]  # (B,)
         batch = len(images)
         l1 = (output - images).abs().mean(dim=(1, 2, 3))
-        edge = sum((output.diff(dim=d) - images.diff(dim=d)).abs().mean(dim=(1, 2, 3)) for d in (-1, -2))
+        edge = torch.zeros_like(l1)
+        for d in (-1, -2):
+            edge = edge + (output.diff(dim=d) - images.diff(dim=d)).abs().mean(dim=(1, 2, 3))
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         cosine, label = torch.zeros(batch, device=images.device), torch.zeros(batch, device=images.device)
         for row, row_codec in self.codecs.items():

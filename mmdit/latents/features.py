@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -32,7 +33,7 @@ class FeatureTeacher(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         name: str,
         grid: tuple[int, int],
         mean: tuple[float, float, float],
@@ -45,6 +46,9 @@ class FeatureTeacher(nn.Module):
         self.image_size = (grid[0] * patch[0], grid[1] * patch[1])
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _write_shard(
     codec: LatentCodec,
     teacher: FeatureTeacher | SceneTeacher | None,
     info: LatentsInfo,
-    loader_args: Mapping[str, int],
+    loader_args: Mapping[str, Any],
     progress: tqdm,
 ) -> None:
     loader = DataLoader(Subset(folder, range(job.start, job.start + job.count)), shuffle=False, **loader_args)

@@ -36,7 +36,7 @@ class MultimodalTimestepEmbedding(nn.Module):
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        frequencies = sinusoid(timesteps, self.frequency_dim).to(self.mlp[0].weight.dtype)  # (B, M, 256)
+        frequencies = sinusoid(timesteps, self.frequency_dim).to(next(self.mlp.parameters()).dtype)  # (B, M, 256)
         return self.fuse(self.mlp(frequencies).flatten(1))  # (B, D)
 
 

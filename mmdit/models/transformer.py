@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -100,7 +100,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         self.conditioner = ClassConditioner(num_classes, hidden_size, class_dropout_prob)
         self.blocks = nn.ModuleList(BLOCKS[block](hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.head = MultimodalHead(num_modalities, in_channels, patch_size, hidden_size)
-        self.projector = None
+        self.projector: AlignmentProjector | None = None
         if alignment_depth is not None:
             self.projector = AlignmentProjector(hidden_size, alignment_hidden_size, alignment_dim)
         self.initialize_weights()
@@ -113,7 +113,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         conditioning: Conditioning,
         output_alignment: bool = False,
         return_dict: bool = True,
-    ) -> MultimodalDiTOutput | tuple[Tensor, ...]:
+    ) -> MultimodalDiTOutput | tuple[Tensor, Tensor | None]:
         """Predict the velocity (or the clean latent) of every modality.
 
         Args:
@@ -134,7 +134,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         alignment = None
         for index, block in enumerate(self.blocks, start=1):
             x = self._run(block, x, c, rope)
-            if output_alignment and index == self.config.alignment_depth:
+            if self.projector is not None and output_alignment and index == self.config.alignment_depth:
                 alignment = self.projector(x)  # (B, T, alignment_dim)
 
         sample = self.head(x, c, grid)  # (B, M, C, H, W)
@@ -164,20 +164,19 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.conditioner.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.role_embed.base, std=0.02)
-        nn.init.normal_(self.role_embed.table, std=0.02)
-        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-        zero = [block.modulation[-1] for block in self.blocks]
-        zero += [norm.modulation[-1] for norm in self.head.norms] + list(self.head.linears)
+        time_mlp: Any = self.time_embed.mlp
+        embeddings = (self.conditioner.embedding_table.weight, self.role_embed.base, self.role_embed.table)
+        for weight in (*embeddings, time_mlp[0].weight, time_mlp[2].weight):
+            nn.init.normal_(weight, std=0.02)
+        modulated: list[Any] = [*self.blocks, *self.head.norms]
+        zero: list[Any] = [*(module.modulation[-1] for module in modulated), *self.head.linears]
         for layer in zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
 
-def _check_config(config: object) -> None:
-    tables = {
+def _check_config(config: Any) -> None:
+    tables: dict[str, Any] = {
         "qk_norm": QK_NORMS,
         "position_embedding": POSITION_EMBEDDINGS,
         "prediction": PREDICTION_TYPES,

@@ -33,7 +33,7 @@ def resolve_labels(
     if isinstance(labels, Tensor | np.ndarray):
         labels = labels.tolist()
     if not isinstance(labels, list | tuple):
-        labels = [labels]
+        labels = [labels]  # type: ignore[list-item]
     if not labels:
         raise UserError("class_labels is an empty list: give at least one id or name, or None")
     names = label_ids(id2label)

@@ -264,7 +264,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         latents, _ = place(noise, clean, noise, roles, 1.0, condition_time)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
-            x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)
+            x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)  # type: ignore[arg-type]
             output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 

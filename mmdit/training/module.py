@@ -134,10 +134,10 @@ class TransformerModule(SteppedModule):
         self.objective, self.alignment_weight = objective, alignment_weight
         self.drop_class_given_rgb = drop_class_given_rgb
         # In a list: frozen networks are no submodules, so checkpoints, the average and the optimizer don't see them.
-        self._frozen = [codec, teacher]
+        self._frozen: list[Any] = [codec, teacher]
 
     @property
-    def codec(self) -> Any:
+    def codec(self) -> LatentCodec:
         return self._frozen[0]
 
     def _features(self, batch: Batch) -> Tensor:
@@ -159,7 +159,7 @@ class TransformerModule(SteppedModule):
         draw = draw.without_missing(batch["present"]).to(mean.device)
         clean = self.codec.whiten_all(mean + posterior_noise.to(mean) * (logvar / 2).exp())
         conditioning = self.network.conditioner(self._labels(batch["category"], draw.roles, class_draw))
-        projected: list[Tensor | None] = []
+        projected: list[Tensor] = []
 
         def network(x_t: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
             output = self.network(x_t, timesteps, roles, conditioning, output_alignment=self.alignment_weight > 0)

@@ -110,6 +110,7 @@ class MuonWithAdamW(Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
             buffer = state["momentum_buffer"]
+            assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
             blocks = _to_blocks(update)
@@ -129,7 +130,7 @@ class MuonWithAdamW(Optimizer):
         beta1, beta2 = group["betas"]
         adamw(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             [self.state[p]["exp_avg"] for p in params],
             [self.state[p]["exp_avg_sq"] for p in params],
             [],

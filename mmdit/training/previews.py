@@ -53,14 +53,14 @@ class Previews(Callback):
         }
         codec = LatentCodec(pipe.vae, pipe.modalities)
         labels = self.class_labels.clamp(min=0).tolist()
-        generated = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common).latents
-        grids = {"generated": _grid(codec.decode_all(generated))}
+        generated: Any = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common)
+        grids = {"generated": _grid(codec.decode_all(generated.latents))}
         if "rgb" in codec.modalities and len(codec.modalities) > 1:
-            truth = codec.decode_all(codec.latents_all(self.moments.to(generated)))
+            truth = codec.decode_all(codec.latents_all(self.moments.to(generated.latents)))
             rgb = truth[:, list(codec.modalities).index("rgb")].clamp(-1, 1)
             images = list((rgb.float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy())
-            understood = pipe(conditions={"rgb": images}, **common).latents
-            grids["understood"] = _grid(torch.cat([truth, codec.decode_all(understood)], dim=1))
+            understood: Any = pipe(conditions={"rgb": images}, **common)
+            grids["understood"] = _grid(torch.cat([truth, codec.decode_all(understood.latents)], dim=1))
         pipe.transformer.train(was_training)
         return grids
 
