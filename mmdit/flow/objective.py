@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
+from mmdit.errors import UserError
 from mmdit.flow.path import linear_path
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.timesteps import TimestepSampler
-from mmdit.task import TaskMixture, role_timesteps, supervised_mask, without_missing
+from mmdit.task import Role, TaskMixture, role_timesteps, supervised_mask, without_missing
 
 # (x_t, timesteps, roles, conditioning) -> what the network predicts, (B, M, C, H, W)
 Network = Callable[[Tensor, Tensor, Tensor, Conditioning], Tensor]
@@ -59,6 +60,9 @@ class FlowObjective:
         loss_weights: weight per modality, in the model's order.
         prediction: name in ``PREDICTIONS``; must be the model's own.
         max_condition_time: conditions are at t_c ~ U[0, max_condition_time] (MMGen: 0.01).
+        pure_noise_share: of the samples with a condition, this share is trained at t = 1. There the rest must follow from
+            the condition alone; at t = 0.9 the coarse layout of every modality can still be read off its own noisy latents
+            (averaging over h w locations), so other timesteps teach little about what a single step needs.
     """
 
     def __init__(
@@ -68,11 +72,15 @@ class FlowObjective:
         loss_weights: Mapping[str, float],
         prediction: str = "velocity",
         max_condition_time: float = 0.01,
+        pure_noise_share: float = 0.0,
     ) -> None:
+        if not 0 <= pure_noise_share <= 1:
+            raise UserError(f"pure_noise_share is {pure_noise_share}: give a share from 0 to 1")
         self.mixture, self.timesteps = mixture, timesteps
         self.loss_weights = dict(loss_weights)
         self.prediction = PREDICTIONS[prediction]
         self.max_condition_time = max_condition_time
+        self.pure_noise_share = pure_noise_share
 
     def draw(self, batch_size: int, latent_shape: tuple[int, ...], generator: torch.Generator) -> FlowDraw:
         """Draw roles, timesteps and noise on the CPU for ``batch_size`` samples of shape (M, C, H, W)."""
@@ -80,6 +88,9 @@ class FlowObjective:
         t = self.timesteps(batch_size, generator)
         condition_t = torch.rand(batch_size, generator=generator) * self.max_condition_time
         noise = torch.randn(batch_size, *latent_shape, generator=generator)
+        if self.pure_noise_share > 0:
+            chosen = torch.rand(batch_size, generator=generator) < self.pure_noise_share
+            t = torch.where(chosen & (roles == Role.CONDITION).any(dim=1), 1.0, t)
         return FlowDraw(roles, t, condition_t, noise)
 
     def __call__(

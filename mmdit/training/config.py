@@ -95,6 +95,7 @@ class ObjectiveConfig:
         timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.
         loss_weights: weight per modality; null = each modality's own.
         max_condition_time: conditions are at t_c ~ U[0, this].
+        pure_noise_share: share of the samples with a condition that are trained at t = 1, where a single step is taken.
     """
 
     prediction: str = "velocity"
@@ -102,6 +103,7 @@ class ObjectiveConfig:
     timestep_settings: dict[str, float] = field(default_factory=dict)
     loss_weights: dict[str, float] | None = None
     max_condition_time: float = 0.01
+    pure_noise_share: float = 0.0
 
 
 @dataclass

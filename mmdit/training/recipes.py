@@ -218,6 +218,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         weights,
         config.objective.prediction,
         config.objective.max_condition_time,
+        config.objective.pure_noise_share,
     )
     module = TransformerModule(
         network,

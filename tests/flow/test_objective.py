@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
+from mmdit.errors import UserError
 from mmdit.flow.objective import FlowDraw, FlowObjective
 from mmdit.flow.timesteps import Uniform
 from mmdit.task import Role, TaskMixture
@@ -122,3 +123,23 @@ def test_missing_data_is_absent() -> None:
     draw = draw.without_missing(torch.tensor([[True, False, True], [True, True, True]]))
     assert draw.roles.tolist() == [[G, A, C], [G, G, G]]
     assert draw.to("cpu").timesteps[0].tolist() == pytest.approx([0.5, 1.0, 0.004])
+
+
+def test_pure_noise_share_moves_conditioned_samples_to_t_1() -> None:
+    mixture = TaskMixture("any_to_any", NAMES)
+    plain = FlowObjective(mixture, Uniform(), WEIGHTS).draw(512, (3, 1, 2, 2), torch.Generator().manual_seed(0))
+    flow = FlowObjective(mixture, Uniform(), WEIGHTS, pure_noise_share=0.4)
+    draw = flow.draw(512, (3, 1, 2, 2), torch.Generator().manual_seed(0))
+    assert torch.equal(draw.noise, plain.noise)
+    conditioned = (draw.roles == C).any(dim=1)
+    assert torch.equal(draw.t[~conditioned], plain.t[~conditioned])
+    moved = draw.t[conditioned] != plain.t[conditioned]
+    assert (draw.t[conditioned][moved] == 1).all()
+    assert abs(moved.float().mean() - 0.4) < 0.1
+    assert (draw.timesteps[draw.roles == C] <= 0.01).all()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_pure_noise_share_out_of_range(share: float) -> None:
+    with pytest.raises(UserError, match="from 0 to 1"):
+        FlowObjective(TaskMixture("mmgen", NAMES), Uniform(), WEIGHTS, pure_noise_share=share)
