@@ -171,15 +171,17 @@ class EMAConfig:
 
 @dataclass
 class PreviewConfig:
-    """Sample grids in TensorBoard at each validation.
+    """Sample grids and decoded metrics in TensorBoard at each validation.
 
     Args:
         num_samples: rows of the grid; 0 = none.
+        num_measured: validation samples whose understanding is decoded and measured; 0 = none.
         num_inference_steps: steps of the sampler.
         guidance_scale: on the class.
     """
 
     num_samples: int = 4
+    num_measured: int = 64
     num_inference_steps: int = 10
     guidance_scale: float = 2.0
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Dataset
 
 from mmdit.data.datamodule import ResumableDataModule
@@ -42,6 +43,7 @@ from mmdit.training.config import (
     TeacherConfig,
     TrainerConfig,
 )
+from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.run import Run, parameter_count
@@ -237,13 +239,18 @@ def transformer_run(config: TrainingConfig) -> Run:
         id2label = dict(enumerate(data.categories))
         return MultimodalDiTPipeline(network, data.vae, make_scheduler("euler"), modalities, id2label)
 
-    callbacks = []
-    if data.val is not None and config.preview.num_samples > 0:
-        count = min(config.preview.num_samples, len(data.val))  # type: ignore[arg-type]
+    callbacks: list[Callback] = []
+    if data.val is not None and max(config.preview.num_samples, config.preview.num_measured) > 0:
+        count = min(max(config.preview.num_samples, config.preview.num_measured), len(data.val))  # type: ignore[arg-type]
         samples = [data.val[i] for i in range(count)]
         moments = torch.stack([sample["moments"] for sample in samples])
         labels = torch.tensor([int(sample["category"]) for sample in samples])
-        callbacks.append(Previews(make_pipeline, moments, labels, config.preview))
+        rows = slice(config.preview.num_samples)
+        callbacks.append(Previews(make_pipeline, moments[rows], labels[rows], config.preview))
+        if config.preview.num_measured > 0:
+            whole = [i for i, sample in enumerate(samples) if sample["present"].all()][: config.preview.num_measured]
+            names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]
+            callbacks.append(DecodedMetrics(make_pipeline, moments[whole], names, config.data.batch_size))
 
     def export(folder: Path) -> None:
         pipe = make_pipeline()
