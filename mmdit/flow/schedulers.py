@@ -78,12 +78,16 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> EulerMaruyamaOutput | tuple[Tensor]:
-        """Take one step from ``sample`` with the velocity ``model_output`` at ``timestep``; computes in float64."""
+        """Take one step from ``sample`` with the velocity ``model_output`` at ``timestep``.
+
+        Computes in float64, on Apple's GPUs in float32, for they have nothing wider.
+        """
         if self.step_index is None:
             gaps = (self.timesteps.cpu() - float(timestep)).abs()
             self.step_index = int(gaps.argmin())
         t, t_next = float(self.sigmas[self.step_index]), float(self.sigmas[self.step_index + 1])
-        x, velocity = sample.double(), model_output.double()
+        wide = torch.float32 if sample.device.type == "mps" else torch.float64
+        x, velocity = sample.to(wide), model_output.to(wide)
         score = -((1 - t) * velocity + x) / t
         x = x + (t_next - t) * (velocity - t * score)
         if t_next > 0:
