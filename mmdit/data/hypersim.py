@@ -1,0 +1,310 @@
+"""Hypersim's own layout (Roberts et al., arXiv 2011.02523) -> the dataset layout: its ground truth, no labeller.
+
+Its ``depth_meters`` is the distance along each pixel's ray; here depth is along the optical axis. Its cameras look along
+-z with x right and y up, so a normal in its camera frame is one in ours: x right, y up, z towards the viewer.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mmdit.data.raw import load_rgb
+from mmdit.data.writer import DatasetWriter, class_palette, read_description, write_description
+from mmdit.errors import UserError
+
+GENERATOR = "mmdit data hypersim"
+GENERATOR_VERSION = 1
+LICENCE = "CC-BY-SA-3.0"
+MODALITIES = ("rgb", "depth", "normal", "segmentation")
+DEPTH_SCALE = 0.001  # reaches 65.5 m; what is farther is invalid
+SPLIT_CSV, CAMERAS_CSV = "metadata_images_split_scene_v1.csv", "metadata_camera_parameters.csv"
+FIELD_OF_VIEW = math.pi / 3  # horizontal, of the scenes without tilt and shift
+
+# NYU40's names in the order of its ids, which start at 1; Hypersim has -1 where there is no label.
+NYU40_NAMES = (
+    *("unlabelled", "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
+    *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat"),
+    *("clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel", "shower curtain", "box"),
+    *("whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag", "other structure"),
+    *("other furniture", "other prop"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a scene. ``split``: the one it goes to; ``ray_matrix``: 3 x 3, (u, v, 1) -> a ray, None = default."""
+
+    scene: str
+    camera: str
+    number: int
+    split: str
+    ray_matrix: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.scene}/{self.camera}/{self.number:04d}"
+
+
+@dataclass(frozen=True)
+class BadFrame:
+    """A frame that was not imported, and why."""
+
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What `import_hypersim` did: samples in each split's manifest, and the frames that are in none."""
+
+    num_samples: dict[str, int]
+    bad: tuple[BadFrame, ...]
+
+
+def camera_rays(height: int, width: int, ray_matrix: Sequence[Sequence[float]] | None = None) -> np.ndarray:
+    """Return the rays through the pixels' centres, (H, W, 3), in the camera frame, of any length.
+
+    Args:
+        height, width: of the image.
+        ray_matrix: M_cam_from_uv of metadata_camera_parameters.csv, where u goes from -1 (left) to 1 (right) and v from
+            -1 (bottom) to 1 (top); None = a horizontal field of view of 60 degrees.
+    """
+    if ray_matrix is None:
+        tangent = math.tan(FIELD_OF_VIEW / 2)
+        ray_matrix = ((tangent, 0, 0), (0, tangent * height / width, 0), (0, 0, -1))
+    u = (np.arange(width) + 0.5) / width * 2 - 1
+    v = 1 - (np.arange(height) + 0.5) / height * 2
+    uv1 = np.stack([*np.meshgrid(u, v), np.ones((height, width))], axis=-1)
+    return uv1 @ np.asarray(ray_matrix, dtype=np.float64).T
+
+
+def planar_depth(distance: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Distance to the camera's centre (H, W) -> depth along the optical axis (H, W), metres; not finite -> 0."""
+    cosine = np.abs(rays[..., 2]) / np.linalg.norm(rays, axis=-1)
+    return np.where(np.isfinite(distance), distance.astype(np.float64) * cosine, 0).astype(np.float32)
+
+
+def camera_normals(normals: np.ndarray, rotation: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """World normals (H, W, 3) -> unit normals in the camera frame that face the camera; (0, 0, 0) where there is none.
+
+    Args:
+        normals: in the world; not finite or zero = none. A surface seen from behind has its normal turned round.
+        rotation: 3 x 3, camera to world: its columns are the camera's axes.
+        rays: (H, W, 3), ``camera_rays``.
+    """
+    found = np.where(np.isfinite(normals).all(axis=-1, keepdims=True), normals, 0).astype(np.float64) @ rotation
+    found = np.where((found * rays).sum(axis=-1, keepdims=True) > 0, -found, found)
+    length = np.linalg.norm(found, axis=-1, keepdims=True)
+    return np.divide(found, length, out=np.zeros_like(found), where=length > 1e-3).astype(np.float32)
+
+
+def tone_map(color: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Radiance (H, W, 3) -> uint8: the 90th percentile of brightness becomes 0.8 after the gamma, as Hypersim's previews.
+
+    Args:
+        color: linear radiance, of any scale; what is not finite is black.
+        valid: (H, W) bool, pixels of the scene: those whose brightness counts.
+    """
+    color = np.where(np.isfinite(color), color, 0).astype(np.float64)
+    brightness = (color @ np.array([0.3, 0.59, 0.11]))[valid]
+    level = np.percentile(brightness, 90) if brightness.size else 0.0
+    if not brightness.size:
+        scale = 1.0
+    else:
+        scale = 0.8**2.2 / level if level >= 1e-4 else 0.0
+    return np.round(np.clip(np.maximum(scale * color, 0) ** (1 / 2.2), 0, 1) * 255).astype(np.uint8)
+
+
+def import_hypersim(
+    source: str | Path,
+    output: str | Path,
+    split: str = "train",
+    split_csv: str | Path | None = None,
+    cameras_csv: str | Path | None = None,
+    num_workers: int | None = None,
+) -> ImportReport:
+    """Import all scenes of a folder; call it again to go on where it stopped.
+
+    Args:
+        source: folder of scenes.
+        output: dataset folder.
+        split: where all frames go if there is no split_csv.
+        split_csv, cameras_csv: Hypersim's tables; None = those of their usual names in source, if they are there.
+        num_workers: processes; None = one for each usable core.
+
+    Raises:
+        UserError: no scene; a table that can't be read; an output that something else made.
+    """
+    source, output = Path(source), Path(output)
+    split_table = _find_table(source, split_csv, SPLIT_CSV, "--split_csv")
+    camera_table = _find_table(source, cameras_csv, CAMERAS_CSV, "--cameras_csv")
+    frames = list(_frames(source, split, split_table, camera_table))
+    if not frames:
+        raise UserError(f"{source}: no frame in it (<scene>/images/scene_<camera>_geometry_hdf5/frame.0000.*.hdf5)")
+    writers = {
+        name: DatasetWriter(output, name, DEPTH_SCALE) for name in dict.fromkeys(frame.split for frame in frames)
+    }
+    _describe(output, exact_cameras=camera_table is not None)
+    # RGB is written last: where it is, the frame is whole.
+    done = {name: writer.existing("rgb") for name, writer in writers.items()}
+    todo = [frame for frame in frames if frame.id not in done[frame.split]]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores if num_workers is None else num_workers, len(todo))
+    work = partial(_import_frame, source, output)
+    problems = tqdm(_run(work, todo, workers), total=len(todo), desc="import", unit="frame", disable=not todo)
+    bad = tuple(problem for problem in problems if problem is not None)
+    counts = {}
+    for name, writer in writers.items():
+        rows = ((frame.id, None) for frame in frames if frame.split == name)
+        counts[name] = writer.write_manifest(rows, MODALITIES)
+    return ImportReport(counts, bad)
+
+
+def _run(work: partial[BadFrame | None], frames: Sequence[Frame], workers: int) -> Iterator[BadFrame | None]:
+    if workers <= 1:
+        yield from map(work, frames)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, frames, chunksize=4)
+
+
+def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:
+    scene = source / frame.scene
+    stem = f"frame.{frame.number:04d}"
+    geometry = scene / "images" / f"scene_{frame.camera}_geometry_hdf5"
+    try:
+        distance = _read(geometry / f"{stem}.depth_meters.hdf5")
+        rays = camera_rays(*distance.shape, frame.ray_matrix)
+        orientations = _read(scene / "_detail" / frame.camera / "camera_keyframe_orientations.hdf5")
+        if frame.number >= len(orientations):
+            raise UserError(f"the camera has {len(orientations)} orientations")
+        normals = camera_normals(_read(geometry / f"{stem}.normal_world.hdf5"), orientations[frame.number], rays)
+        semantic = _read(geometry / f"{stem}.semantic.hdf5").astype(np.int64)
+        if semantic.max() >= len(NYU40_NAMES):
+            raise UserError(f"semantic id {semantic.max()}: NYU40 ends at {len(NYU40_NAMES) - 1}")
+        arrays = {
+            "depth": planar_depth(distance, rays),
+            "normal": normals,
+            "segmentation": semantic.clip(min=0),
+            "rgb": _rgb(scene, frame, stem, geometry),
+        }
+        sizes = {name: array.shape[:2] for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1:
+            raise UserError(f"the files differ in size: {sizes}")
+        if not (arrays["depth"] >= DEPTH_SCALE).any() or not normals.any():
+            raise UserError("no valid pixel")
+    except UserError as error:
+        return BadFrame(frame.id, str(error))
+    writer = DatasetWriter(output, frame.split, DEPTH_SCALE)
+    for name, array in arrays.items():
+        writer.save(name, frame.id, array)
+    return None
+
+
+def _rgb(scene: Path, frame: Frame, stem: str, geometry: Path) -> np.ndarray:
+    """The radiance, tone-mapped; where it was not downloaded, Hypersim's own tone-mapped preview."""
+    radiance = scene / "images" / f"scene_{frame.camera}_final_hdf5" / f"{stem}.color.hdf5"
+    preview = scene / "images" / f"scene_{frame.camera}_final_preview" / f"{stem}.tonemap.jpg"
+    if not radiance.is_file() and preview.is_file():
+        return load_rgb(preview)
+    color = _read(radiance)
+    entities = geometry / f"{stem}.render_entity_id.hdf5"
+    valid = _read(entities) != -1 if entities.is_file() else np.isfinite(color).all(axis=-1)
+    return tone_map(color, valid)
+
+
+def _read(path: Path) -> np.ndarray:
+    import h5py
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            return file["dataset"][:]
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged, or not Hypersim's: {' '.join(str(error).split())[:160]}") from None
+
+
+def _find_table(source: Path, given: str | Path | None, name: str, option: str) -> list[dict[str, str]] | None:
+    path = source / name if given is None else Path(given)
+    if not path.is_file():
+        if given is None:
+            return None
+        raise UserError(f"{option} {str(path)!r}: no such file; Hypersim's repository has it as {name}")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "scene_name" not in rows[0]:
+        raise UserError(f"{option} {str(path)!r}: has no column 'scene_name'; give Hypersim's {name}")
+    return rows
+
+
+def _frames(
+    source: Path, split: str, split_table: list[dict[str, str]] | None, camera_table: list[dict[str, str]] | None
+) -> Iterator[Frame]:
+    """Frames of the scenes that are there; those that the table keeps back are left out, as in the public release."""
+    if not source.is_dir():
+        raise UserError(f"--source {str(source)!r}: no such folder; give the one that holds Hypersim's scenes")
+    matrices = {row["scene_name"]: _ray_matrix(row) for row in camera_table or ()}
+    splits: Mapping[tuple[str, str, int], str] | None = None
+    if split_table is not None:
+        splits = {
+            (row["scene_name"], row["camera_name"], int(row["frame_id"])): row["split_partition_name"]
+            for row in split_table
+            if row["included_in_public_release"] == "True"
+        }
+    for folder in sorted(source.glob("*/images/scene_*_geometry_hdf5")):
+        scene, camera = folder.parents[1].name, folder.name[len("scene_") : -len("_geometry_hdf5")]
+        if camera_table is not None and scene not in matrices:
+            raise UserError(f"scene {scene!r} is not in the table of cameras: its rays are unknown")
+        numbers = {int(m[1]) for name in os.listdir(folder) if (m := re.match(r"frame\.(\d+)\..*\.hdf5$", name))}
+        for number in sorted(numbers):
+            place = split if splits is None else splits.get((scene, camera, number))
+            if place:
+                yield Frame(scene, camera, number, place, matrices.get(scene))
+
+
+def _ray_matrix(row: Mapping[str, str]) -> tuple[tuple[float, ...], ...]:
+    try:
+        return tuple(tuple(float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)) for i in range(3))
+    except (KeyError, ValueError):
+        raise UserError(f"scene {row.get('scene_name')!r}: the table of cameras has no M_cam_from_uv for it") from None
+
+
+def _describe(output: Path, exact_cameras: bool) -> None:
+    settings: dict[str, Any] = {
+        "generator": GENERATOR,
+        "generator_version": GENERATOR_VERSION,
+        "intrinsics": "per scene" if exact_cameras else "60 degrees",
+    }
+    old = read_description(output)
+    if old is not None and old["provenance"] != settings:
+        raise UserError(f"{output} was made otherwise ({old['provenance']}): choose another --output")
+    colors = class_palette(len(NYU40_NAMES)).tolist()
+    classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(NYU40_NAMES)]
+    write_description(
+        output,
+        {
+            "modalities": list(MODALITIES),
+            "categories": [],
+            "segmentation_classes": classes,
+            "depth_scale": DEPTH_SCALE,
+            "licence": LICENCE,
+            "provenance": settings,
+        },
+    )

@@ -1,0 +1,133 @@
+"""Writing one split of a dataset folder: files that appear whole or not at all, and a manifest of what is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmdit.errors import UserError
+
+INVALID = 0
+MAX_UNITS = np.iinfo(np.uint16).max
+
+
+class DatasetWriter:
+    """Writes ``<root>/<split>/<modality>/<id>.png``. Any number of processes may, as long as no two write one sample.
+
+    Args:
+        root: the dataset folder.
+        split: name of a folder in it.
+        depth_scale: metres per unit of the 16-bit depth.
+    """
+
+    def __init__(self, root: str | Path, split: str, depth_scale: float = 0.001) -> None:
+        if not split or not split.replace("-", "").replace("_", "").isalnum():
+            raise UserError(f"split {split!r}: must be a folder name of letters, digits, '-' and '_', such as 'train'")
+        self.folder = Path(root) / split
+        self.depth_scale = depth_scale
+
+    def name(self, modality: str, sample_id: str) -> str:
+        """Return the path as the manifest has it, relative to the split's folder."""
+        return f"{modality}/{sample_id}.png"
+
+    def existing(self, modality: str) -> set[str]:
+        """Return the ids of the samples whose file of this modality is there, and so is whole."""
+        root = self.folder / modality
+        found = set()
+        for folder, _, names in os.walk(root):
+            prefix = Path(folder).relative_to(root)
+            found |= {(prefix / name[:-4]).as_posix() for name in names if name.endswith(".png")}
+        return found
+
+    def save(self, modality: str, sample_id: str, array: np.ndarray) -> None:
+        """Write one file.
+
+        Args:
+            modality: what the array is: rgb (H, W, 3) uint8; depth (H, W) metres, invalid where it is not positive, not
+                finite or beyond 65535 units; normal (H, W, 3) unit vectors, or (0, 0, 0) where there is none;
+                segmentation (H, W) ids from 0 to 65535.
+            sample_id: may have slashes, which are folders.
+            array: the raw values.
+        """
+        buffer = io.BytesIO()
+        Image.fromarray(self._pixels(modality, array)).save(buffer, format="PNG")
+        write_atomically(self.folder / self.name(modality, sample_id), buffer.getvalue())
+
+    def write_manifest(self, samples: Iterable[tuple[str, str | None]], modalities: Sequence[str]) -> int:
+        """List the samples that have an RGB image, each with the modalities that are there; return how many they are.
+
+        Args:
+            samples: (id, category or None), in the order of the manifest.
+            modalities: those of the dataset.
+        """
+        there = {modality: self.existing(modality) for modality in modalities}
+        lines = []
+        for sample_id, category in samples:
+            if sample_id not in there["rgb"]:
+                continue
+            row: dict[str, Any] = {"id": sample_id} | ({} if category is None else {"category": category})
+            row |= {m: self.name(m, sample_id) for m in modalities if sample_id in there[m]}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        if lines:
+            write_atomically(self.folder / "manifest.jsonl", "".join(lines).encode())
+        return len(lines)
+
+    def _pixels(self, modality: str, array: np.ndarray) -> np.ndarray:
+        if modality == "depth":
+            units = np.round(np.nan_to_num(array.astype(np.float64), nan=0, posinf=0, neginf=0) / self.depth_scale)
+            return np.where((units < 1) | (units > MAX_UNITS), INVALID, units).astype(np.uint16)
+        if modality == "normal":
+            return np.round((array.astype(np.float64).clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
+        if modality == "segmentation":
+            return array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
+        return np.ascontiguousarray(array)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name and rename; what a killed run leaves is overwritten by the next one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def read_description(root: Path) -> dict[str, Any] | None:
+    """Return what ``dataset.json`` holds, None if there is none. Raises UserError if it can't be read."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}; choose another --output") from None
+    if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
+        raise UserError(f"{path}: says nothing of its provenance; choose an empty folder for --output")
+    return values
+
+
+def write_description(root: Path, values: Mapping[str, Any]) -> None:
+    """Write ``dataset.json``."""
+    write_atomically(root / "dataset.json", json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def class_palette(num_colors: int) -> np.ndarray:
+    """Return (num_colors, 3) uint8 of the coarsest RGB grid that has so many; each far from those before it, black first.
+
+    Up to 64 it is ``mmdit.data.codecs.generic_palette``.
+    """
+    steps = max(4, int(np.ceil(num_colors ** (1 / 3) - 1e-9)))
+    levels = np.linspace(0, 255, steps).round().astype(np.int64)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    chosen = [0]
+    distance = ((grid - grid[0]) ** 2).sum(axis=1)
+    while len(chosen) < num_colors:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, ((grid - grid[chosen[-1]]) ** 2).sum(axis=1))
+    return grid[chosen].astype(np.uint8)

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdit.data.codecs import generic_palette
+from mmdit.data.raw import load_raw
+from mmdit.data.writer import DatasetWriter, class_palette, read_description
+from mmdit.errors import UserError
+from mmdit.modality import MODALITIES
+
+
+def test_files_hold_what_was_saved(tmp_path):
+    writer = DatasetWriter(tmp_path, "train", depth_scale=0.01)
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(5, 6, 3))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    arrays = {
+        "rgb": rng.integers(0, 256, (5, 6, 3), dtype=np.uint8),
+        "depth": rng.uniform(1, 600, (5, 6)),
+        "normal": normals,
+        "segmentation": rng.integers(0, 40000, (5, 6)),
+    }
+    for name, array in arrays.items():
+        writer.save(name, "a/b", array)
+    read = {n: load_raw(tmp_path / f"train/{n}/a/b.png", MODALITIES[n], depth_scale=0.01) for n in arrays}
+    np.testing.assert_array_equal(read["rgb"], arrays["rgb"])
+    np.testing.assert_array_equal(read["segmentation"], arrays["segmentation"])
+    np.testing.assert_allclose(read["depth"], arrays["depth"], atol=0.0051)
+    np.testing.assert_allclose(read["normal"], arrays["normal"], atol=1 / 255 + 1e-6)
+
+
+def test_depth_that_does_not_fit_is_invalid(tmp_path):
+    writer = DatasetWriter(tmp_path, "train", depth_scale=0.001)
+    writer.save("depth", "x", np.array([[np.nan, np.inf, -1.0, 0.0], [65.535, 65.6, 0.0004, 0.001]]))
+    units = np.asarray(Image.open(tmp_path / "train/depth/x.png"))
+    assert units.tolist() == [[0, 0, 0, 0], [65535, 0, 0, 1]]
+
+
+def test_manifest_lists_what_is_there(tmp_path):
+    writer = DatasetWriter(tmp_path, "train")
+    for sample_id in ("n01/a", "b", "c"):
+        writer.save("rgb", sample_id, np.zeros((2, 2, 3), np.uint8))
+    writer.save("depth", "b", np.ones((2, 2)))
+    writer.save("depth", "d", np.ones((2, 2)))  # no RGB: no sample
+    (tmp_path / "train/rgb/.e.png.tmp").write_bytes(b"half")
+    assert writer.existing("rgb") == {"n01/a", "b", "c"}
+    rows = [("n01/a", "n01"), ("b", None), ("c", None), ("d", None), ("e", None)]
+    assert writer.write_manifest(rows, ["rgb", "depth"]) == 3
+    lines = [json.loads(line) for line in (tmp_path / "train/manifest.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"id": "n01/a", "category": "n01", "rgb": "rgb/n01/a.png"},
+        {"id": "b", "rgb": "rgb/b.png", "depth": "depth/b.png"},
+        {"id": "c", "rgb": "rgb/c.png"},
+    ]
+
+
+def test_palette_has_as_many_colours_as_wanted():
+    np.testing.assert_array_equal(class_palette(64), generic_palette(64))
+    for count in (1, 65, 150, 217):
+        colors = class_palette(count)
+        assert colors.shape == (count, 3)
+        assert len(np.unique(colors, axis=0)) == count
+
+
+def test_wrong_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="split 'a/b'"):
+        DatasetWriter(tmp_path, "a/b")
+    assert read_description(tmp_path) is None
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset\.json: not readable"):
+        read_description(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"modalities": ["rgb"], "provenance": "mine"}')
+    with pytest.raises(UserError, match="nothing of its provenance"):
+        read_description(tmp_path)
