@@ -207,14 +207,7 @@ class Evaluation:
 
     def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
         if self.network is not None and images:
-            with torch.no_grad():
-                batch = _to_tensor(images).to(self.pipe._execution_device)
-                pooled = (
-                    self.network.pooled(batch)
-                    if hasattr(self.network, "pooled")
-                    else self.network.features(batch).mean(dim=1)
-                )
-            self.features[name].update(pooled.float())
+            self.features[name].update(pooled_features(self.network, images, self.pipe._execution_device))
 
     def _classify(self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], labels: Sequence[Any]) -> None:
         if self.network is None or not hasattr(self.network, "classify"):
@@ -276,6 +269,14 @@ def as_condition(name: str, array: np.ndarray) -> np.ndarray:
     if name == "depth" and np.nanmax(array) <= 1:
         return array * np.float32(10 / np.nanmax(array))
     return array
+
+
+@torch.no_grad()
+def pooled_features(network: Any, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """One feature vector per uint8 image (H, W, 3), float32 (B, D): the network's own pooling, or the mean over tokens."""
+    batch = _to_tensor(images).to(device)
+    pooled = network.pooled(batch) if hasattr(network, "pooled") else network.features(batch).mean(dim=1)
+    return pooled.float()
 
 
 def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:

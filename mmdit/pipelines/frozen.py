@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,16 @@ TEACHER_FOLDER = "teacher"
 def native_size(pipe: MultimodalDiTPipeline) -> int:
     """Height and width in pixels that the transformer was built for."""
     return int(pipe.transformer.config.sample_size) * LatentCodec(pipe.vae, pipe.modalities).downsampling
+
+
+def weights_digest(pipe: MultimodalDiTPipeline) -> str:
+    """16 hexadecimal digits that change with any weight of the transformer or the VAE, or with their dtype."""
+    digest = hashlib.sha256()
+    for component in (pipe.transformer, pipe.vae):
+        for name, tensor in sorted(component.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

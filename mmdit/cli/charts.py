@@ -1,0 +1,77 @@
+"""Charts of measured tables, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdit.errors import UserError
+
+# Colour and marker belong to the sampler, whichever of them are drawn (colours of Okabe and Ito).
+STYLES = {
+    "euler": ("#0072B2", "o"),
+    "heun": ("#E69F00", "s"),
+    "unipc": ("#009E73", "^"),
+    "dpmsolver++": ("#CC79A7", "D"),
+    "euler_maruyama": ("#555555", "v"),
+}
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure. Raises UserError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("the chart needs matplotlib: pip install 'multimodal-dit[metrics]'") from error
+    return Figure
+
+
+def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
+    """Headline measures over the number of steps, a row of panels per task and a line per sampler; PNG bytes.
+
+    Args:
+        rows: as ``read_table`` returns them.
+        caption: of the whole chart.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    from mmdit.metrics.sweep import HEADLINES, TASKS, higher_is_better
+
+    panels = {
+        task: [name for name in HEADLINES[task] if any(r["task"] == task and name in r for r in rows)] for task in TASKS
+    }
+    panels = {task: names for task, names in panels.items() if names}
+    width = max((len(names) for names in panels.values()), default=1)
+    figure = figure_class()(figsize=(4.2 * width, 0.5 + 3.1 * max(1, len(panels))), layout="constrained")
+    axes = figure.subplots(max(1, len(panels)), width, squeeze=False)
+    steps = sorted({row["num_inference_steps"] for row in rows})
+    lines: dict[str, Any] = {}
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for line_of_axes, (task, names) in zip(axes, panels.items(), strict=False):
+        for axis, name in zip(line_of_axes, names, strict=False):
+            axis.set_visible(True)
+            for scheduler, (color, marker) in STYLES.items():
+                points = sorted(
+                    (row["num_inference_steps"], row[name])
+                    for row in rows
+                    if row["task"] == task and row["scheduler"] == scheduler and name in row
+                )
+                if points:
+                    x, y = zip(*points, strict=True)
+                    (lines[scheduler],) = axis.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1.3)
+            axis.set_xscale("log")
+            axis.set_xticks(steps, [str(count) for count in steps])
+            axis.minorticks_off()
+            axis.grid(alpha=0.25)
+            axis.set_title(f"{task}: {name} ({'higher' if higher_is_better(name) else 'lower'} is better)", fontsize=9)
+            axis.set_xlabel("steps", fontsize=8)
+            axis.tick_params(labelsize=8)
+    figure.suptitle(caption, fontsize=9)
+    if lines:
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
