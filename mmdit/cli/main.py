@@ -47,6 +47,9 @@ COMMANDS: dict[str, Command] = {
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
     "train": Command("mmdit.cli.train:train", "Train a transformer, an autoencoder or a teacher.", config=True),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
+    "evaluate-geometry": Command(
+        "mmdit.cli.evaluate_geometry:evaluate_geometry", "Measure zero-shot depth or normals on a public benchmark."
+    ),
     "sweep": Command("mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."),
     "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
     "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),
