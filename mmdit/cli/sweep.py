@@ -35,7 +35,7 @@ def sweep(
     device: str = "auto",
     dtype: DtypeName = "auto",
 ) -> None:
-    """Measure quality against the number of denoising steps, for each sampler and task, as a CSV table and a PNG chart.
+    """Measure quality against the number of steps, for each sampler and task.
 
     Writes OUTPUT/sweep.csv (a line per task, sampler and number of steps), OUTPUT/sweep.png and OUTPUT/sweep.json (settings,
     the best line of each measure, and how one step of understanding compares with it). The table is written after each
