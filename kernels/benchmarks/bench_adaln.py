@@ -6,14 +6,16 @@ The bytes are those that must move: each activation read once and written once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from harness import Row, add_speedups, add_work, measure, parser, report, require_gpu
+from harness import OURS, Goal, Row, add_work, measure, parser, report, require_gpu
 from mmdit_kernels import gated_residual_layernorm_modulate, layernorm_modulate
 from torch import Tensor
 
-OURS = "mmdit_kernels"
+GOALS = tuple(
+    Goal(op, "", "compiled", 1.3, share=0.85) for op in ("layernorm_modulate", "gated_residual_layernorm_modulate")
+)
 SHAPES = ((128, 256, 1152), (32, 1024, 1152), (128, 256, 768), (64, 256, 4096))
 
 
@@ -38,8 +40,7 @@ def runner(function: Callable[..., object], inputs: list[Tensor], backward: bool
     return lambda: torch.autograd.grad(function(*leaves), leaves, d_outs)  # type: ignore[arg-type]
 
 
-def run(options: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
+def run(options: argparse.Namespace) -> Iterator[Row]:
     # Activations moved: forward, then backward.
     for op, moved in ((layernorm_modulate, (2, 3)), (gated_residual_layernorm_modulate, (4, 6))):
         gated = op is gated_residual_layernorm_modulate
@@ -59,15 +60,13 @@ def run(options: argparse.Namespace) -> list[Row]:
                     function = torch.compile(call) if compiled else call
                     row = Row(op.__name__, f"B{b} T{t} D{d}", "bfloat16", direction, name)
                     measure(row, lambda: runner(function, inputs, direction != "forward"), options.repeats)  # noqa: B023
-                    rows.append(add_work(row, bytes_moved=2.0 * count * b * t * d))
-    add_speedups(rows, OURS)
-    return rows
+                    yield add_work(row, bytes_moved=2.0 * count * b * t * d)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__).parse_args(arguments)
     require_gpu()
-    report("adaln", run(options), options.output)
+    report("adaln", run(options), GOALS, options.output)
 
 
 if __name__ == "__main__":

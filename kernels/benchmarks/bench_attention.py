@@ -7,10 +7,10 @@ in the model.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from harness import Row, add_speedups, add_work, measure, parser, report, require_gpu
+from harness import OURS, Goal, Row, add_work, measure, parser, report, require_gpu
 from mmdit_kernels import attention
 from mmdit_kernels.attention.reference import attention_reference
 from torch import Tensor
@@ -18,7 +18,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEADS, TOKENS = 16, 32768
-OURS = "mmdit_kernels"
+GOALS = (
+    Goal("attention", "d72 ", "sdpa", 1.15),
+    Goal("attention", "d64 N256", "sdpa", 1.0),
+    Goal("attention", "d64 N1024", "sdpa", 1.0),
+    Goal("attention", "d64 N4096", "sdpa", 0.9),
+)
 
 
 def packed(n: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -68,20 +73,23 @@ def runner(function: Callable[..., Tensor], qkv: Tensor, backward: bool) -> Call
     return lambda: torch.autograd.grad(function(q, k, v), (q, k, v), d_out)
 
 
-def run(options: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
-    lengths = (256,) if options.quick else (256, 1024, 4096)
-    for d in (64, 72, 128):
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--head_dims", type=int, nargs="+", default=[64, 72, 128])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    lengths = options.lengths[:1] if options.quick else options.lengths
+    for d in options.head_dims:
         for n in lengths:
             qkv = packed(n, d, torch.bfloat16)
             forward_flops = 4.0 * TOKENS * n * HEADS * d
-            for direction, factor in (("forward", 1.0), ("forward+backward", 3.5)):
-                backward = direction != "forward"
-                for name, build in IMPLEMENTATIONS.items():
-                    torch._dynamo.reset()
+            for name, build in IMPLEMENTATIONS.items():
+                torch._dynamo.reset()
+                for direction, factor in (("forward", 1.0), ("forward+backward", 3.5)):
                     row = Row("attention", f"d{d} N{n}", "bfloat16", direction, name)
-                    measure(row, lambda: runner(build(), qkv, backward), options.repeats)  # noqa: B023
-                    rows.append(add_work(row, flops=factor * forward_flops))
+                    measure(row, lambda: runner(build(), qkv, direction != "forward"), options.repeats)  # noqa: B023
+                    yield add_work(row, flops=factor * forward_flops)
     for n in lengths:
         qkv = packed(n, 72, torch.bfloat16)
         weight = torch.ones(72, device="cuda")
@@ -93,15 +101,15 @@ def run(options: argparse.Namespace) -> list[Row]:
             row = Row("attention norm rope", f"d72 N{n}", "bfloat16", "forward+backward", name)
             call = lambda q, k, v: function(q, k, v, weight, cos, sin, backend)  # noqa: B023, E731
             measure(row, lambda: runner(call, qkv, True), options.repeats)  # noqa: B023
-            rows.append(add_work(row, flops=3.5 * 4.0 * TOKENS * n * HEADS * 72))
-    add_speedups(rows, OURS)
-    return rows
+            yield add_work(row, flops=3.5 * 4.0 * TOKENS * n * HEADS * 72)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__).parse_args(arguments)
+    options = parser(__doc__)
+    add_options(options)
+    chosen = options.parse_args(arguments)
     require_gpu()
-    report("attention", run(options), options.output)
+    report("attention", run(chosen), GOALS, chosen.output)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the benchmarks share: timing, the limits of the machine, tables, files.
 
-Every time is the median over repetitions of one call, by device events, with the L2 cache cleared before each.
-Limits (a large copy, a large matrix product) are measured in the same run, and every share is of those, not of a data
-sheet.
+Every time is the median over repetitions of one call, by device events, with the L2 cache cleared before each. A pause of
+the device goes before the first event, so that the call is queued when its turn comes: what is timed is the device, not
+Python. Limits (a large copy, a large matrix product) are measured in the same run, and every share is of those, not of a
+data sheet.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+OURS = "mmdit_kernels"
+PAUSE_CYCLES = 2_000_000  # about a millisecond: longer than Python takes to launch one operator and its gradient
 
 
 def require_gpu() -> None:
@@ -58,7 +62,21 @@ class Row:
     share: float | None = None
     peak_mib: float | None = None
     speedup: float | None = None  # time of the best other implementation over this time
+    goal: str = ""
     note: str = ""
+
+
+class Goal(NamedTuple):
+    """What rows of ours with this op, and a shape that starts so, are to reach in forward and backward together.
+
+    ``ratio`` is the time of the best implementation that starts with ``against`` over ours; ``share`` is of the limit.
+    """
+
+    op: str
+    shape: str
+    against: str
+    ratio: float
+    share: float = 0.0
 
 
 @functools.cache
@@ -74,6 +92,7 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start, end in events:
         cleaner.zero_()
+        torch.cuda._sleep(PAUSE_CYCLES)
         start.record()
         function()
         end.record()
@@ -127,20 +146,36 @@ def add_work(row: Row, flops: float = 0.0, bytes_moved: float = 0.0) -> Row:
     return row
 
 
-def add_speedups(rows: Iterable[Row], ours: str) -> None:
-    """Give rows of ``ours`` the time of the best other implementation over theirs."""
-    rows = list(rows)
+def best_time(rows: list[Row], like: Row, prefix: str = "") -> float | None:
+    """Return the least time of implementations other than ours, whose names start so, on the same work as ``like``."""
+    key = (like.op, like.shape, like.dtype, like.direction)
+    times = [
+        row.milliseconds
+        for row in rows
+        if (row.op, row.shape, row.dtype, row.direction) == key
+        and row.implementation.startswith(prefix)
+        and not row.implementation.startswith(OURS)
+        and row.milliseconds is not None
+    ]
+    return min(times, default=None)
+
+
+def compare(rows: list[Row], goals: tuple[Goal, ...]) -> None:
+    """Fill in, for rows of ours, the speedup over the best other implementation and whether the goal is met."""
     for row in rows:
-        if row.implementation.startswith(ours) and row.milliseconds is not None:
-            key = (row.op, row.shape, row.dtype, row.direction)
-            others = [
-                other.milliseconds
-                for other in rows
-                if (other.op, other.shape, other.dtype, other.direction) == key
-                and not other.implementation.startswith(ours)
-                and other.milliseconds is not None
-            ]
-            row.speedup = min(others) / row.milliseconds if others else None
+        if not row.implementation.startswith(OURS) or row.milliseconds is None:
+            continue
+        best = best_time(rows, row)
+        row.speedup = None if best is None else best / row.milliseconds
+        for goal in goals:
+            if row.op != goal.op or not row.shape.startswith(goal.shape) or row.direction != "forward+backward":
+                continue
+            other = best_time(rows, row, goal.against)
+            ratio = 0.0 if other is None else other / row.milliseconds
+            met = ratio >= goal.ratio and (row.share or 0.0) >= goal.share
+            row.goal = f"{ratio:.2f}x {goal.against}, goal {goal.ratio:.2f}x"
+            row.goal += f" and share {goal.share:.2f}" if goal.share else ""
+            row.goal += ": met" if met else ": not met"
 
 
 @functools.cache
@@ -168,24 +203,37 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def report(name: str, rows: list[Row], folder: Path) -> None:
-    """Print a table, and save it as ``name.csv`` and ``name.png`` with the environment in both."""
+def _write(rows: list[Row], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [*(field.name for field in fields(Row)), "copy_limit_gb_s", "product_limit_tflop_s", *environment()]
+        )
+        limits = f"{copy_limit():.0f}", f"{product_limit(torch.bfloat16):.0f}"
+        for row in rows:
+            writer.writerow([*map(_text, asdict(row).values()), *limits, *environment().values()])
+
+
+def report(name: str, measured: Iterable[Row], goals: tuple[Goal, ...], folder: Path) -> None:
+    """Print and save each row as it is measured, then the table with its comparisons, as ``name.csv`` and ``name.png``."""
+    print(", ".join(f"{key} {value}" for key, value in environment().items()))
+    product = product_limit(torch.bfloat16)
+    print(f"limits of this run: copy {copy_limit():.0f} GB/s, bfloat16 product {product:.0f} TFLOP/s", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for row in measured:
+        rows.append(row)
+        print("  ".join(filter(None, map(_text, asdict(row).values()))), flush=True)
+        _write(rows, folder / f"{name}.csv")  # a run that is cut short leaves what it has
+    compare(rows, goals)
+    _write(rows, folder / f"{name}.csv")
     columns = [field.name for field in fields(Row)]
     table = [columns, *([_text(value) for value in asdict(row).values()] for row in rows)]
     widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    print(", ".join(f"{key} {value}" for key, value in environment().items()))
-    product = product_limit(torch.bfloat16)
-    print(f"limits of this run: copy {copy_limit():.0f} GB/s, bfloat16 product {product:.0f} TFLOP/s")
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*columns, "copy_limit_gb_s", *environment()])
-        for line in table[1:]:
-            writer.writerow([*line, f"{copy_limit():.0f}", *environment().values()])
     _plot(name, [row for row in rows if row.milliseconds is not None], folder)
-    print(f"saved {folder / name}.csv and .png")
+    print(f"saved {folder / name}.csv and .png", flush=True)
 
 
 def _plot(name: str, rows: list[Row], folder: Path) -> None:
@@ -197,6 +245,8 @@ def _plot(name: str, rows: list[Row], folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if not rows:
+        return
     groups = list(dict.fromkeys((row.op, row.shape, row.direction) for row in rows))
     implementations = list(dict.fromkeys(row.implementation for row in rows))
     width = 0.8 / len(implementations)

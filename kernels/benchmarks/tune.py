@@ -1,6 +1,7 @@
 """Offline tuner: measures tile sizes on this GPU and writes them where the kernels look for them.
 
 Only this command tunes. A program reads the file once, on its first launch; with no file it takes the built-in table.
+Entries are saved one by one, beside those that the file has already, so that a long tuning may be done in parts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import contextlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -45,17 +48,32 @@ def forced(module: Any, values: tuple[int, ...]) -> Any:
         module.tuned = original
 
 
+def compiles(launch: Launch) -> bool:
+    """Compile a launch into triton's cache."""
+    try:
+        launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.constants)
+    except Exception:  # these tiles do not fit this GPU
+        return False
+    return True
+
+
 def best(
     module: Any, grid: list[tuple[int, ...]], build: Callable[[], Launch], device_of: torch.Tensor, repeats: int
 ) -> tuple[list[int] | None, float]:
-    """Return the fastest tiles that compile and fit, and their time."""
-    winner, time = None, math.inf
+    """Return the fastest tiles that compile and fit, and their time; all are compiled first, as many as there are cores."""
+    launches = []
     for values in grid:
         with forced(module, values):
-            launch = build()
+            launches.append(build())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        usable = list(pool.map(compiles, launches))
+    winner, time = None, math.inf
+    for values, launch, works in zip(grid, launches, usable, strict=True):
+        if not works:
+            continue
         try:
             elapsed = milliseconds(lambda: launch.run(device_of), repeats)  # noqa: B023
-        except Exception:  # these tiles do not fit this GPU
+        except Exception:  # too much shared memory
             continue
         if elapsed < time:
             winner, time = list(values), elapsed
@@ -69,7 +87,7 @@ def attention_inputs(n: int, d: int, dtype: torch.dtype, transforms: bool) -> at
     return attention.Inputs(*qkv, weight, weight, table, table, None, d**-0.5)
 
 
-def tune_attention(configs: dict[str, list[int]], options: argparse.Namespace) -> None:
+def tune_attention(configs: dict[str, list[int]], options: argparse.Namespace, save: Callable[[], None]) -> None:
     for d, n, transforms in itertools.product(options.head_dims, options.lengths, (False, True)):
         inputs = attention_inputs(n, d, torch.bfloat16, transforms)
         launch, out, stats = attention.forward_launch(inputs)
@@ -85,10 +103,11 @@ def tune_attention(configs: dict[str, list[int]], options: argparse.Namespace) -
             if values is not None:
                 key = f"attention_{kernel}/bfloat16/d{d}/n{bucket(n)}/s{bucket(n)}/t{int(transforms)}"
                 configs[key] = values
+                save()
                 print(f"{key}: {values}, {time:.3f} ms", flush=True)
 
 
-def tune_adaln(configs: dict[str, list[int]], options: argparse.Namespace) -> None:
+def tune_adaln(configs: dict[str, list[int]], options: argparse.Namespace, save: Callable[[], None]) -> None:
     for width, tokens in itertools.product(options.widths, (8192, 32768)):
         b = tokens // 256
         x, y = (torch.randn(b, 256, width, dtype=torch.bfloat16, device="cuda") for _ in range(2))
@@ -105,6 +124,7 @@ def tune_adaln(configs: dict[str, list[int]], options: argparse.Namespace) -> No
             if values is not None:
                 key = f"adaln_{kernel}/w{width}/t{bucket(tokens)}"
                 configs[key] = values
+                save()
                 print(f"{key}: {values}, {time:.3f} ms", flush=True)
 
 
@@ -112,18 +132,24 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__)
     options.add_argument("--head_dims", type=int, nargs="+", default=[64, 72, 128])
     options.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096])
+    options.add_argument("--only", nargs="+", choices=["attention", "adaln"], default=["attention", "adaln"])
     options.add_argument("--widths", type=int, nargs="+", default=[768, 1152])
     chosen = options.parse_args(arguments)
     require_gpu()
-    configs: dict[str, list[int]] = {}
-    tune_attention(configs, chosen)
-    tune_adaln(configs, chosen)
     path = tuned_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"environment": environment(), "configs": configs}, indent=1))
-    temporary.replace(path)
-    print(f"wrote {len(configs)} entries to {path}")
+    configs: dict[str, list[int]] = json.loads(path.read_text())["configs"] if path.is_file() else {}
+
+    def save() -> None:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"environment": environment(), "configs": configs}, indent=1))
+        temporary.replace(path)
+
+    if "attention" in chosen.only:
+        tune_attention(configs, chosen, save)
+    if "adaln" in chosen.only:
+        tune_adaln(configs, chosen, save)
+    print(f"{len(configs)} entries in {path}")
 
 
 if __name__ == "__main__":

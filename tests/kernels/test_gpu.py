@@ -86,6 +86,26 @@ def test_offsets_beyond_32_bits() -> None:
     torch.testing.assert_close(out[-1:, -1:], alone, atol=2e-2, rtol=2e-2)
 
 
+def test_adaln_beyond_32_bits() -> None:
+    """More than 2^31 elements in every activation: the last tokens, forward and backward, are those of them alone."""
+    b, t, d = 2, 2**20, 1152
+    if torch.cuda.mem_get_info()[0] < 80 * 2**30:
+        pytest.skip("needs 80 GiB")
+    x, y = (torch.randn(b, t, d, device="cuda", dtype=BF16) for _ in range(2))
+    vectors = torch.randn(b, 3 * d, device="cuda", dtype=BF16).chunk(3, 1)
+    assert x.numel() > 2**31
+    results = []
+    for first in (0, t - 64):
+        leaves = [tensor.detach().requires_grad_() for tensor in (x[-1:, first:], y[-1:, first:])]
+        if first == 0:
+            leaves = [tensor.detach().requires_grad_() for tensor in (x, y)]
+        more = vectors if first == 0 else [vector[-1:] for vector in vectors]
+        h, out = gated_residual_layernorm_modulate(*leaves, *more, backend="triton")
+        grads = torch.autograd.grad((h, out), leaves, (h.detach(), out.detach()))
+        results.append([tensor[-1, -64:].clone() for tensor in (h, out, *grads)])
+    assert all(torch.equal(long, alone) for long, alone in zip(*results, strict=True))
+
+
 def test_a_compiled_block_has_no_graph_break() -> None:
     torch.manual_seed(0)
 

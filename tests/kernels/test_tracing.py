@@ -42,3 +42,5 @@ def test_autocast_gives_the_dtypes_of_pytorch(dtype: torch.dtype) -> None:
         assert layernorm_modulate(x, c, c.to(dtype)).dtype == norm.dtype
         h, out = gated_residual_layernorm_modulate(x, x.to(dtype), c.to(dtype), c.to(dtype), c.to(dtype))
         assert (h.dtype, out.dtype) == ((x + c.to(dtype) * x.to(dtype)).dtype, norm.dtype)
+        h, out = gated_residual_layernorm_modulate(x, x, c, c, c, out_dtype=dtype)
+        assert (h.dtype, out.dtype, layernorm_modulate(x, c, c, out_dtype=dtype).dtype) == (x.dtype, dtype, dtype)

@@ -13,6 +13,8 @@ A width that is no power of two is two column parts, MAIN + TAIL: 1152 is 1024 +
 import triton
 import triton.language as tl
 
+from mmdit_kernels.casts import narrow, widen
+
 
 @triton.jit
 def row_offset(batch, rows, stride_batch, stride_row, ALIGNED: tl.constexpr):
@@ -30,13 +32,13 @@ def load_part(base, offset, valid, START: tl.constexpr, PART: tl.constexpr, WIDT
         part = tl.load(base + offset + columns, mask=valid, other=0.0)
     else:
         part = tl.load(base + offset + columns, mask=valid & (columns < WIDTH), other=0.0)
-    return part.to(tl.float32)
+    return widen(part)
 
 
 @triton.jit
 def store_part(base, offset, valid, part, START: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
     columns = (START + tl.arange(0, PART))[None, :]
-    value = part.to(base.dtype.element_ty)
+    value = narrow(part, base.dtype.element_ty)
     if START + PART <= WIDTH:
         tl.store(base + offset + columns, value, mask=valid)
     else:
@@ -46,7 +48,7 @@ def store_part(base, offset, valid, part, START: tl.constexpr, PART: tl.constexp
 @triton.jit
 def load_vector(base, START: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
     columns = START + tl.arange(0, PART)
-    return tl.load(base + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
+    return widen(tl.load(base + columns, mask=columns < WIDTH, other=0.0))[None, :]
 
 
 @triton.jit
@@ -62,9 +64,9 @@ def add_gated(x, x_offset, y, y_offset, gate, h, h_offset, valid, START: tl.cons
     part = load_part(x, x_offset, valid, START, PART, WIDTH)
     if HAS_GATE:
         part += load_vector(gate, START, PART, WIDTH) * load_part(y, y_offset, valid, START, PART, WIDTH)
-        part = part.to(h.dtype.element_ty)
+        part = narrow(part, h.dtype.element_ty)
         store_part(h, h_offset, valid, part, START, PART, WIDTH)
-        part = part.to(tl.float32)
+        part = widen(part)
     return part
 
 

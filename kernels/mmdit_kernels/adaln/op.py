@@ -39,7 +39,10 @@ def _out_dtype(h_dtype: torch.dtype, device_type: str, shift: Tensor, scale: Ten
     return _promote(h_dtype, shift.dtype, scale.dtype)
 
 
-def layernorm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto") -> Tensor:
+def layernorm_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto",
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     """LayerNorm(x) (1 + scale) + shift, with no affine in the norm (DiT's adaLN, arXiv 2212.09748, section 3.2).
 
     Args:
@@ -48,22 +51,27 @@ def layernorm_modulate(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 
         scale: (B, D).
         eps: added to the variance.
         backend: "auto", "triton" or "torch".
+        out_dtype: dtype of the result, which is rounded once, without being written in a wider one first.
 
     Returns:
-        (B, T, D); dtypes promote as in PyTorch, and LayerNorm gives float32 where autocast makes PyTorch's do so.
+        (B, T, D) in ``out_dtype``. If that is None, dtypes promote as in PyTorch, and LayerNorm gives float32 where
+        autocast makes PyTorch's do so.
 
     Raises:
         ValueError: shapes that do not fit together; backend "triton" where it cannot run.
     """
     _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
-    if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale)):
-        return layernorm_modulate_forward(x, shift, scale, eps, _out_dtype(x.dtype, x.device.type, shift, scale))[0]
-    return layernorm_modulate_torch(x, shift, scale, eps)
+    if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale, out_dtype=out_dtype)):
+        out_dtype = out_dtype or _out_dtype(x.dtype, x.device.type, shift, scale)
+        return layernorm_modulate_forward(x, shift, scale, eps, out_dtype)[0]
+    out = layernorm_modulate_torch(x, shift, scale, eps)
+    return out.to(out_dtype or out.dtype)
 
 
 def gated_residual_layernorm_modulate(
-    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, *, eps: float = 1e-6, backend: str = "auto",
+    out_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """h = x + gate y, then LayerNorm(h) (1 + scale) + shift: what stands between two sublayers of an adaLN-zero block.
 
     Args:
@@ -74,10 +82,11 @@ def gated_residual_layernorm_modulate(
         scale: (B, D).
         eps: added to the variance.
         backend: "auto", "triton" or "torch".
+        out_dtype: dtype of the norm, not of h, as in ``layernorm_modulate``.
 
     Returns:
-        h and the modulated norm of h, both (B, T, D); dtypes promote as in PyTorch, and LayerNorm gives float32 where
-        autocast makes PyTorch's do so.
+        h and the modulated norm of h, both (B, T, D); dtypes promote as in PyTorch, and without ``out_dtype`` LayerNorm
+        gives float32 where autocast makes PyTorch's do so.
 
     Raises:
         ValueError: shapes that do not fit together; backend "triton" where it cannot run.
@@ -86,9 +95,10 @@ def gated_residual_layernorm_modulate(
     _check(op, x, (("gate", gate), ("shift", shift), ("scale", scale)))
     if y.shape != x.shape:
         raise ValueError(f"y of {op} must have the shape of x, {tuple(x.shape)}; got {tuple(y.shape)}")
-    if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale)):
+    if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale, out_dtype=out_dtype)):
         h_dtype = _promote(x.dtype, gate.dtype, y.dtype)
-        out_dtype = _out_dtype(h_dtype, x.device.type, shift, scale)
+        out_dtype = out_dtype or _out_dtype(h_dtype, x.device.type, shift, scale)
         h, out, _ = gated_residual_layernorm_modulate_forward(x, y, gate, shift, scale, eps, h_dtype, out_dtype)
         return h, out
-    return gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)
+    h, out = gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)
+    return h, out.to(out_dtype or out.dtype)

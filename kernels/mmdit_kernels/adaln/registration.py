@@ -13,9 +13,11 @@ from mmdit_kernels.adaln.launches import backward_launch, forward_launch
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def find_problem(*tensors: Tensor) -> str | None:
+def find_problem(*tensors: Tensor, out_dtype: torch.dtype | None = None) -> str | None:
     """Return why the kernels do not take these arguments, x first, or None."""
     x = tensors[0]
+    if out_dtype is not None and out_dtype not in DTYPES:
+        return f"out_dtype {out_dtype} is none of float32, float16, bfloat16"
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             return f"dtype {tensor.dtype} is none of float32, float16, bfloat16"

@@ -7,17 +7,36 @@ With P = softmax(s q k^T), D = rowsum(dO O):  dV = P^T dO,  dS = P (dO V^T - D),
 import triton
 import triton.language as tl
 
-from mmdit_kernels.attention.tiles import dot, load_tile, locate, norm_rotate, norm_rotate_backward, store_tile
+from mmdit_kernels.attention.tiles import (
+    dot,
+    dot_of_logits,
+    load_tile,
+    locate,
+    norm_rotate,
+    norm_rotate_backward,
+    store_tile,
+)
+from mmdit_kernels.casts import narrow, widen
 
 
 @triton.jit
 def softmax_weights(logits, maximum, log_total, scale_log2, PRECISE: tl.constexpr):
     """P from logits and row statistics that broadcast against them."""
     if PRECISE:
-        weights = tl.exp2((logits - maximum) * scale_log2 - log_total)
+        weights = tl.exp2((logits - maximum).to(tl.float32) * scale_log2 - log_total)
     else:
         weights = tl.exp2(logits * scale_log2 - (maximum * scale_log2 + log_total))
     return weights
+
+
+@triton.jit
+def dot_of_rows(a, b):
+    """Row by row, sum a b: in the precision of ``dot_of_logits``, from whose results it is subtracted."""
+    if a.dtype == tl.float32:  # noqa: SIM108, triton's own statements
+        total = tl.sum(a.to(tl.float64) * b.to(tl.float64), axis=1)
+    else:
+        total = tl.sum(widen(a) * widen(b), axis=1)
+    return total
 
 
 @triton.jit
@@ -25,7 +44,7 @@ def attention_backward_q_kernel(
     q, k, v, out, d_out, stats, delta, d_q, d_q_weight, q_weight, k_weight, cos, sin, key_mask,
     q_sb, q_sh, q_sn, q_sd, k_sb, k_sh, k_sn, k_sd, v_sb, v_sh, v_sn, v_sd, out_sb, out_sh, out_sn,
     d_out_sb, d_out_sh, d_out_sn, d_out_sd, d_q_sb, d_q_sh, d_q_sn,
-    cos_sb, sin_sb, mask_sb, mask_sn, stats_size, heads, queries, keys, scale, scale_log2,
+    cos_sb, sin_sb, mask_sb, stats_size, heads, queries, keys, scale, scale_log2,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, ALIGNED: tl.constexpr,
@@ -63,11 +82,10 @@ def attention_backward_q_kernel(
     )
     do_main, do_tail = load_tile(d_out, d_out_sn, d_out_sd, rows, limit, MAIN, TAIL, HEAD_DIM, EVEN_M, ALIGNED)
     out_main, out_tail = load_tile(out, out_sn, 1, rows, limit, MAIN, TAIL, HEAD_DIM, EVEN_M, True)
-    d = tl.sum(do_main.to(tl.float32) * out_main.to(tl.float32), axis=1)
+    d = dot_of_rows(do_main, out_main)
     if TAIL > 0:
-        d += tl.sum(do_tail.to(tl.float32) * out_tail.to(tl.float32), axis=1)
+        d += dot_of_rows(do_tail, out_tail)
     row_offset = pair.to(tl.int64) * queries + start
-    tl.store(delta + row_offset + rows, d, mask=rows < limit)
     maximum = tl.load(stats + row_offset + rows, mask=rows < limit, other=0.0)
     log_total = tl.load(stats + stats_size + row_offset + rows, mask=rows < limit, other=float("inf"))
 
@@ -75,6 +93,10 @@ def attention_backward_q_kernel(
     acc_tail = acc_main
     if TAIL > 0:
         acc_tail = tl.zeros([BLOCK_M, TAIL], tl.float32)
+    if PRECISE:
+        excess = tl.zeros([BLOCK_M], tl.float32)
+        mean_main = acc_main
+        mean_tail = acc_tail
     columns = tl.arange(0, BLOCK_N)
     for first in range(0, keys, BLOCK_N):
         left = keys - first
@@ -83,29 +105,41 @@ def attention_backward_q_kernel(
             k_main, k_tail, k_weight, cos, sin, columns, left, BLOCK_N, MAIN, TAIL, HEAD_DIM, HAS_K_WEIGHT, HAS_ROPE
         )
         v_main, v_tail = load_tile(v, v_sn, v_sd, columns, left, MAIN, TAIL, HEAD_DIM, EVEN_N, ALIGNED)
-        logits = dot(q_main, tl.trans(k_main), None)
-        d_weights = dot(do_main, tl.trans(v_main), None)
+        logits = dot_of_logits(q_main, tl.trans(k_main), None)
+        d_weights = dot_of_logits(do_main, tl.trans(v_main), None)
         if TAIL > 0:
-            logits = dot(q_tail, tl.trans(k_tail), logits)
-            d_weights = dot(do_tail, tl.trans(v_tail), d_weights)
+            logits = dot_of_logits(q_tail, tl.trans(k_tail), logits)
+            d_weights = dot_of_logits(do_tail, tl.trans(v_tail), d_weights)
         weights = softmax_weights(logits, maximum[:, None], log_total[:, None], scale_log2, PRECISE)
         if HAS_MASK:
-            attend = tl.load(key_mask + columns * mask_sn, mask=columns < left, other=0) != 0
+            attend = tl.load(key_mask + columns, mask=columns < left, other=0) != 0
             weights = tl.where(attend[None, :], weights, 0.0)
         elif not EVEN_N:
             weights = tl.where((columns < left)[None, :], weights, 0.0)
-        d_logits = (weights * (d_weights - d[:, None])).to(k_main.dtype)
+        d_logits = narrow(weights * (d_weights - d[:, None]).to(tl.float32), k_main.dtype)
         acc_main = dot(d_logits, k_main, acc_main)
         if TAIL > 0:
             acc_tail = dot(d_logits, k_tail, acc_tail)
+        if PRECISE:
+            excess += tl.sum(d_logits, axis=1)
+            mean_main = dot(weights, k_main, mean_main)
+            if TAIL > 0:
+                mean_tail = dot(weights, k_tail, mean_tail)
         k += BLOCK_N * k_sn
         v += BLOCK_N * v_sn
         if HAS_ROPE:
             cos += BLOCK_N * HEAD_DIM
             sin += BLOCK_N * HEAD_DIM
         if HAS_MASK:
-            key_mask += BLOCK_N * mask_sn
+            key_mask += BLOCK_N
 
+    if PRECISE:
+        # A row of dS adds up to zero. What it adds up to here is the rounding of O in D, too much for a row with one
+        # large weight, whose dS is small: correct D by it, and dQ for the D that it was computed with.
+        d += excess
+        acc_main -= excess[:, None] * mean_main
+        acc_tail -= excess[:, None] * mean_tail
+    tl.store(delta + row_offset + rows, d, mask=rows < limit)
     acc_main *= scale
     acc_tail *= scale
     if HAS_Q_WEIGHT:
@@ -124,7 +158,7 @@ def attention_backward_kv_kernel(
     q, k, v, d_out, stats, delta, d_k, d_v, d_k_weight, q_weight, k_weight, cos, sin, key_mask,
     q_sb, q_sh, q_sn, q_sd, k_sb, k_sh, k_sn, k_sd, v_sb, v_sh, v_sn, v_sd,
     d_out_sb, d_out_sh, d_out_sn, d_out_sd, d_k_sb, d_k_sh, d_k_sn, d_v_sb, d_v_sh, d_v_sn,
-    cos_sb, sin_sb, mask_sb, mask_sn, stats_size, heads, queries, keys, scale, scale_log2,
+    cos_sb, sin_sb, mask_sb, stats_size, heads, queries, keys, scale, scale_log2,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, ALIGNED: tl.constexpr,
@@ -160,8 +194,8 @@ def attention_backward_kv_kernel(
     )
     v_main, v_tail = load_tile(v, v_sn, v_sd, rows, limit, MAIN, TAIL, HEAD_DIM, EVEN_N, ALIGNED)
     if HAS_MASK:
-        key_mask += batch.to(tl.int64) * mask_sb + start.to(tl.int64) * mask_sn
-        attend = tl.load(key_mask + rows * mask_sn, mask=rows < limit, other=0) != 0
+        key_mask += batch.to(tl.int64) * mask_sb + start
+        attend = tl.load(key_mask + rows, mask=rows < limit, other=0) != 0
     stats += pair.to(tl.int64) * queries
     delta += pair.to(tl.int64) * queries
 
@@ -188,16 +222,16 @@ def attention_backward_kv_kernel(
             maximum = tl.load(stats + columns, mask=columns < left, other=0.0)
             log_total = tl.load(stats + stats_size + columns, mask=columns < left, other=float("inf"))
             d = tl.load(delta + columns, mask=columns < left, other=0.0)
-        logits = dot(k_main, tl.trans(q_main), None)
-        d_weights = dot(v_main, tl.trans(do_main), None)
+        logits = dot_of_logits(k_main, tl.trans(q_main), None)
+        d_weights = dot_of_logits(v_main, tl.trans(do_main), None)
         if TAIL > 0:
-            logits = dot(k_tail, tl.trans(q_tail), logits)
-            d_weights = dot(v_tail, tl.trans(do_tail), d_weights)
+            logits = dot_of_logits(k_tail, tl.trans(q_tail), logits)
+            d_weights = dot_of_logits(v_tail, tl.trans(do_tail), d_weights)
         weights = softmax_weights(logits, maximum[None, :], log_total[None, :], scale_log2, PRECISE)
         if HAS_MASK:
             weights = tl.where(attend[:, None], weights, 0.0)
-        rounded = weights.to(do_main.dtype)
-        d_logits = (weights * (d_weights - d[None, :])).to(q_main.dtype)
+        rounded = narrow(weights, do_main.dtype)
+        d_logits = narrow(weights * (d_weights - d[None, :]).to(tl.float32), q_main.dtype)
         dv_main = dot(rounded, do_main, dv_main)
         dk_main = dot(d_logits, q_main, dk_main)
         if TAIL > 0:

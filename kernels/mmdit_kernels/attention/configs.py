@@ -48,7 +48,7 @@ def select(
     if found is not None:
         return Config(*found)
     if target == "interpreter":
-        return Config(64, 32, 4, 1)
+        return Config(64, 64, 4, 1)
     return shipped(kernel, target, dtype, head_dim, transforms, masked or queries % 128 != 0 or keys % 128 != 0)
 
 

@@ -7,14 +7,15 @@ would lose the second in float32 once logits reach the thousands.
 import triton
 import triton.language as tl
 
-from mmdit_kernels.attention.tiles import dot, load_tile, locate, norm_rotate, store_tile
+from mmdit_kernels.attention.tiles import dot, dot_of_logits, load_tile, locate, norm_rotate, store_tile
+from mmdit_kernels.casts import narrow
 
 
 @triton.jit
 def attention_forward_kernel(
     q, k, v, out, stats, q_weight, k_weight, cos, sin, key_mask,
     q_sb, q_sh, q_sn, q_sd, k_sb, k_sh, k_sn, k_sd, v_sb, v_sh, v_sn, v_sd, out_sb, out_sh, out_sn,
-    cos_sb, sin_sb, mask_sb, mask_sn, stats_size, heads, queries, keys, scale_log2,
+    cos_sb, sin_sb, mask_sb, stats_size, heads, queries, keys, scale_log2,
     HEAD_DIM: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr, HAS_ROPE: tl.constexpr, HAS_MASK: tl.constexpr,
     EVEN_M: tl.constexpr, EVEN_N: tl.constexpr, ALIGNED: tl.constexpr,
@@ -59,27 +60,27 @@ def attention_forward_kernel(
         k_main, k_tail = norm_rotate(
             k_main, k_tail, k_weight, cos, sin, columns, left, BLOCK_N, MAIN, TAIL, HEAD_DIM, HAS_K_WEIGHT, HAS_ROPE
         )
-        logits = dot(q_main, tl.trans(k_main), None)
+        logits = dot_of_logits(q_main, tl.trans(k_main), None)
         if TAIL > 0:
-            logits = dot(q_tail, tl.trans(k_tail), logits)
+            logits = dot_of_logits(q_tail, tl.trans(k_tail), logits)
         if HAS_MASK:
-            attend = tl.load(key_mask + columns * mask_sn, mask=columns < left, other=0) != 0
+            attend = tl.load(key_mask + columns, mask=columns < left, other=0) != 0
             logits = tl.where(attend[None, :], logits, -float("inf"))
         elif not EVEN_N:
             logits = tl.where((columns < left)[None, :], logits, -float("inf"))
-        new_maximum = tl.maximum(maximum, tl.max(logits, axis=1))
+        new_maximum = tl.maximum(maximum, tl.max(logits, axis=1).to(tl.float32))
         offset = new_maximum
         if HAS_MASK:
             offset = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
         if q_main.dtype == tl.float32:
-            weights = tl.exp2((logits - offset[:, None]) * scale_log2)  # exact difference of near logits
+            weights = tl.exp2((logits - offset[:, None]).to(tl.float32) * scale_log2)
         else:
             weights = tl.exp2(logits * scale_log2 - (offset * scale_log2)[:, None])  # one multiply-add
         correction = tl.exp2((maximum - offset) * scale_log2)
         maximum = new_maximum
         total = total * correction + tl.sum(weights, axis=1)
         v_main, v_tail = load_tile(v, v_sn, v_sd, columns, left, MAIN, TAIL, HEAD_DIM, EVEN_N, ALIGNED)
-        weights = weights.to(v_main.dtype)
+        weights = narrow(weights, v_main.dtype)
         acc_main = dot(weights, v_main, acc_main * correction[:, None])
         if TAIL > 0:
             acc_tail = dot(weights, v_tail, acc_tail * correction[:, None])
@@ -89,7 +90,7 @@ def attention_forward_kernel(
             cos += BLOCK_N * HEAD_DIM
             sin += BLOCK_N * HEAD_DIM
         if HAS_MASK:
-            key_mask += BLOCK_N * mask_sn
+            key_mask += BLOCK_N
 
     log_total = tl.log2(total)
     inverse = 1.0 / total

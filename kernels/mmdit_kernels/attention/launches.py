@@ -56,7 +56,7 @@ class _Call:
         self.dtype = q.dtype
         self.target = target or target_of(q.device)
         self.vectors = [None if x is None else x.contiguous() for x in inputs[3:7]]  # norm weights, cos, sin
-        self.key_mask = None if inputs.key_mask is None else inputs.key_mask.view(torch.uint8)
+        self.key_mask = None if inputs.key_mask is None else inputs.key_mask.contiguous().view(torch.uint8)
         self.qkv_strides = (*q.stride(), *k.stride(), *inputs.v.stride())
         self.scale = inputs.scale
 
@@ -64,11 +64,11 @@ class _Call:
         return *self.vectors, self.key_mask
 
     def sizes(self) -> tuple[int, ...]:
-        """Strides of the rope tables and the mask, then the size of one plane of the statistics and the lengths."""
+        """Strides of the rope tables and the mask over the batch, the size of a plane of the statistics, and the lengths."""
         tables = [0 if table is None or table.dim() == 2 else table.stride(0) for table in self.vectors[2:]]
-        mask = (0, 0) if self.key_mask is None else self.key_mask.stride()
+        mask = 0 if self.key_mask is None else self.keys
         plane = self.batch * self.heads * self.queries
-        return (*tables, *mask, plane, self.heads, self.queries, self.keys)
+        return (*tables, mask, plane, self.heads, self.queries, self.keys)
 
     def config(self, kernel: str) -> Config:
         transforms = any(vector is not None for vector in self.vectors)
@@ -148,7 +148,8 @@ def backward_launches(
         empty_like_tokens(v, call.keys),
         *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
     )
-    delta = torch.empty((call.batch, call.heads, call.queries), dtype=torch.float32, device=q.device)
+    delta_dtype = torch.float64 if q.dtype == torch.float32 else torch.float32
+    delta = torch.empty((call.batch, call.heads, call.queries), dtype=delta_dtype, device=q.device)
     is_aligned = aligned(q, k, v, d_out)
     scales = (call.scale, call.scale * math.log2(math.e))
     q_arguments = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmdit_kernels.attention.reference import Rope, attention_torch
+from mmdit_kernels.attention.reference import Rope, attention_torch, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_forward, find_problem
 from mmdit_kernels.dispatch import use_triton
 
@@ -78,8 +78,13 @@ def attention(
             f"key_mask of attention must be bool with shape ({k.shape[0]}, {k.shape[2]}), True = attend; "
             f"got {key_mask.dtype} {tuple(key_mask.shape)}"
         )
-    if use_triton("attention", backend, q.device, lambda: find_problem(q, k, v, rope, key_mask, scale)):
+    arguments = (q, k, v, q_weight, k_weight, rope, key_mask, scale)
+    if use_triton("attention", backend, q.device, lambda: find_problem(*arguments)):
+        if rope is not None and torch.is_grad_enabled() and any(table.requires_grad for table in rope):
+            # The kernels have no gradient for the tables: norm and rotation go before them, in PyTorch.
+            q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
+            q_weight = k_weight = rope = None
         cos, sin = (None, None) if rope is None else rope
         factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
         return attention_forward(q, k, v, q_weight, k_weight, cos, sin, key_mask, factor)[0]
-    return attention_torch(q, k, v, q_weight, k_weight, rope, key_mask, scale)
+    return attention_torch(*arguments)

@@ -58,6 +58,18 @@ def _rms_norm(x: Tensor, weight: Tensor | None) -> Tensor:
     return F.rms_norm(x.to(wide), (x.shape[-1],), weight.to(wide), RMS_EPS)
 
 
+def norm_and_rotate(
+    q: Tensor, k: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None
+) -> tuple[Tensor, Tensor]:
+    """Return q and k after norm and rope, computed in float32 or wider, in the dtype of q."""
+    dtype = q.dtype
+    q, k = _rms_norm(q, q_weight), _rms_norm(k, k_weight)
+    if rope is not None:
+        wide = torch.promote_types(dtype, torch.float32)
+        q, k = apply_rope(q.to(wide), rope), apply_rope(k.to(wide), rope)
+    return q.to(dtype), k.to(dtype)
+
+
 def attention_torch(
     q: Tensor,
     k: Tensor,
@@ -69,12 +81,7 @@ def attention_torch(
     scale: float | None = None,
 ) -> Tensor:
     """Compute attention with PyTorch's fused operator, norm and rope in float32 or wider."""
-    dtype = q.dtype
-    q, k = _rms_norm(q, q_weight), _rms_norm(k, k_weight)
-    if rope is not None:
-        wide = torch.promote_types(dtype, torch.float32)
-        q, k = apply_rope(q.to(wide), rope), apply_rope(k.to(wide), rope)
-    q, k = q.to(dtype), k.to(dtype)
+    q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
     if key_mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     # PyTorch's backends disagree on a row with no key to attend to: let it see every key, then drop the result.

@@ -22,8 +22,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def find_problem(
-    q: Tensor, k: Tensor, v: Tensor, rope: Rope | None, key_mask: Tensor | None, scale: float | None
-) -> str | None:
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None = None, k_weight: Tensor | None = None,
+    rope: Rope | None = None, key_mask: Tensor | None = None, scale: float | None = None,
+) -> str | None:  # fmt: skip
     """Return why the kernels do not take these arguments, or None."""
     d = q.shape[-1]
     if q.dtype not in DTYPES:
@@ -36,11 +37,9 @@ def find_problem(
         return f"a size is zero in q {tuple(q.shape)}, k {tuple(k.shape)}"
     if max(stride for tensor in (q, k, v) for stride in tensor.stride()[2:]) >= MAXIMUM_STRIDE:
         return f"a row or column stride is {MAXIMUM_STRIDE} or more"
-    others = [tensor for tensor in (k, v, key_mask, *(rope or ())) if tensor is not None]
+    others = [tensor for tensor in (k, v, q_weight, k_weight, key_mask, *(rope or ())) if tensor is not None]
     if any(tensor.device != q.device for tensor in others):
         return "the tensors are on different devices"
-    if rope is not None and torch.is_grad_enabled() and any(table.requires_grad for table in rope):
-        return "it has no gradient for the rope tables"
     return None
 
 

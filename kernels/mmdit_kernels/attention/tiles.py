@@ -7,19 +7,31 @@ With TAIL = 0 the second part is never touched, and functions return the first p
 import triton
 import triton.language as tl
 
-from mmdit_kernels.dispatch import interpreting
+from mmdit_kernels.casts import INTERPRETED, narrow, widen
 
 RMS_EPS = tl.constexpr(1e-6)
-INTERPRETED = tl.constexpr(interpreting())
 
 
 @triton.jit
 def dot(a, b, acc):
     """Return a b + acc in float32, with no TF32."""
     if INTERPRETED:  # the interpreter holds bfloat16 as integers and multiplies those
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+        a = widen(a)
+        b = widen(b)
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def dot_of_logits(a, b, acc):
+    """Return a b + acc; float32 factors are multiplied in float64.
+
+    Differences of these products are what counts, in an exponential: a product near 1000 is off by 1e-4 in float32.
+    """
+    if a.dtype == tl.float32:  # noqa: SIM108, triton's own statements
+        product = tl.dot(a.to(tl.float64), b.to(tl.float64), acc, out_dtype=tl.float64)
+    else:
+        product = dot(a, b, acc)
+    return product
 
 
 @triton.jit
@@ -70,7 +82,7 @@ def store_part(
     columns = START + tl.arange(0, WIDTH)
     pointers = base + rows[:, None] * stride_row + columns[None, :] * stride_col
     mask = (rows[:, None] < limit) & (columns[None, :] < HEAD_DIM)
-    tl.store(pointers, part.to(base.dtype.element_ty), mask=mask)
+    tl.store(pointers, narrow(part, base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -88,7 +100,7 @@ def store_tile(
 @triton.jit
 def load_vector(base, START: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr):
     columns = START + tl.arange(0, WIDTH)
-    return tl.load(base + columns, mask=columns < HEAD_DIM, other=0.0).to(tl.float32)
+    return widen(tl.load(base + columns, mask=columns < HEAD_DIM, other=0.0))
 
 
 @triton.jit
@@ -96,7 +108,7 @@ def load_table(base, rows, limit, START: tl.constexpr, WIDTH: tl.constexpr, HEAD
     """Load rows of a contiguous (N, d) table of cosines or sines."""
     columns = START + tl.arange(0, WIDTH)
     mask = (rows[:, None] < limit) & (columns[None, :] < HEAD_DIM)
-    return tl.load(base + rows[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    return widen(tl.load(base + rows[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0))
 
 
 @triton.jit
@@ -122,8 +134,8 @@ def norm_rotate(
     """x -> R(w x / rms(x)) in float32, returned in the dtype of x: what the matrix product takes."""
     dtype = main.dtype
     if HAS_WEIGHT or HAS_ROPE:
-        main = main.to(tl.float32)
-        tail = tail.to(tl.float32)
+        main = widen(main)
+        tail = widen(tail)
         if HAS_WEIGHT:
             rstd = inverse_rms(main, tail, TAIL, HEAD_DIM)
             main = main * rstd[:, None] * load_vector(weight, 0, MAIN, HEAD_DIM)[None, :]
@@ -137,7 +149,7 @@ def norm_rotate(
                 c = load_table(cos, rows, limit, MAIN, TAIL, HEAD_DIM)
                 s = load_table(sin, rows, limit, MAIN, TAIL, HEAD_DIM)
                 tail = tail * c + rotate_pairs(tail, ROWS, TAIL) * s
-    return main.to(dtype), tail.to(dtype)
+    return narrow(main, dtype), narrow(tail, dtype)
 
 
 @triton.jit
@@ -159,8 +171,8 @@ def norm_rotate_backward(
             s = load_table(sin, rows, limit, MAIN, TAIL, HEAD_DIM)
             g_tail = g_tail * c - rotate_pairs(g_tail * s, ROWS, TAIL)
     if HAS_WEIGHT:
-        u_main = x_main.to(tl.float32)
-        u_tail = x_tail.to(tl.float32)
+        u_main = widen(x_main)
+        u_tail = widen(x_tail)
         rstd = inverse_rms(u_main, u_tail, TAIL, HEAD_DIM)
         u_main = u_main * rstd[:, None]
         columns = tl.arange(0, MAIN)

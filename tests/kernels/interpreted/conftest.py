@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from mmdit_kernels.dispatch import interpreting
@@ -28,17 +27,6 @@ else:
         return patch_language(function) if any(tl.core.is_builtin(module.load) for module in modules) else None
 
     interpreter._patch_lang = patch_language_once
-
-    convert_float: Callable[..., Any] = interpreter._convert_float
-
-    def convert_as_a_gpu_does(value: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
-        """Round float32 to the nearest bfloat16, ties to even; the interpreter cuts the low bits off."""
-        if (source, target) == (tl.float32, tl.bfloat16):
-            rounded = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)).to(torch.bfloat16)
-            return rounded.view(torch.int16).numpy().view(np.uint16).reshape(np.shape(value))
-        return convert_float(value, source, target, rounding_mode)
-
-    interpreter._convert_float = convert_as_a_gpu_does
 
 
 @pytest.fixture(autouse=True)

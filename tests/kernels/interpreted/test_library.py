@@ -81,15 +81,17 @@ def test_a_compiled_chain_has_no_graph_break_and_the_same_bits() -> None:
         torch.testing.assert_close(traced, eager)
 
 
-def test_rope_tables_that_want_a_gradient_go_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = packed()
-    table = torch.rand(N, D, requires_grad=True)
-    with pytest.raises(ValueError, match="no gradient for the rope tables"):
-        attention(q, k, v, rope=(table, table), backend="triton")
-    attention(q, k, v, rope=(table, table)).sum().backward()
-    assert table.grad is not None
-    with torch.no_grad():
-        attention(q, k, v, rope=(table, table), backend="triton")
+def test_rope_tables_have_gradients_too() -> None:
+    torch.manual_seed(0)
+    grads = []
+    inputs = [*packed(), torch.rand(D), torch.rand(N, D), torch.rand(B, N, D)]
+    for backend in ("triton", "torch"):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        q, k, v, weight, *tables = leaves
+        out = attention(q, k, v, q_weight=weight, rope=tuple(tables), backend=backend)
+        grads.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -103,8 +105,10 @@ def test_autocast_gives_the_dtypes_of_the_torch_backend(dtype: torch.dtype) -> N
             low = x.to(dtype)
             h, normed = gated_residual_layernorm_modulate(x, low, c.to(dtype), c.to(dtype), c, backend=backend)
             alone = layernorm_modulate(low, c.to(dtype), c.to(dtype), backend=backend)
-        grads = torch.autograd.grad(out.float().sum() + normed.float().sum(), (q, k, v, x))
-        outs.append((out, h, normed, alone, *grads))
+            asked = layernorm_modulate(x, c, c, backend=backend, out_dtype=dtype)
+            assert asked.dtype == dtype
+        grads = torch.autograd.grad(sum(y.float().sum() for y in (out, normed, asked)), (q, k, v, x))
+        outs.append((out, h, normed, alone, asked, *grads))
     for ours, theirs in zip(*outs, strict=True):
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, atol=5e-2, rtol=5e-2)
