@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmdit.models.layers import MLP, Rope, SelfAttention, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit.models.layers import (
+    MLP,
+    Rope,
+    SelfAttention,
+    gated_residual_layernorm_modulate,
+    layernorm_modulate,
+    matmul_dtype,
+)
 
 
 class DiTBlock(nn.Module):
@@ -18,8 +25,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
-        y = self.attn(layernorm_modulate(x, shift_attn, scale_attn), rope)
-        x, y = gated_residual_layernorm_modulate(x, y, gate_attn, shift_mlp, scale_mlp)
+        dtype = matmul_dtype(x)
+        y = self.attn(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope)
+        x, y = gated_residual_layernorm_modulate(x, y, gate_attn, shift_mlp, scale_mlp, out_dtype=dtype)
         return x + gate_mlp[:, None] * self.mlp(y)  # (B, T, D)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "SelfAttention",
     "gated_residual_layernorm_modulate",
     "layernorm_modulate",
+    "matmul_dtype",
 ]
 
 Rope = tuple[Tensor, Tensor]
@@ -78,6 +79,17 @@ class MLP(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+def matmul_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast gives the next linear layer, None without autocast.
+
+    A norm rounds to it at once, instead of writing float32 that the layer would cast.
+    """
+    device_type = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):  # autocast leaves float64 alone
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
 class AdaLayerNorm(nn.Module):
     """LayerNorm(x) (1 + scale(c)) + shift(c), with no affine in the norm (DiT's final layer)."""
 
@@ -87,4 +99,4 @@ class AdaLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # (B, D) each
-        return layernorm_modulate(x, shift, scale)
+        return layernorm_modulate(x, shift, scale, out_dtype=matmul_dtype(x))

@@ -82,3 +82,24 @@ def test_block_is_adaln_zero(qk_norm: str | None) -> None:
     torch.nn.init.zeros_(block.modulation[1].weight)
     torch.nn.init.zeros_(block.modulation[1].bias)
     torch.testing.assert_close(block(x, c), x)  # gates at zero: the identity
+
+
+def test_under_autocast_the_norms_round_for_the_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one graph, and with the same bits as when float32 norms are cast by autocast."""
+    block = DiTBlock(D, HEADS)
+    randomise(block)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(B, T, D, generator=generator), torch.randn(B, D, generator=generator)
+    seen = []
+    block.attn.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = block(*inputs)
+        monkeypatch.setattr("mmdit.models.blocks.matmul_dtype", lambda x: None)
+        assert torch.equal(block(*inputs), out)
+    assert seen == [torch.bfloat16, torch.float32]
+    monkeypatch.undo()
+    plain = DiTBlock(D, HEADS)
+    plain.load_state_dict(block.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(torch.compile(plain, backend="eager", fullgraph=True)(*inputs), out)
+    assert DiTBlock(D, HEADS).double()(inputs[0].double(), inputs[1].double()).dtype == torch.float64
