@@ -1,12 +1,16 @@
-"""``mmdit data render``, ``encode`` and ``check``."""
+"""``mmdit data render``, ``label``, ``hypersim``, ``encode`` and ``check``."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mmdit.errors import UserError
+from mmdit.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
+
+_MARIGOLD, _MASKS = MarigoldSettings(), MaskSettings()
 
 
 def render(
@@ -41,6 +45,125 @@ def render(
 
     report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors)
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
+
+
+def label(
+    images: Path,
+    output: Path,
+    depth: str = "depth-anything/Depth-Anything-V2-Small-hf",
+    normal: str = "prs-eth/marigold-normals-v1-1",
+    segmentation: str = "facebook/sam2.1-hiera-small",
+    split: str = "train",
+    size: int | None = None,
+    licence: str = "unknown",
+    marigold: MarigoldSettings = _MARIGOLD,
+    masks: MaskSettings = _MASKS,
+    dtype: DtypeName = "float32",
+    batch_size: int = 8,
+    num_workers: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    num_nodes: int = 1,
+) -> int:
+    """Label a folder of images with depth, normals and segmentation.
+
+    The folder holds images, or one folder of images per category as ImageNet does; the result is a dataset for 'data check'
+    and 'data encode'. Each labeller is the local folder or the Hub id of a transformers model or a diffusers pipeline, or
+    none. Depth: Depth Anything V2 (Small is Apache-2.0; Base and Large are CC BY-NC-4.0) or Marigold. Normals: Marigold.
+    Segmentation: SAM or SAM 2 (masks without classes, coloured by a hash of the path), Mask2Former or OneFormer (classes).
+
+    Interrupted, the same command goes on; with another split or modality it adds to the output. Images that can't be used
+    are listed at the end, and the command exits with 2; all others are kept. With several devices or nodes each process
+    takes its share of the images.
+
+    Args:
+        images: Folder of images, or of folders of images.
+        output: Dataset folder.
+        depth: Depth labeller.
+        normal: Normals labeller.
+        segmentation: Segmentation labeller.
+        split: Name of the split that the images become.
+        size: Square that images are cropped and resized to; by default they keep their size.
+        licence: Of the images, for dataset.json.
+        marigold: Settings of Marigold's pipelines.
+        masks: Settings of SAM's mask generation.
+        dtype: That the networks run in.
+        batch_size: Images at a time, of one size.
+        num_workers: Loader processes per process.
+        accelerator: auto, cpu, gpu.
+        devices: Processes on this node, one device each.
+        num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
+    """
+    for option, value, least in (
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("devices", devices, 1),
+        ("num_nodes", num_nodes, 1),
+    ):
+        if value < least:
+            raise UserError(f"--{option} is {value}: give at least {least}")
+    from transformers.utils import logging as transformers_logging
+
+    from mmdit.cli.model import note, quiet_libraries
+    from mmdit.labelling.settings import LabellerSettings
+    from mmdit.labelling.table import load_labellers
+    from mmdit.training.labelling import label_images
+
+    quiet_libraries()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    models = {"depth": depth, "normal": normal, "segmentation": segmentation}
+    chosen = {name: model for name, model in models.items() if model != "none"}
+    labellers = load_labellers(chosen, LabellerSettings(dtype, marigold, masks), note)
+    report = label_images(
+        images, output, labellers, split, size, licence, batch_size, num_workers, accelerator, devices, num_nodes
+    )
+    if report is None:
+        return 0
+    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled")
+
+
+def hypersim(
+    source: Path,
+    output: Path,
+    split: str = "train",
+    split_csv: Path | None = None,
+    cameras_csv: Path | None = None,
+    num_workers: int | None = None,
+) -> int:
+    """Import Hypersim's own layout: no labeller, its ground truth.
+
+    Reads SOURCE/SCENE/images/scene_CAMERA_final_hdf5 and scene_CAMERA_geometry_hdf5, and SCENE/_detail. Distances along
+    rays become depth along the optical axis, world normals become normals in the camera frame, semantic ids are NYU40's.
+    Frames that lack a file or can't be read are listed at the end, and the command exits with 2; all others are kept.
+    Interrupted, the same command goes on.
+
+    Args:
+        source: Folder of the scenes (ai_001_001, ...).
+        output: Dataset folder.
+        split: Name of the split that all frames become where there is no --split_csv.
+        split_csv: Hypersim's metadata_images_split_scene_v1.csv: public frames and their splits; by default source's, if any.
+        cameras_csv: Hypersim's metadata_camera_parameters.csv: each scene's intrinsics; by default source's, or 60 degrees.
+        num_workers: Processes; by default one for each usable core.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise UserError("Hypersim's files need h5py: pip install 'multimodal-dit[hypersim]'")
+    from mmdit.data.hypersim import import_hypersim
+
+    report = import_hypersim(source, output, split, split_csv, cameras_csv, num_workers)
+    counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
+    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported")
+
+
+def _report_bad(bad: Sequence[object], kept: str) -> int:
+    for entry in bad:
+        print(entry)
+    if bad:
+        raise UserError(
+            f"{len(bad)} problems, listed above ({kept} all the same; the same command tries the others again)"
+        )
+    print(kept)
+    return 0
 
 
 def check(data: Path, split: str | None = None) -> int:

@@ -52,6 +52,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "sweep": Command("mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."),
     "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
+    "data label": Command("mmdit.cli.data:label", "Label a folder of images with depth, normals and segmentation."),
+    "data hypersim": Command("mmdit.cli.data:hypersim", "Import Hypersim's own layout as a dataset."),
     "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),
     "data check": Command("mmdit.cli.data:check", "Read every file of a dataset and list what is wrong."),
     "env": Command("mmdit.cli.env:env", "Print versions, devices and kernels: what an issue report needs."),

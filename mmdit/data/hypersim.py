@@ -123,11 +123,8 @@ def tone_map(color: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """
     color = np.where(np.isfinite(color), color, 0).astype(np.float64)
     brightness = (color @ np.array([0.3, 0.59, 0.11]))[valid]
-    level = np.percentile(brightness, 90) if brightness.size else 0.0
-    if not brightness.size:
-        scale = 1.0
-    else:
-        scale = 0.8**2.2 / level if level >= 1e-4 else 0.0
+    level = np.percentile(brightness, 90) if brightness.size else 1.0
+    scale = 0.8**2.2 / level if level >= 1e-4 else 0.0
     return np.round(np.clip(np.maximum(scale * color, 0) ** (1 / 2.2), 0, 1) * 255).astype(np.uint8)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import huggingface_hub.constants
 import pytest
 from safetensors import safe_open
 
@@ -60,6 +61,40 @@ def test_check_lists_bad_samples_and_exits_2(mmdit, make_dataset):
     assert "train/002" in result.out
     assert mmdit("data", "check", "--data", root / "none").code == 2
     assert "no split 'tset'" in mmdit("data", "check", "--data", root, "--split", "tset").error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--depth", "./nowhere"), "--depth './nowhere': no such folder"),
+        (("--segmentation", "someone/segments"), "hf download someone/segments --local-dir FOLDER"),
+        (("--depth", "none", "--normal", "none", "--segmentation", "none"), "nothing to label"),
+        (("--batch_size", "0"), "--batch_size is 0"),
+        (("--dtype", "int8"), "--dtype"),
+        (("--masks.points", "3"), "'--masks.points_per_side'"),
+    ],
+)
+def test_label_refuses(mmdit, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    base = ("data", "label", "--images", ".", "--output", "out", "--normal", "none")
+    base = base if "--depth" in arguments else (*base, "--depth", "none")
+    result = mmdit(*base, *arguments)
+    assert result.code == 2
+    assert expected in result.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_hypersim_refuses(mmdit, tmp_path, monkeypatch):
+    pytest.importorskip("h5py")
+    result = mmdit("data", "hypersim", "--source", "nowhere", "--output", "out")
+    assert result.code == 2
+    assert "--source 'nowhere': no such folder" in result.error
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "h5py" else found(name, *rest))
+    result = mmdit("data", "hypersim", "--source", tmp_path, "--output", "out")
+    assert result.code == 2
+    assert "pip install 'multimodal-dit[hypersim]'" in result.error
 
 
 def test_encode(mmdit, make_dataset, tiny_pipeline_dir, tmp_path):

@@ -1,0 +1,125 @@
+"""Where a labeller comes from: a local folder or the Hub; which kind it is, which revision, under which licence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdit.errors import UserError
+
+DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
+CARD = "README.md"
+UNKNOWN_LICENCE = "unknown"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A folder of weights.
+
+    ``name``: as the user gave it; ``kind``: ``_class_name`` of a diffusers pipeline or ``model_type`` of a transformers
+    model; ``revision``: the Hub's commit, or "sha256:…" of a local folder's weights; ``licence``: as its card has it.
+    """
+
+    name: str
+    folder: Path
+    kind: str
+    revision: str
+    licence: str
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether the licence excludes commercial use."""
+        return "nc" in re.split(r"[^a-z]+", self.licence.lower())
+
+
+def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
+    """Find a model, fetching it from the Hub if it is no local folder.
+
+    Args:
+        name: folder, or Hub id "owner/name".
+        option: the option that named it, for messages.
+        kinds: those that can be used; nothing large is fetched of any other.
+
+    Raises:
+        UserError: neither a folder nor a Hub id; the Hub can't be reached and holds no copy here; another kind.
+    """
+    local = Path(name).expanduser()
+    if local.is_dir():
+        folder, revision = local, None
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        folder = _fetch(name, option, [*DESCRIPTIONS, CARD])
+        revision = folder.name  # snapshots/<commit>
+    else:
+        raise UserError(f"{option} {name!r}: no such folder, and no Hub id such as 'owner/name'")
+    kind, config = _read_kind(folder, name, option)
+    if kind not in kinds:
+        raise UserError(
+            f"{option} {name!r} is a {kind!r}, which gives no such labels here; known are {', '.join(sorted(kinds))}"
+        )
+    if revision is not None:
+        folder = _fetch(name, option, ["*.json", "*.txt", "*.safetensors"], revision)
+    elif local.parent.name == "snapshots":
+        revision = local.name
+    return ModelSource(name, folder, kind, revision or _digest(local), _licence(folder, kind, config))
+
+
+def _fetch(name: str, option: str, patterns: list[str], revision: str | None = None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # The copies in half precision are other weights under other names.
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*.fp16.safetensors"])
+        )
+    except Exception as error:  # the client raises the types of whichever HTTP library it uses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(
+            f"{option} {name!r} can't be fetched from the Hub and is not in its cache ({reason}): connect once, or put "
+            f"its files ({' or '.join(DESCRIPTIONS)}, the *.json and *.safetensors beside it) into a folder, for instance "
+            f"by 'hf download {name} --local-dir FOLDER' where there is a connection, and give {option} FOLDER"
+        ) from None
+
+
+def _read_kind(folder: Path, name: str, option: str) -> tuple[str, dict[str, Any]]:
+    for description, key in zip(DESCRIPTIONS, ("_class_name", "model_type"), strict=True):
+        path = folder / description
+        if path.is_file():
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+                return str(config[key]), config
+            except (OSError, ValueError, KeyError, TypeError):
+                raise UserError(f"{option} {name!r}: {path} is no JSON with a {key!r}") from None
+    raise UserError(f"{option} {name!r}: the folder has neither {' nor '.join(DESCRIPTIONS)}")
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _licence(folder: Path, kind: str, config: dict[str, Any]) -> str:
+    """As the card's metadata says; Depth Anything V2 is known by its size, because a bare folder of it has no card."""
+    card = folder / CARD
+    if card.is_file():
+        head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), flags=re.DOTALL)
+        found = dict(re.findall(r"^(license|license_name):\s*[\"']?([^\"'\n]+)", head.group(1), re.M)) if head else {}
+        if "license" in found:
+            name = found["license"].strip()
+            return found.get("license_name", name).strip() if name == "other" else name
+    if kind == "depth_anything":
+        width = (config.get("backbone_config") or {}).get("hidden_size")
+        if width == 384:
+            return "apache-2.0"
+        if width in (768, 1024, 1536):
+            return "cc-by-nc-4.0"
+    return UNKNOWN_LICENCE
