@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmdit.training.config import (
@@ -40,6 +41,7 @@ def train(
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
     ``teacher/``) into the run folder. ``--config`` can be given more than once: a later file overlays an earlier one.
+    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Args:
         output: the run folder.
@@ -71,8 +73,9 @@ def train(
     run = build_run(config)
     output.mkdir(parents=True, exist_ok=True)
     plain = {**to_plain(config), "output": str(output), "resume": resume}
-    temporary = output / ".config.yaml.tmp"
+    temporary = output / f".config.yaml.{os.getpid()}.tmp"  # several processes of one run write the same file
     temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     temporary.replace(output / "config.yaml")
     folder = fit(run, trainer, ema, output, resume)
-    print(folder)
+    if folder is not None:
+        print(folder)

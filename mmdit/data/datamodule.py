@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from mmdit.errors import UserError
 
@@ -48,6 +48,31 @@ class StepSampler(Sampler[list[int]]):
             yield indices
 
 
+class BatchReader(Dataset):
+    """Lets a loader fetch whole batches from a dataset that has ``read_batch(indices)``, such as ``LatentShards``."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.dataset.read_batch(indices)
+
+
+def _collate(samples: Any) -> Any:
+    """PyTorch's own; a dictionary is a batch already."""
+    return samples if isinstance(samples, dict) else default_collate(samples)
+
+
+def make_loader(dataset: Dataset[Any], indices: list[int] | None = None, **settings: Any) -> DataLoader[Any]:
+    """Build a loader over ``dataset``, or over its ``indices``, that reads whole batches where the dataset can."""
+    source = BatchReader(dataset) if hasattr(dataset, "read_batch") else dataset
+    source = source if indices is None else Subset(source, indices)
+    return DataLoader(source, collate_fn=_collate, **settings)
+
+
 class ResumableDataModule(LightningDataModule):
     """Train and validation loaders over map-style datasets, thin.
 
@@ -57,7 +82,6 @@ class ResumableDataModule(LightningDataModule):
         num_batches: batches in the whole run, accumulation included.
         num_workers: loader processes per training process.
         seed: order of the data.
-        collate: how samples become a batch; None = PyTorch's.
         max_val_samples: validation uses this many samples at most.
     """
 
@@ -69,7 +93,6 @@ class ResumableDataModule(LightningDataModule):
         num_batches: int,
         num_workers: int = 0,
         seed: int = 0,
-        collate: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         max_val_samples: int = 256,
     ) -> None:
         super().__init__()
@@ -82,7 +105,6 @@ class ResumableDataModule(LightningDataModule):
         self.max_val_samples = max_val_samples
         self.loader_settings: dict[str, Any] = {
             "num_workers": num_workers,
-            "collate_fn": collate,
             "persistent_workers": num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
@@ -101,15 +123,18 @@ class ResumableDataModule(LightningDataModule):
             world_size,
         )
         sampler.start = self.batches_seen
-        return DataLoader(self.train, batch_sampler=sampler, **self.loader_settings)
+        return make_loader(self.train, batch_sampler=sampler, **self.loader_settings)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         if self.val is None:
             return []
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count = min(len(self.val), self.max_val_samples)  # type: ignore[arg-type]
-        subset = torch.utils.data.Subset(self.val, list(range(rank, count, world_size)))
-        return DataLoader(subset, batch_size=max(1, self.batch_size // world_size), **self.loader_settings)
+        count -= (
+            count % world_size if count > world_size else 0
+        )  # as many on each: sharded weights are gathered together
+        indices = list(range(rank, count, world_size))
+        return make_loader(self.val, indices, batch_size=max(1, self.batch_size // world_size), **self.loader_settings)
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches_seen": self.trainer.lightning_module.batches_seen if self.trainer else self.batches_seen}

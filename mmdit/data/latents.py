@@ -1,4 +1,4 @@
-"""Pre-encoded datasets: moments in half precision, as safetensors shards that are memory-mapped by each worker.
+"""Pre-encoded datasets: moments in half precision, as safetensors shards that each worker reads by itself.
 
 Layout::
 
@@ -8,7 +8,9 @@ Layout::
     ROOT/<split>/shard-00000.safetensors      <modality> (n, V, 2C, h, w) float16; present (n, M) bool; category (n,)
     ROOT/<split>/features-00000.safetensors   optional: features (n, V, T, D) float16 of a frozen teacher
 
-V = 2 views: the image and its mirror image. A missing modality is zeros with ``present`` False.
+V = 2 views: the image and its mirror image, or 1 without (``mmdit data encode --mirrored false``): the 1,281,167 images of
+ImageNet at 256 pixels, four modalities with 2C h w = 8 x 32 x 32, are 84 GB per view. A missing modality is zeros with
+``present`` False.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdit.data.folder import AlignedFolder
+from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
 from mmdit.modality import Modality
 
@@ -107,9 +109,10 @@ class LatentShards(Dataset):
     """Map-style dataset over one encoded split, with one item per (sample, view).
 
     Item ``view * n + i`` is view ``view`` of sample ``i``: mirroring is a matter of the sampler's index, so a resumed
-    run sees the same data with no generator inside the dataset. An item is ``{"moments": (M, 2C, h, w) float32,
+    run sees the same data with no generator inside the dataset. An item is ``{"moments": (M, 2C, h, w) float16,
     "present": (M,) bool, "category": int (-1 = none), "id": str}``, and with ``features=True`` also ``"features"``
-    (T, D) float32. Files are opened lazily, once per process, and mapped: nothing is read but the items asked for.
+    (T, D) float16. A loader asks for whole batches (``read_batch``), read straight into the batch's memory in the stored
+    precision: converting is the device's business.
 
     Args:
         root: folder with ``latents.json``.
@@ -120,7 +123,7 @@ class LatentShards(Dataset):
 
     Raises:
         UserError: an unknown split or modality; features that were not encoded; a shard that is lost, truncated or does
-            not hold what the index says. The message names the file. Shards' headers are checked at construction.
+            not hold what the index says, at construction (headers are checked) or later. The message names the file.
     """
 
     def __init__(
@@ -138,18 +141,35 @@ class LatentShards(Dataset):
             if name not in self.info.modalities:
                 raise unknown_name(f"modality of {self.root}", name, self.info.modalities)
         self.modalities = {name: self.info.modalities[name] for name in names}
-        self._columns = [list(self.info.modalities).index(name) for name in names]
         if features and self.info.features is None:
             raise UserError(f"{self.root}: holds no features; encode with a teacher, or turn the alignment loss off")
         self.features = features
         self.num_views = self.info.num_views if mirrored else 1
         index = self._read_index()
         self.ids: list[str] = [sample_id for shard in index["shards"] for sample_id in shard["ids"]]
-        self._counts = [len(shard["ids"]) for shard in index["shards"]]
-        self._ends = list(accumulate(self._counts))
-        self._open: dict[str, Any] = {}
-        for number, count in enumerate(self._counts):
-            self._check_shard(number, count)
+        self._starts = [0, *accumulate(len(shard["ids"]) for shard in index["shards"])]
+        self._shards: list[ShardFile] = []
+        self._features: list[ShardFile] = []
+        self._files = OpenFiles()
+        for number, shard in enumerate(index["shards"]):
+            self._add_shard(number, len(shard["ids"]))
+        columns = [list(self.info.modalities).index(name) for name in names]
+        self._present, self._category = (
+            torch.cat([shard.whole(key, OpenFiles()) for shard in self._shards]) for key in ("present", "category")
+        )
+        self._present = self._present[:, columns]
+
+    def _add_shard(self, number: int, count: int) -> None:
+        folder, views = self.root / self.split, self.info.num_views
+        shard = ShardFile(folder / shard_name(number))
+        moments = ("F16", (count, views, *self.info.moments_shape))
+        small = {"present": ("BOOL", (count, len(self.info.modalities))), "category": ("I64", (count,))}
+        shard.check(dict.fromkeys(self.modalities, moments) | small)
+        self._shards.append(shard)
+        if self.features and self.info.features is not None:
+            shard = ShardFile(folder / features_name(number))
+            shard.check({"features": ("F16", (count, views, *self.info.features["shape"]))})
+            self._features.append(shard)
 
     def _read_index(self) -> dict[str, Any]:
         path = self.root / self.split / "index.json"
@@ -164,63 +184,37 @@ class LatentShards(Dataset):
             raise UserError(f"{path}: damaged: {error!r}; encode the split again") from None
         return index
 
-    def _check_shard(self, number: int, count: int) -> None:
-        views = self.info.num_views
-        shapes = {name: [count, views, *self.info.moments_shape] for name in self.modalities}
-        shapes |= {"present": [count, len(self.info.modalities)], "category": [count]}
-        self._check_file(shard_name(number), shapes)
-        if self.features and self.info.features is not None:
-            self._check_file(features_name(number), {"features": [count, views, *self.info.features["shape"]]})
-
-    def _check_file(self, name: str, shapes: Mapping[str, list[int]]) -> None:
-        with self._safe_open(name) as file:
-            for key, shape in shapes.items():
-                found = file.get_slice(key).get_shape() if key in file.keys() else None  # noqa: SIM118
-                if found != shape:
-                    raise UserError(
-                        f"{self.root / self.split / name}: {key!r} has shape {found}, the index says {shape}: "
-                        "delete the file and run 'mmdit data encode' again"
-                    )
-
-    def _safe_open(self, name: str) -> Any:
-        path = self.root / self.split / name
-        if not path.is_file():
-            raise UserError(f"{path}: the shard is missing; run 'mmdit data encode' again, it writes what is lost")
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: truncated or damaged shard ({error}); delete it and run 'mmdit data encode' again"
-            ) from None
-
-    def _slice(self, name: str, key: str) -> Any:
-        if name not in self._open:
-            self._open[name] = self._safe_open(name)
-        return self._open[name].get_slice(key)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # An open file does not travel to another process: every worker maps the shards itself.
-        return {**self.__dict__, "_open": {}}
-
     def __len__(self) -> int:
         return len(self.ids) * self.num_views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        view, sample = divmod(index, len(self.ids))
-        number = bisect_right(self._ends, sample)
-        row = sample - (self._ends[number] - self._counts[number])
-        name = shard_name(number)
-        item = {
-            "moments": torch.stack([self._slice(name, key)[row, view] for key in self.modalities]).float(),
-            "present": self._slice(name, "present")[row][self._columns],
-            "category": int(self._slice(name, "category")[row]),
-            "id": self.ids[sample],
+        batch = self.read_batch([index])
+        item = {key: value[0] for key, value in batch.items()}
+        return {**item, "category": int(item["category"])}
+
+    def read_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Read a batch: the items' entries with a leading dimension B; ``id`` is a list."""
+        moments, targets = half_batch((len(indices), len(self.modalities), *self.info.moments_shape), entry_dims=3)
+        features_shape = self.info.features["shape"] if self.features and self.info.features is not None else (0, 0)
+        features, features_targets = half_batch((len(indices), *features_shape), entry_dims=2)
+        samples = []
+        for position, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(index)
+            view, sample = divmod(index, len(self.ids))
+            number = bisect_right(self._starts, sample) - 1
+            entry = (sample - self._starts[number]) * self.info.num_views + view
+            self._shards[number].read(entry, dict(zip(self.modalities, targets[position], strict=True)), self._files)
+            if self.features:
+                self._features[number].read(entry, {"features": features_targets[position]}, self._files)
+            samples.append(sample)
+        batch: dict[str, Any] = {
+            "moments": moments,
+            "present": self._present[samples],
+            "category": self._category[samples],
+            "id": [self.ids[sample] for sample in samples],
         }
-        if self.features:
-            item["features"] = self._slice(features_name(number), "features")[row, view].float()
-        return item
+        return batch | ({"features": features} if self.features else {})
 
 
 def whitening_statistics(

@@ -82,12 +82,22 @@ class FlowObjective:
         self.max_condition_time = max_condition_time
         self.pure_noise_share = pure_noise_share
 
-    def draw(self, batch_size: int, latent_shape: tuple[int, ...], generator: torch.Generator) -> FlowDraw:
-        """Draw roles, timesteps and noise on the CPU for ``batch_size`` samples of shape (M, C, H, W)."""
+    def draw(
+        self,
+        batch_size: int,
+        latent_shape: tuple[int, ...],
+        generator: torch.Generator,
+        noise_generator: torch.Generator | None = None,
+    ) -> FlowDraw:
+        """Draw roles and timesteps on the CPU for ``batch_size`` samples of shape (M, C, H, W), and noise where its generator is.
+
+        ``noise_generator`` None = ``generator``.
+        """
+        source = noise_generator or generator
         roles = self.mixture(batch_size, generator)
         t = self.timesteps(batch_size, generator)
         condition_t = torch.rand(batch_size, generator=generator) * self.max_condition_time
-        noise = torch.randn(batch_size, *latent_shape, generator=generator)
+        noise = torch.randn(batch_size, *latent_shape, generator=source, device=source.device)
         if self.pure_noise_share > 0:
             chosen = torch.rand(batch_size, generator=generator) < self.pure_noise_share
             t = torch.where(chosen & (roles == Role.CONDITION).any(dim=1), 1.0, t)

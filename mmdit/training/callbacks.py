@@ -1,4 +1,4 @@
-"""Progress, throughput and time limit of a run."""
+"""Progress and throughput of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 
 class Throughput(Callback):
@@ -51,17 +51,28 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
 
 
-class TimeLimit(Callback):
-    """Stops the run with a checkpoint once this process has trained for ``hours``."""
+class StepProgressBar(TQDMProgressBar):
+    """One bar over the optimizer steps of the whole run, which starts where a resumed run does."""
 
-    def __init__(self, hours: float) -> None:
-        self.hours = hours
+    def on_train_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        super().on_train_start(trainer, *arguments)
+        bar = self.train_progress_bar
+        bar.reset(total=trainer.max_steps)
+        bar.initial = bar.n = trainer.global_step
+        bar.set_description("Training")
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._deadline = time.monotonic() + self.hours * 3600
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Lightning's epochs mean nothing here, and a resumed run may begin in the middle of one."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() > self._deadline:
-            trainer.should_stop = True
+        step = trainer.global_step
+        if self._should_update(step, trainer.max_steps) and step > self.train_progress_bar.n:
+            self.train_progress_bar.update(step - self.train_progress_bar.n)
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics  # type: ignore[return-value]

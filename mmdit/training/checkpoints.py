@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmdit.errors import UserError
@@ -17,8 +19,34 @@ logger = logging.getLogger(__name__)
 REQUIRED_KEYS = ("state_dict", "optimizer_states", "global_step", "batches_seen")
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Streams a checkpoint to a temporary name beside its own, then renames: a crash or a full disk leaves the older ones.
+
+    (Lightning's own builds the file in memory first, and its temporary file is on another disk where /tmp is.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint``. Raises UserError where the disk can't take it, naming the checkpoint that is left."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            left = max(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, default=None)
+            raise UserError(
+                f"checkpoint {path} can't be written: {error.strerror}; the newest one that is whole: {left or 'none'}. "
+                "Free some space, then go on with --resume auto"
+            ) from error
+
+
 class StepCheckpoint(ModelCheckpoint):
-    """Keeps the last checkpoints by step. Lightning writes to a temporary name and renames.
+    """Keeps the last checkpoints by step; an older one is removed after the newer is whole.
 
     Args:
         folder: where they go, as ``step=<step>.ckpt``.
@@ -40,6 +68,8 @@ class StepCheckpoint(ModelCheckpoint):
         self.last_saved_path = ""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the gradients of half an accumulation are in no checkpoint
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Not at on_train_end: the averaged weights have replaced the trained ones by then.
         ends = trainer.should_stop or trainer.global_step >= trainer.max_steps

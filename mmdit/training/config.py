@@ -65,6 +65,8 @@ class DataConfig:
         train_split, val_split: names of the splits; a null val_split turns validation off.
     """
 
+        whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
+            data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
     path: str | None = None
     batch_size: int = 32
     num_workers: int = 0
@@ -72,6 +74,7 @@ class DataConfig:
     val_split: str | None = "val"
 
 
+    whitening: str = "dataset"
 @dataclass
 class TaskConfig:
     """Which tasks are mixed.
@@ -137,8 +140,12 @@ class TrainerConfig:
         validate_every: steps between validations and previews; 0 = never.
         log_every: steps between log entries.
         accelerator: "auto", "cpu", "gpu", …
-        devices, num_nodes, strategy, precision: as in Lightning.
-        compile: compile the network with torch.compile.
+        devices, num_nodes, precision: as in Lightning.
+        strategy: "auto", "ddp", "fsdp2" (weights, gradients and optimizer states sharded over all processes), or another of
+            Lightning's.
+        compile: compile the network with torch.compile, block by block.
+        float8: matrix products of the blocks in FP8 with torchao, on GPUs that have them (compute capability 8.9 or newer);
+            set compile too, which fuses the casts.
         accumulate_grad_batches: batches per optimizer step.
         gradient_clip_val: largest norm of the gradient; null = no clipping.
     """
@@ -156,6 +163,7 @@ class TrainerConfig:
     compile: bool = False
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
+    float8: bool = False
 
 
 @dataclass

@@ -1,12 +1,19 @@
-"""Exponential moving average on top of Lightning's weight averaging, which swaps it in for validation and checkpoints."""
+"""Exponential moving average of the weights, swapped in for validation, previews and export; sharded where they are.
+
+Lightning's WeightAveraging copies the module before it is moved to its device or sharded; this one starts afterwards.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+
+from mmdit.training.sharding import local_part, shard_like, whole_tensors
 
 
 def ema_decay(num_averaged: int, decay: float) -> float:
@@ -14,19 +21,86 @@ def ema_decay(num_averaged: int, decay: float) -> float:
     return min(decay, (1 + num_averaged) / (10 + num_averaged))
 
 
-class EMA(WeightAveraging):
+class EMA(Callback):
     """Average of the weights with a decay that warms up.
+
+    A checkpoint holds the average as ``state_dict``, the weights in training as ``current_model_state`` and the number of
+    updates in ``averaging_state``, all whole, so that any number of processes and any strategy can go on from it.
 
     Args:
         decay: final decay, 0 … 1.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
-        @torch.no_grad()
-        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-            torch._foreach_lerp_(averaged, current, 1 - ema_decay(int(num_averaged), decay))
+        self.decay = decay
+        self.num_averaged = 0
+        self.average: dict[str, Tensor] = {}  # by parameter name; a shard where the parameter is one
+        self._restored: Mapping[str, Tensor] = {}
+        self._latest_update_step = 0
 
-        super().__init__(use_buffers=False, multi_avg_fn=average)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            start = self._restored.get(name)
+            self.average[name] = (
+                parameter.detach().clone() if start is None else shard_like(start, parameter.detach()).clone()
+            )
+        self._restored = {}
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, Tensor]) -> None:
+        """Move the average towards ``parameters``; the first update copies them."""
+        averaged = [local_part(self.average[name]) for name in parameters]
+        current = [local_part(parameter.detach()) for parameter in parameters.values()]
+        weight = 1.0 if self.num_averaged == 0 else 1 - ema_decay(self.num_averaged, self.decay)
+        torch._foreach_lerp_(averaged, current, weight)
+        self.num_averaged += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self._latest_update_step:  # not in the middle of an accumulation
+            self.update(dict(pl_module.named_parameters()))
+            self._latest_update_step = trainer.global_step
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: pl.LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            if name in self.average:
+                ours, theirs = local_part(self.average[name]), local_part(parameter.detach())
+                kept = ours.clone()
+                ours.copy_(theirs)
+                theirs.copy_(kept)
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            local_part(parameter.detach()).copy_(local_part(self.average[name]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"latest_update_step": self._latest_update_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._latest_update_step = int(state_dict["latest_update_step"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        average = whole_tensors(self.average, keep=trainer.is_global_zero)
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.num_averaged)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Without an average of its own (a run with ema: null) the weights are where the average begins.
+        self._restored = checkpoint["state_dict"]
+        if "current_model_state" in checkpoint:
+            self.num_averaged = int(checkpoint["averaging_state"]["n_averaged"])
+            trainer.strategy.load_model_state_dict({"state_dict": checkpoint["current_model_state"]})

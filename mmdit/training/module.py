@@ -23,6 +23,7 @@ from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
+from mmdit.training.sharding import shard_module
 
 Batch = dict[str, Any]
 
@@ -69,6 +70,11 @@ class SteppedModule(LightningModule):
             {f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["id"]), sync_dist=True
         )
 
+    def configure_model(self) -> None:
+        """Shard the weights where the strategy does (``mmdit.training.sharding``)."""
+        if self.device_mesh is not None:
+            shard_module(self, self.network, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.network, self.optimizer_config)
         scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps)
@@ -99,6 +105,19 @@ class SteppedModule(LightningModule):
         if self._processes()[1] == 1:
             return counts
         return self.trainer.strategy.reduce(counts, reduce_op="mean")  # type: ignore[return-value]
+
+
+def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """``generator`` on the CPU; on a GPU one seeded from it, for noise that takes the CPU longer to draw than a step does."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _noise_like(latents: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Normal noise for ``batch_size`` samples of latents (B, M, C, h, w), on the generator's device."""
+    return torch.randn(batch_size, *latents.shape[1:], generator=generator, device=generator.device)
 
 
 class TransformerModule(SteppedModule):
@@ -149,15 +168,17 @@ class TransformerModule(SteppedModule):
         return teacher.features(batch["rgb"])
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        mean, logvar = batch["moments"].chunk(2, dim=2)  # (B, M, C, h, w) each
+        mean, logvar = batch["moments"].float().chunk(2, dim=2)  # (B, M, C, h, w) each
         rank, world_size = self._processes()
         rows, global_size = slice(rank, None, world_size), len(mean) * world_size
-        draw = self.objective.draw(global_size, tuple(mean.shape[1:]), generator).shard(rank, world_size)
-        posterior_noise = torch.randn(global_size, *mean.shape[1:], generator=generator)[rows]
+        noise_generator = _generator_on(mean.device, generator)
+        draw = self.objective.draw(global_size, tuple(mean.shape[1:]), generator, noise_generator)
+        draw = draw.shard(rank, world_size)
+        posterior_noise = _noise_like(mean, global_size, noise_generator)[rows]
         class_draw = torch.rand(global_size, generator=generator)[rows]
 
         draw = draw.without_missing(batch["present"]).to(mean.device)
-        clean = self.codec.whiten_all(mean + posterior_noise.to(mean) * (logvar / 2).exp())
+        clean = self.codec.whiten_all(mean + posterior_noise * (logvar / 2).exp())
         conditioning = self.network.conditioner(self._labels(batch["category"], draw.roles, class_draw))
         projected: list[Tensor] = []
 

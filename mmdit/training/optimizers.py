@@ -19,6 +19,7 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from mmdit.errors import UserError, unknown_name
+from mmdit.training.sharding import shard_like, whole_tensor
 
 
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
@@ -113,14 +114,14 @@ class MuonWithAdamW(Optimizer):
             assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-            blocks = _to_blocks(update)
+            blocks = _to_blocks(whole_tensor(update))  # where it is sharded: gathered, and the same on every process
             updates.setdefault((blocks.shape[1], blocks.shape[2]), []).append((p, blocks))
         for (rows, columns), members in updates.items():
             stacked = orthogonalize(torch.cat([blocks for _, blocks in members]), group["num_steps"])
             scale = 0.2 * math.sqrt(max(rows, columns))
             for (p, _), blocks in zip(members, stacked.split([len(b) for _, b in members]), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(_from_blocks(blocks, p.shape), alpha=-group["lr"] * scale)
+                p.add_(shard_like(_from_blocks(blocks, p.shape), p), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdit.data.datamodule import ResumableDataModule
@@ -53,6 +55,11 @@ logger = logging.getLogger(__name__)
 # Names that the scenes give to what is no object.
 BACKGROUND_CLASSES = ("floor", "wall")
 
+# With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
+WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
+    "dataset": lambda modality: modality,
+    "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
+}
 
 @dataclass
 class TrainingConfig:
@@ -129,7 +136,9 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
             latents = LatentShards(root, str(split), names, features=stored_features, mirrored=i == 0)
             splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
     vae = AutoencoderKL.from_pretrained(root / "vae", use_safetensors=True)
-    modalities = {name: info.modalities[name] for name in names}
+    if config.data.whitening not in WHITENINGS:
+        raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
+    modalities = {name: WHITENINGS[config.data.whitening](info.modalities[name]) for name in names}
     height, width = info.moments_shape[1:]
     teacher, feature_dim = None, None
     if stored_features and info.features is not None:
@@ -252,22 +261,23 @@ def transformer_run(config: TrainingConfig) -> Run:
             names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]
             callbacks.append(DecodedMetrics(make_pipeline, moments[whole], names, config.data.batch_size))
 
-    def export(folder: Path) -> None:
-        pipe = make_pipeline()
-        pipe.transformer = without_projector(network)
+    def export(folder: Path, weights: Mapping[str, Tensor]) -> None:
+        id2label = dict(enumerate(data.categories))
+        trained = without_projector(network.config, weights)
+    if config.trainer.strategy == "fsdp2":
+        callbacks = []  # they sample in one process, which holds no more than a slice of the weights
+        pipe = MultimodalDiTPipeline(trained, data.vae, make_scheduler("euler"), modalities, id2label)
         pipe.save_pretrained(folder, safe_serialization=True)
 
     return Run(module, _data_module(config, data.train, data.val), export, "pipeline", callbacks)
 
 
-def without_projector(network: MultimodalDiT) -> MultimodalDiT:
-    """Copy a network without its alignment projector, which only training needs."""
-    if network.projector is None:
-        return network
-    values = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    copy = MultimodalDiT.from_config({**values, "alignment_depth": None})
-    copy.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("projector.")})
-    return copy.to(network.device, network.dtype)
+def without_projector(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> MultimodalDiT:
+    """Build a network of its own from whole weights, without the alignment projector, which only training needs."""
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    copy: MultimodalDiT = MultimodalDiT.from_config({**values, "alignment_depth": None})
+    copy.load_state_dict({k: v for k, v in weights.items() if not k.startswith("projector.")})
+    return copy
 
 
 def _image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
@@ -308,7 +318,7 @@ def autoencoder_run(config: TrainingConfig) -> Run:
     module = AutoencoderModule(
         LatentCodec(vae, modalities), objective, config.optimizer, config.seed, config.trainer.max_steps
     )
-    return Run(module, _data_module(config, train, val), vae.save_pretrained, "vae", [])
+    return Run(module, _data_module(config, train, val), lambda folder, _: vae.save_pretrained(folder), "vae", [])
 
 
 def teacher_run(config: TrainingConfig) -> Run:
@@ -334,13 +344,19 @@ def teacher_run(config: TrainingConfig) -> Run:
         config.seed,
         config.trainer.max_steps,
     )
-    return Run(module, _data_module(config, train, val), teacher.save_pretrained, "teacher", [])
+    return Run(
+        module, _data_module(config, train, val), lambda folder, _: teacher.save_pretrained(folder), "teacher", []
+    )
 
 
 RECIPES = {"transformer": transformer_run, "autoencoder": autoencoder_run, "teacher": teacher_run}
 
 
 def build_run(config: TrainingConfig) -> Run:
+    if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
+        raise UserError(
+            f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"
+        )
     """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
     if config.recipe not in RECIPES:
         raise unknown_name("recipe", config.recipe, RECIPES)

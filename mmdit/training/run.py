@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError
-from mmdit.training.callbacks import Throughput, TimeLimit
-from mmdit.training.checkpoints import StepCheckpoint, find_resume, read_checkpoint
+from mmdit.training.callbacks import StepProgressBar, Throughput
+from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, find_resume, read_checkpoint
 from mmdit.training.config import EMAConfig, TrainerConfig
 from mmdit.training.ema import EMA
+from mmdit.training.float8 import convert_to_float8
 from mmdit.training.module import SteppedModule
+from mmdit.training.sharding import whole_tensors
+from mmdit.training.stopping import StopGracefully
+from mmdit.training.strategies import FSDP2Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -32,40 +38,47 @@ class Run:
     Args:
         module: the Lightning module.
         data: its data.
-        export: writes the trained network into a folder.
+        export: writes the trained network into a folder, given its whole weights.
         export_name: name of that folder inside the run's.
         callbacks: of the recipe's own, such as previews.
     """
 
     module: SteppedModule
     data: ResumableDataModule
-    export: Callable[[Path], None]
+    export: Callable[[Path, Mapping[str, torch.Tensor]], None]
     export_name: str
     callbacks: list[Callback]
 
 
 def make_trainer(
-    config: TrainerConfig, ema: EMAConfig | None, output: Path, data: ResumableDataModule, callbacks: list[Callback]
+    config: TrainerConfig,
+    ema: EMAConfig | None,
+    output: Path | None,
+    data: ResumableDataModule,
+    callbacks: list[Callback],
 ) -> pl.Trainer:
-    """Build the Lightning trainer. Raises UserError for devices or a precision that this machine lacks."""
+    """Build the Lightning trainer; without ``output`` it writes nothing, for benchmarks.
+
+    Raises UserError for devices or a precision that this machine lacks.
+    """
     callbacks = [
         *callbacks,
         Throughput(data.batch_size, config.log_every),
-        LearningRateMonitor(logging_interval="step"),
-        TQDMProgressBar(refresh_rate=config.log_every),
-        StepCheckpoint(output / "checkpoints", config.checkpoint_every),
+        StepProgressBar(refresh_rate=config.log_every),
     ]
+    if output is not None:
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+        callbacks.append(StepCheckpoint(output / "checkpoints", config.checkpoint_every))
     if ema is not None:
         callbacks.insert(0, EMA(ema.decay))
-    if config.max_hours is not None:
-        callbacks.append(TimeLimit(config.max_hours))
     validate = config.validate_every > 0 and data.val is not None
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=FSDP2Strategy() if config.strategy == "fsdp2" else config.strategy,
+            plugins=[AtomicCheckpointIO()],
             precision=config.precision,  # type: ignore[arg-type]
             max_steps=config.max_steps,
             accumulate_grad_batches=config.accumulate_grad_batches,
@@ -76,7 +89,8 @@ def make_trainer(
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_every,
             callbacks=callbacks,
-            logger=TensorBoardLogger(save_dir=output, name="", version="logs"),
+            logger=False if output is None else TensorBoardLogger(save_dir=output, name="", version="logs"),
+            enable_checkpointing=output is not None,
             use_distributed_sampler=False,
             enable_model_summary=False,
         )
@@ -84,27 +98,63 @@ def make_trainer(
         raise UserError(f"trainer settings do not fit this machine: {str(error).splitlines()[0]}") from error
 
 
-def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, resume: str | None) -> Path:
-    """Train to ``max_steps`` (or the time limit), then export with the averaged weights. Returns the exported folder."""
+def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, resume: str | None) -> Path | None:
+    """Train to ``max_steps`` (or the time limit), then export with the averaged weights.
+
+    Returns the exported folder in the first process, None in the others. None too where SIGTERM, SIGUSR1 or SIGUSR2 ended
+    the run early, with a checkpoint and nothing exported. Ctrl-C does the same and raises KeyboardInterrupt.
+    """
     checkpoint = find_resume(resume, output / "checkpoints")
-    trainer = make_trainer(config, ema, output, run.data, run.callbacks)
+    stop = StopGracefully(config.max_hours)
+    trainer = make_trainer(config, ema, output, run.data, [*run.callbacks, stop])
     if checkpoint is not None:
         step = int(read_checkpoint(checkpoint)["global_step"])
-        logger.info("resuming from %s, step %d of %d", checkpoint, step, config.max_steps)
-    if config.compile:
-        run.module.network.compile()
-    with warnings.catch_warnings():
+        _say(trainer, f"resuming from {checkpoint}, step {step} of {config.max_steps}")
+    prepare_network(run.module.network, config)
+    with stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if stop.received is not None:
+        name = signal.Signals(stop.received).name
+        last = getattr(trainer.checkpoint_callback, "last_saved_path", "")
+        _say(
+            trainer,
+            f"stopped by {name} at step {trainer.global_step} of {config.max_steps}: go on with --resume {last}",
+        )
+        if stop.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        return None
     folder = output / run.export_name
+    weights = whole_tensors(run.module.network.state_dict(), keep=trainer.is_global_zero)
     if trainer.is_global_zero:
-        run.export(folder)
+        run.export(folder, weights)
     trainer.strategy.barrier()
-    return folder
+    return folder if trainer.is_global_zero else None
+
+
+def _say(trainer: pl.Trainer, text: str) -> None:
+    if trainer.is_global_zero:
+        print(text, file=sys.stderr, flush=True)
+
+
+def prepare_network(network: torch.nn.Module, config: TrainerConfig) -> None:
+    """Turn the linear layers to float8 and compile, where the configuration says so."""
+    if config.float8:
+        convert_to_float8(network)
+    if config.compile:
+        compile_network(network)
+
+
+def compile_network(network: torch.nn.Module) -> None:
+    """Compile in place: block by block where there are blocks, which are alike, so that one compilation serves them all.
+
+    Then gradients of later blocks are exchanged while earlier ones are computed, and sharded weights come block by block.
+    """
+    blocks: Any = getattr(network, "blocks", None)
+    for part in [network] if blocks is None else blocks:
+        part.compile()
 
 
 def parameter_count(network: torch.nn.Module) -> int:

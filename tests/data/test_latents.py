@@ -1,10 +1,15 @@
 import json
+import os
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmdit.data import shards
+from mmdit.data.datamodule import make_loader
 from mmdit.data.latents import (
     LatentShards,
     LatentsInfo,
@@ -14,6 +19,7 @@ from mmdit.data.latents import (
     whitening_statistics,
 )
 from mmdit.errors import UserError
+from mmdit.latents.shard_jobs import shard_jobs
 from mmdit.modality import MODALITIES
 
 COUNTS = (3, 2)
@@ -57,11 +63,9 @@ def test_items_are_every_view_of_every_sample(encoded):
     for index in range(10):
         view, sample = divmod(index, 5)
         item = data[index]
-        assert torch.equal(
-            item["moments"], torch.stack([tensors["rgb"], tensors["depth"]], dim=1)[sample, :, view].float()
-        )
-        assert item["moments"].dtype == item["features"].dtype == torch.float32
-        assert torch.equal(item["features"], tensors["features"][sample, view].float())
+        assert torch.equal(item["moments"], torch.stack([tensors["rgb"], tensors["depth"]], dim=1)[sample, :, view])
+        assert item["moments"].dtype == item["features"].dtype == torch.float16
+        assert torch.equal(item["features"], tensors["features"][sample, view])
         assert torch.equal(item["present"], tensors["present"][sample])
         assert item["category"] == tensors["category"][sample]
         assert item["id"] == ["0-0", "0-1", "0-2", "1-0", "1-1"][sample]
@@ -74,7 +78,7 @@ def test_modalities_are_chosen_by_name_in_the_order_given(encoded):
     data = LatentShards(root, modalities=["depth", "rgb"], mirrored=False)
     assert len(data) == 5
     assert list(data.modalities) == ["depth", "rgb"]
-    assert torch.equal(data[4]["moments"][0], tensors["depth"][4, 0].float())
+    assert torch.equal(data[4]["moments"][0], tensors["depth"][4, 0])
     assert torch.equal(data[4]["present"], tensors["present"][4].flip(0))
     assert "features" not in data[4]
     with pytest.raises(UserError, match="'dpeth'"):
@@ -119,6 +123,61 @@ def test_a_shard_lost_while_training_is_named(encoded):
     fresh = pickle.loads(pickle.dumps(data))
     with pytest.raises(UserError, match=r"shard-00001\.safetensors: the shard is missing"):
         fresh[4]
+
+
+def test_a_shard_truncated_while_training_is_named(encoded):
+    root, _ = encoded
+    data = LatentShards(root)
+    path = root / "train" / shard_name(1)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors: the shard was truncated while it was in use"):
+        [data[index] for index in range(10)]
+
+
+def test_a_batch_is_its_items(encoded):
+    data = LatentShards(encoded[0], modalities=["depth", "rgb"], features=True)
+    indices = [7, 0, 4, 4]
+    batch, items = data.read_batch(indices), [data[index] for index in indices]
+    for key in ("moments", "features", "present"):
+        assert torch.equal(batch[key], torch.stack([item[key] for item in items]))
+    assert batch["category"].tolist() == [item["category"] for item in items]
+    assert batch["id"] == [item["id"] for item in items]
+    for num_workers in (0, 1):
+        loaded = next(iter(make_loader(data, [*reversed(indices)], batch_size=4, num_workers=num_workers)))
+        assert torch.equal(loaded["moments"], batch["moments"].flip(0))
+        assert loaded["id"] == batch["id"][::-1]
+
+
+def test_few_files_stay_open(encoded, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_OPEN", 1)
+    data = LatentShards(encoded[0])
+    expected = [data[index]["moments"] for index in (0, 4, 1)]
+    assert all(torch.equal(data[index]["moments"], value) for index, value in zip((0, 4, 1), expected, strict=True))
+    assert len(data._files._descriptors) == 1
+
+
+def test_imagenet_with_four_modalities_fits_in_90_gb():
+    """1,281,167 images at 256 pixels: 4 modalities x 8 x 32 x 32 in half precision, from the planned files' own sizes."""
+    modalities = {name: MODALITIES[name] for name in ("rgb", "depth", "normal", "segmentation")}
+    names = [f"n01440764/n01440764_{number:05d}" for number in range(1_281_167)]
+    folder = _Sized([SimpleNamespace(id=name) for name in names])
+    sizes = {}
+    for views in (1, 2):
+        info = LatentsInfo(modalities, ("a",), views, (8, 32, 32), {"fingerprint": "f"})
+        sizes[views] = sum(job.num_bytes for job in shard_jobs(Path("out"), "train", folder, info, 1024))
+    assert sizes[1] < 90e9
+    assert sizes[1] == pytest.approx(84.0e9, rel=0.01)
+    assert sizes[2] == pytest.approx(2 * sizes[1], rel=0.01)
+
+
+class _Sized:
+    """What ``shard_jobs`` needs of a dataset folder."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
 
 
 def test_features_must_be_there(encoded):

@@ -15,11 +15,14 @@ def test_decay_warms_up_to_its_final_value() -> None:
 
 
 def test_average_follows_the_recurrence() -> None:
-    update = EMA(decay=0.6)._kwargs["multi_avg_fn"]
-    averaged, expected = [torch.zeros(3)], torch.zeros(3)
+    ema = EMA(decay=0.6)
+    ema.average = {"w": torch.zeros(3)}
+    ema.update({"w": torch.full((3,), 5.0)})
+    expected = torch.full((3,), 5.0)  # the first update copies
+    torch.testing.assert_close(ema.average["w"], expected)
     for n in range(1, 8):
-        current = [torch.full((3,), float(n))]
-        update(averaged, current, torch.tensor(n))
+        ema.update({"w": torch.full((3,), float(n))})
         decay = min(0.6, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-    torch.testing.assert_close(averaged[0], expected)
+    torch.testing.assert_close(ema.average["w"], expected)
+    assert ema.num_averaged == 8

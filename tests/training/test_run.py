@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from mmdit.data.synthetic import SyntheticLatents
@@ -27,7 +28,7 @@ WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
 ROOT = Path(__file__).parents[2]
 
 
-def run(config: TrainingConfig, output: Path, resume: str | None = None) -> Path:
+def run(config: TrainingConfig, output: Path, resume: str | None = None) -> Path | None:
     return fit(build_run(config), config.trainer, config.ema, output, resume)
 
 
@@ -36,34 +37,111 @@ def same_weights(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def command(output: Path, steps: int, *more: str) -> list[str]:
+STEPS = 24
+
+
+def command(output: Path, *more: str) -> list[str]:
     arguments = ["train", "--config", str(ROOT / "configs/debug.yaml"), "--output", str(output)]
-    arguments += ["--trainer.max_steps", str(steps), "--trainer.checkpoint_every", "3", "--trainer.validate_every", "0"]
-    return [sys.executable, "-m", "mmdit.cli.main", *arguments, *more]
+    arguments += ["--trainer.max_steps", str(STEPS), "--trainer.checkpoint_every", "3", "--trainer.validate_every", "0"]
+    return [*arguments, *more]
+
+
+def wait_for_checkpoint(folder: Path, timeout: float = 300) -> None:
+    deadline = time.monotonic() + timeout
+    while not list(folder.glob("checkpoints/*.ckpt")):
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    processes.run(command(folder))
+    return folder
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, whole: Path, processes: Any) -> None:
     """SIGKILL after the first checkpoint, wherever the run is by then; resume; compare every weight bit by bit."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, 40), check=True, env=environment, capture_output=True)
-    process = subprocess.Popen(
-        command(killed, 40), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 240
-    while not list(killed.glob("checkpoints/*.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    killed = tmp_path / "killed"
+    child = processes.start(command(killed))
+    wait_for_checkpoint(killed)
+    os.kill(child.pid, signal.SIGKILL)
+    assert processes.wait(child) == -signal.SIGKILL, "the run ended before it could be killed"
     assert list(killed.glob("checkpoints/*.ckpt"))
-    subprocess.run(command(killed, 40, "--resume", "auto"), check=True, env=environment, capture_output=True)
+    processes.run(command(killed, "--resume", "auto"))
     assert same_weights(whole / WEIGHTS, killed / WEIGHTS)
-    states = [read_checkpoint(folder / "checkpoints/step=00000040.ckpt") for folder in (whole, killed)]
+    states = [read_checkpoint(folder / f"checkpoints/step={STEPS:08d}.ckpt") for folder in (whole, killed)]
     for key, value in states[0]["current_model_state"].items():
         assert torch.equal(value, states[1]["current_model_state"][key]), key
     for ours, theirs in zip(*(s["optimizer_states"][0]["state"].values() for s in states), strict=True):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_preempted_on_slurm_and_resumed_equals_uninterrupted(
+    tmp_path: Path, whole: Path, processes: Any, sent: signal.Signals
+) -> None:
+    """SLURM sends TERM before it takes the node away, and USR1 where it was asked for a warning."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    folder = tmp_path / "run"
+    child = processes.start(command(folder), env={**job, "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"})
+    wait_for_checkpoint(folder)
+    os.kill(child.pid, sent)
+    assert processes.wait(child) == 0, child.text
+    assert not (folder / "pipeline").exists(), "the run ended before it was interrupted"
+    last = max(folder.glob("checkpoints/*.ckpt"))
+    assert f"stopped by {sent.name} at step {int(last.stem[5:])} of {STEPS}: go on with --resume {last}" in child.text
+    processes.run(command(folder, "--resume", "auto"))
+    assert same_weights(whole / WEIGHTS, folder / WEIGHTS)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path, processes: Any) -> None:
+    children = processes.start_group(
+        command(tmp_path / "run", "--trainer.devices", "2", "--trainer.strategy", "ddp"), 2
+    )
+    wait_for_checkpoint(tmp_path / "run")
+    os.kill(children[1].pid, signal.SIGTERM)
+    assert [processes.wait(child) for child in children] == [0, 0], children[0].text + children[1].text
+    last = read_checkpoint(max(tmp_path.glob("run/checkpoints/*.ckpt")))
+    assert last["batches_seen"] == last["global_step"] < STEPS
+    assert "stopped by SIGTERM" in children[0].text
+    assert not (tmp_path / "run/pipeline").exists()
+
+
+class Interrupt(Callback):
+    """Sends this process a signal during the second batch of the second optimizer step."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_ends_the_step_and_names_the_checkpoint(
+    tmp_path: Path, tiny_config: Configure, capsys: pytest.CaptureFixture[str], sent: signal.Signals
+) -> None:
+    """In the middle of an accumulation the step is finished first: its gradients are in no checkpoint."""
+    config = tiny_config(max_steps=4, checkpoint_every=4)
+    config.trainer.accumulate_grad_batches = 2
+    handler = signal.getsignal(sent)
+    built = build_run(config)
+    built.callbacks.append(Interrupt(sent))
+    if sent == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            fit(built, config.trainer, config.ema, tmp_path, None)
+    else:
+        assert fit(built, config.trainer, config.ema, tmp_path, None) is None
+    last = tmp_path / "checkpoints/step=00000002.ckpt"
+    assert read_checkpoint(last)["batches_seen"] == 4
+    assert f"stopped by {sent.name} at step 2 of 4: go on with --resume {last}" in capsys.readouterr().err
+    assert signal.getsignal(sent) is handler
 
 
 def test_resuming_in_the_middle_is_exact_with_accumulation(tmp_path: Path, tiny_config: Configure) -> None:
@@ -76,6 +154,7 @@ def test_resuming_in_the_middle_is_exact_with_accumulation(tmp_path: Path, tiny_
     checkpoint.write_bytes((tmp_path / "whole/checkpoints/step=00000002.ckpt").read_bytes())
     assert read_checkpoint(checkpoint)["batches_seen"] == 4
     run(config, tmp_path / "half", "auto")
+    assert sorted(path.name for path in half.iterdir()) == ["step=00000002.ckpt", "step=00000004.ckpt"]
     assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "half" / WEIGHTS)
 
 
@@ -147,6 +226,51 @@ def test_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture, t
     with pytest.raises(UserError, match="no such file"):
         find_resume(str(folder / "step=9.ckpt"), folder)
     assert find_resume("auto", tmp_path / "fresh") is None
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_corrupt_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_config: Configure
+) -> None:
+    config = tiny_config(max_steps=4)
+    run(config, tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    newest = tmp_path / "checkpoints/step=00000004.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    run(config, tmp_path, "auto")
+    assert f"checkpoint {newest} is damaged" in caplog.text
+    assert "falling back to the checkpoint before" in caplog.text
+    assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / WEIGHTS).items())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, tiny_config: Configure) -> None:
+    """The second checkpoint is written to a device that is full."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".step=00000004.ckpt.tmp").symlink_to("/dev/full")
+    config = tiny_config(max_steps=4)
+    older = folder / "step=00000002.ckpt"
+    expected = (
+        r"step=00000004\.ckpt can't be written: No space left on device; the newest one that is whole: .*step=00000002"
+    )
+    with pytest.raises(UserError, match=expected):
+        run(config, tmp_path)
+    assert [path.name for path in folder.iterdir()] == [older.name]
+    assert read_checkpoint(older)["global_step"] == 2
+    run(config, tmp_path, "auto")
+    assert read_checkpoint(folder / "step=00000004.ckpt")["global_step"] == 4
+
+
+def test_progress_counts_the_steps_of_the_whole_run(
+    tmp_path: Path, tiny_config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_config(max_steps=2), tmp_path)
+    capsys.readouterr()
+    run(tiny_config(max_steps=5), tmp_path, "auto")
+    shown = capsys.readouterr()
+    assert "resuming from" in shown.err
+    assert re.search(r"Training: +80%\|.*\| 4/5 ", shown.out + shown.err)
+    assert "Epoch" not in shown.out + shown.err
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Reading entries of a safetensors file straight into a batch's memory, in the process that asks.
+
+Plain reads and no memory map: a file that was cut short or lies on a disk that fails gives an error that names it, where a
+map would kill the process; and network file systems serve one request per entry, not one per page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdit.errors import UserError
+
+DTYPES = {"F16": np.dtype(np.float16), "BOOL": np.dtype(np.bool_), "I64": np.dtype(np.int64)}
+# Each process keeps this many files open; a process may have 1024 by default.
+MAX_OPEN = 512
+_AGAIN = "delete it and run 'mmdit data encode' again"
+
+
+class OpenFiles:
+    """Descriptors by path, opened when asked for, the oldest closed beyond ``MAX_OPEN``. A copy in another process is empty."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+
+    def descriptor(self, path: Path) -> int:
+        """Open ``path``, or return what is open. Raises UserError where it is missing."""
+        found = self._descriptors.get(path)
+        if found is None:
+            if len(self._descriptors) >= MAX_OPEN:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            try:
+                found = self._descriptors[path] = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise _missing(path) from None
+        return found
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path}: the shard is missing; run 'mmdit data encode' again, it writes what is lost")
+
+
+class ShardFile:
+    """The header of a safetensors file, and reads at the places that it names.
+
+    Args:
+        path: the file. Its header is read, and compared with the file's size, here.
+
+    Raises:
+        UserError: a file that is missing, truncated or no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                if not 0 < length <= size - 8:
+                    raise ValueError(f"{size} bytes")
+                header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            self.tensors = {
+                key: (str(e["dtype"]), tuple(e["shape"]), 8 + length + e["data_offsets"][0])
+                for key, e in header.items()
+            }
+            end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
+            if end != size:
+                raise ValueError(f"{size} bytes, its header says {end}")
+        except FileNotFoundError:
+            raise _missing(path) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: truncated or damaged shard ({error}); {_AGAIN}") from None
+
+    def check(self, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Compare with what the index says, key -> (dtype, shape). Raises UserError."""
+        for key, (dtype, shape) in wanted.items():
+            found = self.tensors.get(key, (dtype, None, 0))
+            if found[1] != shape or found[0] != dtype:
+                got = None if found[1] is None else list(found[1])
+                kind = "" if found[0] == dtype else f" and type {found[0]}, not {dtype}"
+                raise UserError(f"{self.path}: {key!r} has shape {got}{kind}, the index says {list(shape)}: {_AGAIN}")
+
+    def whole(self, key: str, files: OpenFiles) -> Tensor:
+        """Read a whole tensor."""
+        dtype, shape, start = self.tensors[key]
+        array = np.empty(shape, DTYPES[dtype])
+        if array.size:
+            self._read(files.descriptor(self.path), array.reshape(-1).view(np.uint8), start)
+        return torch.from_numpy(array)
+
+    def read(self, entry: int, targets: Mapping[str, np.ndarray], files: OpenFiles) -> None:
+        """Read entry number ``entry``, counted over the dimensions before the targets' own, into each key's target.
+
+        A target is a contiguous array of uint8, as many as an entry has bytes.
+        """
+        descriptor = files.descriptor(self.path)
+        for key, target in targets.items():
+            self._read(descriptor, target, self.tensors[key][2] + entry * target.nbytes)
+
+    def _read(self, descriptor: int, target: np.ndarray, offset: int) -> None:
+        try:
+            count = os.preadv(descriptor, [target], offset)
+        except OSError as error:
+            raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
+        if count != target.nbytes:
+            raise UserError(f"{self.path}: the shard was truncated while it was in use; {_AGAIN}")
+
+
+def half_batch(shape: tuple[int, ...], entry_dims: int) -> tuple[Tensor, Any]:
+    """An empty float16 batch, and its bytes (…, bytes per entry), the last ``entry_dims`` dimensions flattened, to read into."""
+    array = np.empty(shape, np.float16)
+    lead = shape[: len(shape) - entry_dims]
+    return torch.from_numpy(array), array.reshape(*lead, -1).view(np.uint8)

@@ -1,0 +1,81 @@
+"""Stopping a run so that it can go on: signals and the time limit end it after an optimizer step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+
+# SLURM: TERM before a pre-empted or cancelled job is killed, USR1 where `--signal=USR1@90` asks for a warning.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
+
+class StopGracefully(Callback):
+    """Ends the run after the optimizer step during which a signal came, or the time limit was passed, on any process.
+
+    The checkpoint callback, which runs after this one, writes the state. Lightning's own handlers are replaced: they skip
+    the checkpoint, and talk to the other processes from inside a signal handler, where another exchange may be under way.
+    As a context manager it also catches signals before the first step, and puts back the handlers that it found. A second
+    signal is left to the handler that was there before.
+
+    Args:
+        max_hours: stop after this time in this process; None = no limit.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self.max_hours = max_hours
+        self.received: int | None = None  # number of the signal, also of one that another process got
+        self._deadline = float("inf")
+        self._found: dict[int, Any] = {}
+        self._group: Any = None
+
+    def __enter__(self) -> StopGracefully:
+        if threading.current_thread() is threading.main_thread():
+            self._found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            self._install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._found.items():
+            signal.signal(number, handler)
+        self._found = {}
+
+    def _install(self) -> None:
+        for number in self._found:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._found.get(number, signal.SIG_DFL))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.received is None:  # else the handlers have done their work
+            self._install()
+        if self.max_hours is not None:
+            self._deadline = time.monotonic() + self.max_hours * 3600
+        if trainer.world_size > 1:
+            # Between CPUs: asking the GPUs would wait for them in every step.
+            self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the gradients of half an accumulation are in no checkpoint
+        state = torch.tensor([self.received or 0, int(time.monotonic() > self._deadline)])
+        if self._group is not None:
+            dist.all_reduce(state, dist.ReduceOp.MAX, group=self._group)
+        self.received = int(state[0]) or None
+        if self.received is not None:
+            trainer.limit_val_batches = 0  # whoever sent the signal won't wait for a validation
+        if bool(state.any()):
+            trainer.should_stop = True

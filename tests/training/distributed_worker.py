@@ -1,0 +1,94 @@
+"""Runs trainings one after another in a process of a group: python distributed_worker.py '[{"strategy": …, "output": …}]'."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
+
+from mmdit.training.config import (
+    AlignmentConfig,
+    DataConfig,
+    EMAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TrainerConfig,
+)
+from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.run import fit
+from mmdit.training.sharding import whole_tensors
+
+
+class FirstGradients(Callback):
+    """Writes the gradients of the first optimizer step, before they are clipped, to ``gradients.safetensors``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "gradients.safetensors"
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        if trainer.global_step == 0:
+            found = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+            whole = whole_tensors(found, keep=trainer.is_global_zero)
+            if trainer.is_global_zero:
+                save_file({name: value.contiguous() for name, value in whole.items()}, self.path)
+
+
+def train(
+    output: str,
+    strategy: str = "auto",
+    devices: int = 1,
+    precision: str = "32-true",
+    source: str | None = None,
+) -> None:
+    """Four steps of two accumulated batches, with a checkpoint after two; or the last two, from ``source``'s checkpoint.
+
+    Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, activation checkpointing.
+    """
+    config = TrainingConfig(
+        model=ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True),
+        data=DataConfig(batch_size=4),
+        objective=ObjectiveConfig(prediction="sample", timesteps="mixed"),
+        alignment=AlignmentConfig(depth=1, hidden_size=16),
+        optimizer=OptimizerConfig(name="muon", lr=1e-3, warmup_steps=1, schedule="linear"),
+        trainer=TrainerConfig(
+            max_steps=4,
+            checkpoint_every=2,
+            validate_every=4,
+            accelerator="cpu",
+            devices=devices,
+            strategy=strategy,
+            precision=precision,
+            accumulate_grad_batches=2,
+        ),
+        ema=EMAConfig(decay=0.9),
+        preview=PreviewConfig(num_samples=0, num_measured=0),
+    )
+    folder = Path(output)
+    run = build_run(config)
+    # At zero, as adaLN-zero begins, most gradients vanish.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.module.network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    folder.mkdir(parents=True, exist_ok=True)
+    run.callbacks.append(FirstGradients(folder))
+    if source is not None:
+        checkpoint = folder / "checkpoints/step=00000002.ckpt"
+        checkpoint.parent.mkdir(exist_ok=True)
+        copy = checkpoint.with_suffix(f".{os.getpid()}")  # each process makes its own, and the last one stays
+        shutil.copy(Path(source, "checkpoints", checkpoint.name), copy)
+        copy.replace(checkpoint)
+    fit(run, config.trainer, config.ema, folder, None if source is None else "auto")
+
+
+if __name__ == "__main__":
+    for job in json.loads(sys.argv[1]):
+        train(**job)

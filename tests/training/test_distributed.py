@@ -1,0 +1,103 @@
+"""Two processes against one: the same gradients, the same weights, checkpoints that move between strategies."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmdit.errors import UserError
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.checkpoints import read_checkpoint
+from mmdit.training.recipes import TrainingConfig, build_run
+
+Configure = Callable[..., TrainingConfig]
+WORKER = Path(__file__).with_name("distributed_worker.py")
+LAST = "checkpoints/step=00000004.ckpt"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, processes: Any) -> Path:
+    """Folders of whole runs (one, ddp, fsdp2, bf16) and of runs that went on from another's checkpoint (a-b: from a in b)."""
+    root = tmp_path_factory.mktemp("runs")
+    train = runpy.run_path(str(WORKER))["train"]
+    train(str(root / "one"))
+    jobs: list[dict[str, Any]] = [
+        {"output": "ddp", "strategy": "ddp"},
+        {"output": "fsdp2", "strategy": "fsdp2"},
+        {"output": "bf16", "strategy": "fsdp2", "precision": "bf16-mixed"},
+        {"output": "ddp-ddp", "strategy": "ddp", "source": "ddp"},
+        {"output": "fsdp2-fsdp2", "strategy": "fsdp2", "source": "fsdp2"},
+        {"output": "fsdp2-ddp", "strategy": "ddp", "source": "fsdp2"},
+        {"output": "one-fsdp2", "strategy": "fsdp2", "source": "one"},
+    ]
+    for job in jobs:
+        job.update({key: str(root / job[key]) for key in ("output", "source") if key in job}, devices=2)
+    processes.run([str(WORKER), json.dumps(jobs)], size=2)
+    train(str(root / "fsdp2-one"), source=str(root / "fsdp2"))
+    return root
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max() / a[name].abs().max().clamp_min(1e-6)) for name in a)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_have_the_gradients_of_one(runs: Path, strategy: str) -> None:
+    one = load_file(runs / "one/gradients.safetensors")
+    assert len(one) > 30
+    assert all(value.abs().max() > 0 for value in one.values())
+    assert difference(one, load_file(runs / strategy / "gradients.safetensors")) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "one-fsdp2", "fsdp2-one", "fsdp2-ddp"])
+def test_weights_average_and_optimizer_agree_with_one_process(runs: Path, name: str) -> None:
+    ours, one = read_checkpoint(runs / name / LAST), read_checkpoint(runs / "one" / LAST)
+    assert ours["batches_seen"] == one["batches_seen"] == 8
+    assert ours["averaging_state"] == one["averaging_state"]
+    for key in ("state_dict", "current_model_state"):
+        for weight in one[key]:
+            torch.testing.assert_close(ours[key][weight], one[key][weight], atol=2e-5, rtol=1e-4)
+    states = [checkpoint["optimizer_states"][0]["state"] for checkpoint in (ours, one)]
+    assert states[0].keys() == states[1].keys()
+    for index, state in states[1].items():
+        for key, value in state.items():
+            assert states[0][index][key].shape == value.shape
+            torch.testing.assert_close(states[0][index][key], value, atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_resuming_two_processes_is_exact(runs: Path, strategy: str) -> None:
+    whole, resumed = (read_checkpoint(runs / name / LAST) for name in (strategy, f"{strategy}-{strategy}"))
+    for key in ("state_dict", "current_model_state"):
+        assert all(torch.equal(value, resumed[key][name]) for name, value in whole[key].items())
+    for ours, theirs in zip(*(c["optimizer_states"][0]["state"].values() for c in (whole, resumed)), strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_sharded_runs_export_a_plain_pipeline(runs: Path) -> None:
+    pipe = MultimodalDiTPipeline.from_pretrained(runs / "fsdp2/pipeline")
+    averaged = read_checkpoint(runs / "fsdp2" / LAST)["state_dict"]
+    for name, weight in pipe.transformer.state_dict().items():
+        assert torch.equal(weight, averaged[f"network.{name}"])
+
+
+def test_sharded_bfloat16_follows_float32(runs: Path) -> None:
+    ours, exact = (load_file(runs / name / "gradients.safetensors") for name in ("bf16", "one"))
+    flat = [torch.cat([value.flatten() for value in values.values()]) for values in (ours, exact)]
+    assert all(value.dtype == torch.float32 for value in ours.values())
+    assert torch.cosine_similarity(flat[0], flat[1], dim=0) > 0.99
+
+
+def test_small_networks_are_not_sharded(tiny_config: Configure) -> None:
+    config = tiny_config(recipe="teacher")
+    config.trainer.strategy = "fsdp2"
+    with pytest.raises(UserError, match=r"fsdp2.*'teacher' is small"):
+        build_run(config)
