@@ -23,7 +23,7 @@ _USER_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirec
 class Command:
     """Where a command's function is (imported when the command is named), and the first line of its docstring.
 
-    positional: names of list arguments given without an option name; config: whether it takes ``--config``.
+    positional: names of arguments given without an option name, a list last; config: whether it takes ``--config``.
     """
 
     function: str
@@ -56,6 +56,11 @@ COMMANDS: dict[str, Command] = {
     "data hypersim": Command("mmdit.cli.data:hypersim", "Import Hypersim's own layout as a dataset."),
     "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),
     "data check": Command("mmdit.cli.data:check", "Read every file of a dataset and list what is wrong."),
+    "convert": Command(
+        "mmdit.cli.convert:convert",
+        "Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.",
+        ("format", "checkpoint"),
+    ),
     "env": Command("mmdit.cli.env:env", "Print versions, devices and kernels: what an issue report needs."),
 }
 

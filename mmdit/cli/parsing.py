@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -50,7 +51,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         if match := re.match(r"the following arguments are required: (.*)", message):
             missing = ", ".join(_METAVARS.get(name, f"--{name}") for name in match.group(1).split(", "))
             return f"missing {missing}; see '{self.prog} --help'"
-        message = re.sub(r'^Parser key "([^"]+)": ', r"--\1: ", message)
+        message = re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ", message)
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
         message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))
         return message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
@@ -71,7 +72,7 @@ def build_parser(
     Args:
         function: typed, with a docstring in Google's style that describes every argument.
         prog: what the user typed before the arguments.
-        positional: names of list arguments that are given without an option name, one value or more.
+        positional: names of arguments that are given without an option name; a list takes one value or more.
         config: whether YAML files may be given with ``--config``, each over the ones before it.
     """
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
@@ -88,14 +89,22 @@ def build_parser(
             "--config", action="config", help="YAML file of options; a later one overlays the earlier ones."
         )
     helps = {parameter.arg_name: parameter.description for parameter in documentation.params}
+    hints = typing.get_type_hints(function)
     for name in positional:
-        parser.add_argument(name, nargs="+", type=str, metavar=_METAVARS[name], help=helps[name])
+        is_list = typing.get_origin(hints[name]) is list
+        options = {"nargs": "+", "type": str} if is_list else {"type": hints[name]}
+        parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
     return parser
 
 
-_METAVARS = {"categories": "CATEGORY", "images": "IMAGE_OR_DIR"}
+_METAVARS = {
+    "categories": "CATEGORY",
+    "images": "IMAGE_OR_DIR",
+    "format": "FORMAT",
+    "checkpoint": "CHECKPOINT",
+}
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):

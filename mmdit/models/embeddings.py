@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from mmdit.task import Role, embedding_roles
 
 
-def sinusoid(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """[cos(t w_i), sin(t w_i)], w_i = max_period^(-2i / dim), as in DiT; t of any shape -> (..., dim), float32."""
+def sinusoid_frequencies(dim: int, device: torch.device | None = None, max_period: float = 10000.0) -> Tensor:
+    """w_i = max_period^(-2i / dim), (dim / 2,), float32."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[..., None].float() * frequencies
+    return torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=device) / half)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """[cos(t w_i), sin(t w_i)], as in DiT; t of any shape -> (..., dim), float32."""
+    angles = t[..., None].float() * sinusoid_frequencies(dim, t.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -39,6 +43,45 @@ class MultimodalTimestepEmbedding(nn.Module):
         frequencies = sinusoid(timesteps, self.frequency_dim).to(next(self.mlp.parameters()).dtype)  # (B, M, 256)
         return self.fuse(self.mlp(frequencies).flatten(1))  # (B, D)
 
+    def reset_parameters(self) -> None:
+        """DiT's initialisation of the layers that read sinusoids."""
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+
+
+class SummedTimestepEmbedding(nn.Module):
+    """(B, M) timesteps in [0, 1] -> (B, D): an MLP for each modality, their results summed.
+
+    For M = 1 this is the embedding of DiT, SiT and REPA. A model with more modalities can start as one of these: the
+    MLPs of the new modalities begin with a last layer of zeros.
+    """
+
+    frequency_dim = 256
+
+    def __init__(self, num_modalities: int, hidden_size: int) -> None:
+        super().__init__()
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(self.frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+            for _ in range(num_modalities)
+        )
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        frequencies = sinusoid(timesteps, self.frequency_dim).to(next(self.mlps.parameters()).dtype)  # (B, M, 256)
+        embedded = [mlp(x) for mlp, x in zip(self.mlps, frequencies.unbind(1), strict=True)]
+        return torch.stack(embedded).sum(0)  # (B, D)
+
+    def reset_parameters(self) -> None:
+        """DiT's initialisation of the layers that read sinusoids."""
+        for mlp in self.mlps:
+            for layer in (mlp[0], mlp[2]):  # type: ignore[index]
+                nn.init.normal_(layer.weight, std=0.02)
+
+
+TIMESTEP_EMBEDDINGS: dict[str, type[MultimodalTimestepEmbedding] | type[SummedTimestepEmbedding]] = {
+    "fused": MultimodalTimestepEmbedding,
+    "sum": SummedTimestepEmbedding,
+}
+
 
 class RoleEmbedding(nn.Module):
     """(B, M) roles -> (B, D): a base vector plus the sum over modalities of a (modality, role) table.
@@ -58,17 +101,21 @@ class RoleEmbedding(nn.Module):
 
 
 def _grid_coordinates(grid: tuple[int, int], base_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of each token, (T,) each, float64, stretched so that any grid spans the trained 0 … base_size."""
+    """Row and column of each token, (T,) each, stretched so that any grid spans the trained 0 … base_size.
+
+    float64, and float32 on Apple's GPUs, which have nothing wider.
+    """
     h, w = grid
-    rows = torch.arange(h, dtype=torch.float64, device=device) * (base_size / h)
-    columns = torch.arange(w, dtype=torch.float64, device=device) * (base_size / w)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    rows = torch.arange(h, dtype=dtype, device=device) * (base_size / h)
+    columns = torch.arange(w, dtype=dtype, device=device) * (base_size / w)
     row, column = torch.meshgrid(rows, columns, indexing="ij")
     return row.flatten(), column.flatten()
 
 
 def _angles(positions: Tensor, num_frequencies: int) -> Tensor:
     frequencies = 10000.0 ** (
-        -torch.arange(num_frequencies, dtype=torch.float64, device=positions.device) / num_frequencies
+        -torch.arange(num_frequencies, dtype=positions.dtype, device=positions.device) / num_frequencies
     )
     return positions[:, None] * frequencies  # (T, num_frequencies)
 

@@ -21,7 +21,7 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.models.alignment import AlignmentProjector
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.conditioners import ClassConditioner
-from mmdit.models.embeddings import POSITION_EMBEDDINGS, MultimodalTimestepEmbedding, RoleEmbedding
+from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
 from mmdit.models.layers import QK_NORMS
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
 
@@ -54,6 +54,8 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         class_dropout_prob: share of labels dropped in training mode.
         qk_norm: None or "rms_norm".
         position_embedding: "sincos" (fixed, added) or "rope" (rotary, in attention).
+        time_embedding: "fused" (one MLP over the timesteps of all modalities, MMGen's) or "sum" (one MLP for each, summed;
+            with one modality it is DiT's, SiT's and REPA's).
         prediction: what ``sample`` of the output is: "velocity" (noise - data) or "sample" (the clean latent).
         alignment_depth: number of blocks before the alignment tap, None = no projector.
         alignment_dim, alignment_hidden_size: width of the teacher's features and of the projector.
@@ -88,6 +90,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         alignment_dim: int = 768,
         alignment_hidden_size: int = 2048,
         block: str = "dit",
+        time_embedding: str = "fused",
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -95,7 +98,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.patch_embed = MultimodalPatchEmbed(num_modalities, in_channels, patch_size, hidden_size)
         self.position_embed = POSITION_EMBEDDINGS[position_embedding](hidden_size, num_heads, sample_size // patch_size)
-        self.time_embed = MultimodalTimestepEmbedding(num_modalities, hidden_size)
+        self.time_embed = TIMESTEP_EMBEDDINGS[time_embedding](num_modalities, hidden_size)
         self.role_embed = RoleEmbedding(num_modalities, hidden_size)
         self.conditioner = ClassConditioner(num_classes, hidden_size, class_dropout_prob)
         self.blocks = nn.ModuleList(BLOCKS[block](hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
@@ -164,10 +167,9 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        time_mlp: Any = self.time_embed.mlp
-        embeddings = (self.conditioner.embedding_table.weight, self.role_embed.base, self.role_embed.table)
-        for weight in (*embeddings, time_mlp[0].weight, time_mlp[2].weight):
+        for weight in (self.conditioner.embedding_table.weight, self.role_embed.base, self.role_embed.table):
             nn.init.normal_(weight, std=0.02)
+        self.time_embed.reset_parameters()
         modulated: list[Any] = [*self.blocks, *self.head.norms]
         zero: list[Any] = [*(module.modulation[-1] for module in modulated), *self.head.linears]
         for layer in zero:
@@ -179,6 +181,7 @@ def _check_config(config: Any) -> None:
     tables: dict[str, Any] = {
         "qk_norm": QK_NORMS,
         "position_embedding": POSITION_EMBEDDINGS,
+        "time_embedding": TIMESTEP_EMBEDDINGS,
         "prediction": PREDICTION_TYPES,
         "block": BLOCKS,
     }

@@ -34,8 +34,9 @@ class ModelConfig:
         drop_class_given_rgb: never show the label beside an RGB condition, so that understanding can't lean on it.
         qk_norm: null or "rms_norm".
         position_embedding: "sincos" or "rope".
+        time_embedding: "fused" (MMGen) or "sum", which a model that starts from REPA or SiT needs.
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
-        pretrained: pipeline folder whose transformer to start from (every section above must match it), or null.
+        pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities; the rest must match.
     """
 
     size: str = "nano"
@@ -49,6 +50,7 @@ class ModelConfig:
     drop_class_given_rgb: bool = False
     qk_norm: str | None = None
     position_embedding: str = "sincos"
+    time_embedding: str = "fused"
     gradient_checkpointing: bool = False
     pretrained: str | None = None
 
@@ -63,18 +65,18 @@ class DataConfig:
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
         train_split, val_split: names of the splits; a null val_split turns validation off.
-    """
-
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
             data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
+    """
+
     path: str | None = None
     batch_size: int = 32
     num_workers: int = 0
     train_split: str = "train"
     val_split: str | None = "val"
-
-
     whitening: str = "dataset"
+
+
 @dataclass
 class TaskConfig:
     """Which tasks are mixed.
@@ -161,9 +163,9 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str = "32-true"
     compile: bool = False
+    float8: bool = False
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
-    float8: bool = False
 
 
 @dataclass

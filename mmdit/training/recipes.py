@@ -30,6 +30,7 @@ from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.modality import Modality, get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import TaskMixture
 from mmdit.training.config import (
@@ -54,12 +55,12 @@ logger = logging.getLogger(__name__)
 
 # Names that the scenes give to what is no object.
 BACKGROUND_CLASSES = ("floor", "wall")
-
 # With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
 WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
     "dataset": lambda modality: modality,
     "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
 }
+
 
 @dataclass
 class TrainingConfig:
@@ -186,6 +187,7 @@ def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT
         class_dropout_prob=model.class_dropout_prob,
         qk_norm=model.qk_norm,
         position_embedding=model.position_embedding,
+        time_embedding=model.time_embedding,
         prediction=config.objective.prediction,
         **size,
         **alignment,
@@ -200,16 +202,11 @@ def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT
 def _start_from(network: MultimodalDiT, folder: Path) -> None:
     if not (folder / "transformer").is_dir():
         raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
-    weights = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True).state_dict()
-    own = network.state_dict()
-    wrong = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
-    missing = [k for k in own if k not in weights and not k.startswith("projector.")]
-    if wrong or missing:
-        first = (wrong or missing)[0]
-        raise UserError(
-            f"model.pretrained {folder} does not fit the model section: {len(wrong + missing)} weights, e.g. {first}"
-        )
-    network.load_state_dict(weights, strict=False)
+    trained = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True)
+    try:
+        start_from(network, trained)
+    except UserError as error:
+        raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
 
 
 def transformer_run(config: TrainingConfig) -> Run:
@@ -261,14 +258,14 @@ def transformer_run(config: TrainingConfig) -> Run:
             names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]
             callbacks.append(DecodedMetrics(make_pipeline, moments[whole], names, config.data.batch_size))
 
-    def export(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         id2label = dict(enumerate(data.categories))
-        trained = without_projector(network.config, weights)
-    if config.trainer.strategy == "fsdp2":
-        callbacks = []  # they sample in one process, which holds no more than a slice of the weights
+        trained = without_projector(network.config, network.state_dict() if weights is None else weights)
         pipe = MultimodalDiTPipeline(trained, data.vae, make_scheduler("euler"), modalities, id2label)
         pipe.save_pretrained(folder, safe_serialization=True)
 
+    if config.trainer.strategy == "fsdp2":
+        callbacks = []  # they sample in one process, which holds no more than a slice of the weights
     return Run(module, _data_module(config, data.train, data.val), export, "pipeline", callbacks)
 
 
@@ -318,7 +315,7 @@ def autoencoder_run(config: TrainingConfig) -> Run:
     module = AutoencoderModule(
         LatentCodec(vae, modalities), objective, config.optimizer, config.seed, config.trainer.max_steps
     )
-    return Run(module, _data_module(config, train, val), lambda folder, _: vae.save_pretrained(folder), "vae", [])
+    return Run(module, _data_module(config, train, val), lambda folder, _=None: vae.save_pretrained(folder), "vae", [])
 
 
 def teacher_run(config: TrainingConfig) -> Run:
@@ -345,7 +342,7 @@ def teacher_run(config: TrainingConfig) -> Run:
         config.trainer.max_steps,
     )
     return Run(
-        module, _data_module(config, train, val), lambda folder, _: teacher.save_pretrained(folder), "teacher", []
+        module, _data_module(config, train, val), lambda folder, _=None: teacher.save_pretrained(folder), "teacher", []
     )
 
 
@@ -353,11 +350,11 @@ RECIPES = {"transformer": transformer_run, "autoencoder": autoencoder_run, "teac
 
 
 def build_run(config: TrainingConfig) -> Run:
+    """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
+    if config.recipe not in RECIPES:
+        raise unknown_name("recipe", config.recipe, RECIPES)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"
         )
-    """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
-    if config.recipe not in RECIPES:
-        raise unknown_name("recipe", config.recipe, RECIPES)
     return RECIPES[config.recipe](config)

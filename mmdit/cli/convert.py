@@ -1,0 +1,168 @@
+"""``mmdit convert``: other people's checkpoints -> a pipeline folder.
+
+The checkpoint stays memory-mapped: the new folder is written from its pages, so that a file of 11 GB takes no more memory
+than the weights that are converted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# All three multiply the latents of Stable Diffusion's VAE by this.
+LATENT_SCALE = 0.18215
+IMAGENET_CLASSES = 1000
+
+
+def convert(
+    format: Literal["mmgen", "repa", "sit"],
+    checkpoint: Path,
+    output: Path,
+    vae: str = "stabilityai/sd-vae-ft-mse",
+    weights: Literal["ema", "model"] = "ema",
+    num_heads: int | None = None,
+) -> None:
+    """Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.
+
+    The folder is used by generate, understand, condition and evaluate (--model OUTPUT), and training can start from it
+    (--model.pretrained OUTPUT), also with more modalities than the checkpoint has. Outputs are those of the official networks;
+    SiT's time, which runs from noise to data, is turned round within the weights. The alignment projector is kept. With 1000
+    classes, their names are ImageNet's.
+
+    The file is read without running code: a pickle with other objects than tensors, numbers and training arguments is refused.
+
+    The official sampler is --scheduler euler_maruyama --num_inference_steps 250. MMGen's depth is disparity from 0 to 1 over
+    each image; its normals are in the frame of its labels; its segmentation has colours without names, so its label ids number
+    the nearest of 64 colours.
+
+    Args:
+        format: mmgen (RGB, depth, normals, segmentation), repa or sit (RGB alone).
+        checkpoint: The .pt file: a training checkpoint (model, ema, args), or a state dict alone, which is taken as it is.
+        output: The new folder; it must not exist, or be empty.
+        vae: Folder of the VAE the latents came from, a pipeline folder, a bundled model's name, or a Hub id.
+        weights: ema (averaged) or model (raw).
+        num_heads: Attention heads, only for a width that is not one of S, B, L and XL.
+    """
+    if num_heads is not None and num_heads < 1:
+        raise UserError(f"--num_heads is {num_heads}: give at least 1")
+    _check_output(output)
+    import torch
+
+    from mmdit.cli.model import load_vae, quiet_libraries
+    from mmdit.flow.schedulers import make_scheduler
+    from mmdit.modality import get_modalities
+    from mmdit.models.convert import convert_state_dict
+    from mmdit.models.transformer import MultimodalDiT
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+    quiet_libraries()
+    state, args = read_checkpoint(checkpoint, weights)
+    try:
+        converted = convert_state_dict(format, state, args, num_heads)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from error
+    with torch.device("meta"):
+        transformer = MultimodalDiT(**converted.config)
+    transformer.load_state_dict(converted.state_dict, assign=True)
+    autoencoder = load_vae(vae)
+    scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
+    if abs(scale - LATENT_SCALE) > 1e-6 or shift:
+        raise UserError(
+            f"--vae {vae!r} scales its latents by {scale} and shifts them by {shift}: these checkpoints need the VAE of "
+            f"Stable Diffusion 1 or 2, which scales by {LATENT_SCALE}, such as stabilityai/sd-vae-ft-mse"
+        )
+    modalities = get_modalities(converted.config["modalities"])
+    if "depth" in modalities:
+        modalities["depth"] = modalities["depth"].replace(space="disparity", quantiles=[0.0, 1.0])
+    id2label = _imagenet_names() if converted.config["num_classes"] == IMAGENET_CLASSES else None
+    pipe = MultimodalDiTPipeline(transformer.eval(), autoencoder, make_scheduler("euler"), modalities, id2label)
+    _save(pipe, output)
+    count = sum(parameter.numel() for parameter in transformer.parameters())
+    print(
+        f"{output}: {', '.join(modalities)}; {count / 1e6:.1f} M parameters, {converted.config['num_classes']} classes"
+    )
+
+
+def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state dict and the training arguments of a .pt file, its tensors memory-mapped.
+
+    Args:
+        weights: "ema" or "model", for a training checkpoint; a state dict alone is returned as it is.
+
+    Raises:
+        UserError: no such file, not a checkpoint, objects that only running code could load, or those weights missing.
+    """
+    import pickle
+
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the .pt file of a checkpoint")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except PermissionError:
+        raise
+    except pickle.UnpicklingError as error:
+        text = " ".join(str(error).split())
+        if "Unsupported global" in text or "GLOBAL" in text:
+            named = text.split("GLOBAL ")[-1].split()[0] if "GLOBAL " in text else "code"
+            raise UserError(
+                f"{path}: holds pickled objects ({named}), which can run code, and is not loaded"
+            ) from error
+        raise UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({text[:120]})") from error
+    except Exception as error:  # a damaged archive raises whatever its parts do
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({text[:120]})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    args = content.get("args", {})
+    state: Any = content
+    if "ema" in content or "model" in content:
+        if weights not in content:
+            raise UserError(
+                f"{path}: has no {weights!r} weights; it holds {', '.join(map(str, content))}: see --weights"
+            )
+        state = content[weights]
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: its weights are a {type(state).__name__}, not a dictionary of tensors")
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kind = f"tensor of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise UserError(f"{path}: is no checkpoint of such a network: {str(key)!r} is a {kind}")
+    return dict(state), dict(vars(args) if isinstance(args, argparse.Namespace) else args or {})
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists already: remove it, or choose another folder")
+
+
+def _save(pipe: Any, output: Path) -> None:
+    """Write under another name and rename, so that a folder of that name is whole."""
+    temporary = output.parent / f".{output.name}.tmp-{os.getpid()}"
+    try:
+        pipe.save_pretrained(temporary)
+        if output.exists():
+            output.rmdir()
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _imagenet_names() -> dict[int, str]:
+    from timm.data import ImageNetInfo
+
+    names = ImageNetInfo("imagenet-1k")
+    return {index: names.index_to_description(index) for index in range(IMAGENET_CLASSES)}

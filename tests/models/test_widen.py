@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmdit.errors import UserError
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.models.widen import start_from
+from mmdit.task import Role
+
+ALL = ["rgb", "depth", "normal", "segmentation"]
+MakeModel = Callable[..., MultimodalDiT]
+
+
+def outputs(model: MultimodalDiT, names: list[str], num_samples: int = 3) -> Tensor:
+    """Output for random latents, timesteps and roles, which are the same for a modality in every model."""
+    generator = torch.Generator().manual_seed(3)
+    latents = {name: torch.randn(num_samples, 4, 8, 8, generator=generator) for name in ALL}
+    times = {name: torch.rand(num_samples, generator=generator) for name in ALL}
+    roles = {name: torch.randint(len(Role), (num_samples,), generator=generator) for name in ALL}
+    return model(
+        torch.stack([latents[name] for name in names], 1),
+        torch.stack([times[name] for name in names], 1),
+        torch.stack([roles[name] for name in names], 1),
+        model.conditioner([0, None, 3]),
+    ).sample
+
+
+@pytest.mark.parametrize("time_embedding", ["fused", "sum"])
+@pytest.mark.parametrize(("few", "many"), [(["rgb"], ALL), (["depth", "rgb"], ["rgb", "normal", "depth"])])
+def test_starts_as_the_smaller_model(make_model: MakeModel, few: list[str], many: list[str], time_embedding: str):
+    trained = make_model(modalities=few, time_embedding=time_embedding)
+    network = make_model(modalities=many, time_embedding=time_embedding)  # random everywhere, so zeros must be set
+    start_from(network, trained)
+    with torch.no_grad():
+        expected, out = outputs(trained, few), outputs(network, many)
+    own = [many.index(name) for name in few]
+    new = [i for i in range(len(many)) if i not in own]
+    assert (out[:, own] - expected).abs().max() < 1e-6 * expected.abs().max()
+    assert (out[:, new] == 0).all()
+
+
+@pytest.mark.parametrize("time_embedding", ["fused", "sum"])
+def test_what_begins_at_zero_learns(make_model: MakeModel, time_embedding: str):
+    network = make_model(modalities=["rgb", "depth"], time_embedding=time_embedding)
+    start_from(network, make_model(modalities=["rgb"], time_embedding=time_embedding))
+    (outputs(network, ["rgb", "depth"]) - 1).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    of_depth = {
+        "patch embedding": gradients["patch_embed.proj.weight"].unflatten(1, (2, -1))[:, 1],
+        "role": gradients["role_embed.table"][1],
+        "head": gradients["head.linears.1.weight"],
+        "time": gradients["time_embed.fuse.0.weight"].unflatten(1, (2, -1))[:, 1]
+        if time_embedding == "fused"
+        else gradients["time_embed.mlps.1.2.weight"],
+    }
+    for name, gradient in of_depth.items():
+        assert gradient.abs().max() > 0, name
+
+
+def test_other_classes_begin_as_none(make_model: MakeModel):
+    trained, network = make_model(modalities=["rgb"]), make_model(num_classes=3)
+    start_from(network, trained)
+    table = network.conditioner.embedding_table.weight
+    assert (table == trained.conditioner.embedding_table.weight[-1]).all()
+
+
+def test_projector_is_copied_where_it_fits(make_model: MakeModel):
+    projector = {"alignment_depth": 1, "alignment_dim": 6, "alignment_hidden_size": 8}
+    trained = make_model(modalities=["rgb"], **projector)
+    network = make_model(**projector)
+    with torch.no_grad():
+        network.projector.layers[0].weight.zero_()
+    start_from(network, trained)
+    assert torch.equal(network.projector.layers[0].weight, trained.projector.layers[0].weight)
+
+    other = make_model(**(projector | {"alignment_dim": 5}))
+    before = other.projector.layers[4].weight.clone()
+    start_from(other, trained)
+    assert torch.equal(other.projector.layers[4].weight, before)
+    start_from(make_model(), trained)  # without one
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_embedding": "sum"}, "time_embedding is 'fused' in the trained model and 'sum' here"),
+        ({"num_heads": 4}, "num_heads is 2 in the trained model and 4 here"),
+        ({"depth": 1}, "depth is 2"),
+        ({"prediction": "sample"}, "prediction is 'velocity'"),
+        ({"modalities": ["rgb"]}, "the trained model has depth, this one only rgb"),
+    ],
+)
+def test_other_networks_are_refused(make_model: MakeModel, changes: dict[str, Any], message: str):
+    trained = make_model(modalities=["rgb", "depth"])
+    with pytest.raises(UserError, match=message):
+        start_from(make_model(**changes), trained)
