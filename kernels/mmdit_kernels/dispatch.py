@@ -77,6 +77,17 @@ def device_problem(device_type: str, index: int | None = None) -> str | None:
     return _device_problem(device_type, index, interpreting())
 
 
+@constant_in_graphs
+def shared_memory_problem(device_type: str, index: int | None, needed: int) -> str | None:
+    """Return why tiles that take ``needed`` bytes of shared memory cannot run on a device, or None when they can."""
+    if device_type != "cuda" or torch.version.hip is not None:  # tiles for AMD fit them all
+        return None
+    available = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+    if available >= needed:
+        return None
+    return f"the GPU has {available >> 10} KiB of shared memory for a block, and the tiles need {needed >> 10}"
+
+
 def use_triton(op: str, backend: str, device: torch.device, find_problem: Callable[[], str | None]) -> bool:
     """Decide for one call. ``find_problem`` returns why the kernel does not take these arguments, or None.
 

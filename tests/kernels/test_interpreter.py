@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.timeout(1800)  # all of them, perhaps on a busy machine
 @pytest.mark.skipif(interpreting(), reason="already in the interpreter: the tests are collected directly")
 def test_the_kernels_in_the_interpreter() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -17,7 +17,9 @@ from mmdit_kernels.attention.launches import (
     forward_launch,
 )
 from mmdit_kernels.attention.reference import Rope
+from mmdit_kernels.dispatch import shared_memory_problem
 
+SHARED_MEMORY = 163 * 1024  # what an A100 gives a block, which the tiles are chosen for; GPUs for displays have 99 KiB
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -40,7 +42,7 @@ def find_problem(
     others = [tensor for tensor in (k, v, q_weight, k_weight, key_mask, *(rope or ())) if tensor is not None]
     if any(tensor.device != q.device for tensor in others):
         return "the tensors are on different devices"
-    return None
+    return shared_memory_problem(q.device.type, q.device.index, SHARED_MEMORY)
 
 
 @torch.library.custom_op("mmdit_kernels::attention", mutates_args=())

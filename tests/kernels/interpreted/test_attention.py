@@ -41,7 +41,7 @@ def test_every_head_dimension(dtype: torch.dtype, d: int) -> None:
     """Odd sizes, rests of blocks; the features and layouts take turns."""
     turn = d // 8 + (F32, F16, BF16).index(dtype)
     if turn % 3 == 0:
-        check(Case(dtype, d, 67, 67, b=1, h=3, norm=True, rope=2 + turn % 2))
+        check(Case(dtype, d, 67, 67, b=1, h=1, norm=True, rope=2 + turn % 2))
     elif turn % 3 == 1:
         check(Case(dtype, d, 67, 35, b=3, h=1, mask=True))
     else:
