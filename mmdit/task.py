@@ -52,7 +52,8 @@ def embedding_roles(roles: Tensor) -> Tensor:
 
     Only the loss tells the two apart; a separate embedding would train weights that sampling never uses.
     """
-    return torch.where(roles == Role.UNSUPERVISED, torch.full_like(roles, Role.GENERATE), roles)
+    # int: torch.compile takes the comparison of a tensor with a member of an enum for False.
+    return torch.where(roles == int(Role.UNSUPERVISED), torch.full_like(roles, int(Role.GENERATE)), roles)
 
 
 # A task fills (N, M) roles for N rows of the batch.
