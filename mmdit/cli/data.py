@@ -120,6 +120,9 @@ def label(
     )
     if report is None:
         return 0
+    for labeller in labellers:
+        if "space" in labeller.facts():
+            note(f"this depth is meant for 'mmdit data encode --depth_space {labeller.facts()['space']}'")
     return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled")
 
 

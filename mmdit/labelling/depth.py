@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import MarigoldDepthPipeline
+from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation
 
 from mmdit.labelling.labeller import Labeller, load_processor, load_transformers
 from mmdit.labelling.marigold import MarigoldRunner
@@ -46,8 +48,6 @@ class DepthAnythingLabeller(Labeller):
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
         super().__init__(source, settings)
-        from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation
-
         self.model = load_transformers(DepthAnythingForDepthEstimation, source, self.dtype)
         self.processor = load_processor(AutoImageProcessor, source)
         self.metric = self.model.config.depth_estimation_type == "metric"
@@ -81,8 +81,6 @@ class MarigoldDepthLabeller(Labeller):
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
         super().__init__(source, settings)
-        from diffusers import MarigoldDepthPipeline
-
         self.runner = MarigoldRunner(MarigoldDepthPipeline, source, self.dtype, settings.marigold)
         self.space = "disparity" if self.runner.pipeline.config.prediction_type == "disparity" else "depth"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,15 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABELLING_SIDE = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One image. ``id``: its path in the folder without the suffix; ``category``: the folder it lies in, if any."""
+    """One image. ``id``: its path in the folder without the suffix; ``category``: the folder it lies in, if any.
+
+    Plain text, because there may be millions of them in each process.
+    """
 
     id: str
-    path: Path
+    path: str
     category: str | None
 
 
@@ -54,31 +58,31 @@ def find_images(root: str | Path) -> list[SourceImage]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"--images {str(root)!r}: no such folder; give a folder of images, or of class folders")
-    names = sorted(_walk(root, Path(), frozenset()))
+    names = sorted(_walk(str(root), "", frozenset()))
     if not names:
         raise UserError(f"--images {str(root)!r}: no image in it ({', '.join(SUFFIXES)})")
-    count = Counter(name.with_suffix("").as_posix() for name in names)
+    count = Counter(os.path.splitext(name)[0] for name in names)
     images = []
     for name in names:
-        stem = name.with_suffix("").as_posix()
-        sample_id = stem if count[stem] == 1 else name.as_posix()
-        images.append(SourceImage(sample_id, root / name, name.parts[0] if len(name.parts) > 1 else None))
+        stem = os.path.splitext(name)[0]
+        category = sys.intern(name.split("/", 1)[0]) if "/" in name else None
+        images.append(SourceImage(stem if count[stem] == 1 else name, f"{root}/{name}", category))
     return images
 
 
-def _walk(root: Path, inside: Path, above: frozenset[str]) -> Iterator[Path]:
+def _walk(root: str, inside: str, above: frozenset[str]) -> Iterator[str]:
     # Class folders are often links; a link to a folder above itself would never end.
-    here = os.path.realpath(root / inside)
+    here = os.path.realpath(os.path.join(root, inside))
     if here in above:
         return
-    with os.scandir(root / inside) as entries:
+    with os.scandir(here) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(root, inside / entry.name, above | {here})
+                yield from _walk(root, f"{inside}{entry.name}/", above | {here})
             elif entry.name.lower().endswith(SUFFIXES):
-                yield inside / entry.name
+                yield inside + entry.name
 
 
 class ImagesToLabel(Dataset):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 
 from mmdit.errors import UserError
 from mmdit.labelling.labeller import load_diffusers
@@ -60,15 +60,24 @@ class MarigoldRunner:
                 torch.Generator().manual_seed((seed_of(sample_id) + member) % 2**63)
                 for member in range(self.ensemble_size)
             ]
+        height, width = images[0].shape[:2]
+        # Resized here, in float32: the pipeline would do it in the networks' dtype.
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
+        if self.resolution:
+            processor = self.pipeline.image_processor
+            pixels = processor.resize_to_max_edge(pixels, self.resolution, "bilinear").clamp(0, 1)
         output = self.pipeline(
-            [Image.fromarray(image) for image in images],
+            pixels,
             num_inference_steps=self.steps,
             ensemble_size=self.ensemble_size,
-            processing_resolution=self.resolution,
+            processing_resolution=0,
+            match_input_resolution=False,
             batch_size=len(images) * self.ensemble_size,
             generator=generators,
         )
-        return output.prediction.astype(np.float32)
+        predictions = torch.from_numpy(output.prediction).float().permute(0, 3, 1, 2)  # (N, C, h, w)
+        predictions = F.interpolate(predictions, (height, width), mode="bilinear", align_corners=False)
+        return predictions.permute(0, 2, 3, 1).numpy()
 
     def facts(self) -> Mapping[str, Any]:
         return {

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers import MarigoldNormalsPipeline
 
 from mmdit.labelling.images import unit_vectors
 from mmdit.labelling.labeller import Labeller
@@ -22,8 +23,6 @@ class MarigoldNormalsLabeller(Labeller):
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
         super().__init__(source, settings)
-        from diffusers import MarigoldNormalsPipeline
-
         self.runner = MarigoldRunner(MarigoldNormalsPipeline, source, self.dtype, settings.marigold)
 
     def to(self, device: torch.device) -> None:

@@ -9,6 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForMaskGeneration,
+    AutoModelForUniversalSegmentation,
+    AutoProcessor,
+    MaskGenerationPipeline,
+)
 
 from mmdit.data.codecs import generic_palette
 from mmdit.data.writer import class_palette
@@ -45,6 +52,14 @@ def paint_segments(masks: Sequence[np.ndarray], shape: tuple[int, int], sample_i
     return labels
 
 
+class _FloatScores(MaskGenerationPipeline):
+    """The suppression of duplicates compares scores with boxes, which are float32 whatever the network's dtype."""
+
+    def _forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        outputs = super()._forward(*args, **kwargs)
+        return outputs | {"iou_scores": outputs["iou_scores"].float(), "boxes": outputs["boxes"].float()}
+
+
 class MaskGenerationLabeller(Labeller):
     """SAM (arXiv 2304.02643) or SAM 2 (2408.00714) on a grid of points, by transformers' mask-generation pipeline."""
 
@@ -52,8 +67,6 @@ class MaskGenerationLabeller(Labeller):
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
         super().__init__(source, settings)
-        from transformers import AutoImageProcessor, AutoModelForMaskGeneration
-
         self.settings = settings.masks
         for option in ("points_per_side", "points_per_batch"):
             if getattr(self.settings, option) < 1:
@@ -67,12 +80,8 @@ class MaskGenerationLabeller(Labeller):
         self.to(self.device)
 
     def to(self, device: torch.device) -> None:
-        from transformers import MaskGenerationPipeline
-
         self.device = device
-        self.pipeline = MaskGenerationPipeline(
-            model=self.model.to(device), image_processor=self.processor, device=device
-        )
+        self.pipeline = _FloatScores(model=self.model.to(device), image_processor=self.processor, device=device)
 
     @torch.no_grad()
     def label(self, images: Sequence[np.ndarray], ids: Sequence[str]) -> list[np.ndarray]:
@@ -104,8 +113,6 @@ class UniversalSegmentationLabeller(Labeller):
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
         super().__init__(source, settings)
-        from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor
-
         self.model = load_transformers(AutoModelForUniversalSegmentation, source, self.dtype)
         self.takes_task = source.kind == "oneformer"
         self.processor = load_processor(AutoProcessor if self.takes_task else AutoImageProcessor, source)

@@ -104,7 +104,7 @@ class LabellingModule(pl.LightningModule):
         good = []
         for image in batch:
             if image.rgb is None or image.view is None:
-                self.bad.append(BadImage(str(image.source.path), "rgb", image.problem))
+                self.bad.append(BadImage(image.source.path, "rgb", image.problem))
             else:
                 good.append(image)
         for name, labeller in self.labellers.items():
@@ -135,13 +135,13 @@ class LabellingModule(pl.LightningModule):
                     self._label(labeller, [image])
             else:
                 reason = " ".join(str(error).split())[:200]
-                self.bad.append(BadImage(str(group[0].source.path), labeller.modality, reason))
+                self.bad.append(BadImage(group[0].source.path, labeller.modality, reason))
             return
         for image, labels in zip(group, found, strict=True):
             assert image.rgb is not None
             if not np.isfinite(labels).all():
                 reason = f"the labeller gave NaN or infinity in {labeller.dtype}"
-                self.bad.append(BadImage(str(image.source.path), labeller.modality, reason))
+                self.bad.append(BadImage(image.source.path, labeller.modality, reason))
                 continue
             fitted = fit_labels(labels, labeller.modality, *image.rgb.shape[:2])
             self.writer.save(labeller.modality, image.source.id, fitted)

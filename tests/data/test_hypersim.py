@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdit.cli.main import main
 from mmdit.data.check import check_dataset
 from mmdit.data.folder import AlignedFolder
-from mmdit.data.hypersim import camera_normals, camera_rays, import_hypersim, planar_depth, tone_map
+from mmdit.data.hypersim import import_hypersim
+from mmdit.data.hypersim_camera import camera_normals, camera_rays, planar_depth, tone_map
 from mmdit.data.manifest import read_dataset_info, read_manifest
 from mmdit.data.raw import load_raw
 from mmdit.errors import UserError
@@ -170,6 +172,25 @@ def test_bad_frames_are_listed_and_the_others_kept(tmp_path):
     assert again.num_samples == {"train": 3}
     assert len(again.bad) == 1
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_command_with_two_processes(tmp_path, capsys):
+    _write_scene(tmp_path / "hypersim", frames=(0, 1, 2, 3))
+    import_hypersim(tmp_path / "hypersim", tmp_path / "one", num_workers=0)
+    arguments = ["data", "hypersim", "--source", str(tmp_path / "hypersim"), "--output", str(tmp_path / "two")]
+    assert main([*arguments, "--num_workers", "2"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'two'}: train 4 frames imported\n"
+    files = [
+        {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        for root in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert len(files[0]) == 18  # 4 x 4, the manifest, the description
+    assert files[0] == files[1]
+    (_geometry(tmp_path / "hypersim", 4).parent / "frame.0004.semantic.hdf5").write_bytes(b"alone")
+    assert main([*arguments, "--num_workers", "0"]) == 2
+    result = capsys.readouterr()
+    assert result.out.startswith("ai_001_001/cam_00/0004: ")
+    assert "1 problems, listed above" in result.err.splitlines()[-1]
 
 
 def test_preview_where_there_is_no_radiance(tmp_path):

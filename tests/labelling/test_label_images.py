@@ -202,8 +202,9 @@ def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
     result = capsys.readouterr()
     assert result.out.splitlines() == [f"{image_folder / 'n01/c.png'}: the file is empty"]
     notes = [line for line in result.err.splitlines() if line.startswith("mmdit: note: ")]
-    assert [note.split(": ")[2] for note in notes] == ["depth", "segmentation"]
-    assert all("revision sha256:" in note and "licence unknown" in note for note in notes)
+    assert [note.split(": ")[2] for note in notes[:2]] == ["depth", "segmentation"]
+    assert all("revision sha256:" in note and "licence unknown" in note for note in notes[:2])
+    assert notes[2].endswith("--depth_space disparity'")
     error = result.err.splitlines()[-1]
     assert error.startswith(
         f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled all the same"

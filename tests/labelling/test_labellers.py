@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -156,6 +157,48 @@ def test_classes(kind, names, request, pixels):
     np.testing.assert_array_equal(found[0], scores.argmax(0).numpy())
     assert [entry["name"] for entry in labeller.classes] == names
     assert len({tuple(entry["color"]) for entry in labeller.classes}) == len(names)
+
+
+def test_published_sam2_checkpoints_are_those_of_the_video_model(sam2, labellers_dir, pixels):
+    """Their config.json says sam2_video; the image model is a part of it."""
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+
+    folder = labellers_dir / "sam2_video"
+    config = json.loads((sam2 / "config.json").read_text())
+    parts = {name: config[name] for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}
+    memory = {"memory_attention_hidden_size": 8, "memory_attention_feed_forward_hidden_size": 8}
+    memory |= {"memory_attention_num_layers": 1, "memory_encoder_hidden_size": 8, "memory_encoder_output_channels": 4}
+    memory |= {"mask_downsampler_embed_dim": 8, "memory_fuser_embed_dim": 8, "memory_fuser_intermediate_dim": 8}
+    memory |= {"memory_fuser_num_layers": 1, "memory_attention_rope_feat_sizes": [4, 4], "image_size": 64}
+    video = Sam2VideoModel(Sam2VideoConfig(**parts, **memory))
+    state = video.state_dict()
+    state.update({key: value for key, value in load_file(sam2 / "model.safetensors").items() if key in state})
+    video.load_state_dict(state)
+    video.save_pretrained(folder)
+    shutil.copy(sam2 / "preprocessor_config.json", folder)
+    image = pixels(0, 24, 32)
+    labels = [_load("segmentation", path, masks=MASKS).label([image], ["a"])[0] for path in (sam2, folder)]
+    assert labels[0].any()
+    np.testing.assert_array_equal(*labels)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"),
+    [
+        ("depth", "depth_anything"),
+        ("normal", "marigold_normals"),
+        ("segmentation", "sam2"),
+        ("segmentation", "oneformer"),
+    ],
+)
+def test_half_precision(modality, kind, request, pixels):
+    labeller = _load(modality, request.getfixturevalue(kind), dtype="bfloat16", masks=MASKS)
+    (found,) = labeller.label([pixels(0, 24, 32)], ["a"])
+    assert found.dtype == (np.int64 if modality == "segmentation" else np.float32)
+    assert np.isfinite(found).all()
+    if modality == "normal":
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-5)
+    assert labeller.provenance()["dtype"] == "bfloat16"
 
 
 def test_segments_are_painted_small_on_large_with_labels_that_the_path_draws():
