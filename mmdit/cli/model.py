@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # "meta" makes tensors, but they hold nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         found += ["mps"] if torch.backends.mps.is_available() else []
@@ -142,4 +142,6 @@ def load_vae(name: str) -> AutoencoderKL:
     try:
         return AutoencoderKL.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"--vae {name!r} can't be loaded: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        where = "" if folder.is_dir() else "the Hub did not deliver it; a folder or bundled model needs no network: "
+        raise UserError(f"--vae {name!r} can't be loaded: {where}{reason}") from error

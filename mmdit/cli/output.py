@@ -104,7 +104,7 @@ def prepare_folder(output: Path, num_bytes: int = 0) -> None:
         free = shutil.disk_usage(output).free
     if free < num_bytes:
         raise UserError(
-            f"{output}: needs about {num_bytes / 1e6:.0f} MB and has {free / 1e6:.0f} MB free: choose another --output"
+            f"{output}: needs about {num_bytes / 1e6:.2f} MB and has {free / 1e6:.2f} MB free: choose another --output"
         )
 
 
@@ -243,10 +243,9 @@ class SampleWriter:
         wanted = json.loads(json.dumps(request))
         different = [key for key, value in wanted.items() if key != "device" and found.get(key) != value]
         if different:
-            key = different[0]
+            changes = ", ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in different)
             raise UserError(
-                f"{folder}: holds a result of another request ({key} was {found.get(key)!r}, now {wanted[key]!r}): "
-                "give --overwrite or another --output"
+                f"{folder}: holds a result of another request ({changes}): give --overwrite or another --output"
             )
 
     def write(self, sample: Sample) -> Path:

@@ -41,7 +41,7 @@ def load_raw(path: str | Path, modality: Modality, depth_scale: float = 0.001) -
         return _from_array(path, modality.codec)
     image = _open_image(path)
     if modality.codec == "rgb":
-        return _to_rgb(image)
+        return _to_rgb(image, path)
     if modality.codec == "normal":
         if image.mode not in ("RGB", "RGBA"):
             raise UserError(f"{path}: a normal map has three 8-bit channels, this image has mode {image.mode!r}")
@@ -65,13 +65,16 @@ def _from_array(path: Path, codec: str) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy array: {error}") from None
+        # of any text file numpy says that it is a pickle, and how to load it unsafely
+        reason = "no array of numbers" if "pickle" in str(error) else str(error)
+        raise UserError(f"{path}: not a readable .npy array: {reason}") from None
     values = values[..., 0] if codec == "depth" and values.ndim == 3 and values.shape[-1] == 1 else values
     shape = "(height, width)" if codec == "depth" else "(height, width, 3)"
     fits = values.ndim == 2 if codec == "depth" else values.ndim == 3 and values.shape[-1] == 3
     if not fits or values.dtype.kind not in "fiu" or values.size == 0:
         raise UserError(f"{path}: holds {values.dtype} {values.shape}; give numbers of shape {shape}")
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which callers refuse
+        return values.astype(np.float32)
 
 
 def _open_image(path: Path) -> Image.Image:
@@ -91,14 +94,14 @@ def _open_image(path: Path) -> Image.Image:
         raise UserError(f"{path}: truncated or damaged image: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY:
         values = np.asarray(image).astype(np.float64)
         top = 65535.0 if values.max(initial=0) > 255 or image.mode != "I" else 255.0
         return np.round(values.clip(0, top) * (255 / top)).astype(np.uint8)[..., None].repeat(3, axis=2)
     if image.mode == "F":
-        raise UserError("an RGB image of 32-bit floats has no known range: save it with 8 or 16 bits")
+        raise UserError(f"{path}: an RGB image of 32-bit floats has no known range: save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)

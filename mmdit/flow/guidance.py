@@ -6,6 +6,7 @@ asked for, and only while t is inside the guidance interval (arXiv 2404.07724).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Guidance:
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance_interval is {tuple(self.interval)}: give (low, high) with 0 <= low <= high <= 1")
         for name, value in (("guidance_scale", self.scale), ("condition_guidance_scale", self.condition_scale)):
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}: give a number >= 0 (1 = no guidance)")
 
     def is_active(self, t: float) -> bool:

@@ -40,6 +40,10 @@ def encode_conditions(
     Raises:
         UserError: unknown modalities, nothing left to generate, different counts or sizes, values a codec refuses.
     """
+    if not isinstance(conditions, Mapping):
+        raise UserError(
+            f"conditions is a {type(conditions).__name__}: give modality -> value, such as {{'rgb': image}}"
+        )
     for name in conditions:
         if name not in codecs:
             raise unknown_name("modality in conditions", name, codecs)

@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from mmdit.errors import UserError, nearest_names
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 INDEX = "model_index.json"
@@ -81,6 +84,24 @@ def _check_component(folder: Path, is_model: bool) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
+
+
+def check_weights(folder: Path, module: nn.Module) -> None:
+    """Check that a loaded module got each of its parameters from ``folder``: diffusers leaves the others random.
+
+    Raises:
+        UserError: parameters that the files lack, or tensors in them that the module has no place for.
+    """
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    parameters = {name for name, _ in module.named_parameters()}
+    lacking, left_over = sorted(parameters - stored), sorted(stored - parameters - module.state_dict().keys())
+    if lacking or left_over:
+        what = f"the weights lack {lacking[0]!r}" if lacking else f"the weights hold {left_over[0]!r} besides"
+        count = len(lacking) + len(left_over)
+        raise UserError(f"{folder}: {what} ({count} tensors in all): they are not those of its config.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

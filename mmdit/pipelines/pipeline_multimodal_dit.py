@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
+from diffusers.utils import is_accelerate_available, logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
@@ -32,7 +32,7 @@ from mmdit.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
+from mmdit.pipelines.loading import check_folder, check_weights, download, first_line, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.task import Role
 
@@ -139,6 +139,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if kwargs.get("use_safetensors") is False:
             raise UserError("use_safetensors is False: weights are read from safetensors only")
         kwargs["use_safetensors"] = True
+        if not is_accelerate_available():  # diffusers would fall back to this, with advice on the terminal
+            kwargs.setdefault("low_cpu_mem_usage", False)
         name = str(pretrained_model_name_or_path)
         folder = resolve_model(name)
         if isinstance(folder, str):
@@ -148,6 +150,13 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
+            raise UserError(f"model {name!r}: the weights are not those of its config.json: {reason}") from error
+        if "transformer" not in kwargs:
+            check_weights(folder / "transformer", pipeline.transformer)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
@@ -243,7 +252,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         height, width = self._image_size(codec, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
         may_differ = given_height is not None and given_width is not None
-        given = encode_conditions(conditions or {}, self.codecs, height, width, may_differ)
+        given = encode_conditions({} if conditions is None else conditions, self.codecs, height, width, may_differ)
         batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
         labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
         given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
@@ -307,8 +316,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         tensor_inputs: Sequence[str],
     ) -> None:
         for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name} is {value}: give a whole number, at least 1")
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
         if not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
@@ -322,7 +331,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         unit = codec.downsampling * config.patch_size
         sizes = {"height": height, "width": width}
         for name, size in sizes.items():
-            if size is not None and (size < 1 or size % unit):
+            if size is None:
+                continue
+            if isinstance(size, bool) or not isinstance(size, int | np.integer):
+                raise UserError(f"{name} is {size!r}: give a whole number of pixels, a multiple of {unit}")
+            if size < 1 or size % unit:
                 nearest = max(unit, round(size / unit) * unit)
                 raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
         native = config.sample_size * codec.downsampling

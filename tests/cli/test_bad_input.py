@@ -136,6 +136,7 @@ def test_unknown_category(mmdit, tiny_pipeline_dir):
         (("--guidance_scale", "-1"), "--guidance_scale is -1"),
         (("--device", "tpu"), "--device 'tpu'"),
         (("--device", "cuda:77"), "--device 'cuda:77'"),
+        (("--device", "meta"), "--device 'meta'"),
         (("--model", "nowhere"), "no model 'nowhere'"),
         (("--model", "./nowhere"), "no model './nowhere'"),
     ],

@@ -96,6 +96,8 @@ def test_same_request_replaces_and_another_is_refused(tmp_path):
         writer.check({"torus_0": _sample(seed=1).request}, 80)
     with pytest.raises(UserError, match="another request"):
         writer.write(_sample(seed=1))
+    with pytest.raises(UserError, match=r"seed was 0, now 1, category was None, now 'cone'"):
+        writer.check({"torus_0": {**_sample(seed=1).request, "category": "cone"}}, 80)
     assert json.loads((folder / "metadata.json").read_text())["seed"] == 0
     SampleWriter(tmp_path, RECORDS, overwrite=True).write(_sample(seed=1))
     assert json.loads((folder / "metadata.json").read_text())["seed"] == 1
@@ -172,7 +174,7 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_full_disk_is_found_before_the_work(tmp_path):
-    with pytest.raises(UserError, match=r"needs about \d+ MB and has \d+ MB free"):
+    with pytest.raises(UserError, match=r"needs about \d+\.\d\d MB and has \d+\.\d\d MB free"):
         SampleWriter(tmp_path, RECORDS).check({"a": {}}, num_pixels=10**15)
 
 

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_npy_of_the_wrong_kind_is_named(tmp_path, array):
     np.save(tmp_path / "d.npy", array)
     with pytest.raises(UserError, match=r"d\.npy"):
         load_raw(tmp_path / "d.npy", MODALITIES["depth"])
+
+
+def test_floats_are_no_rgb_and_the_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a\.tiff: an RGB image of 32-bit floats"):
+        load_rgb(_save(tmp_path / "a.tiff", np.zeros((2, 2), np.float32)))
+
+
+def test_npy_that_is_text_or_beyond_float32(tmp_path):
+    (tmp_path / "text.npy").write_text("1.0 2.0")
+    with pytest.raises(UserError, match=r"text\.npy: not a readable \.npy array: no array of numbers$"):
+        load_raw(tmp_path / "text.npy", MODALITIES["depth"])
+    np.save(tmp_path / "d.npy", np.array([[1e300, 2.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_raw(tmp_path / "d.npy", MODALITIES["depth"]).tolist() == [[np.inf, 2.0]]
 
 
 def test_pickled_npy_is_refused(tmp_path):

@@ -66,6 +66,7 @@ def test_null_condition_is_absent() -> None:
         ({"interval": (0.0, 1.5)}, "guidance_interval"),
         ({"scale": -1.0}, "guidance_scale is -1.0"),
         ({"scale": float("nan")}, "guidance_scale is nan"),
+        ({"scale": float("inf")}, "guidance_scale is inf"),
         ({"condition_scale": -0.5}, "condition_guidance_scale is -0.5"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
 from mmdit.modality import Modality
@@ -127,6 +128,16 @@ def _pickle(folder: Path) -> None:
     torch.save({}, folder / "transformer" / "diffusion_pytorch_model.bin")
 
 
+def _edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path)
+
+    return edit
+
+
 def _remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -143,6 +154,11 @@ def _remove(name: str) -> Callable[[Path], None]:
         (_truncate, r"diffusion_pytorch_model\.safetensors: truncated or damaged"),
         (_empty, "truncated or damaged"),
         (_pickle, r"diffusion_pytorch_model\.bin: pickled weights can run code"),
+        (
+            _edit_weights(lambda w: w.pop("blocks.1.mlp.fc1.weight")),
+            r"transformer: the weights lack 'blocks\.1\.mlp\.fc1",
+        ),
+        (_edit_weights(lambda w: w.update(extra=torch.ones(1))), "transformer: the weights hold 'extra' besides"),
     ],
 )
 def test_bad_folders(folder: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -150,6 +166,24 @@ def test_bad_folders(folder: Path, damage: Callable[[Path], None], message: str)
     with pytest.raises(UserError, match=message) as caught:
         MultimodalDiTPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_size_do_not_fit(folder: Path) -> None:
+    edit = _edit_weights(lambda weights: weights.update({"role_embed.base": torch.zeros(7)}))
+    edit(folder)
+    with pytest.raises(UserError, match=r"weights are not those of its config\.json.*role_embed\.base") as caught:
+        MultimodalDiTPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_quiet_without_accelerate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils"):
+        monkeypatch.setattr(f"{module}.is_accelerate_available", lambda: False)
+    monkeypatch.setattr("mmdit.pipelines.pipeline_multimodal_dit.is_accelerate_available", lambda: False)
+    MultimodalDiTPipeline.from_pretrained(folder)
+    assert "accelerate" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["scenes46", "./nothing/here", "/nothing", "~/nothing"])
