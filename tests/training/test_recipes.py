@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
@@ -111,3 +112,29 @@ def test_pretrained_weights_start_a_run(tmp_path: Path, tiny_config: Configure) 
         build_run(tiny_config(model=ModelConfig(size="debug", depth=1, pretrained=str(folder)), alignment=None))
     with pytest.raises(UserError, match="give a pipeline folder"):
         build_run(tiny_config(model=ModelConfig(size="debug", pretrained=str(tmp_path))))
+
+
+def test_one_modality_starts_a_run_with_four(tmp_path: Path, tiny_config: Configure) -> None:
+    """What `mmdit convert repa` writes; the RGB output is the same whatever the other modalities are and do."""
+    size = {
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "sample_size": 8,
+        "num_classes": SyntheticLatents.num_classes,
+    }
+    trained = MultimodalDiT(modalities=["rgb"], time_embedding="sum", **size)
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    trained.save_pretrained(tmp_path / "repa" / "transformer")
+    folder = str(tmp_path / "repa")
+    start = ModelConfig(size="debug", time_embedding="sum", pretrained=folder)
+    network = build_run(tiny_config(model=start, objective=ObjectiveConfig(), alignment=None)).module.network
+    latents, t, roles = torch.randn(3, 4, 4, 8, 8), torch.rand(3, 4), torch.randint(len(Role), (3, 4))
+    with torch.no_grad():
+        out = network(latents, t, roles, network.conditioner([0, 1, None])).sample
+        expected = trained(latents[:, :1], t[:, :1], roles[:, :1], trained.conditioner([0, 1, None])).sample
+    assert expected.abs().max() > 0.5
+    assert (out[:, :1] - expected).abs().max() < 1e-6 * expected.abs().max()
+    with pytest.raises(UserError, match="time_embedding is 'sum' in the trained model and 'fused' here"):
+        build_run(tiny_config(model=ModelConfig(size="debug", pretrained=folder)))
