@@ -9,6 +9,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 from torch.utils.data import DataLoader
@@ -26,6 +28,9 @@ from mmdit.errors import UserError
 from mmdit.labelling.description import describe, save_description
 from mmdit.labelling.images import ImagesToLabel, LoadedImage, SourceImage, find_images, fit_labels
 from mmdit.labelling.labeller import Labeller
+
+# Processes meet at the end only, and the slowest of a run of days may come hours after the first.
+PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -227,7 +232,7 @@ def _make_trainer(accelerator: str, devices: int, num_nodes: int) -> pl.Trainer:
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="auto",
+            strategy=DDPStrategy(timeout=PATIENCE) if devices * num_nodes > 1 else "auto",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
