@@ -86,6 +86,8 @@ def attention_backward_q_kernel(
     if TAIL > 0:
         d += dot_of_rows(do_tail, out_tail)
     row_offset = pair.to(tl.int64) * queries + start
+    if not PRECISE:
+        tl.store(delta + row_offset + rows, d, mask=rows < limit)
     maximum = tl.load(stats + row_offset + rows, mask=rows < limit, other=0.0)
     log_total = tl.load(stats + stats_size + row_offset + rows, mask=rows < limit, other=float("inf"))
 
@@ -136,10 +138,9 @@ def attention_backward_q_kernel(
     if PRECISE:
         # A row of dS adds up to zero. What it adds up to here is the rounding of O in D, too much for a row with one
         # large weight, whose dS is small: correct D by it, and dQ for the D that it was computed with.
-        d += excess
+        tl.store(delta + row_offset + rows, d + excess, mask=rows < limit)
         acc_main -= excess[:, None] * mean_main
         acc_tail -= excess[:, None] * mean_tail
-    tl.store(delta + row_offset + rows, d, mask=rows < limit)
     acc_main *= scale
     acc_tail *= scale
     if HAS_Q_WEIGHT:
