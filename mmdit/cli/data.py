@@ -134,7 +134,9 @@ def hypersim(
     cameras_csv: Path | None = None,
     num_workers: int | None = None,
 ) -> int:
-    """Import Hypersim's own layout: no labeller, its ground truth.
+    """Import Hypersim's own layout as a dataset.
+
+    Its ground truth takes the place of labellers.
 
     Reads SOURCE/SCENE/images/scene_CAMERA_final_hdf5 and scene_CAMERA_geometry_hdf5, and SCENE/_detail. Distances along
     rays become depth along the optical axis, world normals become normals in the camera frame, semantic ids are NYU40's.

@@ -48,7 +48,7 @@ def test_version(mmdit):
     [
         ([], "give one of demo, generate"),
         (["genrate"], "did you mean 'generate'?"),
-        (["data"], "give one of render, encode, check"),
+        (["data"], "give one of render, label, hypersim, encode, check"),
         (["data", "rendr"], "did you mean 'data render'?"),
         (["generate"], "missing CATEGORY"),
         (["generate", "torus", "--num_image", "3"], "unknown option '--num_image': did you mean '--num_images'?"),
