@@ -17,12 +17,25 @@ import torch
 from harness import Goal, Row, add_work, measure, parser, report, require_gpu
 from mmdit_kernels.dispatch import ENVIRONMENT_VARIABLE
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 GOALS = (Goal("training step XL/2", "", "sdpa compiled", 1.1),)
 WIDTH, HEADS, TOKENS, DEPTH = 1152, 16, 256, 28
 PATCH = 64  # four modalities x four latent channels x 2 x 2
-WAYS = (("mmdit_kernels compiled", "triton", True), ("mmdit_kernels", "triton", False),
-        ("sdpa compiled", "torch", True), ("sdpa", "torch", False))  # fmt: skip
+SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Name, backend of the operators, compiled, SDPA's backends. One by one for the block only: a step takes minutes to compile.
+WAYS = (
+    ("mmdit_kernels compiled", "triton", True, SDPA),
+    ("mmdit_kernels", "triton", False, SDPA),
+    ("sdpa compiled", "torch", True, SDPA),
+    ("sdpa", "torch", False, SDPA),
+)
+BLOCK_WAYS = (
+    *WAYS,
+    ("sdpa flash compiled", "torch", True, [SDPBackend.FLASH_ATTENTION]),
+    ("sdpa cudnn compiled", "torch", True, [SDPBackend.CUDNN_ATTENTION]),
+    ("sdpa efficient compiled", "torch", True, [SDPBackend.EFFICIENT_ATTENTION]),
+)
 
 
 @contextmanager
@@ -118,12 +131,15 @@ def step_call(batch: int, compiled: bool) -> Callable[[], object]:
 
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
-    cases = (("block XL/2", (64, 256), block_call, 1), ("training step XL/2", (64,), step_call, DEPTH))
-    for op, batches, build, layers in cases:
+    cases = (
+        ("block XL/2", (64, 256), block_call, 1, BLOCK_WAYS),
+        ("training step XL/2", (64,), step_call, DEPTH, WAYS),
+    )
+    for op, batches, build, layers, ways in cases:
         for batch in batches[:1] if options.quick else batches:
-            for name, way, compiled in WAYS:
+            for name, way, compiled, sdpa in ways:
                 row = Row(op, f"B{batch} T{TOKENS} D{WIDTH}", "bfloat16", "forward+backward", name)
-                with backend(way):
+                with backend(way), sdpa_kernel(sdpa):
                     measure(row, lambda: build(batch, compiled), options.repeats)  # noqa: B023
                 yield add_work(row, flops=3 * layers * block_flops(batch))
 
