@@ -123,7 +123,12 @@ def write_json(path: Path, values: Any) -> None:
     """Write JSON as ``write_file`` does; NaN and infinity, which JSON lacks, become null."""
     from mmdit.metrics.evaluate import json_safe
 
-    write_file(path, (json.dumps(json_safe(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_file(path, _json(json_safe(values)))
+
+
+def _json(values: Any) -> bytes:
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")  # file names need not be UTF-8; JSON has this escape
 
 
 def write_image(path: Path, image: Image.Image) -> None:
@@ -196,7 +201,7 @@ def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str
     pictures = [colored(name, array, modalities[name]) for name, array in sample.arrays.items()]
     files["grid.png"] = png(labelled_grid([pictures], [], list(sample.arrays)))
     metadata["versions"] = versions()
-    files[METADATA] = (json.dumps(metadata, indent=2, ensure_ascii=False) + "\n").encode()
+    files[METADATA] = _json(metadata)
     return files
 
 

@@ -7,10 +7,13 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import docstring_parser
 import jsonargparse
+import yaml
 
 from mmdit.errors import UserError, nearest_names
 
@@ -25,8 +28,34 @@ class CommandParser(jsonargparse.ArgumentParser):
         raise UserError(self._explain(message)) from ex
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """As in jsonargparse; a switch may also stand alone, ``--overwrite`` for ``--overwrite true``."""
-        return super().parse_args(None if args is None else self._complete_switches(args), *rest, **options)
+        """As in jsonargparse; a switch may also stand alone, ``--overwrite`` for ``--overwrite true``.
+
+        jsonargparse names no file when a YAML file is no mapping, and takes null for any type: both are refused here.
+        """
+        for path in _config_paths(args or ()):
+            self._check_config(path)
+        values = super().parse_args(None if args is None else self._complete_switches(args), *rest, **options)
+        for action in self._actions:
+            hint = getattr(action, "_typehint", None)
+            takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
+            if not takes_null and values.get(action.dest) is None:
+                self.error(f"--{action.dest}: expected {getattr(hint, '__name__', hint)}, got null")
+        return values
+
+    def _check_config(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"--config {path}: no such file")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            kind = "nothing" if values is None else f"a {type(values).__name__}"
+            raise UserError(f"--config {path}: holds {kind}; give keys with values, such as 'seed: 0'")
+        sections = {name.split(".")[0] for name in self.option_names() if "." in name}
+        for key, value in values.items():
+            if key in sections and not isinstance(value, dict):
+                raise UserError(f"--config {path}: {key} is {value!r}, but a section: give its keys with values")
 
     def _complete_switches(self, args: Sequence[str]) -> list[str]:
         switches = {o for a in self._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
@@ -59,9 +88,18 @@ class CommandParser(jsonargparse.ArgumentParser):
     def _unknown_option(self, given: str, kind: str = "option") -> str:
         if kind == "option" and not given.startswith("-"):
             return f"unexpected argument {given!r}; see '{self.prog} --help'"
-        nearest = nearest_names(given.lstrip("-"), self.option_names(), 1)[0]
+        known = [name for name in self.option_names() if kind == "option" or name not in _NO_KEYS]
+        nearest = nearest_names(given.lstrip("-"), known, 1)[0]
         dashes = "--" if kind == "option" else ""
         return f"unknown {kind} {given!r}: did you mean {dashes + nearest!r}? '{self.prog} --help' lists them all"
+
+
+def _config_paths(args: Sequence[str]) -> list[Path]:
+    """The files of ``--config FILE`` and ``--config=FILE``."""
+    following = [word for before, word in pairwise(args) if before == "--config"]
+    return [
+        Path(word) for word in [*following, *(a.removeprefix("--config=") for a in args if a.startswith("--config="))]
+    ]
 
 
 def build_parser(
@@ -99,6 +137,7 @@ def build_parser(
     return parser
 
 
+_NO_KEYS = {"help", "config", "print_config", "debug"}  # options that no YAML file takes
 _METAVARS = {
     "categories": "CATEGORY",
     "images": "IMAGE_OR_DIR",

@@ -63,6 +63,7 @@ def train(
     import torch
     import yaml
 
+    from mmdit.training.checkpoints import find_resume
     from mmdit.training.recipes import TrainingConfig, build_run
     from mmdit.training.run import fit, to_plain
 
@@ -71,6 +72,7 @@ def train(
     )
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
+    find_resume(resume, output / "checkpoints")  # a refused start leaves the config.yaml of the run that is there
     output.mkdir(parents=True, exist_ok=True)
     plain = {**to_plain(config), "output": str(output), "resume": resume}
     temporary = output / f".config.yaml.{os.getpid()}.tmp"  # several processes of one run write the same file

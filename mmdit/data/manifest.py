@@ -55,6 +55,8 @@ def read_dataset_info(root: str | Path) -> DatasetInfo:
     if not isinstance(values, dict) or not isinstance(values.get("modalities"), list) or not values["modalities"]:
         raise UserError(f"{path}: 'modalities' must be a list of at least one of {', '.join(MODALITIES)}")
     categories = values.get("categories") or []
+    if not isinstance(categories, list) or not all(isinstance(name, str) for name in categories):
+        raise UserError(f"{path}: 'categories' is {categories!r}: give a list of names")
     if len(set(categories)) != len(categories):
         raise UserError(f"{path}: 'categories' names one category twice")
     scale = values.get("depth_scale", 0.001)
@@ -64,7 +66,11 @@ def read_dataset_info(root: str | Path) -> DatasetInfo:
         get_modalities(values["modalities"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    classes = values.get("segmentation_classes")
+    classes = values.get("segmentation_classes") or []
+    if not isinstance(classes, list) or not all(
+        isinstance(entry, dict) and {"id", "name", "color"} <= entry.keys() for entry in classes
+    ):
+        raise UserError(f'{path}: \'segmentation_classes\' must be a list of {{"id", "name", "color"}}, one per label')
     return DatasetInfo(
         root=Path(root),
         modalities=tuple(values["modalities"]),
@@ -125,7 +131,11 @@ def read_manifest(info: DatasetInfo, split: str) -> list[Sample]:
     index_of = {name: index for index, name in enumerate(info.categories)}
     samples: list[Sample] = []
     seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -186,21 +186,20 @@ def _probe(
     return (channels, height, width), features
 
 
+def _codec(info: LatentsInfo, name: str) -> dict[str, Any]:
+    return {"codec": info.modalities[name].codec, **info.modalities[name].settings}
+
+
 def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
     """Keep the whitening statistics (and the features) of an output that is being extended, if it fits."""
     if not (output / "latents.json").is_file():
         return info
     old = read_latents_info(output)
     new_names, old_names = list(info.modalities), list(old.modalities)
-    same_settings = new_names == old_names and all(
-        info.modalities[n].replace(latents_mean=None, latents_std=None, loss_weight=1.0)
-        == old.modalities[n].replace(latents_mean=None, latents_std=None, loss_weight=1.0)
-        for n in new_names
-    )
     for what, ours, theirs in (
         ("VAE", info.vae["fingerprint"], old.vae["fingerprint"]),
         ("modalities", new_names, old_names),
-        ("codec settings", True, same_settings),
+        *((f"codec settings of {n}", _codec(info, n), _codec(old, n)) for n in new_names if n in old_names),
         ("moments of shape", info.moments_shape, old.moments_shape),
         ("number of views", info.num_views, old.num_views),
         ("categories", info.categories, old.categories),

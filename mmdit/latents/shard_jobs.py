@@ -83,7 +83,9 @@ def content_digest(job: ShardJob, info: LatentsInfo) -> str:
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:
-    """Say what ``todo`` needs. Raises UserError if the disk lacks it."""
+    """Say what ``todo`` needs. Raises UserError if the disk lacks it, or if the output is no folder."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; --output is a folder")
     needed = sum(job.num_bytes for job in todo)
     existing = output
     while not existing.exists():
@@ -96,7 +98,7 @@ def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None
     )
     if needed + DISK_MARGIN > free:
         raise UserError(
-            f"{output}: needs {needed / 2**20:.0f} MiB, and only {free / 2**20:.0f} MiB are free: "
+            f"{output}: needs {needed / 2**20:.1f} MiB and {DISK_MARGIN // 2**20} to spare, and {free / 2**20:.1f} are free: "
             "free some, choose another disk, or store no features or no mirrored views"
         )
 

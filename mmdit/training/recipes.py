@@ -49,6 +49,7 @@ from mmdit.training.config import (
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
 from mmdit.training.previews import Previews
+from mmdit.training.ranges import check_ranges
 from mmdit.training.run import Run, parameter_count
 
 logger = logging.getLogger(__name__)
@@ -353,6 +354,7 @@ def build_run(config: TrainingConfig) -> Run:
     """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
     if config.recipe not in RECIPES:
         raise unknown_name("recipe", config.recipe, RECIPES)
+    check_ranges(config)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"

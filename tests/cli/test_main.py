@@ -81,6 +81,36 @@ def test_broken_yaml_is_one_line(mmdit, tmp_path):
     assert "line 2" in result.error
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "run.yaml: holds nothing"),
+        ("- seed\n", "run.yaml: holds a list"),
+        ("seed: [\n", "run.yaml: not readable as YAML"),
+        ("trainer: 3\n", "run.yaml: trainer is 3, but a section"),
+        ("trainer: {max_steps: null}\n", "--trainer.max_steps: expected int, got null"),
+        ("foo: 1\n", "unknown key 'foo': did you mean"),
+    ],
+)
+def test_configurations_of_the_wrong_kind(mmdit, tmp_path, text, expected):
+    (tmp_path / "run.yaml").write_text(("output: out\n" if text.startswith(("trainer", "foo")) else "") + text)
+    result = mmdit("train", "--config", "run.yaml")
+    assert result.code == 2
+    assert expected in result.error
+    assert "'help'" not in result.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_start_leaves_the_configuration_of_the_run(mmdit, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step=00000004.ckpt").touch()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 3\n")
+    result = mmdit("train", "--config", Path(__file__).parents[2] / "configs" / "debug.yaml", "--output", "run")
+    assert result.code == 2
+    assert "--resume auto" in result.error
+    assert (tmp_path / "run" / "config.yaml").read_text() == "seed: 3\n"
+
+
 def _fake(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         """Print versions, devices and kernels: what an issue report needs."""

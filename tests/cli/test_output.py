@@ -104,6 +104,14 @@ def test_same_request_replaces_and_another_is_refused(tmp_path):
     assert _names(tmp_path) == {"torus_0"}
 
 
+def test_metadata_keeps_file_names_that_are_not_utf8(tmp_path):
+    writer = SampleWriter(tmp_path, RECORDS)
+    request = {**_sample().request, "conditions": {"rgb": {"path": "ü \udcff.png"}}}
+    for _ in range(2):
+        folder = writer.write(Sample("torus_0", _sample().arrays, request))
+    assert json.loads((folder / "metadata.json").read_text("utf-8"))["conditions"] == request["conditions"]
+
+
 def test_the_device_is_no_part_of_the_request(tmp_path):
     writer = SampleWriter(tmp_path, RECORDS)
     writer.write(_sample())

@@ -51,6 +51,8 @@ def test_modalities_take_classes_from_the_dataset_and_settings_from_the_caller(m
         ({"modalities": []}, "'modalities' must be a list"),
         ({"modalities": ["rgb", "flow"]}, "'flow'"),
         ({"categories": ["a", "a"]}, "twice"),
+        ({"categories": 3}, "'categories' is 3: give a list of names"),
+        ({"segmentation_classes": [1]}, "'segmentation_classes' must be a list"),
         ({"depth_scale": 0}, "'depth_scale' is 0"),
         ({"depth_scale": "mm"}, "'depth_scale' is 'mm'"),
     ],
@@ -58,6 +60,13 @@ def test_modalities_take_classes_from_the_dataset_and_settings_from_the_caller(m
 def test_wrong_dataset_json_is_named(make_dataset, changes, message):
     with pytest.raises(UserError, match=rf"dataset\.json: .*{message}"):
         read_dataset_info(make_dataset(**changes))
+
+
+def test_manifest_that_is_no_text_is_named(make_dataset):
+    info = read_dataset_info(make_dataset())
+    (info.root / "train" / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"manifest\.jsonl: not UTF-8 text"):
+        read_manifest(info, "train")
 
 
 def test_missing_and_damaged_dataset_json(tmp_path):

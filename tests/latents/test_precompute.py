@@ -191,13 +191,20 @@ def test_features_of_both_views_are_stored_and_can_be_added_later(make_dataset, 
     assert _encode(root, tmp_path / "out", vae).features == info.features
 
 
+def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out: is a file"):
+        _encode(make_dataset(), tmp_path / "out", vae)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
 def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
     root = make_dataset()
     _encode(root, tmp_path / "out", vae)
     other = AutoencoderKL(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
     with pytest.raises(UserError, match="already holds latents with VAE"):
         _encode(root, tmp_path / "out", other)
-    with pytest.raises(UserError, match="codec settings"):
+    with pytest.raises(UserError, match=r"codec settings of depth .*'space'"):
         encode_dataset(root, tmp_path / "out", vae, modalities_from_dataset(read_dataset_info(root)))
     with pytest.raises(UserError, match="moments of shape"):
         _encode(root, tmp_path / "out", vae, size=8)
@@ -212,7 +219,7 @@ def test_disk_is_estimated_before_and_refused_when_short(make_dataset, vae, tmp_
     assert abs(estimate - written) < 0.15 * 2**20
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 2**20, 2**20))
-    with pytest.raises(UserError, match=r"needs .* MiB, and only 1 MiB are free"):
+    with pytest.raises(UserError, match=r"needs .* MiB and 64 to spare, and 1.0 are free"):
         _encode(root, tmp_path / "full", vae)
     assert not (tmp_path / "full").exists()
 
