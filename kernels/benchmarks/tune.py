@@ -26,10 +26,12 @@ from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import bucket, tuned_path
 
 HEADS, TOKENS, WIDTH = 16, 32768, 1152
-ATTENTION_GRID = {
-    "forward": [(m, n, w, s) for m, n, w, s in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4))],
-    "backward_q": [(m, n, w, s) for m, n, w, s in itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3))],
-    "backward_kv": [(m, n, w, s) for m, n, w, s in itertools.product((32, 64, 128), (64, 128), (4, 8), (1, 2, 3))],
+# Rows of queries, rows of keys, warps, stages; and what fits twice into a multiprocessor only with fewer registers.
+TWICE = list(itertools.product((128,), (32, 64, 128), (8,), (2, 3), (128,)))
+ATTENTION_GRID: dict[str, list[tuple[int, ...]]] = {
+    "forward": [*itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)), *TWICE],
+    "backward_q": [*itertools.product((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)), *TWICE],
+    "backward_kv": [*itertools.product((32, 64, 128), (64, 128), (4, 8), (1, 2, 3))],
 }
 ADALN_GRID = {
     "forward": list(itertools.product((1, 2, 4), (8,), (1, 2, 4, 8), (1,))),

@@ -30,7 +30,7 @@ TYPE_NAMES = {
     torch.bfloat16: "*bf16",
     torch.uint8: "*u8",
 }
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 def compile_ahead(launch: Launch, target: str) -> Any:
@@ -63,5 +63,5 @@ def compile_ahead(launch: Launch, target: str) -> Any:
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
     cuda = target.startswith("sm_")
     gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if cuda else GPUTarget("hip", target, 64)
-    options = {name: launch.constants[name] for name in OPTIONS}
+    options = {name: launch.constants[name] for name in OPTIONS if name in launch.constants}
     return triton.compile(source, target=gpu, options=options)

@@ -122,6 +122,31 @@ GRID: list[Attention | AdaLN] = [
 ]
 
 
+def test_views_are_read_in_place() -> None:
+    """No copy of q, k, v as views of a packed projection, nor of a gradient that autograd expanded."""
+    from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch
+
+    q, k, v = torch.zeros(2, 5, 3, 4, 72).permute(2, 0, 3, 1, 4)
+    inputs = Inputs(q, k, v, None, None, None, None, None, 1.0)
+    forward, out, stats = forward_launch(inputs, "sm_90")
+    assert out.transpose(1, 2).is_contiguous()
+    d_out = torch.ones(1).expand_as(out)
+    queries, keys, _ = backward_launches(inputs, d_out, out, stats, "sm_90")
+    for launch in (forward, queries, keys):
+        assert all(mine is theirs for mine, theirs in zip(launch.arguments, (q, k, v), strict=False))
+    assert queries.arguments[4] is keys.arguments[3] is d_out
+    assert forward.constants["ALIGNED"]
+    assert not keys.constants["ALIGNED"]
+
+
+def test_a_limit_on_registers_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmdit_kernels.attention import configs
+
+    case = Attention("forward", "sm_90", "bfloat16", 72)
+    monkeypatch.setattr(configs, "tuned", lambda key: [128, 64, 8, 3, 128])
+    assert resources(compile_ahead(case.launch(), case.target)).registers <= 128
+
+
 def name(case: Attention | AdaLN) -> str:
     return f"{type(case).__name__.lower()}-" + "-".join(str(field) for field in case)
 

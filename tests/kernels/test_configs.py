@@ -50,9 +50,9 @@ def test_a_tuned_file_is_read_once_and_wins_for_its_bucket(tmp_path: Path, monke
         def select(n: int) -> attention.Config:
             return attention.select("forward", "sm_90", torch.bfloat16, 72, n, 200, False, False)
 
-        assert select(256) == select(129) == (64, 32, 4, 5)
+        assert select(256) == select(129) == attention.Config(64, 32, 4, 5)
         path.unlink()
-        assert select(256) == (64, 32, 4, 5)
+        assert select(256) == attention.Config(64, 32, 4, 5)
         assert select(257) == attention.shipped("forward", "sm_90", torch.bfloat16, 72, False, True)
         path.write_text("{")
         tuning._table.cache_clear()

@@ -13,12 +13,13 @@ KERNELS = ("forward", "backward_q", "backward_kv")
 
 
 class Config(NamedTuple):
-    """Rows of queries and of keys in one step, warps, and stages of the software pipeline."""
+    """Rows of queries and of keys in one step, warps, stages of the software pipeline, registers of a thread at most."""
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int = 0  # 0 = what the compiler takes; 128 lets two blocks of eight warps share a multiprocessor
 
 
 def column_parts(head_dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:

@@ -97,6 +97,7 @@ class _Call:
             "num_warps": config.num_warps,
             "num_stages": config.num_stages,
             "enable_fp_fusion": True,
+            **({"maxnreg": config.max_registers} if config.max_registers else {}),
         }
 
 

@@ -52,7 +52,8 @@ def check(b: int, t: int, d: int, dtypes: tuple[torch.dtype, ...], gated: bool, 
     for index, (ours, theirs, exact) in enumerate(zip(*results, strict=True)):
         assert ours.dtype == theirs.dtype
         error, baseline = relative_rms(ours, exact), relative_rms(theirs, exact)
-        bound = 2e-6 if ours.dtype == F32 and set(dtypes) == {F32} else 1.2 * baseline
+        # The norm of two numbers is ±1: a gradient through it vanishes but for eps, and has no relative error of its own.
+        bound = 2e-6 if ours.dtype == F32 and set(dtypes) == {F32} and d > 2 else 1.2 * baseline
         assert error <= max(bound, 1e-7), f"result {index}: {error:.2e}, PyTorch {baseline:.2e}"
 
 
