@@ -61,6 +61,15 @@ COMMANDS: dict[str, Command] = {
         "Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.",
         ("format", "checkpoint"),
     ),
+    "bench train": Command(
+        "mmdit.cli.bench:bench_train", "Time training steps of a configuration, as mmdit train takes them.", config=True
+    ),
+    "bench sample": Command(
+        "mmdit.cli.bench:bench_sample",
+        "Time sampling with the network of a configuration and random weights.",
+        config=True,
+    ),
+    "bench loader": Command("mmdit.cli.bench:bench_loader", "Time reading latents from the page cache on one core."),
     "env": Command("mmdit.cli.env:env", "Print versions, devices and kernels: what an issue report needs."),
 }
 

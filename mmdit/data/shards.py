@@ -114,7 +114,7 @@ class ShardFile:
 
     def _read(self, descriptor: int, target: np.ndarray, offset: int) -> None:
         try:
-            count = os.preadv(descriptor, [target], offset)
+            count = os.preadv(descriptor, [target.data], offset)
         except OSError as error:
             raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
         if count != target.nbytes:

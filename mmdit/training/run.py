@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,14 @@ class Run:
     Args:
         module: the Lightning module.
         data: its data.
-        export: writes the trained network into a folder, given its whole weights.
+        export: writes the trained network into a folder, given its whole weights (None = those of the module).
         export_name: name of that folder inside the run's.
         callbacks: of the recipe's own, such as previews.
     """
 
     module: SteppedModule
     data: ResumableDataModule
-    export: Callable[[Path, Mapping[str, torch.Tensor]], None]
+    export: Callable[..., None]
     export_name: str
     callbacks: list[Callback]
 
