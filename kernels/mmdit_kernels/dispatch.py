@@ -15,6 +15,8 @@ import torch
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "MMDIT_KERNELS"
 TRITON_MINIMUM = (3, 5)
+# Bytes that an A100 gives a block, which the tiles of attention are chosen for; GPUs for displays have 99 KiB.
+ATTENTION_SHARED_MEMORY = 163 * 1024
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -117,13 +119,12 @@ def status() -> dict[str, str]:
     problem = "the default backend is 'torch'" if backend == "torch" else device_problem(device_type)
     if problem is None and device_type == "cpu" and backend == "auto":
         problem = "the default backend is 'auto', which takes PyTorch on the CPU"
-    chosen = "triton" if problem is None else f"torch ({problem})"
+    problems = {"attention": problem or shared_memory_problem(device_type, None, ATTENTION_SHARED_MEMORY)}
+    problems |= {"layernorm_modulate": problem, "gated_residual_layernorm_modulate": problem}
     return {
         "default_backend": backend,
         "triton": triton_version() or "not installed",
         "interpreter": "on" if interpreting() else "off",
         "device": torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
-        "attention": chosen,
-        "layernorm_modulate": chosen,
-        "gated_residual_layernorm_modulate": chosen,
+        **{op: "triton" if reason is None else f"torch ({reason})" for op, reason in problems.items()},
     }

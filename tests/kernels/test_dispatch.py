@@ -14,9 +14,8 @@ import pytest
 import torch
 from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate, testing
 from mmdit_kernels.adaln.registration import find_problem as adaln_problem
-from mmdit_kernels.attention.registration import SHARED_MEMORY
 from mmdit_kernels.attention.registration import find_problem as attention_problem
-from mmdit_kernels.dispatch import interpreting, shared_memory_problem
+from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, interpreting, shared_memory_problem
 
 Q = torch.ones(2, 3, 5, 8)
 X, C = torch.ones(2, 5, 6), torch.ones(2, 6)
@@ -129,9 +128,9 @@ def test_a_gpu_with_too_little_shared_memory_is_refused(monkeypatch: pytest.Monk
     for available in (101_376, testing.SHARED_MEMORY["sm_80"], testing.SHARED_MEMORY["sm_90"]):
         facts = SimpleNamespace(shared_memory_per_block_optin=available)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, facts=facts: facts)
-        problems.append(shared_memory_problem("cuda", 0, SHARED_MEMORY))
+        problems.append(shared_memory_problem("cuda", 0, ATTENTION_SHARED_MEMORY))
     assert problems == ["the GPU has 99 KiB of shared memory for a block, and the tiles need 163", None, None]
-    assert shared_memory_problem("cpu", None, SHARED_MEMORY) is None
+    assert shared_memory_problem("cpu", None, ATTENTION_SHARED_MEMORY) is None
 
 
 def test_adaln_kernels_say_what_they_do_not_take() -> None:

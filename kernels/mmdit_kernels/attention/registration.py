@@ -17,9 +17,8 @@ from mmdit_kernels.attention.launches import (
     forward_launch,
 )
 from mmdit_kernels.attention.reference import Rope
-from mmdit_kernels.dispatch import shared_memory_problem
+from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, shared_memory_problem
 
-SHARED_MEMORY = 163 * 1024  # what an A100 gives a block, which the tiles are chosen for; GPUs for displays have 99 KiB
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +41,7 @@ def find_problem(
     others = [tensor for tensor in (k, v, q_weight, k_weight, key_mask, *(rope or ())) if tensor is not None]
     if any(tensor.device != q.device for tensor in others):
         return "the tensors are on different devices"
-    return shared_memory_problem(q.device.type, q.device.index, SHARED_MEMORY)
+    return shared_memory_problem(q.device.type, q.device.index, ATTENTION_SHARED_MEMORY)
 
 
 @torch.library.custom_op("mmdit_kernels::attention", mutates_args=())
