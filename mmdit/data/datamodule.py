@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,6 +74,13 @@ def make_loader(dataset: Dataset[Any], indices: list[int] | None = None, **setti
     return DataLoader(source, collate_fn=_collate, **settings)
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Loader processes get the signals of a cluster or of Ctrl-C too, and must last until the step under way is done."""
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 class ResumableDataModule(LightningDataModule):
     """Train and validation loaders over map-style datasets, thin.
 
@@ -106,6 +114,7 @@ class ResumableDataModule(LightningDataModule):
         self.loader_settings: dict[str, Any] = {
             "num_workers": num_workers,
             "persistent_workers": num_workers > 0,
+            "worker_init_fn": _leave_signals_to_the_trainer,
             "pin_memory": torch.cuda.is_available(),
         }
         self.batches_seen = 0

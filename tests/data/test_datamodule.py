@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -62,6 +64,16 @@ def test_workers_do_not_change_the_order(num_workers: int) -> None:
     assert batches[0]["id"] == expected
     assert batches[0]["moments"].shape == (4, 2, 8, 8, 8)
     assert batches[0]["present"].dtype == torch.bool
+
+
+def test_workers_outlast_the_signals_that_end_a_run() -> None:
+    """SLURM signals every process of a job; the trainer finishes its step, for which it may need another batch."""
+    data = ResumableDataModule(SyntheticLatents(2, 8), None, batch_size=4, num_batches=6, num_workers=1)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(batches._workers[0].pid, number)  # type: ignore[attr-defined]
+    assert len(list(batches)) == 5
 
 
 def test_bad_sizes_are_named() -> None:

@@ -107,7 +107,7 @@ class Processes:
     def close(self) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=120)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,22 @@ def test_transformer_on_encoded_latents(tmp_path: Path, make_dataset: MakeDatase
     assert pipe.id2label == {0: "torus", 1: "cone"}
     assert pipe.modalities["depth"].latents_mean is not None, "the whitening of the latents travels with the model"
     assert pipe.modalities["segmentation"].to_dict()["classes"][2]["id"] == 5
+
+    scaled = build_run(tiny_config(data=replace(data, whitening="vae"), alignment=stored)).module.codec
+    assert scaled.modalities["depth"].latents_mean is None
+    torch.testing.assert_close(scaled.whiten_all(torch.ones(1, 4, 4, 2, 2)), torch.full((1, 4, 4, 2, 2), 0.18215))
+    with pytest.raises(UserError, match=r"unknown data\.whitening 'vea'"):
+        build_run(tiny_config(data=replace(data, whitening="vea"), alignment=stored))
+
+    shard = latents / "train/shard-00000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors: truncated or damaged"):
+        build_run(config)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors: the shard is missing"):
+        build_run(config)
+    shard.write_bytes(content)
 
     with pytest.raises(UserError, match=r"needs alignment\.images"):
         build_run(tiny_config(data=data, alignment=AlignmentConfig(depth=1, teacher=str(tmp_path / "teacher"))))

@@ -15,7 +15,7 @@ from mmdit.task import Role
 from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig
 from mmdit.training.module import TransformerModule
 from mmdit.training.recipes import TrainingConfig, build_run, without_projector
-from mmdit.training.run import fit
+from mmdit.training.run import compile_network, fit
 
 Configure = Callable[..., TrainingConfig]
 
@@ -98,6 +98,18 @@ def test_projector_is_left_out_of_the_export() -> None:
     assert {k for k in model.state_dict() if k not in copy.state_dict()} == {
         k for k in model.state_dict() if k.startswith("projector.")
     }
+
+
+def test_networks_are_compiled_block_by_block(tiny_config: Configure) -> None:
+    network = build_run(tiny_config()).module.network
+    names = list(network.state_dict())
+    compile_network(network)
+    assert network._compiled_call_impl is None
+    assert all(block._compiled_call_impl is not None for block in network.blocks)
+    assert list(network.state_dict()) == names
+    whole = torch.nn.Linear(2, 2)
+    compile_network(whole)
+    assert whole._compiled_call_impl is not None
 
 
 def test_pretrained_weights_start_a_run(tmp_path: Path, tiny_config: Configure) -> None:
