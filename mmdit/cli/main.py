@@ -47,6 +47,14 @@ COMMANDS: dict[str, Command] = {
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
     "train": Command("mmdit.cli.train:train", "Train a transformer, an autoencoder or a teacher.", config=True),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
+    "samples": Command(
+        "mmdit.cli.samples:samples",
+        "Generate RGB samples for a benchmark, on any number of processes, into one .npz.",
+    ),
+    "evaluate-generation": Command(
+        "mmdit.cli.samples:evaluate_generation",
+        "Measure generated images against a reference: FID, sFID, IS, precision, recall, FD-DINOv2.",
+    ),
     "evaluate-geometry": Command(
         "mmdit.cli.evaluate_geometry:evaluate_geometry", "Measure zero-shot depth or normals on a public benchmark."
     ),

@@ -1,0 +1,231 @@
+"""``mmdit samples`` and ``mmdit evaluate-generation``: generation benchmarks that others can reproduce."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.errors import UserError
+
+
+def samples(
+    output: Path,
+    num_samples: int = 50000,
+    model: str = BUNDLED_MODEL,
+    labels: Literal["balanced", "random", "none"] = "balanced",
+    num_inference_steps: int = 250,
+    scheduler: str = "euler_maruyama",
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    seed: int = 0,
+    batch_size: int = 64,
+    block_size: int = 256,
+    ema: bool | None = None,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+) -> None:
+    """Generate RGB samples for a benchmark, on any number of processes, into one .npz.
+
+    Start the same command in N processes (torchrun, srun): each makes its share of the blocks, and the last one writes
+    OUTPUT/samples_NxHxWx3.npz as ADM's evaluator reads it (arr_0 uint8, arr_1 the labels). Started again, also with another
+    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone. The defaults are MMGen's
+    and SiT's: 50,000 samples, 250 steps of the SDE, no guidance. OUTPUT/samples.json records the settings, and so does the
+    report of evaluate-generation.
+
+    Args:
+        output: Folder of the results.
+        num_samples: Of all processes together.
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        labels: balanced (each class equally often), random (drawn with the seed), or none.
+        num_inference_steps: Denoising steps.
+        scheduler: euler_maruyama is the SDE; euler, heun, unipc and dpmsolver++ are solvers of the ODE.
+        guidance_scale: How strongly the class is followed; 1 is no guidance.
+        guidance_interval: Timesteps (0 = data, 1 = noise) between which guidance is on.
+        seed: Of labels and noise.
+        batch_size: Samples at a time on each process.
+        block_size: Samples in a file, which is the unit of work that an interruption can lose.
+        ema: Whether the model's weights are averaged, for the record; by default read from the training run that the model
+            lies in, and null where there is none.
+        device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine a GPU of its own.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+    """
+    check_seed(seed)
+    check_sampling(num_inference_steps, guidance_scale)
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}: give at least 1")
+    from mmdit.cli.model import load_pipeline
+    from mmdit.cli.output import prepare_folder, versions
+    from mmdit.flow.schedulers import make_scheduler
+    from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
+    from mmdit.pipelines.frozen import native_size, weights_digest
+
+    make_scheduler(scheduler)
+    SamplePlan(num_samples, block_size, 1, labels, seed)  # refuses bad numbers before anything is loaded
+    rank, world_size, local_rank = process_place()
+    prepare_folder(output)
+    pipe = load_pipeline(model, own_device(device, local_rank), dtype, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    if "rgb" not in pipe.modalities:
+        raise UserError(f"--model {model!r} makes no RGB; its modalities are {', '.join(pipe.modalities)}")
+    plan = SamplePlan(num_samples, block_size, pipe.transformer.config.num_classes, labels, seed)
+    settings = {
+        "model": model,
+        "weights": weights_digest(pipe),
+        "ema": ema_of(model) if ema is None else ema,
+        "num_samples": num_samples,
+        "size": native_size(pipe),
+        "labels": labels,
+        "num_inference_steps": num_inference_steps,
+        "scheduler": scheduler,
+        "process": "SDE" if scheduler == "euler_maruyama" else "ODE",
+        "guidance_scale": guidance_scale,
+        "guidance_interval": list(guidance_interval),
+        "seed": seed,
+        "block_size": block_size,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+        "modalities": list(pipe.modalities),
+    }
+    hardware = {"device": _device_name(pipe.device), "num_processes": world_size, "versions": versions()}
+    folder = SampleFolder(output, plan, settings, hardware)
+    mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
+    for done, number in enumerate(mine, start=1):
+        folder.write(
+            number,
+            make_block(pipe, plan, number, num_inference_steps, guidance_scale, tuple(guidance_interval), batch_size),
+        )
+        print(f"process {rank} of {world_size}: block {done} of {len(mine)}", flush=True)
+    missing = folder.missing()
+    if missing:
+        print(f"{output}: {len(missing)} of {plan.num_blocks} blocks are other processes'; the last one joins them")
+    else:
+        print(folder.join())
+
+
+def evaluate_generation(
+    images: Path,
+    reference: Path,
+    output: Path,
+    inception: str | None = "download",
+    dinov2: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Measure generated images against a reference: FID, sFID, IS, precision, recall, FD-DINOv2.
+
+    Writes a report as JSON. The definitions are those of ADM's evaluator, which reads the same .npz files; its references
+    hold the statistics of the whole data set for FID and sFID, and images for precision and recall. Numbers compare only at
+    equal numbers of images, equal reference and equal resizing, all of which the report records, with the settings of
+    'mmdit samples'.
+
+    Args:
+        images: An OUTPUT of 'mmdit samples', an .npz with arr_0 uint8 (images, height, width, 3), or a folder of images.
+        reference: The same kinds; an .npz may hold mu, sigma, mu_s, sigma_s instead or besides.
+        output: The report, a JSON file; it is replaced.
+        inception: Weights of torch-fidelity's Inception v3, a .pth or .safetensors file; download fetches them once, and
+            null leaves out what needs them.
+        dinov2: A timm DINOv2 for FD-DINOv2, such as vit_large_patch14_dinov2.lvd142m, or a folder with its config.json and
+            model.safetensors; by default without it.
+        batch_size: Images at a time.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}: give at least 1")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
+    if inception is None and dinov2 is None:
+        raise UserError("neither --inception nor --dinov2 is given: there is nothing to measure with")
+    from mmdit.cli.model import choose_device, quiet_libraries
+    from mmdit.cli.output import prepare_folder, versions, write_json
+    from mmdit.metrics.image_sets import open_images
+
+    made, real = open_images(images), open_images(reference)
+    prepare_folder(output.parent)
+    quiet_libraries()
+    from mmdit.metrics.feature_networks import DinoFeatures, InceptionFeatures
+    from mmdit.metrics.generation import score_generation
+
+    where = choose_device(device)
+    networks: dict[str, Any] = {"inception": None, "dinov2": None}
+    if inception is not None:
+        networks["inception"] = InceptionFeatures(None if inception == "download" else Path(inception)).to(where)
+    if dinov2 is not None:
+        networks["dinov2"] = DinoFeatures(dinov2).to(where)
+    scores = score_generation(made, real, networks["inception"], networks["dinov2"], batch_size)
+    report = {
+        "generation": scores,
+        "settings": {
+            "images": str(images),
+            "reference": str(reference),
+            "inception": getattr(networks["inception"], "name", None),
+            "dinov2": getattr(networks["dinov2"], "name", None),
+            "device": str(where),
+            "versions": versions(),
+        },
+        "samples": settings_of(images),
+    }
+    write_json(output, report)
+    for name, value in scores.items():
+        if isinstance(value, float) and math.isfinite(value):
+            print(f"{name} {value:.5g}")
+    print(output)
+
+
+def process_place() -> tuple[int, int, int]:
+    """(rank, number of processes, rank on this machine), as torchrun or SLURM's srun tells them; (0, 1, 0) without.
+
+    Raises:
+        UserError: variables that are no whole numbers.
+    """
+    for names in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ):
+        values = [os.environ.get(name) for name in names]
+        if all(value is not None for value in values):
+            try:
+                rank, world_size, local_rank = (int(value or "") for value in values)
+            except ValueError:
+                raise UserError(f"{', '.join(names)} are {values}: give whole numbers") from None
+            return rank, world_size, local_rank
+    return 0, 1, 0
+
+
+def own_device(device: str, local_rank: int) -> str:
+    """ "auto" on a machine with GPUs is the process's own, in turn."""
+    import torch
+
+    count = torch.cuda.device_count() if device == "auto" and torch.cuda.is_available() else 0
+    return f"cuda:{local_rank % count}" if count else device
+
+
+def ema_of(model: str) -> bool | None:
+    """Whether a pipeline folder of a training run holds averaged weights: what the run's config.yaml says; None = unknown."""
+    import yaml
+
+    config = Path(model).expanduser().resolve().parent / "config.yaml"
+    if not Path(model).expanduser().is_dir() or not config.is_file():
+        return None
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    return bool(values["ema"]) if isinstance(values, dict) and "ema" in values else None
+
+
+def settings_of(images: Path) -> dict[str, Any] | None:
+    """What made the samples, where they lie in a folder of ``mmdit samples``; None = unknown."""
+    folder = images if images.is_dir() else images.parent
+    try:
+        return json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
