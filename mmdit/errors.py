@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Wrong input from the user. The message names what is wrong, the value given, and what would be right."""
 
+    def __str__(self) -> str:
+        text = super().__str__()  # torch raises a loader process's error again with its whole traceback as the message
+        return text.rpartition(f"{__name__}.UserError: ")[2].strip() if text.startswith("Caught UserError in") else text
+
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` of ``names`` that are spelt most like ``name``, best first; never empty if ``names`` is not."""

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
 from mmdit.data.folder import AlignedFolder, stack_modalities
@@ -108,13 +108,11 @@ def encode_dataset(
     todo = [job for job in jobs if not is_complete(job, info)]
     check_disk(output, todo, say if processes.rank == 0 else lambda text: None)
     processes.barrier()
-    loader_args = {"batch_size": batch_size, "num_workers": num_workers}
-    progress = tqdm(
-        total=sum(j.count for j in todo[processes.rank :: processes.world_size]), unit="sample", desc="encode"
-    )
-    for job in todo[processes.rank :: processes.world_size]:
-        _write_shard(job, folders[job.split], codec, teacher, info, loader_args, progress)
-    progress.close()
+    loader_args = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate}
+    own = todo[processes.rank :: processes.world_size]
+    with tqdm(total=sum(job.count for job in own), unit="sample", desc="encode") as progress:
+        for job in own:
+            _write_shard(job, folders[job.split], codec, teacher, info, loader_args, progress)
     processes.barrier()
     if processes.rank == 0:
         for split in splits:
@@ -155,7 +153,7 @@ def _write_shard(
             found = [codec.encode_all(stack_modalities(view, info.modalities)).half().cpu() for view in views]
             moments = torch.stack(found, dim=2) * batch["present"][:, :, None, None, None, None]  # (B, M, V, 2C, h, w)
             if not moments.isfinite().all():
-                raise UserError(f"{job.path}: the VAE gave moments beyond half precision; encode with --dtype float32")
+                raise UserError(f"{job.path}: the VAE gave moments beyond half precision: it does not fit this data")
             for column, name in enumerate(info.modalities):
                 parts[name].append(moments[:, column])
             parts["present"].append(batch["present"])
@@ -166,6 +164,18 @@ def _write_shard(
     temporary = job.path.with_name(f".{job.path.name}.tmp")
     save_file(tensors, temporary, metadata={"content": content_digest(job, info)})
     os.replace(temporary, job.path)
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples. Raises UserError where they differ in size."""
+    shapes = [next(v.shape for v in sample.values() if isinstance(v, Tensor) and v.ndim == 3) for sample in samples]
+    for sample, shape in zip(samples, shapes, strict=True):
+        if shape != shapes[0]:
+            (_, h, w), (_, h0, w0) = shape, shapes[0]
+            raise UserError(
+                f"sample {sample['id']!r} has {w} x {h} pixels, {samples[0]['id']!r} has {w0} x {h0}: give --size"
+            )
+    return default_collate(samples)
 
 
 def _rgb_row(info: LatentsInfo) -> int:

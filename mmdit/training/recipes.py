@@ -137,7 +137,7 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
         if i == 0 or (split is not None and config.trainer.validate_every > 0):
             latents = LatentShards(root, str(split), names, features=stored_features, mirrored=i == 0)
             splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
-    vae = AutoencoderKL.from_pretrained(root / "vae", use_safetensors=True)
+    vae = _stored_vae(root / "vae")
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
     modalities = {name: WHITENINGS[config.data.whitening](info.modalities[name]) for name in names}
@@ -152,6 +152,16 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
     assert splits[0] is not None
     size = max(height, width)
     return _LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
+
+
+def _stored_vae(folder: Path) -> AutoencoderKL:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: damaged ({reason}); delete it and run 'mmdit data encode' again") from error
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors import safe_open
 
 import mmdit.latents.precompute as precompute
@@ -189,6 +190,19 @@ def test_features_of_both_views_are_stored_and_can_be_added_later(make_dataset, 
         expected = teacher.features(folder[index]["rgb"][None])[0]
         torch.testing.assert_close(data[index]["features"].float(), expected, atol=2e-3, rtol=2e-3)
     assert _encode(root, tmp_path / "out", vae).features == info.features
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_of_another_size_are_named(make_dataset, vae, tmp_path, num_workers, capsys):
+    root = make_dataset()
+    for name in ("rgb", "depth", "normal", "segmentation"):
+        path = root / "train" / name / "001.png"
+        Image.open(path).resize((8, 16), Image.Resampling.NEAREST).save(path)
+    message = "^sample '001' has 8 x 16 pixels, '000' has 16 x 16: give --size$"
+    with pytest.raises(UserError, match=message):  # with a worker too, whose traceback torch puts into the message
+        _encode(root, tmp_path / "out", vae, num_workers=num_workers)
+    assert capsys.readouterr().err.endswith("\n")  # the progress bar leaves the error a line of its own
+    assert not (tmp_path / "out" / "latents.json").exists()
 
 
 def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp_path):
