@@ -34,10 +34,10 @@ def convert(
 ) -> None:
     """Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.
 
-    The folder is used by generate, understand, condition and evaluate (--model OUTPUT), and training can start from it
-    (--model.pretrained OUTPUT), also with more modalities than the checkpoint has. Outputs are those of the official networks;
-    SiT's time, which runs from noise to data, is turned round within the weights. The alignment projector is kept. With 1000
-    classes, their names are ImageNet's.
+    The folder is used by generate, understand, condition and evaluate (--model OUTPUT). Training can start from it, also with
+    more modalities than the checkpoint has (--model.pretrained OUTPUT --data.whitening vae). Outputs are those of the
+    official networks; SiT's time, which runs from noise to data, is turned round within the weights. The alignment projector
+    is kept. With 1000 classes, their names are ImageNet's.
 
     The file is read without running code: a pickle with other objects than tensors, numbers and training arguments is refused.
 
@@ -152,6 +152,11 @@ def _check_output(output: Path) -> None:
 def _save(pipe: Any, output: Path) -> None:
     """Write under another name and rename, so that a folder of that name is whole."""
     temporary = output.parent / f".{output.name}.tmp-{os.getpid()}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    num_bytes = sum(weight.nbytes for part in (pipe.transformer, pipe.vae) for weight in part.state_dict().values())
+    free = shutil.disk_usage(output.parent).free
+    if free < num_bytes:
+        raise UserError(f"--output {output} needs {num_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
     try:
         pipe.save_pretrained(temporary)
         if output.exists():

@@ -91,7 +91,7 @@ def convert_state_dict(
             f"y_embedder has {shape.num_labels} rows for {args['num_classes']} classes: "
             "a model trained without a null class can't be converted"
         )
-    config = {
+    config: dict[str, Any] = {
         "modalities": list(MMGEN_MODALITIES[: shape.num_modalities]),
         "sample_size": side * shape.patch_size,
         "in_channels": shape.in_channels,

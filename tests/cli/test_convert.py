@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import json
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable
@@ -169,6 +170,15 @@ def test_other_bad_options(mmdit, checkpoint, vae, tmp_path):
     assert result.code == 2
     assert "--output out exists already" in result.error
     assert [path.name for path in Path("out").iterdir()] == ["mine.txt"]
+
+
+def test_full_disk_is_told_before_writing(mmdit, checkpoint, vae, monkeypatch):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    result = mmdit("convert", "mmgen", checkpoint(), "--output", "out", "--vae", vae, "--num_heads", 2)
+    assert result.code == 2
+    assert "--output out needs 0.0 GB of disk" in result.error
+    assert not Path("out").exists()
 
 
 def _memory(field: str) -> int:
