@@ -91,6 +91,8 @@ def samples(
     }
     hardware = {"device": _device_name(pipe.device), "num_processes": world_size, "versions": versions()}
     folder = SampleFolder(output, plan, settings, hardware)
+    joined = 0 if list(output.glob("samples_*.npz")) else num_samples
+    prepare_folder(output, (len(folder.missing()) * block_size + joined) * native_size(pipe) ** 2 * 3)
     mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
     for done, number in enumerate(mine, start=1):
         folder.write(
