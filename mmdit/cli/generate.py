@@ -104,6 +104,8 @@ def understand(
 
     files = find_images(images)
     sizes, bad = read_sizes(files)
+    for reason in bad:
+        note(f"left out: {reason}")
     run = SamplingRun("understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite)
     if "rgb" not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
@@ -183,7 +185,7 @@ def condition(
         raise UserError(f"nothing is given: give at least one of {', '.join('--' + name for name in options)}")
     for name, path in files.items():
         if not path.is_file():
-            raise UserError(f"--{name} {path}: no such file")
+            raise UserError(f"--{name} {path}: {'is a folder; give a file' if path.is_dir() else 'no such file'}")
     scale = guidance_scale if category is not None else 1.0
     run = SamplingRun("condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite)
     modalities = run.pipe.modalities

@@ -183,6 +183,10 @@ def _read_depth(path: Path, modality: Modality, depth_values: str) -> tuple[np.n
         raise UserError(
             f"{path}: holds relative {space}, this model takes relative {codec.space}: give depth in metres"
         )
+    if kind == "metric" and (negative := int((values < 0).sum())):
+        raise UserError(
+            f"{path}: {negative} of {values.size} pixels are negative: give distances, 0 = invalid, or --depth_values relative"
+        )
     encoded = _naming(path, codec.encode, values, relative=kind == "relative")
     read_as = f"relative {codec.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
     note = None if why or depth_values != "auto" else f"{path}: read as {read_as}; --depth_values can say otherwise"

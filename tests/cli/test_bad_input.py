@@ -62,6 +62,7 @@ def test_missing_files(mmdit, tmp_path):
     assert "nowhere.png: no such image or folder" in mmdit("understand", "nowhere.png").error
     assert "--depth nowhere.npy: no such file" in mmdit("condition", "--depth", "nowhere.npy").error
     (tmp_path / "empty").mkdir()
+    assert "--rgb empty: is a folder; give a file" in mmdit("condition", "--rgb", "empty").error
     result = mmdit("understand", "empty")
     assert result.code == 2
     assert "empty: the folder holds no image" in result.error
@@ -70,10 +71,12 @@ def test_missing_files(mmdit, tmp_path):
 def test_bad_file_in_a_folder_is_reported_and_the_rest_is_done(mmdit, tiny_pipeline_dir, tmp_path, photo):
     (tmp_path / "in").mkdir()
     shutil.copy(photo, tmp_path / "in")
-    (tmp_path / "in" / "empty.png").touch()
+    for name in ("empty.png", "void.png"):
+        (tmp_path / "in" / name).touch()
     result = mmdit("understand", "in", "--model", tiny_pipeline_dir, "--output", "out")
     assert result.code == 2
-    assert "1 of 2 images left out: in/empty.png" in result.error
+    assert "2 of 3 images left out: in/empty.png" in result.error
+    assert "note: left out: in/void.png: the file is empty" in result.err
     assert (tmp_path / "out" / "photo" / "depth.npy").exists()
 
 

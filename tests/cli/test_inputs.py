@@ -113,6 +113,14 @@ def test_dataset_depth_is_metric_without_a_note(tmp_path):
     np.testing.assert_allclose(condition.array, [[1.0, 1 / 3], [0.0, 0.0]], atol=1e-6)
 
 
+def test_negative_distances_are_refused_and_relative_ones_are_not(tmp_path):
+    np.save(tmp_path / "d.npy", np.array([[-1.0, 2.0], [3.0, -4.0]]))
+    with pytest.raises(UserError, match=r"d\.npy: 2 of 4 pixels are negative: .*--depth_values relative"):
+        read_condition(tmp_path / "d.npy", EXACT)
+    relative = read_condition(tmp_path / "d.npy", EXACT, "relative").array
+    np.testing.assert_allclose(relative, np.array([[3, 6], [7, 0]]) / 7, atol=1e-6)
+
+
 def test_depth_values_option_wins(tmp_path):
     np.save(tmp_path / "d.npy", np.array([[0.5, 1.0], [0.25, 0.125]]))
     relative = read_condition(tmp_path / "d.npy", EXACT, "relative").array
