@@ -97,7 +97,7 @@ def samples(
     for done, number in enumerate(mine, start=1):
         folder.write(
             number,
-            make_block(pipe, plan, number, num_inference_steps, guidance_scale, tuple(guidance_interval), batch_size),
+            make_block(pipe, plan, number, num_inference_steps, guidance_scale, guidance_interval, batch_size),
         )
         print(f"process {rank} of {world_size}: block {done} of {len(mine)}", flush=True)
     missing = folder.missing()

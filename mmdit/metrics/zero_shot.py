@@ -192,7 +192,10 @@ def evaluate_geometry(
                     images.add(_depth_errors_of(prediction, sample, benchmark, space))
                 else:
                     angles = angle_degrees(prediction[sample.valid], sample.target[sample.valid])
-                    pixels.add(angles) if benchmark.average == "pixels" else images.add(angle_errors(angles))
+                    if benchmark.average == "pixels":
+                        pixels.add(angles)
+                    else:
+                        images.add(angle_errors(angles))
             bar.update(len(batch))
     measured = pixels.compute() if benchmark.average == "pixels" else images.compute()
     return {
