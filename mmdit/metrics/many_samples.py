@@ -153,7 +153,7 @@ def make_block(
     labels, made = plan.class_labels(), []
     pixels = size or native_size(pipe)
     for indices in batched(plan.block(number), batch_size):
-        output = pipe(
+        output: Any = pipe(
             class_labels=[None if labels[index] < 0 else int(labels[index]) for index in indices],
             height=pixels,
             width=pixels,

@@ -238,7 +238,7 @@ def _predict(
     height, width = size or (None, None)
     native = size or (native_size(pipe),) * 2
     pictures = [Image.fromarray(sample.rgb).resize(native[::-1], Image.Resampling.LANCZOS) for sample in batch]
-    output = pipe(
+    output: Any = pipe(
         conditions={"rgb": pictures},
         height=height,
         width=width,
