@@ -82,6 +82,7 @@ def sweep(
     figure_class()  # found out now, not after the last line
     prepare_folder(output)
     pipe = load_pipeline(model, device, dtype)
+    pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(data, split, pipe.modalities, native_size(pipe), num_samples, seed)
     measuring = StepSweep(
