@@ -30,10 +30,11 @@ def evaluate_geometry(
 ) -> None:
     """Measure zero-shot depth or normals on a public benchmark.
 
-    Writes the errors and the protocol as JSON. Depth (nyuv2_depth, kitti_depth, eth3d_depth, scannet_depth, diode_depth) follows Marigold's evaluation: its folders and
-    lists, masks, crops and ranges, scale and shift by least squares per image, means over images. Normals follow DSINE's
-    (nyuv2_normal, scannet_normal: all pixels alike) or Marigold's (nyuv2_normal_marigold, scannet_normal_marigold,
-    ibims_normal_marigold, diode_normal_marigold: means over images). Nothing is downloaded.
+    Writes the errors and the protocol as JSON. Depth (nyuv2_depth, kitti_depth, eth3d_depth, scannet_depth, diode_depth)
+    follows Marigold's evaluation: its folders and lists, masks, crops and ranges, scale and shift by least squares per image,
+    means over images. Normals follow DSINE's (nyuv2_normal, scannet_normal: all pixels alike) or Marigold's
+    (nyuv2_normal_marigold, scannet_normal_marigold, ibims_normal_marigold, diode_normal_marigold: means over images).
+    Nothing is downloaded.
 
     Args:
         benchmark: One of the names above.
