@@ -58,7 +58,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate-geometry": Command(
         "mmdit.cli.evaluate_geometry:evaluate_geometry", "Measure zero-shot depth or normals on a public benchmark."
     ),
-    "sweep": Command("mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."),
+    "sweep": Command(
+        "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
+    ),
     "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
     "data label": Command("mmdit.cli.data:label", "Label a folder of images with depth, normals and segmentation."),
     "data hypersim": Command("mmdit.cli.data:hypersim", "Import Hypersim's own layout as a dataset."),
@@ -149,6 +151,8 @@ def run(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a file name need not be in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments or os.environ.get("MMDIT_DEBUG", "0") not in ("", "0")
     try:
         return run(arguments)

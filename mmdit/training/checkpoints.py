@@ -79,6 +79,13 @@ class StepCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
         self.last_saved_path = filepath
+        if trainer.is_global_zero:
+            # Lightning forgets which files a run before this one left behind.
+            older = sorted(
+                path for path in Path(filepath).parent.glob("step=*.ckpt") if path.name < Path(filepath).name
+            )
+            for path in older[: len(older) - self.save_top_k + 1]:
+                path.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +49,7 @@ from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.ranges import check_ranges
-from mmdit.training.run import Run, parameter_count
-
-logger = logging.getLogger(__name__)
+from mmdit.training.run import Run
 
 # Names that the scenes give to what is no object.
 BACKGROUND_CLASSES = ("floor", "wall")
@@ -224,7 +221,6 @@ def transformer_run(config: TrainingConfig) -> Run:
     """Recipe "transformer": the multimodal DiT on latents."""
     data = _synthetic_data(config) if config.data.path is None else _stored_data(config)
     network = make_transformer(config, data)
-    logger.info("transformer: %.2f M parameters", parameter_count(network) / 1e6)
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
     for name, weight in (config.objective.loss_weights or {}).items():
@@ -321,7 +317,6 @@ def autoencoder_run(config: TrainingConfig) -> Run:
     with torch.no_grad():  # a narrow posterior to begin with: noise of std 1 would hide the image from the decoder
         vae.quant_conv.weight[settings.latent_channels :] *= 0.1
         vae.quant_conv.bias[settings.latent_channels :] = -4.0
-    logger.info("autoencoder: %.2f M parameters", parameter_count(vae) / 1e6)
     objective = AutoencoderObjective(modalities, **settings.settings)  # type: ignore[arg-type]
     module = AutoencoderModule(
         LatentCodec(vae, modalities), objective, config.optimizer, config.seed, config.trainer.max_steps

@@ -28,8 +28,6 @@ from mmdit.training.sharding import whole_tensors
 from mmdit.training.stopping import StopGracefully
 from mmdit.training.strategies import FSDP2Strategy
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Run:
@@ -61,6 +59,7 @@ def make_trainer(
 
     Raises UserError for devices or a precision that this machine lacks.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and summaries are no news of the run
     callbacks = [
         *callbacks,
         Throughput(data.batch_size, config.log_every),
@@ -110,9 +109,13 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     if checkpoint is not None:
         step = int(read_checkpoint(checkpoint)["global_step"])
         _say(trainer, f"resuming from {checkpoint}, step {step} of {config.max_steps}")
+    _say(trainer, f"{type(run.module.network).__name__}: {parameter_count(run.module.network) / 1e6:.2f} M parameters")
     prepare_network(run.module.network, config)
     with stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # of a run that goes on
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)

@@ -274,3 +274,13 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match=r"lacks optimizer_states"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_resumed_run_keeps_two_checkpoints(tmp_path: Path, tiny_config: Configure) -> None:
+    run(tiny_config(max_steps=4), tmp_path)
+    resumed = tiny_config(max_steps=8)
+    fit(build_run(resumed), resumed.trainer, resumed.ema, tmp_path, "auto")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step=00000006.ckpt",
+        "step=00000008.ckpt",
+    ]
