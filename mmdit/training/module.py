@@ -87,7 +87,7 @@ class SteppedModule(LightningModule):
         self.batches_seen = int(checkpoint["batches_seen"])
 
     def _non_finite_message(self, losses: dict[str, Tensor], batch: Batch) -> str:
-        parts = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+        parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
         callback = self.trainer.checkpoint_callback
         last = getattr(callback, "last_saved_path", "") or "none yet"
         return (
