@@ -123,7 +123,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             latents: (B, M, C, H, W), each modality as noisy as its timestep says.
             timesteps: (B, M) in [0, 1]; 0 is data, 1 is noise.
             roles: (B, M), values of ``Role``.
-            conditioning: vector (B, D) or (1, D).
+            conditioning: vector (B, D) or (1, D). Tokens are for blocks that attend to them; the block "dit" reads none.
             output_alignment: also return the projected tokens of the tap.
 
         Raises:
@@ -149,11 +149,12 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         return block(*args)
 
     def _token_grid(self, latents: Tensor, timesteps: Tensor, roles: Tensor) -> tuple[int, int]:
-        b, m, c, h, w = latents.shape
-        p = self.config.patch_size
-        if (m, c) != (len(self.config.modalities), self.config.in_channels):
+        expected_axes = (len(self.config.modalities), self.config.in_channels)
+        if latents.ndim != 5 or tuple(latents.shape[1:3]) != expected_axes:
             expected = f"(B, {len(self.config.modalities)}, {self.config.in_channels}, H, W)"
             raise ValueError(f"latents are {tuple(latents.shape)}: this model takes {expected}")
+        b, m, _, h, w = latents.shape
+        p = self.config.patch_size
         if h % p or w % p:
             raise ValueError(f"latent size {h} x {w} is not a multiple of the patch size {p}")
         if timesteps.shape != (b, m) or roles.shape != (b, m):

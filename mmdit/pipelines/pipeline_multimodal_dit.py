@@ -291,6 +291,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
                 guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
+                # The scheduler moved the conditions too: back to condition_time, where they are at every t.
                 latents, _ = place(latents, clean, noise, roles, t, condition_time)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}

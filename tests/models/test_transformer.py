@@ -232,6 +232,8 @@ def test_bad_config(make_model: MakeModel, config: dict[str, Any], message: str)
 def test_bad_shapes(make_model: MakeModel, make_inputs: MakeInputs) -> None:
     model = make_model()
     latents, t, roles, conditioning = make_inputs(model)
+    with pytest.raises(ValueError, match=r"\(2, 16, 8, 8\): this model takes \(B, 4, 4, H, W\)"):
+        model(latents.flatten(1, 2), t, roles, conditioning)
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 8, 8\): this model takes \(B, 4, 4, H, W\)"):
         model(latents[:, :3], t, roles, conditioning)
     with pytest.raises(ValueError, match="7 x 8 is not a multiple of the patch size 2"):
