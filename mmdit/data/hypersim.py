@@ -8,21 +8,20 @@ from __future__ import annotations
 import csv
 import os
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from mmdit.data.codecs import class_palette
 from mmdit.data.hypersim_camera import camera_normals, camera_rays, planar_depth, tone_map
+from mmdit.data.processes import map_in_processes, usable_cores
 from mmdit.data.raw import load_rgb
-from mmdit.data.writer import DatasetWriter, class_palette, read_description, write_description
+from mmdit.data.writer import DatasetWriter, read_description, write_description
 from mmdit.errors import UserError
 
 GENERATOR = "mmdit data hypersim"
@@ -109,39 +108,17 @@ def import_hypersim(
     # RGB is written last: where it is, the frame is whole.
     done = {name: writer.existing("rgb") for name, writer in writers.items()}
     todo = [frame for frame in frames if frame.id not in done[frame.split]]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores if num_workers is None else num_workers, len(todo))
+    workers = min(usable_cores() if num_workers is None else num_workers, len(todo))
     work = partial(_import_frame, source, output)
-    problems = tqdm(_run(work, todo, workers), total=len(todo), desc="import", unit="frame", disable=not todo)
+    problems = tqdm(
+        map_in_processes(work, todo, workers), total=len(todo), desc="import", unit="frame", disable=not todo
+    )
     bad = tuple(problem for problem in problems if problem is not None)
     counts = {}
     for name, writer in writers.items():
         rows = ((frame.id, None) for frame in frames if frame.split == name)
         counts[name] = writer.write_manifest(rows, MODALITIES)
     return ImportReport(counts, bad)
-
-
-def _run(work: partial[BadFrame | None], frames: Sequence[Frame], workers: int) -> Iterator[BadFrame | None]:
-    if workers <= 1:
-        yield from map(work, frames)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_with_parent)
-    try:
-        yield from pool.map(work, frames, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-
-    def leave() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
 
 
 def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmdit.data.processes import map_in_processes, usable_cores
 from mmdit.data.scene_layout import CATEGORY_NAMES, category_of, sample_layout
 from mmdit.data.scene_render import limit_render_threads, render_layout
+from mmdit.data.writer import write_atomically
 from mmdit.errors import UserError
 
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
@@ -129,10 +127,12 @@ def render_dataset(
     manifest = folder / "manifest.jsonl"
     already_listed = len(manifest.read_text().splitlines()) if manifest.exists() else 0
     render = partial(_render_to_disk, folder, seed, split, size, variety, max_distractors)
-    workers = min(num_workers if num_workers is not None else _usable_cores(), max(1, len(missing)))
+    workers = min(num_workers if num_workers is not None else usable_cores(), max(1, len(missing)))
 
     since_manifest = 0
-    results = _with_progress(_run(render, missing, workers), len(missing), f"{split} {size}x{size}")
+    results = _with_progress(
+        map_in_processes(render, missing, workers, _start_worker), len(missing), f"{split} {size}x{size}"
+    )
     for position, _ in enumerate(results):
         since_manifest += 1
         if since_manifest == MANIFEST_EVERY:
@@ -159,10 +159,6 @@ def _check_arguments(
         raise UserError(f"num_workers {num_workers}: must be 0 (no extra process) or more")
     if max_distractors is not None and max_distractors < 0:
         raise UserError(f"max_distractors {max_distractors}: must be 0 or more")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(distribution: str) -> str:
@@ -203,7 +199,7 @@ def _write_description(output: Path, seed: int, size: int, variety: bool, max_di
         "provenance": settings | {name: _version(name) for name in ("mitsuba", "trimesh", "numpy")},
     }
     output.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
+    write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
 
 
 def _sample_id(index: int) -> str:
@@ -220,14 +216,7 @@ def _write_manifest(path: Path, seed: int, split: str, count: int) -> None:
         name = _sample_id(index)
         row = {"id": name, "category": category_of(seed, split, index)}
         lines.append(json.dumps(row | {modality: f"{modality}/{name}.png" for modality in MODALITIES}))
-    _write_atomically(path, "".join(line + "\n" for line in lines).encode())
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # The name is fixed, so what a killed run leaves is overwritten by the next one and does not pile up.
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    write_atomically(path, "".join(line + "\n" for line in lines).encode())
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -255,34 +244,12 @@ def _render_to_disk(
         "segmentation": sample.segmentation,
     }
     for modality, array in arrays.items():
-        _write_atomically(folder / modality / f"{_sample_id(index)}.png", _png(array))
+        write_atomically(folder / modality / f"{_sample_id(index)}.png", _png(array))
     return index
 
 
 def _start_worker() -> None:
     limit_render_threads(1)
-
-    # A worker whose parent was killed would wait for work for ever.
-    def leave_with_parent() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _run(render: partial[int], indices: list[int], workers: int) -> Iterator[int]:
-    """Results in the order of `indices`."""
-    if workers <= 1:
-        yield from map(render, indices)
-        return
-    # spawn: Mitsuba's threads do not survive a fork.
-    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        yield from executor.map(render, indices, chunksize=4)
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _with_progress(results: Iterator[int], total: int, label: str) -> Iterator[int]:

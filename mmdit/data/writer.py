@@ -115,19 +115,3 @@ def read_description(root: Path) -> dict[str, Any] | None:
 def write_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write ``dataset.json``."""
     write_atomically(root / "dataset.json", json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def class_palette(num_colors: int) -> np.ndarray:
-    """Return (num_colors, 3) uint8 of the coarsest RGB grid that has so many; each far from those before it, black first.
-
-    Up to 64 it is ``mmdit.data.codecs.generic_palette``.
-    """
-    steps = max(4, int(np.ceil(num_colors ** (1 / 3) - 1e-9)))
-    levels = np.linspace(0, 255, steps).round().astype(np.int64)
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    chosen = [0]
-    distance = ((grid - grid[0]) ** 2).sum(axis=1)
-    while len(chosen) < num_colors:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, ((grid - grid[chosen[-1]]) ** 2).sum(axis=1))
-    return grid[chosen].astype(np.uint8)

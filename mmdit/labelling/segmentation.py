@@ -17,8 +17,7 @@ from transformers import (
     MaskGenerationPipeline,
 )
 
-from mmdit.data.codecs import generic_palette
-from mmdit.data.writer import class_palette
+from mmdit.data.codecs import class_palette, generic_palette
 from mmdit.errors import UserError
 from mmdit.labelling.labeller import Labeller, load_processor, load_transformers
 from mmdit.labelling.settings import LabellerSettings

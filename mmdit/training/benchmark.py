@@ -169,6 +169,7 @@ def benchmark_sampling(
         num_classes=num_classes,
         qk_norm=config.model.qk_norm,
         position_embedding=config.model.position_embedding,
+        time_embedding=config.model.time_embedding,
         prediction=config.objective.prediction,
         **size,
     )

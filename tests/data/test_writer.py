@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.data.codecs import generic_palette
+from mmdit.data.codecs import class_palette, generic_palette
 from mmdit.data.raw import load_raw
-from mmdit.data.writer import DatasetWriter, class_palette, read_description
+from mmdit.data.writer import DatasetWriter, read_description
 from mmdit.errors import UserError
 from mmdit.modality import MODALITIES
 

@@ -1,0 +1,52 @@
+"""A function over many items in worker processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def usable_cores() -> int:
+    """Number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_in_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int, start: Callable[[], None] | None = None
+) -> Iterator[R]:
+    """Yield the results in the order of ``items``; with ``workers`` <= 1 from this process.
+
+    ``start`` runs first in each worker. Function and items are pickled.
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # spawn: Mitsuba's threads do not survive a fork.
+    executor = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(start,)
+    )
+    try:
+        yield from executor.map(function, items, chunksize=4)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(start: Callable[[], None] | None) -> None:
+    if start is not None:
+        start()
+
+    # A worker whose parent was killed would wait for work for ever.
+    def leave_with_parent() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
