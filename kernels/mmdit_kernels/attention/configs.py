@@ -64,14 +64,19 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         # Left to itself the assembler aims at five blocks in 48 registers, and at some widths spills one to get there.
         return Config(16, 16, 4, 1) if amd else Config(16, 16, 8, 1, 255)
     asynchronous = target in ("sm_90", "sm_100", "sm_103")  # products that read shared memory, and 227 KiB of it
+    # Ampere's products read both factors from registers: the loop's own rows, transformed there, must be half as many.
+    halved = transforms and width > 64 and not asynchronous and not amd
     if kernel == "forward":
         warps = 8 if width > 64 or transforms else 4
-        block_n = 32 if transforms and partial and target in ("sm_100", "sm_103") else 64
+        block_n = 32 if halved or (transforms and partial and target in ("sm_100", "sm_103")) else 64
         return Config(128, block_n, warps, (2 if asynchronous else 1) if transforms or amd else 3)
     if amd:
         return Config(64, 32 if transforms else 64, 4, 1) if kernel == "backward_q" else Config(32, 64, 4, 1)
     if transforms:  # undoing norm and rope takes five more tiles in registers
-        return Config(64 if kernel == "backward_q" else 32, 64, 8, 2 if asynchronous else 1)
+        stages = 2 if asynchronous else 1
+        if kernel == "backward_q":
+            return Config(64, 32 if halved else 64, 8, stages)
+        return Config(16 if halved else 32, 64, 8, stages)
     if kernel == "backward_q":
         return Config(128 if asynchronous or not partial else 64, 64, 8, 2)
     return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)
