@@ -19,8 +19,8 @@ import numpy as np
 from mmdit.data.processes import map_in_processes, usable_cores
 from mmdit.data.scene_layout import CATEGORY_NAMES, category_of, sample_layout
 from mmdit.data.scene_render import limit_render_threads, render_layout
-from mmdit.data.writer import write_atomically
 from mmdit.errors import UserError
+from mmdit.files import write_atomically
 
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
 DEPTH_SCALE = 2.5e-4  # metres per unit of the 16-bit depth PNG: reaches 16 m

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.errors import UserError
+from mmdit.files import write_atomically
 
 INVALID = 0
 MAX_UNITS = np.iinfo(np.uint16).max
@@ -88,14 +89,6 @@ class DatasetWriter:
         if modality == "segmentation":
             return array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
         return np.ascontiguousarray(array)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name and rename; what a killed run leaves is overwritten by the next one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

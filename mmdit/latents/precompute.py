@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
 from mmdit.errors import UserError
+from mmdit.files import share_weights, write_atomically
 from mmdit.latents.codec import LatentCodec
 from mmdit.latents.features import FeatureTeacher
 from mmdit.latents.scene_teacher import SceneTeacher
@@ -123,6 +123,7 @@ def encode_dataset(
                 output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
             )
         vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
+        share_weights(output / "vae")
         write_json(output / "latents.json", info.to_dict())
         say(f"{output}: {', '.join(f'{split} {len(folders[split])}' for split in splits)} samples encoded")
     processes.barrier()
@@ -160,10 +161,7 @@ def _write_shard(
             parts["category"].append(torch.as_tensor(batch["category"]))
         progress.update(len(batch["id"]))
     tensors = {key: torch.cat(values).contiguous() for key, values in parts.items()}
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = job.path.with_name(f".{job.path.name}.tmp")
-    save_file(tensors, temporary, metadata={"content": content_digest(job, info)})
-    os.replace(temporary, job.path)
+    write_atomically(job.path, save(tensors, metadata={"content": content_digest(job, info)}))
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,18 +6,18 @@ It learns what an RGB image shows (category, labels and normals of every pixel),
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmdit.errors import UserError
+from mmdit.files import write_atomically
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CLASS_NAME = "SceneTeacher"
@@ -95,9 +95,7 @@ class SceneTeacher(nn.Module):
         """Write ``config.json`` and ``model.safetensors``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{WEIGHTS_NAME}.tmp"
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, temporary)
-        os.replace(temporary, folder / WEIGHTS_NAME)
+        write_atomically(folder / WEIGHTS_NAME, save({k: value.contiguous() for k, value in self.state_dict().items()}))
         (folder / CONFIG_NAME).write_text(json.dumps({"_class_name": CLASS_NAME, **self.config}, indent=2) + "\n")
 
     @classmethod

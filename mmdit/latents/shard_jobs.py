@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, features_name, shard_name
 from mmdit.errors import UserError
+from mmdit.files import write_atomically
 
 # Free space that is left alone: other programs write to the disk too.
 DISK_MARGIN = 64 * 2**20
@@ -105,7 +105,4 @@ def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write to a temporary name and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(values, indent=1).encode())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from mmdit.conditioning import Conditioning
 from mmdit.data.codecs import Codec, build_codec
 from mmdit.errors import UserError, unknown_name
+from mmdit.files import share_weights
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import expand, place
 from mmdit.flow.prediction import PREDICTIONS
@@ -167,6 +169,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if not safe_serialization:
             logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
         super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        share_weights(Path(save_directory))
 
     def enable_vae_slicing(self) -> None:
         """Decode one sample at a time: less memory for large batches."""

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError
+from mmdit.files import share_weights
 from mmdit.training.callbacks import StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, find_resume, read_checkpoint
 from mmdit.training.config import EMAConfig, TrainerConfig
@@ -133,6 +134,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     weights = whole_tensors(run.module.network.state_dict(), keep=trainer.is_global_zero)
     if trainer.is_global_zero:
         run.export(folder, weights)
+        share_weights(folder)
     trainer.strategy.barrier()
     return folder if trainer.is_global_zero else None
 
