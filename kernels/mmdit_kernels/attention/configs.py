@@ -68,7 +68,8 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
     halved = transforms and width > 64 and not asynchronous and not amd
     if kernel == "forward":
         warps = 8 if width > 64 or transforms else 4
-        block_n = 32 if halved or (transforms and partial and target in ("sm_100", "sm_103")) else 64
+        crowded = transforms and partial and (target in ("sm_100", "sm_103") or (amd and width > 96))
+        block_n = 32 if halved or crowded else 64
         return Config(128, block_n, warps, (2 if asynchronous else 1) if transforms or amd else 3)
     if amd:
         return Config(64, 32 if transforms else 64, 4, 1) if kernel == "backward_q" else Config(32, 64, 4, 1)
