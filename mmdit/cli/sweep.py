@@ -156,11 +156,12 @@ class SweepTable:
         return any(tuple(row[key] for key in KEYS) == (task, scheduler, num_inference_steps) for row in self.rows)
 
     def add(self, task: str, scheduler: str, num_inference_steps: int, values: Mapping[str, float]) -> None:
-        """Append a row and write the table."""
+        """Insert a row and write the table."""
         from mmdit.cli.output import write_file
 
         row = dict(zip(KEYS, (task, scheduler, num_inference_steps), strict=True))
         self.rows.append({**row, **{name: float(value) for name, value in values.items()}})
+        self.rows.sort(key=lambda line: tuple(line[key] for key in KEYS))  # whatever order a resumed sweep came in
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, [*KEYS, *self.columns], restval="", lineterminator="\n")
         writer.writeheader()
