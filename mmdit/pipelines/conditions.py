@@ -32,7 +32,7 @@ def encode_conditions(
     Args:
         conditions: modality -> one raw value or a batch of them. rgb: PIL image of any mode, uint8 or floats in [0, 1];
             depth: metres (0, NaN and infinity are invalid), or relative as the pipeline returns it, which is told by
-            floats that all lie in [0, 1]; normal: unit vectors (H, W, 3); segmentation: label ids (H, W).
+            floats that all lie in [0, 1], or by 8 bits; normal: unit vectors (H, W, 3); segmentation: label ids (H, W).
         codecs: modality -> codec, for the modalities of the model.
         height, width: size of the output in pixels.
         may_differ: whether the conditions of one sample may have different sizes.
@@ -153,7 +153,9 @@ def _encode(name: str, array: np.ndarray, codec: Codec, height: int, width: int)
 
 
 def _is_relative(depth: np.ndarray) -> bool:
-    """Whether a depth map is relative, as the pipeline returns it: floats that all lie in [0, 1]."""
+    """Whether a depth map is relative, as the pipeline returns it: floats that all lie in [0, 1], or a picture of 8 bits."""
+    if depth.dtype == np.uint8:
+        return True
     if not np.issubdtype(depth.dtype, np.floating):
         return False
     finite = depth[np.isfinite(depth)]

@@ -213,9 +213,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             class_labels: id, name, None (no label), or a list of these, which makes one sample each.
             conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
                 PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all
-                lie in [0, 1] = relative depth as this pipeline returns it; normal: unit vectors (H, W, 3);
-                segmentation: label ids (H, W). They are resized to the size of the output; conditions of one sample
-                that differ in size are refused unless ``height`` and ``width`` are given.
+                lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
+                (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
+                one sample that differ in size are refused unless ``height`` and ``width`` are given.
             num_images: samples per label and condition, next to each other in the output.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.

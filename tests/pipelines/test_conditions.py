@@ -80,6 +80,14 @@ def test_unit_of_depth_does_not_matter() -> None:
     torch.testing.assert_close(encode(depth=Image.fromarray(millimetres)), encode(depth=millimetres))
 
 
+def test_depth_in_eight_bits_is_relative_as_on_the_command_line() -> None:
+    relative = CODECS["depth"].decode(CODECS["depth"].encode(METRES)[None])
+    grey = np.round(relative[0] * 255).astype(np.uint8)
+    assert grey.min() == 0  # a value there, not an invalid pixel
+    for given in (grey, Image.fromarray(grey)):
+        torch.testing.assert_close(encode(depth=given), encode(depth=relative), atol=5e-3, rtol=0)
+
+
 def test_invalid_depth_is_tolerated_while_something_is_valid() -> None:
     holes = METRES.copy()
     holes[0, 0], holes[1, 1], holes[2, 2] = np.nan, np.inf, 0
