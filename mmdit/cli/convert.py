@@ -7,10 +7,11 @@ than the weights that are converted.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -75,6 +76,11 @@ def convert(
         transformer = MultimodalDiT(**converted.config)
     transformer.load_state_dict(converted.state_dict, assign=True)
     autoencoder = load_vae(vae)
+    if autoencoder.config.latent_channels != transformer.config.in_channels:
+        raise UserError(
+            f"--vae {vae!r} has latents of {autoencoder.config.latent_channels} channels, "
+            f"{checkpoint} of {transformer.config.in_channels}: give the VAE that it was trained with"
+        )
     scale, shift = autoencoder.config.scaling_factor, autoencoder.config.shift_factor
     if abs(scale - LATENT_SCALE) > 1e-6 or shift:
         raise UserError(
@@ -109,7 +115,8 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the .pt file of a checkpoint")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are refused a line later
             # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError:
@@ -121,10 +128,9 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
             raise UserError(
                 f"{path}: holds pickled objects ({named}), which can run code, and is not loaded"
             ) from error
-        raise UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({text[:120]})") from error
+        raise _damaged(path, error) from error
     except Exception as error:  # a damaged archive raises whatever its parts do
-        text = " ".join(str(error).split())
-        raise UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({text[:120]})") from error
+        raise _damaged(path, error) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     args = content.get("args", {})
@@ -144,19 +150,34 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
     return dict(state), dict(vars(args) if isinstance(args, argparse.Namespace) else args or {})
 
 
+def _damaged(path: Path, error: Exception) -> UserError:
+    if path.stat().st_size == 0:
+        return UserError(f"{path}: the file is empty")
+    # PyTorch explains at length how to load such a file all the same; what is wrong with it comes last.
+    reason = " ".join(str(error).split()).split("WeightsUnpickler error: ")[-1] or type(error).__name__
+    return UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({reason[:120]}); it was not loaded")
+
+
 def _check_output(output: Path) -> None:
+    if not output.name:
+        raise UserError(f"--output {output} has no name of its own: give a new folder")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"--output {output} can't be made: {above} is no folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists already: remove it, or choose another folder")
 
 
 def _save(pipe: Any, output: Path) -> None:
     """Write under another name and rename, so that a folder of that name is whole."""
-    temporary = output.parent / f".{output.name}.tmp-{os.getpid()}"
+    temporary = output.parent / f".{output.name}.tmp"
     output.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     num_bytes = sum(weight.nbytes for part in (pipe.transformer, pipe.vae) for weight in part.state_dict().values())
     free = shutil.disk_usage(output.parent).free
     if free < num_bytes:
         raise UserError(f"--output {output} needs {num_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
+    pipe.transformer.save_pretrained = partial(_save_transformer, pipe.transformer)
     try:
         pipe.save_pretrained(temporary)
         if output.exists():
@@ -164,6 +185,14 @@ def _save(pipe: Any, output: Path) -> None:
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_transformer(transformer: Any, folder: str | Path, **options: Any) -> None:
+    """What ``save_pretrained`` does, for weights that lie in a file and are not wanted in memory all at once."""
+    transformer.save_config(folder)
+    from mmdit.cli.mapped import write_safetensors
+
+    write_safetensors(Path(folder) / "diffusion_pytorch_model.safetensors", transformer.state_dict())
 
 
 def _imagenet_names() -> dict[int, str]:

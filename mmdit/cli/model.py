@@ -83,6 +83,9 @@ def quiet_libraries() -> None:
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
+    # Each try to reach the Hub is a line of its own; that it failed is said once, at the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")
     logger = logging.getLogger("mmdit")
     if not logger.handlers:
         logger.addHandler(_NoteHandler())

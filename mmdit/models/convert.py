@@ -35,7 +35,7 @@ FORMATS: dict[str, str] = {
 }
 # Of REPA's and MMGen's training commands, for files that don't say.
 DEFAULT_ALIGNMENT_DEPTH = 8
-# float64 sine and cosine rounded to float32, by two libraries
+# float64 sine and cosine rounded to float32, by two libraries; more where the checkpoint has half precision
 POSITION_TOLERANCE = 1e-5
 
 
@@ -79,9 +79,13 @@ def convert_state_dict(
     """
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
-    args = args or {}
+    args = dict(args or {})
     _check_arguments(args)
+    state = _without_wrappers(state)
     _check_format(format, state)
+    if format == "repa":
+        state, first_part = _join_parts(state)
+        args |= {"encoder_depth": first_part} if first_part else {}
     shape = _read_shape(format, state)
     _check_keys(format, state, _expected_shapes(format, shape))
     side = isqrt(shape.num_tokens)
@@ -121,6 +125,31 @@ def _check_arguments(args: Mapping[str, Any]) -> None:
         raise UserError(f"the checkpoint was trained on the path {path!r}: only the linear path is supported")
     if prediction not in ("v", "velocity"):
         raise UserError(f"the checkpoint predicts {prediction!r}: only velocity is supported")
+
+
+def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take away what DistributedDataParallel ("module.") and torch.compile ("_orig_mod.") put before names."""
+    plain = {key.replace("_orig_mod.", "").removeprefix("module."): tensor for key, tensor in state.items()}
+    if len(plain) < len(state):
+        raise UserError("its names are given with and without the prefixes 'module.' and '_orig_mod.': which count?")
+    return plain
+
+
+def _join_parts(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
+    """Number the blocks of REPA's first release through: those after the alignment were ``decoder_blocks``, from 0.
+
+    Returns the state and the number of blocks before the alignment, 0 where the blocks are in one part already.
+    """
+    if not any(key.startswith("decoder_blocks.") for key in state):
+        return state, 0
+    first_part = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    joined = {}
+    for key, tensor in state.items():
+        part, _, rest = key.partition(".")
+        number, _, name = rest.partition(".")
+        is_second = part == "decoder_blocks" and number.isdigit()
+        joined[f"blocks.{int(number) + first_part}.{name}" if is_second else key] = tensor
+    return joined, first_part
 
 
 def _check_format(format: str, state: Mapping[str, Tensor]) -> None:
@@ -225,7 +254,8 @@ def _check_positions(table: Tensor, side: int) -> None:
     if side**2 != table.shape[1]:
         raise UserError(f"pos_embed has {table.shape[1]} tokens: only square images are supported")
     own, _ = SinCosPosition(table.shape[2], 1, side)(torch.zeros(table.shape), (side, side))
-    if not torch.allclose(table.float(), own, rtol=0, atol=POSITION_TOLERANCE):
+    tolerance = max(POSITION_TOLERANCE, torch.finfo(table.dtype).eps)
+    if not torch.allclose(table.float(), own, rtol=0, atol=tolerance):
         raise UserError(f"pos_embed is not the sine-cosine table of a {side} x {side} grid: it can't be converted")
 
 
@@ -258,7 +288,8 @@ def _convert(format: str, state: Mapping[str, Tensor], s: _Shape) -> dict[str, T
     for key, tensor in state.items():
         for theirs, ours in renamed.items():
             if key.startswith(theirs):
-                out[ours + key[len(theirs) :].replace("adaLN_modulation.", "modulation.")] = tensor
+                name = ours + key[len(theirs) :].replace("adaLN_modulation.", "modulation.")
+                out[name] = tensor.float() if tensor.dtype == torch.float64 else tensor
                 break
     out["patch_embed.proj.weight"] = out["patch_embed.proj.weight"].flatten(1)  # (D, M C p p)
     out["role_embed.base"], out["role_embed.table"] = _roles(
@@ -279,8 +310,8 @@ def _roles(tasks: Tensor | None, like: Tensor, num_modalities: int) -> tuple[Ten
     base = torch.zeros_like(like)
     table = like.new_zeros(num_modalities, len(Role), len(like))
     if tasks is not None:
-        base = tasks[0].clone()
-        table[:, Role.CONDITION] = tasks[1:] - tasks[0]
+        base = tasks[0].to(like).clone()
+        table[:, Role.CONDITION] = (tasks[1:] - tasks[0]).to(like)
     return base, table
 
 

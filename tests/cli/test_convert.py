@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import json
 import os
+import pickle
 import shutil
 import sys
 import zipfile
@@ -122,6 +123,10 @@ def _other_zip(path: str) -> None:
         archive.writestr("a.txt", "a")
 
 
+def _bare_pickle(path: str) -> None:
+    Path(path).write_bytes(pickle.dumps({"ema": Malicious()}))
+
+
 def _saves(value: Any) -> Callable[[str], None]:
     return lambda path: torch.save(value, path)
 
@@ -131,6 +136,8 @@ def _saves(value: Any) -> Callable[[str], None]:
     [
         (lambda path: None, "bad.pt: no such file"),
         (_not_zip, "bad.pt: is no checkpoint of PyTorch, or damaged"),
+        (_bare_pickle, "bad.pt: is no checkpoint of PyTorch, or damaged (Unsupported operand"),
+        (lambda path: Path(path).touch(), "bad.pt: the file is empty"),
         (_truncated, "bad.pt: is no checkpoint of PyTorch, or damaged"),
         (_other_zip, "bad.pt: is no checkpoint of PyTorch, or damaged"),
         (_saves({"ema": random_state("mmgen"), "args": Malicious()}), "can run code, and is not loaded"),
@@ -163,6 +170,9 @@ def test_other_bad_options(mmdit, checkpoint, vae, tmp_path):
     other = tmp_path / "other_vae"
     AutoencoderKL.from_config({**config, "scaling_factor": 0.13025}).save_pretrained(other)
     assert "scales its latents by 0.13025" in mmdit(*options, "--vae", other).error
+    AutoencoderKL.from_config({**config, "latent_channels": 16}).save_pretrained(tmp_path / "wide_vae")
+    assert "has latents of 16 channels" in mmdit(*options, "--vae", tmp_path / "wide_vae").error
+    assert "mmgen.pt is no folder" in mmdit(*options, "--vae", vae, "--output", "mmgen.pt/out").error
     assert not Path("out").exists()
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
@@ -181,6 +191,31 @@ def test_full_disk_is_told_before_writing(mmdit, checkpoint, vae, monkeypatch):
     assert not Path("out").exists()
 
 
+def test_weights_that_are_not_finite_leave_nothing_behind(mmdit, vae):
+    state = random_state("sit", num_labels=6)
+    state["blocks.0.mlp.fc2.weight"][3, 2] = float("nan")
+    torch.save(state, "sit.pt")
+    result = mmdit("convert", "sit", "sit.pt", "--output", "out", "--vae", vae, "--num_heads", 2)
+    assert result.code == 2
+    assert "the weights hold NaN or infinity, in blocks.0.mlp.fc2.weight" in result.error
+    assert [path.name for path in Path().iterdir()] == ["sit.pt"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(mmdit, vae, dtype):
+    state = {key: tensor.to(dtype) for key, tensor in random_state("mmgen").items()}
+    torch.save({"ema": state, "args": {"encoder_depth": 1}}, "half.pt")
+    Path(".out.tmp").mkdir()
+    Path(".out.tmp/left").write_text("by a conversion that was killed")
+    result = mmdit("convert", "mmgen", "half.pt", "--output", "out", "--vae", vae, "--num_heads", 2)
+    assert result.code == 0, result.err
+    saved = load_file(f"out/{WEIGHTS}")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32 if dtype == torch.float64 else dtype}
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.equal(saved[key], state[key].to(saved[key].dtype))
+    assert sorted(path.name for path in Path().iterdir()) == ["half.pt", "out"]
+
+
 def _memory(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
@@ -188,7 +223,11 @@ def _memory(field: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_that_of_the_chosen_weights(tmp_path, vae):
-    """At most 1.3 times the averaged weights; the raw ones beside them are never read."""
+    """At most 1.3 times the averaged weights; the raw ones beside them are never read.
+
+    Pages of the checkpoint are let go of as they are written, so it is less where they can be: not those of a file that is
+    itself still being written to the disk.
+    """
     state = random_state("repa", hidden_size=384, depth=7)
     num_bytes = sum(tensor.nbytes for tensor in state.values())
     path = tmp_path / "large.pt"
@@ -203,4 +242,4 @@ def test_memory_is_that_of_the_chosen_weights(tmp_path, vae):
     growth = (_memory("VmHWM:") - before) / num_bytes
     print(f"peak memory: {growth:.2f} x {num_bytes / 2**20:.0f} MiB")
     assert num_bytes > 60e6
-    assert 0.5 < growth < 1.3
+    assert growth < 1.3

@@ -175,3 +175,34 @@ def test_heads_follow_from_the_width():
     with pytest.raises(UserError, match="no multiple of num_heads 3"):
         convert_state_dict("sit", random_state("sit"), num_heads=3)
     assert convert_state_dict("sit", random_state("sit", hidden_size=384, depth=1)).config["num_heads"] == 6
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers(prefix):
+    state = random_state("mmgen")
+    plain = convert_state_dict("mmgen", state, {"encoder_depth": 1}, num_heads=2)
+    wrapped = {prefix + key: tensor for key, tensor in state.items()}
+    found = convert_state_dict("mmgen", wrapped, {"encoder_depth": 1}, num_heads=2)
+    assert found.config == plain.config
+    assert found.state_dict.keys() == plain.state_dict.keys()
+    assert all(torch.equal(found.state_dict[key], plain.state_dict[key]) for key in plain.state_dict)
+    with pytest.raises(UserError, match="with and without the prefixes"):
+        convert_state_dict("mmgen", state | wrapped, {"encoder_depth": 1}, num_heads=2)
+
+
+def test_blocks_in_two_parts_as_in_repas_first_release():
+    state = random_state("repa", depth=3)
+    plain = convert_state_dict("repa", state, {"encoder_depth": 1}, num_heads=2)
+    parts = {
+        key if number == "0" else f"decoder_blocks.{int(number) - 1}.{name}": tensor
+        for key, tensor in state.items()
+        if key.startswith("blocks.")
+        for number, name in [key.split(".", 2)[1:]]
+    } | {key: tensor for key, tensor in state.items() if not key.startswith("blocks.")}
+    found = convert_state_dict("repa", parts, num_heads=2)  # a state dict alone says no encoder_depth; the parts do
+    assert found.config == plain.config
+    assert found.config["alignment_depth"] == 1
+    assert all(torch.equal(found.state_dict[key], plain.state_dict[key]) for key in plain.state_dict)
+    parts["decoder_blocks.7.attn.qkv.bias"] = parts.pop("decoder_blocks.1.attn.qkv.bias")
+    with pytest.raises(UserError, match="missing keys"):
+        convert_state_dict("repa", parts, num_heads=2)
