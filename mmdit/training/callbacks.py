@@ -61,6 +61,11 @@ class StepProgressBar(TQDMProgressBar):
         bar.initial = bar.n = trainer.global_step
         bar.set_description("Training")
 
+    def on_exception(self, *_: Any) -> None:
+        """The message has a line of its own."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Lightning's epochs mean nothing here, and a resumed run may begin in the middle of one."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +39,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError as error:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            cause = _system_error(error)
+            if cause is None:
+                raise
             left = max(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, default=None)
             raise UserError(
-                f"checkpoint {path} can't be written: {error.strerror}; the newest one that is whole: {left or 'none'}. "
-                "Free some space, then go on with --resume auto"
+                f"checkpoint {path} can't be written: {cause.strerror}; the newest one that is whole: {left or 'none'}. "
+                f"{_remedy(cause)}, then go on with --resume auto"
             ) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error behind one of ``torch.save``, whose C++ writer fails in its own words when a write did."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _remedy(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "Free some space" if full else "Make the folder writable"
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -67,6 +85,12 @@ class StepCheckpoint(ModelCheckpoint):
         )
         self.last_saved_path = ""
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero and self.dirpath is not None:
+            for unfinished in Path(self.dirpath).glob(".step=*.ckpt.tmp"):  # of a run that was killed while it wrote
+                unfinished.unlink(missing_ok=True)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the gradients of half an accumulation are in no checkpoint
@@ -88,9 +112,20 @@ class StepCheckpoint(ModelCheckpoint):
                 path.unlink(missing_ok=True)
 
 
+@lru_cache(maxsize=16)
+def _damaged_part(path: Path, size: int, changed: int) -> str | None:
+    """Name of the first part of a checkpoint whose content is not what its checksum says: PyTorch itself never compares."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a training checkpoint without unpickling code. Raises UserError if it is damaged or no checkpoint of ours."""
     try:
+        status = path.stat()
+        damaged = _damaged_part(path, status.st_size, status.st_mtime_ns)
+        if damaged is not None:
+            raise ValueError(f"the checksum of its part {damaged} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path}: no such file") from None

@@ -70,7 +70,7 @@ def make_trainer(
         callbacks.append(LearningRateMonitor(logging_interval="step"))
         callbacks.append(StepCheckpoint(output / "checkpoints", config.checkpoint_every))
     if ema is not None:
-        callbacks.insert(0, EMA(ema.decay))
+        callbacks.insert(0, EMA(ema.decay, ema.warmup))
     validate = config.validate_every > 0 and data.val is not None
     try:
         return pl.Trainer(
@@ -120,14 +120,14 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    if stop.received is not None:
-        name = signal.Signals(stop.received).name
+    if stop.stopped_by is not None:
+        name = signal.Signals(stop.stopped_by).name
         last = getattr(trainer.checkpoint_callback, "last_saved_path", "")
         _say(
             trainer,
             f"stopped by {name} at step {trainer.global_step} of {config.max_steps}: go on with --resume {last}",
         )
-        if stop.received == signal.SIGINT:
+        if stop.stopped_by == signal.SIGINT:
             raise KeyboardInterrupt
         return None
     folder = output / run.export_name

@@ -24,8 +24,9 @@ class StopGracefully(Callback):
 
     The checkpoint callback, which runs after this one, writes the state. Lightning's own handlers are replaced: they skip
     the checkpoint, and talk to the other processes from inside a signal handler, where another exchange may be under way.
-    As a context manager it also catches signals before the first step, and puts back the handlers that it found. A second
-    signal is left to the handler that was there before.
+    As a context manager it also catches signals before the first step, and puts back the handlers that it found. Signals that
+    come again change nothing, for a cluster and torchrun may both send one while the checkpoint is written; but a second
+    Ctrl-C is left to the handler that was there before.
 
     Args:
         max_hours: stop after this time in this process; None = no limit.
@@ -33,7 +34,8 @@ class StopGracefully(Callback):
 
     def __init__(self, max_hours: float | None = None) -> None:
         self.max_hours = max_hours
-        self.received: int | None = None  # number of the signal, also of one that another process got
+        self.received: int | None = None  # number of the signal that came to this process
+        self.stopped_by: int | None = None  # number of the signal that ended the run, whichever process got it
         self._deadline = float("inf")
         self._found: dict[int, Any] = {}
         self._group: Any = None
@@ -54,12 +56,13 @@ class StopGracefully(Callback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._found.get(number, signal.SIG_DFL))
+        again, self.received = self.received == number, number
+        if again and number == signal.SIGINT:
+            signal.signal(number, self._found.get(number, signal.default_int_handler))
+            signal.raise_signal(number)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.received is None:  # else the handlers have done their work
-            self._install()
+        self._install()
         if self.max_hours is not None:
             self._deadline = time.monotonic() + self.max_hours * 3600
         if trainer.world_size > 1:
@@ -74,8 +77,9 @@ class StopGracefully(Callback):
         state = torch.tensor([self.received or 0, int(time.monotonic() > self._deadline)])
         if self._group is not None:
             dist.all_reduce(state, dist.ReduceOp.MAX, group=self._group)
-        self.received = int(state[0]) or None
-        if self.received is not None:
+        # A signal that comes while the others are waited for is not in the sum; it stays, for the next step.
+        self.stopped_by = int(state[0]) or None
+        if self.stopped_by is not None:
             trainer.limit_val_batches = 0  # whoever sent the signal won't wait for a validation
         if bool(state.any()):
             trainer.should_stop = True

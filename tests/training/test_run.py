@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -239,23 +242,56 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_corrupt_one(
     assert all(torch.equal(value, weights[name]) for name, value in load_file(tmp_path / WEIGHTS).items())
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@contextmanager
+def no_file_beyond(num_bytes: int) -> Iterator[None]:
+    """Writes beyond ``num_bytes`` of a file fail, in the middle of it, as those on a full disk do."""
+    found = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, found[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, found)
+
+
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, tiny_config: Configure) -> None:
-    """The second checkpoint is written to a device that is full."""
+    """The second checkpoint's tensors find no room, which PyTorch's writer reports in words of its own."""
     folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / ".step=00000004.ckpt.tmp").symlink_to("/dev/full")
-    config = tiny_config(max_steps=4)
+    run(tiny_config(max_steps=2), tmp_path)
     older = folder / "step=00000002.ckpt"
-    expected = (
-        r"step=00000004\.ckpt can't be written: No space left on device; the newest one that is whole: .*step=00000002"
-    )
-    with pytest.raises(UserError, match=expected):
-        run(config, tmp_path)
-    assert [path.name for path in folder.iterdir()] == [older.name]
+    left = (folder / ".step=00000003.ckpt.tmp", folder / ".step=00000009.ckpt.tmp")  # of runs that were killed
+    for path in left:
+        path.write_bytes(b"half")
+    expected = r"step=00000004\.ckpt can't be written: File too large; the newest one that is whole: .*step=00000002"
+    config = tiny_config(max_steps=4)
+    for share in (0.3, 0.95):
+        with (
+            no_file_beyond(int(older.stat().st_size * share)),
+            pytest.raises(UserError, match=expected + r".*Free some space, then go on with --resume auto"),
+        ):
+            run(config, tmp_path, "auto")
+        assert [path.name for path in folder.iterdir()] == [older.name]
     assert read_checkpoint(older)["global_step"] == 2
     run(config, tmp_path, "auto")
     assert read_checkpoint(folder / "step=00000004.ckpt")["global_step"] == 4
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, tiny_config: Configure) -> None:
+    run(tiny_config(), tmp_path)
+    older, newest = sorted(tmp_path.glob("checkpoints/*.ckpt"))
+    os.utime(older, (1, 1))
+    whole = newest.read_bytes()
+    with zipfile.ZipFile(newest) as archive:
+        parts = [(part.filename, part.header_offset, part.file_size) for part in archive.infolist() if part.file_size]
+    for name, offset, size in [parts[0], parts[len(parts) // 2], parts[-1]]:
+        start = offset + 30 + sum(int.from_bytes(whole[offset + i : offset + i + 2], "little") for i in (26, 28))
+        damaged = bytearray(whole)
+        damaged[start + size // 2] ^= 1
+        newest.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"damaged .*checksum of its part {name} is wrong"):
+            read_checkpoint(newest)
+        assert find_resume("auto", newest.parent) == older
+    newest.write_bytes(whole)
+    assert find_resume("auto", newest.parent) == newest
 
 
 def test_progress_counts_the_steps_of_the_whole_run(

@@ -1,0 +1,58 @@
+"""Signals at awkward moments."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmdit.training.stopping import StopGracefully
+
+WORKER = """
+import os, signal, sys, threading, time
+from types import SimpleNamespace
+import torch.distributed as dist
+from mmdit.training.stopping import StopGracefully
+
+dist.init_process_group("gloo")
+trainer = SimpleNamespace(world_size=2, accumulate_grad_batches=1, should_stop=False, limit_val_batches=1.0)
+with StopGracefully() as stop:
+    stop.on_train_start(trainer, None)
+    if dist.get_rank() == 0:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        time.sleep(1.5)  # the other process waits for this one, and gets its signal meanwhile
+    stop.on_train_batch_end(trainer, None, None, None, 0)
+    first = trainer.should_stop
+    stop.on_train_batch_end(trainer, None, None, None, 1)
+    print("stopped", first, trainer.should_stop, stop.stopped_by == signal.SIGTERM, flush=True)
+"""
+
+
+def test_a_signal_while_waiting_for_the_others_is_not_lost(tmp_path: Path, processes: Any) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    children = processes.start_group([str(script)], 2)
+    assert [processes.wait(child) for child in children] == [0, 0], children[0].text + children[1].text
+    for child in children:
+        assert "stopped False True True" in child.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_cluster_may_send_its_signal_twice(number: signal.Signals) -> None:
+    found = signal.getsignal(number)
+    with StopGracefully() as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop.received == number
+    assert signal.getsignal(number) is found
+
+
+def test_a_second_interrupt_is_at_once() -> None:
+    with StopGracefully() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
