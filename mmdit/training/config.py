@@ -173,10 +173,13 @@ class EMAConfig:
     """Exponential moving average of the weights, used for validation, previews and export.
 
     Args:
-        decay: the average's memory; approached from below as (1 + n) / (10 + n), so that short runs have one too.
+        decay: the average's memory.
+        warmup: approach the decay from below as (1 + n) / (10 + n), so that short runs have an average too; false = the decay
+            itself from the first step on, as in the official codes.
     """
 
     decay: float = 0.9999
+    warmup: bool = True
 
 
 @dataclass

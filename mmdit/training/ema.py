@@ -22,17 +22,18 @@ def ema_decay(num_averaged: int, decay: float) -> float:
 
 
 class EMA(Callback):
-    """Average of the weights with a decay that warms up.
+    """Average of the weights.
 
     A checkpoint holds the average as ``state_dict``, the weights in training as ``current_model_state`` and the number of
     updates in ``averaging_state``, all whole, so that any number of processes and any strategy can go on from it.
 
     Args:
         decay: final decay, 0 … 1.
+        warmup: begin with a smaller one (``ema_decay``), and with the weights after the first step.
     """
 
-    def __init__(self, decay: float = 0.9999) -> None:
-        self.decay = decay
+    def __init__(self, decay: float = 0.9999, warmup: bool = True) -> None:
+        self.decay, self.warmup = decay, warmup
         self.num_averaged = 0
         self.average: dict[str, Tensor] = {}  # by parameter name; a shard where the parameter is one
         self._restored: Mapping[str, Tensor] = {}
@@ -48,11 +49,13 @@ class EMA(Callback):
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, Tensor]) -> None:
-        """Move the average towards ``parameters``; the first update copies them."""
+        """Move the average towards ``parameters``; with a warm-up the first update copies them."""
         averaged = [local_part(self.average[name]) for name in parameters]
         current = [local_part(parameter.detach()) for parameter in parameters.values()]
-        weight = 1.0 if self.num_averaged == 0 else 1 - ema_decay(self.num_averaged, self.decay)
-        torch._foreach_lerp_(averaged, current, weight)
+        decay = self.decay
+        if self.warmup:
+            decay = 0.0 if self.num_averaged == 0 else ema_decay(self.num_averaged, self.decay)
+        torch._foreach_lerp_(averaged, current, 1 - decay)
         self.num_averaged += 1
 
     def on_train_batch_end(

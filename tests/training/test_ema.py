@@ -26,3 +26,13 @@ def test_average_follows_the_recurrence() -> None:
         expected = decay * expected + (1 - decay) * n
     torch.testing.assert_close(ema.average["w"], expected)
     assert ema.num_averaged == 8
+
+
+def test_without_a_warm_up_the_average_has_its_decay_from_the_first_step() -> None:
+    """The official codes' recurrence: a copy of the first weights, then decay x average + (1 - decay) x weights."""
+    ema, expected = EMA(decay=0.9, warmup=False), torch.ones(3)
+    ema.average = {"w": torch.ones(3)}
+    for n in range(5):
+        ema.update({"w": torch.full((3,), float(n))})
+        expected = 0.9 * expected + 0.1 * n
+    torch.testing.assert_close(ema.average["w"], expected)
