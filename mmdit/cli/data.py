@@ -120,9 +120,6 @@ def label(
     )
     if report is None:
         return 0
-    for labeller in labellers:
-        if "space" in labeller.facts():
-            note(f"this depth is meant for 'mmdit data encode --depth_space {labeller.facts()['space']}'")
     return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled")
 
 
@@ -201,7 +198,7 @@ def encode(
     modalities: list[str] | None = None,
     splits: list[str] | None = None,
     size: int | None = None,
-    depth_space: Literal["disparity", "depth"] = "disparity",
+    depth_space: Literal["disparity", "depth"] | None = None,
     depth_quantiles: tuple[float, float] = (0.02, 0.98),
     mirrored: bool = True,
     teacher: str | None = None,
@@ -226,7 +223,8 @@ def encode(
         modalities: Which, in order; by default all of the dataset, e.g. [rgb,depth].
         splits: Which; by default all, train first (the statistics are the first one's).
         size: Height and width that files are resized to; by default as they are.
-        depth_space: What the depth codec is linear in: disparity (1 / metres) or depth.
+        depth_space: What the depth codec is linear in: disparity (1 / metres) or depth; by default that of the labeller of
+            relative depth, if there was one, else disparity.
         depth_quantiles: Quantiles of each depth map that become -1 and 1.
         mirrored: Store each sample's mirror image too.
         teacher: Also store RGB features for the alignment loss: a folder, or a timm model such as vit_base_patch14_dinov2.
@@ -249,7 +247,7 @@ def encode(
             raise UserError(f"--{option} is {value}: give at least 1")
     from mmdit.cli.model import load_vae
     from mmdit.data.folder import AlignedFolder
-    from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info
+    from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space
     from mmdit.latents.codec import LatentCodec
     from mmdit.latents.features import load_teacher
     from mmdit.latents.precompute import Processes, encode_dataset
@@ -257,7 +255,8 @@ def encode(
 
     info = read_dataset_info(data)
     names = list(modalities) if modalities is not None else list(info.modalities)
-    settings = {"depth": {"space": depth_space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
+    space = depth_space or relative_depth_space(info) or "disparity"
+    settings = {"depth": {"space": space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
     records = modalities_from_dataset(info, names, settings)
     fabric = launch(accelerator, devices, num_nodes)
     autoencoder = load_vae(vae).to(fabric.device).eval()

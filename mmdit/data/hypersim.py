@@ -30,6 +30,10 @@ LICENCE = "CC-BY-SA-3.0"
 MODALITIES = ("rgb", "depth", "normal", "segmentation")
 DEPTH_SCALE = 0.001  # reaches 65.5 m; what is farther is invalid
 SPLIT_CSV, CAMERAS_CSV = "metadata_images_split_scene_v1.csv", "metadata_camera_parameters.csv"
+COLUMNS = {
+    SPLIT_CSV: ("scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name"),
+    CAMERAS_CSV: ("scene_name",),
+}
 
 # NYU40's names in the order of its ids, which start at 1; Hypersim has -1 where there is no label.
 NYU40_NAMES = (
@@ -126,13 +130,13 @@ def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:
     stem = f"frame.{frame.number:04d}"
     geometry = scene / "images" / f"scene_{frame.camera}_geometry_hdf5"
     try:
-        distance = _read(geometry / f"{stem}.depth_meters.hdf5")
+        distance = _read(geometry / f"{stem}.depth_meters.hdf5", 2)
         rays = camera_rays(distance.shape[0], distance.shape[1], frame.ray_matrix)
-        orientations = _read(scene / "_detail" / frame.camera / "camera_keyframe_orientations.hdf5")
-        if frame.number >= len(orientations):
-            raise UserError(f"the camera has {len(orientations)} orientations")
-        normals = camera_normals(_read(geometry / f"{stem}.normal_world.hdf5"), orientations[frame.number], rays)
-        semantic = _read(geometry / f"{stem}.semantic.hdf5").astype(np.int64)
+        rotation = _orientation(scene / "_detail" / frame.camera, frame.number)
+        world = _read(geometry / f"{stem}.normal_world.hdf5", 3)
+        _check_sizes(depth=distance, normal=world)
+        normals = camera_normals(world, rotation, rays)
+        semantic = _read(geometry / f"{stem}.semantic.hdf5", 2).astype(np.int64)
         if semantic.max() >= len(NYU40_NAMES):
             raise UserError(f"semantic id {semantic.max()}: NYU40 ends at {len(NYU40_NAMES) - 1}")
         arrays = {
@@ -141,9 +145,7 @@ def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:
             "segmentation": semantic.clip(min=0),
             "rgb": _rgb(scene, frame, stem, geometry),
         }
-        sizes = {name: array.shape[:2] for name, array in arrays.items()}
-        if len(set(sizes.values())) > 1:
-            raise UserError(f"the files differ in size: {sizes}")
+        _check_sizes(**arrays)
         if not (arrays["depth"] >= DEPTH_SCALE).any() or not normals.any():
             raise UserError("no valid pixel")
     except UserError as error:
@@ -154,28 +156,49 @@ def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:
     return None
 
 
+def _orientation(folder: Path, number: int) -> np.ndarray:
+    """Return a frame's rotation, camera to world (3, 3); a table beside them says whose the rows are, if not 0, 1, 2, ..."""
+    orientations, table = _read(folder / "camera_keyframe_orientations.hdf5"), "camera_keyframe_frame_indices.hdf5"
+    frames = _read(folder / table).reshape(-1) if (folder / table).is_file() else np.arange(len(orientations))
+    rows = np.flatnonzero(frames == number)
+    if len(rows) != 1 or rows[0] >= len(orientations):
+        raise UserError(f"{folder}: the camera has {len(orientations)} orientations, none for this frame")
+    return orientations[rows[0]]
+
+
 def _rgb(scene: Path, frame: Frame, stem: str, geometry: Path) -> np.ndarray:
     """The radiance, tone-mapped; where it was not downloaded, Hypersim's own tone-mapped preview."""
     radiance = scene / "images" / f"scene_{frame.camera}_final_hdf5" / f"{stem}.color.hdf5"
     preview = scene / "images" / f"scene_{frame.camera}_final_preview" / f"{stem}.tonemap.jpg"
     if not radiance.is_file() and preview.is_file():
         return load_rgb(preview)
-    color = _read(radiance)
+    color = _read(radiance, 3)
     entities = geometry / f"{stem}.render_entity_id.hdf5"
-    valid = _read(entities) != -1 if entities.is_file() else np.isfinite(color).all(axis=-1)
+    valid = _read(entities, 2) != -1 if entities.is_file() else np.isfinite(color).all(axis=-1)
+    _check_sizes(color=color, render_entity_id=valid)
     return tone_map(color, valid)
 
 
-def _read(path: Path) -> np.ndarray:
+def _check_sizes(**arrays: np.ndarray) -> None:
+    sizes = {name: array.shape[:2] for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"the files differ in size: {sizes}")
+
+
+def _read(path: Path, num_dimensions: int | None = None) -> np.ndarray:
+    """Read the one array of a file; of 2 dimensions (H, W), of 3 (H, W, 3)."""
     import h5py
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
-            return file["dataset"][:]
+            array = file["dataset"][:]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: damaged, or not Hypersim's: {' '.join(str(error).split())[:160]}") from None
+    if num_dimensions and (array.ndim != num_dimensions or 0 in array.shape or array.shape[2:] not in ((), (3,))):
+        raise UserError(f"{path}: has shape {array.shape}, not (height, width{', 3' if num_dimensions == 3 else ''})")
+    return array
 
 
 def _find_table(source: Path, given: str | Path | None, name: str, option: str) -> list[dict[str, str]] | None:
@@ -184,10 +207,14 @@ def _find_table(source: Path, given: str | Path | None, name: str, option: str) 
         if given is None:
             return None
         raise UserError(f"{option} {str(path)!r}: no such file; Hypersim's repository has it as {name}")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "scene_name" not in rows[0]:
-        raise UserError(f"{option} {str(path)!r}: has no column 'scene_name'; give Hypersim's {name}")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{option} {str(path)!r}: is no table of text ({error}); give Hypersim's {name}") from None
+    lacking = [column for column in COLUMNS[name] if not rows or rows[0].get(column) is None]
+    if lacking:
+        raise UserError(f"{option} {str(path)!r}: has no column {lacking[0]!r}; give Hypersim's {name}")
     return rows
 
 
@@ -201,7 +228,7 @@ def _frames(
     splits: Mapping[tuple[str, str, int], str] | None = None
     if split_table is not None:
         splits = {
-            (row["scene_name"], row["camera_name"], int(row["frame_id"])): row["split_partition_name"]
+            (row["scene_name"], row["camera_name"], _frame_number(row)): row["split_partition_name"]
             for row in split_table
             if row["included_in_public_release"] == "True"
         }
@@ -216,10 +243,17 @@ def _frames(
                 yield Frame(scene, camera, number, place, matrices.get(scene))
 
 
+def _frame_number(row: Mapping[str, str]) -> int:
+    try:
+        return int(row["frame_id"])
+    except ValueError:
+        raise UserError(f"the table of splits has the frame_id {row['frame_id']!r}: it is a whole number") from None
+
+
 def _ray_matrix(row: Mapping[str, str]) -> tuple[tuple[float, ...], ...]:
     try:
         return tuple(tuple(float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)) for i in range(3))
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"scene {row.get('scene_name')!r}: the table of cameras has no M_cam_from_uv for it") from None
 
 

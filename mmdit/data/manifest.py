@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmdit.data.codecs import DEPTH_SPACES
 from mmdit.errors import UserError, unknown_name
 from mmdit.modality import MODALITIES, Modality, get_modalities
 
@@ -80,6 +81,16 @@ def read_dataset_info(root: str | Path) -> DatasetInfo:
         licence=str(values.get("licence") or ""),
         provenance=values.get("provenance"),
     )
+
+
+def relative_depth_space(info: DatasetInfo) -> str | None:
+    """Return the space that labels of relative depth are affine in, as `mmdit data label` notes it; None for metres."""
+    facts = info.provenance
+    for key in ("labels", "depth"):
+        facts = facts.get(key) if isinstance(facts, Mapping) else None
+    if not isinstance(facts, Mapping) or facts.get("metric", True) or facts.get("space") not in DEPTH_SPACES:
+        return None
+    return str(facts["space"])
 
 
 def modalities_from_dataset(

@@ -10,6 +10,7 @@ from typing import Any
 from mmdit.data.writer import read_description, write_description
 from mmdit.errors import UserError
 from mmdit.labelling.labeller import Labeller
+from mmdit.labelling.source import UNKNOWN_LICENCE
 from mmdit.modality import MODALITIES
 
 GENERATOR = "mmdit data label"
@@ -32,13 +33,14 @@ def describe(
         root: the dataset.
         split: the split they are added to.
         images: where its images come from.
-        licence: of the images.
+        licence: of the images; "unknown" leaves the one that is there.
         categories: of the images; those that are new are added after the ones that are there.
         size: of the images, None = their own.
         labellers: of the modalities to add.
 
     Raises:
-        UserError: what is there was not made by this command, or with another size or another labeller.
+        UserError: what is there was not made by this command, or with another size or another labeller, or the split of
+            other images.
     """
     old = read_description(root) or {"provenance": {}}
     provenance = old["provenance"]
@@ -58,7 +60,14 @@ def describe(
                 f"{root} holds {labeller.modality} made with {differing}: give the same, or choose another --output"
             )
         labels[labeller.modality] = ours
-    sources = {**provenance.get("images", {}), split: {"folder": images, "licence": licence}}
+    sources = dict(provenance.get("images", {}))
+    before = sources.get(split, {"folder": images, "licence": licence})
+    if before["folder"] != images and Path(before["folder"]).resolve() != Path(images).resolve():
+        raise UserError(
+            f"{root}: the split {split!r} holds images of {before['folder']!r}, not {images!r}, and the same name would be "
+            "another image: give another --split or --output (or, if that folder has moved, its new place in dataset.json)"
+        )
+    sources[split] = {"folder": images, "licence": before["licence"] if licence == UNKNOWN_LICENCE else licence}
     known = list(old.get("categories", []))
     values: dict[str, Any] = {
         "modalities": [name for name in MODALITIES if name == "rgb" or name in labels],

@@ -188,9 +188,14 @@ def label_images(
         What was done, on the first process; None on the others.
 
     Raises:
-        UserError: no images; an output made otherwise; an accelerator that isn't there.
+        UserError: no images; an output made otherwise, or among the images; an accelerator that isn't there.
     """
     output = Path(output)
+    if output.resolve().is_relative_to(Path(images).resolve()):
+        raise UserError(
+            f"--output {str(output)!r} lies in --images {str(images)!r}, where its files would be taken for images to label: "
+            "give a folder beside it"
+        )
     found = find_images(images)
     scales = [labeller.depth_scale for labeller in labellers if labeller.depth_scale is not None]
     writer = DatasetWriter(output, split, *scales)

@@ -122,6 +122,29 @@ def test_encode(mmdit, make_dataset, tiny_pipeline_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("facts", "given", "space"),
+    [
+        ({"space": "depth", "metric": False}, (), "depth"),
+        ({"space": "depth", "metric": True}, (), "disparity"),
+        ({"space": "depth", "metric": False}, ("--depth_space", "disparity"), "disparity"),
+        ({}, (), "disparity"),
+    ],
+)
+def test_encode_takes_the_space_of_relative_labels(
+    mmdit, make_dataset, tmp_path, tiny_pipeline_dir, facts, given, space
+):
+    root = make_dataset(num_samples=1, size=64)
+    values = json.loads((root / "dataset.json").read_text())
+    values["provenance"] = {"generator": "mmdit data label", "labels": {"depth": facts}}
+    (root / "dataset.json").write_text(json.dumps(values))
+    paths = ("--data", root, "--output", "latents", "--vae", tiny_pipeline_dir)
+    result = mmdit("data", "encode", *paths, "--modalities", "[rgb,depth]", "--accelerator", "cpu", *given)
+    assert result.code == 0, result.err
+    saved = json.loads((tmp_path / "latents" / "latents.json").read_text())
+    assert [entry["space"] for entry in saved["modalities"] if entry["name"] == "depth"] == [space]
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("--vae", "./nowhere"), "--vae './nowhere' is no folder"),

@@ -193,6 +193,36 @@ def test_command_with_two_processes(tmp_path, capsys):
     assert "1 problems, listed above" in result.err.splitlines()[-1]
 
 
+def test_files_of_other_shapes_stop_no_import(tmp_path):
+    _write_scene(tmp_path / "hypersim", frames=(0, 1, 2, 3))
+    geometry = _geometry(tmp_path / "hypersim", 1).parent
+    _save(geometry / "frame.0001.normal_world.hdf5", np.ones((HEIGHT, WIDTH + 1, 3)))
+    _save(geometry / "frame.0002.depth_meters.hdf5", np.ones((HEIGHT, WIDTH, 1)))
+    _save(geometry / "frame.0003.render_entity_id.hdf5", np.ones((HEIGHT, WIDTH + 2)))
+    report = import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
+    assert report.num_samples == {"train": 1}
+    assert [problem.id[-4:] for problem in report.bad] == ["0001", "0002", "0003"]
+    assert "differ in size: {'depth': (24, 32), 'normal': (24, 33)}" in report.bad[0].reason
+    assert "has shape (24, 32, 1), not (height, width)" in report.bad[1].reason
+    assert "differ in size" in report.bad[2].reason
+
+
+def test_rows_of_the_orientations_are_those_of_the_table_beside_them(tmp_path):
+    _write_scene(tmp_path / "hypersim", frames=(0, 2))
+    detail = tmp_path / "hypersim/ai_001_001/_detail/cam_00"
+    rotations = np.stack([_rotation(2), _rotation(0)])
+    _save(detail / "camera_keyframe_orientations.hdf5", rotations)
+    _save(detail / "camera_keyframe_frame_indices.hdf5", np.array([2, 0]))
+    assert import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0).num_samples == {"train": 2}
+    for number in (0, 2):
+        path = tmp_path / f"out/train/normal/ai_001_001/cam_00/{number:04d}.png"
+        assert np.abs(load_raw(path, MODALITIES["normal"])[1:] - NORMAL).max() < 0.005
+    _save(detail / "camera_keyframe_frame_indices.hdf5", np.array([2, 7]))
+    report = import_hypersim(tmp_path / "hypersim", tmp_path / "other", num_workers=0)
+    assert [problem.id[-4:] for problem in report.bad] == ["0000"]
+    assert "2 orientations, none for this frame" in report.bad[0].reason
+
+
 def test_preview_where_there_is_no_radiance(tmp_path):
     _write_scene(tmp_path / "hypersim", frames=(0,))
     images = tmp_path / "hypersim/ai_001_001/images"
@@ -216,6 +246,12 @@ def test_wrong_input_is_named(tmp_path):
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="'scene_name'"):
         import_hypersim(tmp_path, tmp_path / "out", cameras_csv=tmp_path / "odd.csv")
+    (tmp_path / "cameras.csv").write_text("scene_name,settings_camera_fov\nai_001_001,1.0\n")
+    with pytest.raises(UserError, match="no column 'camera_name'; give Hypersim's metadata_images_split"):
+        import_hypersim(tmp_path, tmp_path / "out", split_csv=tmp_path / "cameras.csv")
+    (tmp_path / "binary.csv").write_bytes(b"PK\xff\xfe\x80")
+    with pytest.raises(UserError, match="is no table of text"):
+        import_hypersim(tmp_path, tmp_path / "out", split_csv=tmp_path / "binary.csv")
     _write_scene(tmp_path / "hypersim", frames=(0,))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/dataset.json").write_text(json.dumps({"modalities": ["rgb"], "provenance": {"generator": "me"}}))

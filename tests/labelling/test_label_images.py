@@ -17,7 +17,7 @@ from PIL import Image
 from mmdit.cli.main import main
 from mmdit.data.check import check_dataset
 from mmdit.data.folder import AlignedFolder
-from mmdit.data.manifest import read_dataset_info, read_manifest
+from mmdit.data.manifest import read_dataset_info, read_manifest, relative_depth_space
 from mmdit.data.raw import load_raw
 from mmdit.errors import UserError
 from mmdit.labelling.settings import LabellerSettings, MaskSettings
@@ -177,6 +177,29 @@ def test_splits_and_modalities_are_added_and_labellers_never_mixed(
         _label(image_folder, out, [depth], size=64)
 
 
+def test_a_split_holds_the_images_of_one_folder(marigold_depth, image_folder, tmp_path):
+    """Another folder's names may be the same: its images would pass for labelled, and the first ones be forgotten."""
+    labellers = _load(depth=marigold_depth)
+    out, others = tmp_path / "out", tmp_path / "others"
+    _label(image_folder, out, labellers, licence="CC0")
+    shutil.copytree(image_folder / "n01", others / "n01")
+    before = _files(out)
+    with pytest.raises(UserError, match=r"the split 'train' holds images of '.*images', not '.*others'"):
+        _label(others, out, labellers)
+    assert _files(out) == before
+    _label(image_folder / ".." / "images", out, labellers)  # the same folder, and no licence given this time
+    info = read_dataset_info(out)
+    assert info.provenance["images"]["train"]["licence"] == "CC0"
+    assert len(read_manifest(info, "train")) == 5
+    assert relative_depth_space(info) == "depth"  # what Marigold's depth is affine in
+
+
+def test_the_output_is_not_among_the_images(depth_anything, image_folder):
+    with pytest.raises(UserError, match="lies in --images"):
+        _label(image_folder, image_folder / "labelled", _load(depth=depth_anything))
+    assert not (image_folder / "labelled").exists()
+
+
 def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
     (image_folder / "n01/c.png").write_bytes(b"")
     arguments = [
@@ -204,7 +227,7 @@ def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
     notes = [line for line in result.err.splitlines() if line.startswith("mmdit: note: ")]
     assert [note.split(": ")[2] for note in notes[:2]] == ["depth", "segmentation"]
     assert all("revision sha256:" in note and "licence unknown" in note for note in notes[:2])
-    assert notes[2].endswith("--depth_space disparity'")
+    assert len(notes) == 2
     error = result.err.splitlines()[-1]
     assert error.startswith(
         f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled all the same"
