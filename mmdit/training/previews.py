@@ -52,7 +52,7 @@ class Previews(Callback):
             "output_type": "latent",
         }
         codec = LatentCodec(pipe.vae, pipe.modalities)
-        labels = self.class_labels.clamp(min=0).tolist()
+        labels = [None if label < 0 else label for label in self.class_labels.tolist()]
         generated: Any = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common)
         grids = {"generated": _grid(codec.decode_all(generated.latents))}
         if "rgb" in codec.modalities and len(codec.modalities) > 1:

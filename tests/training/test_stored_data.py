@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.errors import UserError
 from mmdit.latents.precompute import encode_dataset
-from mmdit.training.config import DataConfig
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.config import DataConfig, PreviewConfig
 from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.run import fit
 
 
 @pytest.fixture
@@ -38,3 +42,21 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
     shutil.rmtree(latents / "vae")
     with pytest.raises(UserError, match="vae: no such folder; run 'mmdit data encode' again"):
         build_run(config)
+
+
+def test_data_without_categories(latents: Path, tmp_path: Path, tiny_config: Callable[..., TrainingConfig]) -> None:
+    """Hypersim has none: the run validates, draws its previews without a label, and exports a model with no class."""
+    info = json.loads((latents / "latents.json").read_text())
+    (latents / "latents.json").write_text(json.dumps({**info, "categories": []}))
+    for shard in latents.glob("*/shard-*.safetensors"):
+        tensors = load_file(shard)
+        save_file({**tensors, "category": torch.full_like(tensors["category"], -1)}, shard)
+    config = tiny_config(
+        max_steps=1,
+        alignment=None,
+        data=DataConfig(path=str(latents), batch_size=2, val_split="train"),
+        preview=PreviewConfig(num_samples=1, num_measured=1, num_inference_steps=1),
+    )
+    config.trainer = replace(config.trainer, validate_every=1)
+    folder = fit(build_run(config), config.trainer, config.ema, tmp_path / "run", None)
+    assert MultimodalDiTPipeline.from_pretrained(folder).transformer.config.num_classes == 0
