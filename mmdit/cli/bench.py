@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmdit.errors import UserError
 from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
@@ -76,6 +77,7 @@ def bench_train(
     """
     import torch
 
+    _check_report(report)
     from mmdit.training.benchmark import benchmark_training
     from mmdit.training.recipes import TrainingConfig
 
@@ -144,6 +146,11 @@ def bench_sample(
         preview: Not used.
         resume: Not used.
     """
+    from mmdit.cli.model import check_sampling, choose_device
+
+    _check_report(report)
+    check_sampling(num_inference_steps, guidance_scale)
+    device = str(choose_device(device))
     from mmdit.training.benchmark import benchmark_sampling
     from mmdit.training.recipes import TrainingConfig
 
@@ -172,10 +179,21 @@ def bench_loader(
     """
     import torch
 
+    _check_report(report)
     from mmdit.training.benchmark import benchmark_loader
 
     torch.set_num_threads(1)
     _write(benchmark_loader(data, split, batch_size, seconds), report)
+
+
+def _check_report(path: Path | None) -> None:
+    """Refuse a report that can't be written, before anything is timed."""
+    from mmdit.cli.output import prepare_folder
+
+    if path is not None and path.is_dir():
+        raise UserError(f"{path}: is a folder; --report is a file, such as {path / 'bench.json'}")
+    if path is not None:
+        prepare_folder(path.parent)
 
 
 def _write(found: dict[str, Any], path: Path | None) -> None:

@@ -24,6 +24,7 @@ from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training import official, speed
 from mmdit.training.module import TransformerModule
+from mmdit.training.ranges import check_ranges
 from mmdit.training.recipes import TrainingConfig, build_run
 from mmdit.training.run import make_trainer, parameter_count, prepare_network
 
@@ -71,10 +72,9 @@ def benchmark_training(
     Raises:
         UserError: a configuration of something else than a transformer, or settings that don't fit.
     """
-    if config.recipe != "transformer":
-        raise UserError(f"bench is for recipe 'transformer', the configuration says {config.recipe!r}")
-    if num_steps < 1 or num_warmup < 1:
-        raise UserError(f"--num_steps is {num_steps}, --num_warmup {num_warmup}: give at least 1 of each")
+    _check_recipe(config)
+    _at_least_one(num_steps=num_steps, num_warmup=num_warmup, latent_size=latent_size, num_classes=num_classes)
+    check_ranges(config)
     code = None if against is None else official.OfficialCode(against)
     if code is not None and config.alignment is None:
         raise UserError("--against: the official code always aligns; give the configuration an alignment section")
@@ -155,9 +155,16 @@ def benchmark_sampling(
         device: "auto", "cpu", "cuda", …
         against: checkout of the official code, or None.
     """
+    _check_recipe(config)
+    _at_least_one(
+        num_images=num_images,
+        num_inference_steps=num_inference_steps,
+        latent_size=latent_size,
+        num_classes=num_classes,
+    )
+    dtype = _dtype(config.trainer.precision)
     code = None if against is None else official.OfficialCode(against)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    dtype = _dtype(config.trainer.precision)
     size = get_size(config.model.size)
     size.update({key: getattr(config.model, key) for key in size if getattr(config.model, key) is not None})
     names = config.model.modalities or MODALITIES
@@ -215,6 +222,11 @@ def benchmark_sampling(
 
 def benchmark_loader(data: Path | None, split: str = "train", batch_size: int = 256, seconds: float = 2.0) -> Report:
     """Time reading latents from the page cache in one process: ``data``, or 256-pixel random ones of four modalities."""
+    _at_least_one(batch_size=batch_size)
+    if not seconds > 0:
+        raise UserError(f"--seconds is {seconds}: give a number above 0")
+    if data is None and split != "train":
+        raise UserError(f"--split is {split!r}: the random latents are the split 'train'; name your own with --data")
     with TemporaryDirectory(prefix="mmdit-bench-") as folder:
         if data is None:
             write_random_latents(Path(folder), get_modalities(MODALITIES), 2048)
@@ -255,10 +267,22 @@ def _compare(report: Report, world_size: int = 1) -> None:
     report["speedup"] = ours / report["official"]["images_per_second"]
 
 
+def _check_recipe(config: TrainingConfig) -> None:
+    if config.recipe != "transformer":
+        raise UserError(f"bench is for recipe 'transformer', the configuration says {config.recipe!r}")
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"--{name} is {value}: give at least 1")
+
+
 def _dtype(precision: str) -> torch.dtype:
-    if precision.startswith("bf16"):
-        return torch.bfloat16
-    return torch.float16 if precision.startswith("16") else torch.float32
+    for start, dtype in (("bf16", torch.bfloat16), ("16", torch.float16), ("32", torch.float32), ("64", torch.float64)):
+        if precision.startswith(start):
+            return dtype
+    raise UserError(f"trainer.precision is {precision!r}: give 32-true, bf16-mixed, bf16-true, 16-mixed or 16-true")
 
 
 def _describe(config: TrainingConfig, network: MultimodalDiT) -> Report:

@@ -10,6 +10,7 @@ from mmdit.errors import UserError
 # key -> (least, most, whether these two are allowed themselves); null passes where the key's type takes it
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**63 - 1, True),
+    "data.batch_size": (1, math.inf, True),
     "data.num_workers": (0, math.inf, True),
     "model.class_dropout_prob": (0, 1, True),
     "objective.max_condition_time": (0, 1, True),

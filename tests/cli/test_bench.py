@@ -58,13 +58,26 @@ def test_loader_is_timed(tmp_path):
 def test_wrong_input(tmp_path, capsys):
     for arguments, named in (
         (["train", "--config", CONFIG, "--against", str(tmp_path)], "lacks models/sit.py"),
-        (["train", "--config", CONFIG, "--num_warmup", "0"], "--num_warmup 0"),
+        (["train", "--config", CONFIG, "--num_warmup", "0"], "--num_warmup is 0: give at least 1"),
+        (["train", "--config", CONFIG, "--data.batch_size", "0"], "data.batch_size is 0: give 1 or more"),
+        (["train", "--config", CONFIG, "--latent_size", "0"], "--latent_size is 0: give at least 1"),
+        (["train", "--config", CONFIG, "--report", str(tmp_path)], "is a folder; --report is a file"),
+        (["sample", "--config", CONFIG, "--num_images", "0"], "--num_images is 0: give at least 1"),
+        (["sample", "--config", CONFIG, "--num_inference_steps", "0"], "--num_inference_steps is 0: give at least 1"),
+        (["sample", "--config", CONFIG, "--device", "gpu7"], "--device 'gpu7' can't be used here"),
+        (["sample", "--config", CONFIG, "--recipe", "teacher"], "recipe 'transformer'"),
+        (["sample", "--config", CONFIG, "--trainer.precision", "int8"], "trainer.precision is 'int8'"),
+        (["loader", "--batch_size", "0"], "--batch_size is 0: give at least 1"),
+        (["loader", "--seconds", "0"], "--seconds is 0.0: give a number above 0"),
+        (["loader", "--split", "test"], "name your own with --data"),
         (["train", "--config", CONFIG, "--recipe", "teacher"], "recipe 'transformer'"),
         (["sample", "--config", CONFIG, "--against", str(tmp_path)], "no checkout of the official MMGen code"),
         (["loader", "--data", str(tmp_path)], "latents.json"),
     ):
         assert main(["bench", *arguments]) == 2
-        assert named in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert named in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.skipif("MMDIT_OFFICIAL_MMGEN" not in os.environ, reason="MMDIT_OFFICIAL_MMGEN names no checkout")
