@@ -32,8 +32,8 @@ def samples(
 
     Start the same command in N processes (torchrun, srun): each makes its share of the blocks, and the last one writes
     OUTPUT/samples_NxHxWx3.npz as ADM's evaluator reads it (arr_0 uint8, arr_1 the labels). Started again, also with another
-    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone. The defaults are MMGen's
-    and SiT's: 50,000 samples, 250 steps of the SDE, no guidance. OUTPUT/samples.json records the settings, and so does the
+    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone, to the rounding that may
+    differ between sizes of batches. The defaults are MMGen's and SiT's: 50,000 samples, 250 steps of the SDE, no guidance. OUTPUT/samples.json records the settings, and so does the
     report of evaluate-generation.
 
     Args:
@@ -71,6 +71,8 @@ def samples(
     pipe.set_progress_bar_config(disable=True)
     if "rgb" not in pipe.modalities:
         raise UserError(f"--model {model!r} makes no RGB; its modalities are {', '.join(pipe.modalities)}")
+    if labels != "none" and pipe.transformer.config.num_classes == 0:
+        raise UserError(f"--labels is {labels}, and --model {model!r} has no classes: give none")
     plan = SamplePlan(num_samples, block_size, pipe.transformer.config.num_classes, labels, seed)
     settings = {
         "model": model,
@@ -89,7 +91,8 @@ def samples(
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "modalities": list(pipe.modalities),
     }
-    hardware = {"device": _device_name(pipe.device), "num_processes": world_size, "versions": versions()}
+    hardware: dict[str, Any] = {"device": _device_name(pipe.device), "num_processes": world_size}
+    hardware |= {"batch_size": batch_size, "versions": versions()}
     folder = SampleFolder(output, plan, settings, hardware)
     joined = 0 if list(output.glob("samples_*.npz")) else num_samples
     prepare_folder(output, (len(folder.missing()) * block_size + joined) * native_size(pipe) ** 2 * 3)

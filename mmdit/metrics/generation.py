@@ -7,6 +7,7 @@ recall (1904.06991) with 3 neighbours on the pooled features. FD-DINOv2 is 2306.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,16 @@ class ImageFeatures:
 
 
 def inception_score(logits: torch.Tensor, split_size: int = SPLIT_SIZE) -> tuple[float, float]:
-    """Mean and standard deviation over splits of exp(mean KL(p(y|x) || p(y))), of logits (N, C) in their order."""
-    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+    """Mean and standard deviation over splits of exp(mean KL(p(y|x) || p(y))), of logits (N, C) in their order.
 
-    score = isc_features_to_metric(logits, splits=max(1, round(len(logits) / split_size)), shuffle=False)
-    return score[KEY_METRIC_ISC_MEAN], score[KEY_METRIC_ISC_STD]
+    As in ADM's evaluator the last split holds what is left, be it little.
+    """
+    scores = []
+    for part in logits.double().split(split_size):
+        log_p = part.log_softmax(dim=1)  # (n, C)
+        log_mean = log_p.logsumexp(dim=0) - math.log(len(part))
+        scores.append(math.exp(float((log_p.exp() * (log_p - log_mean)).sum(dim=1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def precision_recall(generated: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
@@ -112,6 +118,8 @@ def score_generation(
         raise UserError(f"{samples.name}: holds {len(samples)} images: at least 2 are needed")
     if not len(reference) and not reference.statistics:
         raise UserError(f"{reference.name}: holds neither images nor statistics")
+    if inception is not None and reference.statistics:
+        _check_statistics(reference, inception)
     real = ImageFeatures.of(reference, inception, dino, batch_size, progress, "reference")
     made = ImageFeatures.of(samples, inception, dino, batch_size, progress, "samples")
     report: dict[str, Any] = dict.fromkeys(
@@ -130,6 +138,20 @@ def score_generation(
     report["num_samples"], report["num_reference_images"] = made.num_images, real.num_images
     report["reference_statistics"] = sorted(reference.statistics)
     return report
+
+
+def _check_statistics(reference: ImageSet, inception: InceptionFeatures) -> None:
+    """Refuse another network's statistics before hours of work."""
+    image = to_tensor(np.zeros((1, 32, 32, 3), dtype=np.uint8), next(inception.parameters()).device)
+    features = inception(image)
+    for mean, covariance, kind in (("mu", "sigma", "pool"), ("mu_s", "sigma_s", "spatial")):
+        found = [reference.statistics[name].shape for name in (mean, covariance) if name in reference.statistics]
+        width = features[kind].shape[1]
+        if found and found != [(width,), (width, width)]:
+            raise UserError(
+                f"{reference.name}: {mean} and {covariance} have shapes {', '.join(map(str, found))}: Inception's statistics "
+                f"have ({width},) and ({width}, {width}), both or none"
+            )
 
 
 def _distance(

@@ -130,6 +130,8 @@ def test_inception_score_by_definition():
     mean, deviation = inception_score(logits, split_size=10)
     assert mean == pytest.approx(np.mean(scores))
     assert deviation == pytest.approx(np.std(scores))
+    scores = [np.exp((part * np.log(part / part.mean(axis=0))).sum(axis=1).mean()) for part in (p[:8], p[8:16], p[16:])]
+    assert inception_score(logits, split_size=8)[0] == pytest.approx(np.mean(scores))  # what is left is a split too
     assert inception_score(logits)[0] == pytest.approx(np.exp((p * np.log(p / p.mean(axis=0))).sum(axis=1).mean()))
 
 
@@ -235,6 +237,10 @@ def test_statistics_count_for_the_distances(tmp_path):
     assert scores["sfid"] == pytest.approx(distance(ours["spatial"], spatial), rel=1e-5)
     assert math.isnan(scores["fd_dinov2"])
     assert scores["reference_statistics"] == ["mu", "mu_s", "sigma", "sigma_s"]
+    for statistics in ({"mu": np.zeros(5), "sigma": np.eye(5)}, {"mu": np.zeros(6)}):
+        np.savez(tmp_path / "foreign.npz", arr_0=real, **statistics)
+        with pytest.raises(UserError, match=r"foreign.npz: mu and sigma have shapes .* have \(6,\) and \(6, 6\)"):
+            score_generation(open_images(tmp_path / "made.npz"), open_images(tmp_path / "foreign.npz"), network, None)
     np.savez(tmp_path / "one.npz", made[:1])
     with pytest.raises(UserError, match="holds 1 images: at least 2"):
         score_generation(open_images(tmp_path / "one.npz"), open_images(tmp_path / "ref.npz"), network, None)
