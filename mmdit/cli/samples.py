@@ -32,9 +32,9 @@ def samples(
 
     Start the same command in N processes (torchrun, srun): each makes its share of the blocks, and the last one writes
     OUTPUT/samples_NxHxWx3.npz as ADM's evaluator reads it (arr_0 uint8, arr_1 the labels). Started again, also with another
-    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone, to the rounding that may
-    differ between sizes of batches. The defaults are MMGen's and SiT's: 50,000 samples, 250 steps of the SDE, no guidance. OUTPUT/samples.json records the settings, and so does the
-    report of evaluate-generation.
+    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone, up to the rounding that
+    differs between sizes of batches. The defaults are MMGen's and SiT's: 50,000 samples, 250 steps of the SDE, no guidance.
+    OUTPUT/samples.json records the settings, and so does the report of evaluate-generation.
 
     Args:
         output: Folder of the results.
