@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from mmdit.cli.main import main
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.errors import UserError
 from mmdit.latents.precompute import encode_dataset
@@ -44,7 +45,12 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
         build_run(config)
 
 
-def test_data_without_categories(latents: Path, tmp_path: Path, tiny_config: Callable[..., TrainingConfig]) -> None:
+def test_data_without_categories(
+    latents: Path,
+    tmp_path: Path,
+    tiny_config: Callable[..., TrainingConfig],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Hypersim has none: the run validates, draws its previews without a label, and exports a model with no class."""
     info = json.loads((latents / "latents.json").read_text())
     (latents / "latents.json").write_text(json.dumps({**info, "categories": []}))
@@ -60,3 +66,7 @@ def test_data_without_categories(latents: Path, tmp_path: Path, tiny_config: Cal
     config.trainer = replace(config.trainer, validate_every=1)
     folder = fit(build_run(config), config.trainer, config.ema, tmp_path / "run", None)
     assert MultimodalDiTPipeline.from_pretrained(folder).transformer.config.num_classes == 0
+    command = ["samples", "--model", str(folder), "--output", str(tmp_path / "samples"), "--num_samples", "1"]
+    assert main([*command, "--num_inference_steps", "1"]) == 2
+    assert "has no classes: give none" in capsys.readouterr().err
+    assert main([*command, "--num_inference_steps", "1", "--labels", "none"]) == 0
