@@ -61,6 +61,9 @@ def evaluate_geometry(
             raise UserError(f"--{option} is {value}: give at least 1")
     if (height is None) != (width is None):
         raise UserError("--height and --width belong together: give both or none")
+    for option, value in (("height", height), ("width", width)):
+        if value is not None and value < 1:
+            raise UserError(f"--{option} is {value}: give a number of pixels")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():

@@ -191,7 +191,10 @@ class GeometrySamples:
         if self.crop not in self.benchmark.crops:
             raise unknown_name(f"crop of {name}", self.crop, self.benchmark.crops)
         self.root = root
-        lines = [line.split() for line in _existing(list_file).read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.split() for line in _existing(list_file).read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError:
+            raise UserError(f"{list_file}: is no text; the list has a sample per line") from None
         try:
             samples = [self.benchmark.files(words) for words in lines if words]
         except UserError as error:

@@ -128,6 +128,9 @@ def test_bad_input(tmp_path, nyu):
     with pytest.raises(UserError, match=r"short.txt: 'image.png' has 1 columns: a line names 3"):
         GeometrySamples("diode_depth", nyu, tmp_path / "short.txt")
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"binary.txt: is no text"):
+        GeometrySamples("nyuv2_depth", tmp_path, tmp_path / "binary.txt")
     with pytest.raises(UserError, match="lists no sample"):
         GeometrySamples("diode_depth", nyu, tmp_path / "empty.txt")
     (nyu / "test/kitchen_0004/depth_0001.png").unlink()
