@@ -64,13 +64,18 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         # Left to itself the assembler aims at five blocks in 48 registers, and at some widths spills one to get there.
         return Config(16, 16, 4, 1) if amd else Config(16, 16, 8, 1, 255)
     asynchronous = target in ("sm_90", "sm_100", "sm_103")  # products that read shared memory, and 227 KiB of it
-    # Ampere's products read both factors from registers: the loop's own rows, transformed there, must be half as many.
-    halved = transforms and width > 64 and not asynchronous and not amd
+    blackwell = target in ("sm_100", "sm_103")
+    split = 64 < width < 128  # a tail, whose columns are masked where rows may be too
+    # Ampere's products read both factors from registers: the loop's own rows must be half as many where they are
+    # transformed there, or masked.
+    halved = not asynchronous and not amd and width > 64 and (transforms or (split and partial))
     if kernel == "forward":
         warps = 8 if width > 64 or transforms else 4
-        crowded = transforms and partial and (target in ("sm_100", "sm_103") or (amd and width > 96))
-        block_n = 32 if halved or crowded else 64
-        return Config(128, block_n, warps, (2 if asynchronous else 1) if transforms or amd else 3)
+        crowded = transforms and partial and (blackwell or (amd and width > 96))
+        # Left to itself the assembler aims at two blocks in 128 registers, and spills four to get there.
+        registers = 255 if blackwell and split and partial and not transforms else 0
+        stages = (2 if asynchronous else 1) if transforms or amd else 3
+        return Config(128, 32 if halved or crowded else 64, warps, stages, registers)
     if amd:
         return Config(64, 32 if transforms else 64, 4, 1) if kernel == "backward_q" else Config(32, 64, 4, 1)
     if transforms:  # undoing norm and rope takes five more tiles in registers
@@ -79,5 +84,5 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
             return Config(64, 32 if halved else 64, 8, stages)
         return Config(16 if halved else 32, 64, 8, stages)
     if kernel == "backward_q":
-        return Config(128 if asynchronous or not partial else 64, 64, 8, 2)
+        return Config(128 if asynchronous or not partial else 64, 32 if halved else 64, 8, 2)
     return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)
