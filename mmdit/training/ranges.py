@@ -12,8 +12,17 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**63 - 1, True),
     "data.batch_size": (1, math.inf, True),
     "data.num_workers": (0, math.inf, True),
+    "model.hidden_size": (1, math.inf, True),
+    "model.depth": (1, math.inf, True),
+    "model.num_heads": (1, math.inf, True),
+    "model.mlp_ratio": (0, math.inf, False),
+    "model.patch_size": (1, math.inf, True),
     "model.class_dropout_prob": (0, 1, True),
     "objective.max_condition_time": (0, 1, True),
+    "alignment.weight": (0, math.inf, True),
+    "alignment.hidden_size": (1, math.inf, True),
+    "optimizer.lr": (0, math.inf, False),
+    "optimizer.muon_lr": (0, math.inf, False),
     "optimizer.weight_decay": (0, math.inf, True),
     "optimizer.warmup_steps": (0, math.inf, True),
     "optimizer.decay_share": (0, 1, True),
@@ -43,3 +52,5 @@ def check_ranges(config: Any) -> None:
         if not (least <= value <= most if allowed else least < value < most):
             upper = "or more" if most == math.inf else f"to {most}"
             raise UserError(f"{key} is {value}: give " + (f"{least} {upper}" if allowed else f"a number above {least}"))
+    if not all(0 <= beta < 1 for beta in config.optimizer.betas):
+        raise UserError(f"optimizer.betas are {list(config.optimizer.betas)}: give two numbers from 0 to below 1")

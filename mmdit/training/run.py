@@ -94,7 +94,7 @@ def make_trainer(
             use_distributed_sampler=False,
             enable_model_summary=False,
         )
-    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer settings do not fit this machine: {str(error).splitlines()[0]}") from error
 
 
