@@ -42,9 +42,7 @@ def test_sweep_goes_on_where_it_was_stopped(mmdit, command, tmp_path):
     result = mmdit(*command)
     assert result.code == 0, result.err
     assert "7 lines are there and are kept" in result.err
-    assert next(line for line in result.out.splitlines() if "s an image" in line).startswith(
-        "6/8 generation euler_m"
-    )
+    assert next(line for line in result.out.splitlines() if "s an image" in line).startswith("6/8 generation euler_m")
     again = table.read_text().splitlines()
     assert [*again[:4], *again[5:]] == kept
     new, old = (dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in (again[4], lines[4]))
