@@ -11,7 +11,6 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,7 +168,12 @@ def _check_output(output: Path) -> None:
 
 
 def _save(pipe: Any, output: Path) -> None:
-    """Write under another name and rename, so that a folder of that name is whole."""
+    """Write what ``save_pretrained`` writes, under another name and renamed, so that a folder of that name is whole."""
+    from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+
+    from mmdit.cli.mapped import write_safetensors
+    from mmdit.files import share_weights
+
     temporary = output.parent / f".{output.name}.tmp"
     output.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
@@ -177,22 +181,19 @@ def _save(pipe: Any, output: Path) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < num_bytes:
         raise UserError(f"--output {output} needs {num_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
-    pipe.transformer.save_pretrained = partial(_save_transformer, pipe.transformer)
     try:
-        pipe.save_pretrained(temporary)
+        pipe.save_config(temporary)
+        pipe.vae.save_pretrained(temporary / "vae")
+        pipe.scheduler.save_pretrained(temporary / "scheduler")
+        # Not by its save_pretrained, which holds all weights in memory once more.
+        pipe.transformer.save_config(temporary / "transformer")
+        write_safetensors(temporary / "transformer" / SAFETENSORS_WEIGHTS_NAME, pipe.transformer.state_dict())
+        share_weights(temporary)
         if output.exists():
             output.rmdir()
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _save_transformer(transformer: Any, folder: str | Path, **options: Any) -> None:
-    """What ``save_pretrained`` does, for weights that lie in a file and are not wanted in memory all at once."""
-    transformer.save_config(folder)
-    from mmdit.cli.mapped import write_safetensors
-
-    write_safetensors(Path(folder) / "diffusion_pytorch_model.safetensors", transformer.state_dict())
 
 
 def _imagenet_names() -> dict[int, str]:
