@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmdit"
-BASE = frozenset({"mmdit.errors", "mmdit.files", "mmdit.modality", "mmdit.task", "mmdit.conditioning"})
+BASE = frozenset({"mmdit.errors", "mmdit.files", "mmdit.hub", "mmdit.modality", "mmdit.task", "mmdit.conditioning"})
 # area -> what it may import besides itself, BASE, and other people's packages
 ALLOWED = {
     "mmdit.errors": set(),
     "mmdit.files": set(),
+    "mmdit.hub": set(),
     "mmdit.modality": {"mmdit.errors"},
     "mmdit.task": {"mmdit.errors"},
     "mmdit.conditioning": set(),

@@ -131,6 +131,7 @@ def load_vae(name: str) -> AutoencoderKL:
     """
     from diffusers import AutoencoderKL
 
+    from mmdit.hub import out_of_reach
     from mmdit.pipelines.loading import bundled_models
 
     quiet_libraries()
@@ -142,9 +143,13 @@ def load_vae(name: str) -> AutoencoderKL:
             f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
     source = str(folder) if folder.is_dir() else name
+    offline = not folder.is_dir() and out_of_reach(name)
     try:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True)
+        return AutoencoderKL.from_pretrained(source, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        where = "" if folder.is_dir() else "the Hub did not deliver it; a folder or bundled model needs no network: "
-        raise UserError(f"--vae {name!r} can't be loaded: {where}{reason}") from error
+        if offline:
+            reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
+        elif not folder.is_dir():
+            reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {reason}"
+        raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError
+from mmdit.hub import out_of_reach
 
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
 CARD = "README.md"
@@ -72,9 +73,14 @@ def _fetch(name: str, option: str, patterns: list[str], revision: str | None = N
     from huggingface_hub import snapshot_download
 
     try:
-        # The copies in half precision are other weights under other names.
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["*.fp16.safetensors"])
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=["*.fp16.safetensors"],  # other weights under other names
+                local_files_only=out_of_reach(name),
+            )
         )
     except Exception as error:  # the client raises the types of whichever HTTP library it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

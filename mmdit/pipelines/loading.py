@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from mmdit.errors import UserError, nearest_names
+from mmdit.hub import out_of_reach
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,13 +119,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs: Mapping[str, Any]) -> Path:
     """Fetch a Hub repository with ``hub``, diffusers' own ``download``; one line for whatever goes wrong."""
+    offline = out_of_reach(repository)
     try:
-        return Path(hub(repository, **kwargs))
+        return Path(hub(repository, **({**kwargs, "local_files_only": True} if offline else kwargs)))
     except Exception as error:  # the network, the Hub and the repository each have exceptions of their own
-        raise UserError(
-            f"model {repository!r} is neither bundled nor a local folder, and the Hub did not deliver it: "
-            f"{first_line(error)}"
-        ) from error
+        why = (
+            "the Hub can't be reached and its cache lacks it"
+            if offline
+            else f"the Hub did not deliver it: {first_line(error)}"
+        )
+        raise UserError(f"model {repository!r} is neither bundled nor a local folder, and {why}") from error
 
 
 def first_line(error: Exception) -> str:
