@@ -131,9 +131,15 @@ def _stored_data(config: TrainingConfig) -> _LatentData:
     stored_features = config.alignment is not None and config.alignment.teacher is None
     splits: list[Dataset[Any] | None] = [None, None]
     for i, split in enumerate((config.data.train_split, config.data.val_split)):
-        if i == 0 or (split is not None and config.trainer.validate_every > 0):
-            latents = LatentShards(root, str(split), names, features=stored_features, mirrored=i == 0)
-            splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
+        if split is None or (i == 1 and config.trainer.validate_every == 0):
+            continue
+        if i == 1 and not (root / split).is_dir():
+            raise UserError(
+                f"{root} has no split {split!r} to validate on: encode one, name another with --data.val_split, or give "
+                "--data.val_split null to train without"
+            )
+        latents = LatentShards(root, split, names, features=stored_features, mirrored=i == 0)
+        splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
     vae = _stored_vae(root / "vae")
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)

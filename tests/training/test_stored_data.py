@@ -45,6 +45,14 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
         build_run(config)
 
 
+def test_latents_without_a_split_to_validate_on(latents: Path) -> None:
+    config = replace(TrainingConfig(), data=DataConfig(path=str(latents)))
+    with pytest.raises(UserError, match=r"has no split 'val' to validate on.*--data\.val_split null"):
+        build_run(config)
+    with pytest.raises(UserError, match=r"finished splits of .*: train"):
+        build_run(replace(config, data=DataConfig(path=str(latents), train_split="trian")))
+
+
 def test_data_without_categories(
     latents: Path,
     tmp_path: Path,
