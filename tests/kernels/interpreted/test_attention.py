@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -46,6 +47,23 @@ def test_every_head_dimension(dtype: torch.dtype, d: int) -> None:
         check(Case(dtype, d, 67, 35, b=3, h=1, mask=True))
     else:
         check(Case(dtype, d, 35, 67, b=1, h=3, layout="columns" if turn % 2 else "shared"))
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(BF16, 72, 130, 130, norm=True, rope=2, mask=True),
+        Case(F16, 96, 130, 35, mask=True),
+        Case(F16, 64, 128, 128),
+        Case(F32, 80, 19, 19, norm=True, rope=3),
+    ],
+    ids=lambda case: f"{str(case.dtype)[6:]}-d{case.d}",
+)
+def test_shipped_tiles(case: Case, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of a GPU, which are not the interpreter's own: their numbers of rows and of keys differ."""
+    monkeypatch.setattr(import_module("mmdit_kernels.attention.launches"), "target_of", lambda device: target)
+    check(case)
 
 
 @pytest.mark.slow
