@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import pytest
 import torch
@@ -78,6 +79,14 @@ def test_outputs_and_gradients(b: int, t: int, d: int, dtypes: tuple[torch.dtype
         assert layernorm_modulate(x[None], shift, scale, backend="triton").item() == 3
         return
     check(b, t, d, dtypes, gated)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize(("t", "d", "dtype"), [(37, 72, F32), (11, 1152, BF16), (9, 4104, F32)])
+def test_shipped_tiles(t: int, d: int, dtype: torch.dtype, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of a GPU, which are not the interpreter's own: fewer tokens at a time, several chunks of a batch."""
+    monkeypatch.setattr(import_module("mmdit_kernels.adaln.launches"), "target_of", lambda device: target)
+    check(2, t, d, (dtype,) * 5, True)
 
 
 @pytest.mark.slow
