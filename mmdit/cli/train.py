@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmdit.training.config import (
     AlignmentConfig,
@@ -18,6 +19,9 @@ from mmdit.training.config import (
     TeacherConfig,
     TrainerConfig,
 )
+
+if TYPE_CHECKING:
+    from mmdit.training.recipes import TrainingConfig
 
 
 def train(
@@ -60,16 +64,39 @@ def train(
         preview: sample grids.
         resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
     """
+    from mmdit.training.signals import leaving_quietly
+
+    with leaving_quietly():
+        from mmdit.training.recipes import TrainingConfig
+
+        config = TrainingConfig(
+            recipe,
+            seed,
+            model,
+            autoencoder,
+            teacher,
+            data,
+            task,
+            objective,
+            alignment,
+            optimizer,
+            trainer,
+            ema,
+            preview,
+        )
+        folder = _train(config, output, resume)
+    if folder is not None:
+        print(folder)
+
+
+def _train(config: TrainingConfig, output: Path, resume: str | None) -> Path | None:
     import torch
     import yaml
 
     from mmdit.training.checkpoints import find_resume
-    from mmdit.training.recipes import TrainingConfig, build_run
+    from mmdit.training.recipes import build_run
     from mmdit.training.run import fit, to_plain
 
-    config = TrainingConfig(
-        recipe, seed, model, autoencoder, teacher, data, task, objective, alignment, optimizer, trainer, ema, preview
-    )
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
     find_resume(resume, output / "checkpoints")  # a refused start leaves the config.yaml of the run that is there
@@ -78,6 +105,4 @@ def train(
     temporary = output / f".config.yaml.{os.getpid()}.tmp"  # several processes of one run write the same file
     temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     temporary.replace(output / "config.yaml")
-    folder = fit(run, trainer, ema, output, resume)
-    if folder is not None:
-        print(folder)
+    return fit(run, config.trainer, config.ema, output, resume)

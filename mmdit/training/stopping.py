@@ -13,10 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-# SLURM: TERM before a pre-empted or cancelled job is killed, USR1 where `--signal=USR1@90` asks for a warning.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
+from mmdit.training.signals import STOP_SIGNALS
 
 
 class StopGracefully(Callback):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mmdit.training.signals import leaving_quietly
 from mmdit.training.stopping import StopGracefully
 
 WORKER = """
@@ -56,3 +57,25 @@ def test_a_second_interrupt_is_at_once() -> None:
         assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_clusters_signal_between_steps_ends_well(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    found = signal.getsignal(number)
+
+    def run() -> None:
+        with StopGracefully() as stop:  # within it the run's own handlers count
+            signal.raise_signal(number)
+            assert stop.received == number
+        signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as left, leaving_quietly():
+        run()
+    assert left.value.code == 0
+    assert f"stopped by {number.name} between steps: go on with --resume auto" in capsys.readouterr().err
+    assert signal.getsignal(number) is found
+
+
+def test_an_interrupt_between_steps_is_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), leaving_quietly():
+        signal.raise_signal(signal.SIGINT)
