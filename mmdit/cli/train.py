@@ -93,13 +93,12 @@ def _train(config: TrainingConfig, output: Path, resume: str | None) -> Path | N
     import torch
     import yaml
 
-    from mmdit.training.checkpoints import find_resume
     from mmdit.training.recipes import build_run
-    from mmdit.training.run import fit, to_plain
+    from mmdit.training.run import find_checkpoint, fit, to_plain
 
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
-    find_resume(resume, output / "checkpoints")  # a refused start leaves the config.yaml of the run that is there
+    find_checkpoint(run, output, resume)  # a refused start leaves the config.yaml of the run that is there
     output.mkdir(parents=True, exist_ok=True)
     plain = {**to_plain(config), "output": str(output), "resume": resume}
     temporary = output / f".config.yaml.{os.getpid()}.tmp"  # several processes of one run write the same file

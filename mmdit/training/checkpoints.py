@@ -171,3 +171,16 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
             f"none of the {len(found)} checkpoints in {folder} can be read: remove them, or name one in --resume"
         )
     return None
+
+
+def check_fits(path: Path, module: torch.nn.Module) -> None:
+    """Raise UserError where a checkpoint holds the weights of another network than ``module``'s."""
+    stored, own = read_checkpoint(path)["state_dict"], module.state_dict()
+    for name in [*own, *stored]:
+        ours, theirs = (tuple(state[name].shape) if name in state else None for state in (own, stored))
+        if ours != theirs:
+            there, here = ("none" if shape is None else " x ".join(map(str, shape)) for shape in (theirs, ours))
+            raise UserError(
+                f"checkpoint {path} is of another network ({name} is {there} there, {here} in this configuration): "
+                "resume with the run's own configuration, or choose another --output"
+            )

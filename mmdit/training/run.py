@@ -20,7 +20,7 @@ from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError
 from mmdit.files import share_weights
 from mmdit.training.callbacks import StepProgressBar, Throughput
-from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, find_resume, read_checkpoint
+from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
 from mmdit.training.config import EMAConfig, TrainerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.float8 import convert_to_float8
@@ -104,7 +104,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     Returns the exported folder in the first process, None in the others. None too where SIGTERM, SIGUSR1 or SIGUSR2 ended
     the run early, with a checkpoint and nothing exported. Ctrl-C does the same and raises KeyboardInterrupt.
     """
-    checkpoint = find_resume(resume, output / "checkpoints")
+    checkpoint = find_checkpoint(run, output, resume)
     stop = StopGracefully(config.max_hours)
     trainer = make_trainer(config, ema, output, run.data, [*run.callbacks, stop])
     if checkpoint is not None:
@@ -137,6 +137,14 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         share_weights(folder)
     trainer.strategy.barrier()
     return folder if trainer.is_global_zero else None
+
+
+def find_checkpoint(run: Run, output: Path, resume: str | None) -> Path | None:
+    """Return what ``fit`` goes on from, None = a fresh start. Raises UserError as ``find_resume``, or for another network."""
+    checkpoint = find_resume(resume, output / "checkpoints")
+    if checkpoint is not None:
+        check_fits(checkpoint, run.module)
+    return checkpoint
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

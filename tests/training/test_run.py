@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
+from mmdit.cli.train import train
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -41,6 +43,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 STEPS = 24
+SECTIONS = ("task", "objective", "alignment", "optimizer", "trainer", "ema", "preview")
 
 
 def command(output: Path, *more: str) -> list[str]:
@@ -208,6 +211,23 @@ def test_a_run_is_not_overwritten(tmp_path: Path, tiny_config: Configure) -> Non
     with pytest.raises(UserError, match="--resume auto"):
         run(tiny_config(), tmp_path)
     assert kept == {path: path.read_bytes() for path in tmp_path.glob("checkpoints/*")}
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, tiny_config: Configure) -> None:
+    """And the run's folder stays as it was, configuration included: the command writes that after this check alone."""
+    config = tiny_config()
+    run(config, tmp_path)
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sections = {name: getattr(config, name) for name in SECTIONS}
+    deeper = replace(config.model, depth=3)
+    message = "of another network .*blocks.2.* is none there, .* in this configuration.: resume with the run's own"
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, model=deeper, data=config.data, resume="auto", **sections)
+    wider = replace(config, model=replace(config.model, mlp_ratio=2.0))
+    with pytest.raises(UserError, match=r"\d+ x \d+ there, \d+ x \d+ in this configuration"):
+        run(wider, tmp_path, "auto")
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_config: Configure) -> None:
