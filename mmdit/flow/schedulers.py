@@ -124,6 +124,9 @@ def set_timesteps(
 
     diffusers' Euler and Heun by default space n points from 1 to 1/1000 and so waste their last step; like diffusers'
     own pipelines we take t = 1, 1 - 1/n, …, 1/n.
+
+    Raises:
+        UserError: fewer than one step, or a scheduler of another process than the linear path from noise to data.
     """
     if num_inference_steps < 1:
         raise UserError(f"num_inference_steps is {num_inference_steps}: give at least 1")
@@ -134,7 +137,19 @@ def set_timesteps(
         scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         return
     scheduler.set_timesteps(num_inference_steps, device=device)
+    _check_flow_matching(scheduler)
     if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):  # takes no sigmas; lays each inner one out twice
         twice = torch.tensor(sigmas, dtype=torch.float32).repeat_interleave(2)[1:]
         scheduler.sigmas = torch.cat([twice, twice.new_zeros(1)])
         scheduler.timesteps = (twice * scheduler.config.num_train_timesteps).to(device=device)
+
+
+def _check_flow_matching(scheduler: SchedulerMixin) -> None:
+    """Refuse a scheduler whose steps would be noise: ``from_config`` of diffusers makes one without a word."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    predicts_velocity = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    if sigmas is None or not predicts_velocity or not 0 <= float(sigmas.min()) <= float(sigmas.max()) <= 1:
+        raise UserError(
+            f"scheduler {type(scheduler).__name__} is not set up for flow matching: take "
+            f"mmdit.flow.schedulers.make_scheduler(name), with one of {', '.join(SCHEDULERS)}"
+        )

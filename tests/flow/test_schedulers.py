@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -159,3 +160,11 @@ def test_bad_input() -> None:
     for name in SCHEDULERS:
         with pytest.raises(UserError, match="num_inference_steps is 0"):
             set_timesteps(make_scheduler(name), 0)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_a_scheduler_of_another_process_is_refused(name: str) -> None:
+    """As users swap them in diffusers: the config of the old one has nothing that would tell the new one of the flow."""
+    scheduler = getattr(diffusers, name).from_config(make_scheduler("euler").config)
+    with pytest.raises(UserError, match=f"{name} is not set up for flow matching: .*euler, heun"):
+        set_timesteps(scheduler, 4)
