@@ -7,8 +7,9 @@ asked for, and only while t is inside the guidance interval (arXiv 2404.07724).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -33,12 +34,12 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise UserError(f"guidance_interval is {tuple(self.interval)}: give (low, high) with 0 <= low <= high <= 1")
+        pair = tuple(self.interval) if isinstance(self.interval, Iterable) else ()
+        if len(pair) != 2 or not all(isinstance(x, Real) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
+            raise UserError(f"guidance_interval is {self.interval!r}: give (low, high) with 0 <= low <= high <= 1")
         for name, value in (("guidance_scale", self.scale), ("condition_guidance_scale", self.condition_scale)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name} is {value}: give a number >= 0 (1 = no guidance)")
+            if not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value!r}: give a number >= 0 (1 = no guidance)")
 
     def is_active(self, t: float) -> bool:
         return self.interval[0] <= t <= self.interval[1]

@@ -100,7 +100,7 @@ def _samples(name: str, value: Any, codec: Codec) -> list[np.ndarray]:
         raise UserError(
             f"condition {name!r} is a {type(value).__name__}: give a PIL image, an array, a tensor, or a list of these"
         )
-    if not samples:
+    if not samples or any(sample.size == 0 for sample in samples):
         raise UserError(f"condition {name!r} is empty: give at least one image")
     return samples
 

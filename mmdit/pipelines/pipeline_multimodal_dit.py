@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -298,7 +299,13 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 latents, _ = place(latents, clean, noise, roles, t, condition_time)
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
+                    changed = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
+                    if changed.shape != latents.shape:
+                        given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
+                        raise UserError(
+                            f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}"
+                        )
+                    latents = changed
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
 
@@ -322,8 +329,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
-        if not 0 <= condition_time <= 1:
-            raise UserError(f"condition_time is {condition_time}: give a time from 0 (clean) to 1, near 0")
+        if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
+            raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
             raise unknown_name("output_type", output_type, OUTPUT_TYPES)
         for name in tensor_inputs:
@@ -352,12 +359,18 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         device: torch.device,
     ) -> Tensor:
+        for each in generator if isinstance(generator, list) else [generator]:
+            if each is not None and not isinstance(each, torch.Generator):
+                hint = "torch.Generator().manual_seed(0), or a list with one per sample"
+                raise UserError(f"generator is or holds a {type(each).__name__}: give {hint}")
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise UserError(
                 f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one"
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if not isinstance(latents, Tensor):
+            raise UserError(f"latents is a {type(latents).__name__}: give a tensor of shape {shape}")
         if tuple(latents.shape) != shape:
             raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
         return latents.to(device, torch.float32)

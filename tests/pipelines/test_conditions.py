@@ -145,6 +145,7 @@ def test_different_sizes_are_refused_unless_a_size_is_given() -> None:
         ({"rgb": "image.png"}, "condition 'rgb' is a str: give a PIL image"),
         ({"rgb": None}, "condition 'rgb' is a NoneType"),
         ({"rgb": []}, "condition 'rgb' is empty"),
+        ({"rgb": np.zeros((0, 6, 3), np.uint8)}, "condition 'rgb' is empty"),
         ({"rgb": METRES}, r"condition 'rgb' has shape \(4, 6\): give \(height, width, 3\)"),
         ({"rgb": METRES[..., None].repeat(3, -1)}, "condition 'rgb': .*spans"),
         ({"depth": RGB[None, None]}, r"condition 'depth' has shape"),
