@@ -83,7 +83,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         message = re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ", message)
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
         message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))
-        return message.replace("Expected a ", "expected ").replace(". Got value: ", ", got ")
+        return _shorten_union(message.replace("Expected a ", "expected ").replace(". Got value: ", ", got "))
 
     def _unknown_option(self, given: str, kind: str = "option") -> str:
         if kind == "option" and not given.startswith("-"):
@@ -92,6 +92,22 @@ class CommandParser(jsonargparse.ArgumentParser):
         nearest = nearest_names(given.lstrip("-"), known, 1)[0]
         dashes = "--" if kind == "option" else ""
         return f"unknown {kind} {given!r}: did you mean {dashes + nearest!r}? '{self.prog} --help' lists them all"
+
+
+def _shorten_union(message: str) -> str:
+    """jsonargparse's report of a type with alternatives, in its own words for a type without."""
+    match = re.match(
+        r"(.*): Does not validate against any of the Union subtypes .*?Errors: - (.*) Given value type: ", message
+    )
+    if match is None:
+        return message
+    name, errors = match[1], str(match[2]).split(" - ")
+    given = message.rpartition(" Given value: ")[2]
+    if nested := next((error[2:] for error in errors if error.startswith("--")), None):  # --alignment.weight x
+        return f"{name}.{nested}"
+    expected = [re.sub("^expected ", "", error) for error in errors]
+    words = {"NoneType": "null", f"dot import path string: {given}": "keys with values"}
+    return f"{name}: expected {' or '.join(words.get(word, word) for word in expected)}, got {given}"
 
 
 def _config_paths(args: Sequence[str]) -> list[Path]:

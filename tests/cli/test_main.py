@@ -57,6 +57,13 @@ def test_version(mmdit):
         (["generate", "torus", "--dtype", "fp8"], "--dtype: expected one of"),
         (["condition", "depth.npy"], "unexpected argument 'depth.npy'"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--output", "o", "--trainer.max_hours", "x"], "--trainer.max_hours: expected float or null, got x"),
+        (["train", "--output", "o", "--alignment.weight", "x"], "--alignment.weight: expected float, got x"),
+        (["train", "--output", "o", "--ema", "x"], "--ema: expected keys with values or null, got x"),
+        (
+            ["data", "encode", "--data", "d", "--output", "o", "--depth_space", "metres"],
+            "--depth_space: expected one of ['disparity', 'depth'] or null, got metres",
+        ),
         (["train", "--model.sise", "S"], "did you mean '--model.size'?"),
     ],
 )
