@@ -142,7 +142,7 @@ class LatentShards(Dataset):
                 raise unknown_name(f"modality of {self.root}", name, self.info.modalities)
         self.modalities = {name: self.info.modalities[name] for name in names}
         if features and self.info.features is None:
-            raise UserError(f"{self.root}: holds no features; encode with a teacher, or turn the alignment loss off")
+            raise UserError(f"{self.root}: holds no features; encode with --teacher, or train with --alignment null")
         self.features = features
         self.num_views = self.info.num_views if mirrored else 1
         index = self._read_index()

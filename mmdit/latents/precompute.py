@@ -81,11 +81,15 @@ def encode_dataset(
         say: where the estimate of disk and the progress messages go.
 
     Raises:
-        UserError: a bad sample (named); an output that holds latents of another VAE, other modalities or another size;
-            less free disk than needed, before anything is written.
+        UserError: a bad sample (named); an output that is the dataset itself, or holds latents of another VAE, other
+            modalities or another size; less free disk than needed, before anything is written.
     """
     processes = processes or Processes()
     data, output = Path(data), Path(output)
+    if data.resolve() == output.resolve():
+        raise UserError(
+            f"{output}: is the dataset itself; latents need a folder of their own, such as {output}_latents"
+        )
     available = list_splits(data)
     splits = sorted(available, key=lambda s: (s != "train", s)) if splits is None else list(splits)
     if not splits:

@@ -212,6 +212,16 @@ def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp
     assert (tmp_path / "out").read_text() == "a file"
 
 
+def test_the_dataset_itself_is_no_output(make_dataset, vae):
+    root = make_dataset()
+    kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"is the dataset itself; latents need a folder of their own, such as .*_latents"
+    ):
+        _encode(root, root / "train" / "..", vae)
+    assert kept == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
     root = make_dataset()
     _encode(root, tmp_path / "out", vae)
