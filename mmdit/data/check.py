@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import os
@@ -192,6 +193,9 @@ def _read_manifest(path: Path, split: str, description: _Description, problems: 
             given = {key: value for key, value in values.items() if key in MODALITIES and value is not None}
             for key in given.keys() - known:
                 problems.append(Problem(where, f"modality {key!r} is not among those of dataset.json", sample))
+            for key in values.keys() - {"id", "category", *MODALITIES}:  # keys of the user's own are allowed
+                if close := difflib.get_close_matches(key, known - given.keys(), n=1, cutoff=0.75):
+                    problems.append(Problem(where, f"unknown key {key!r}: did you mean {close[0]!r}?", sample))
             if not given:
                 problems.append(Problem(where, f"no modality: give the path of one of {sorted(known)} or more", sample))
             yield _Row(where, sample, given)

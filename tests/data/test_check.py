@@ -256,6 +256,15 @@ def test_finds_what_is_wrong_in_dataset_json(root, changes, message):
     assert any(message in problem.reason for problem in problems), problems
 
 
+def test_finds_a_misspelt_modality_and_leaves_the_users_own_keys_alone(root):
+    manifest = root / "train/manifest.jsonl"
+    first, *others = manifest.read_text().splitlines()
+    misspelt = {"normals" if key == "normal" else key: value for key, value in json.loads(first).items()}
+    manifest.write_text("\n".join([json.dumps(misspelt | {"camera": [1, 2], "depth_source": "lidar"}), *others]) + "\n")
+    (problem,) = check_dataset(root).problems
+    assert str(problem).startswith("train/manifest.jsonl:1: unknown key 'normals': did you mean 'normal'?")
+
+
 def test_finds_a_modality_that_dataset_json_does_not_name(root):
     edit_json(root / "dataset.json", modalities=["rgb", "depth", "segmentation"])
     report = check_dataset(root)
