@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -153,10 +154,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
         except OSError as error:
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
+        except (RuntimeError, ValueError) as error:
+            # torch's words, and those of diffusers where accelerate is installed
+            if isinstance(error, UserError) or not re.search("loading state_dict|^Cannot load .* shape", str(error)):
                 raise
-            reason = " ".join(" ".join(str(error).split("\n")[:2]).split())
+            reason = " ".join(" ".join(str(error).split("\n")[:2]).split()).partition(". If you want")[0]
             raise UserError(f"model {name!r}: the weights are not those of its config.json: {reason}") from error
         if "transformer" not in kwargs:
             check_weights(folder / "transformer", pipeline.transformer)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import is_accelerate_available
 from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
@@ -168,12 +169,14 @@ def test_bad_folders(folder: Path, damage: Callable[[Path], None], message: str)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_size_do_not_fit(folder: Path) -> None:
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, is_accelerate_available()])
+def test_weights_of_another_size_do_not_fit(folder: Path, low_cpu_mem_usage: bool) -> None:
     edit = _edit_weights(lambda weights: weights.update({"role_embed.base": torch.zeros(7)}))
     edit(folder)
     with pytest.raises(UserError, match=r"weights are not those of its config\.json.*role_embed\.base") as caught:
-        MultimodalDiTPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+        MultimodalDiTPipeline.from_pretrained(folder, low_cpu_mem_usage=low_cpu_mem_usage)
     assert "\n" not in str(caught.value)
+    assert "If you want" not in str(caught.value)
 
 
 def test_quiet_without_accelerate(
