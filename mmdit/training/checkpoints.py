@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -173,9 +174,10 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     return None
 
 
-def check_fits(path: Path, module: torch.nn.Module) -> None:
-    """Raise UserError where a checkpoint holds the weights of another network than ``module``'s."""
-    stored, own = read_checkpoint(path)["state_dict"], module.state_dict()
+def check_fits(path: Path, module: pl.LightningModule) -> None:
+    """Raise UserError where a checkpoint is of another network than ``module``'s, or of another optimizer."""
+    checkpoint = read_checkpoint(path)
+    stored, own = checkpoint["state_dict"], module.state_dict()
     for name in [*own, *stored]:
         ours, theirs = (tuple(state[name].shape) if name in state else None for state in (own, stored))
         if ours != theirs:
@@ -184,3 +186,9 @@ def check_fits(path: Path, module: torch.nn.Module) -> None:
                 f"checkpoint {path} is of another network ({name} is {there} there, {here} in this configuration): "
                 "resume with the run's own configuration, or choose another --output"
             )
+    configured: Any = module.configure_optimizers()
+    saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+    if saved != [len(group["params"]) for group in configured["optimizer"].param_groups]:
+        raise UserError(
+            f"checkpoint {path} is of another optimizer: resume with the run's own optimizer.name, or choose another --output"
+        )

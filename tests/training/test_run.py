@@ -224,6 +224,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, tiny_config:
     message = "of another network .*blocks.2.* is none there, .* in this configuration.: resume with the run's own"
     with pytest.raises(UserError, match=message):
         train(tmp_path, model=deeper, data=config.data, resume="auto", **sections)
+    other = replace(config.optimizer, name="adamw" if config.optimizer.name == "muon" else "muon")
+    with pytest.raises(UserError, match=r"of another optimizer: resume with the run's own optimizer\.name"):
+        train(tmp_path, model=config.model, data=config.data, resume="auto", **{**sections, "optimizer": other})
     wider = replace(config, model=replace(config.model, mlp_ratio=2.0))
     with pytest.raises(UserError, match=r"\d+ x \d+ there, \d+ x \d+ in this configuration"):
         run(wider, tmp_path, "auto")
