@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError
+from mmdit.files import write_atomically
 from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
@@ -201,7 +202,4 @@ def _write(found: dict[str, Any], path: Path | None) -> None:
 
     print(summary(found))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
