@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmdit.conditioning import Conditioning
+    from mmdit.encoders.codec import LatentCodec
     from mmdit.errors import UserError
     from mmdit.flow.schedulers import EulerMaruyamaScheduler, make_scheduler
-    from mmdit.latents.codec import LatentCodec
-    from mmdit.modality import MODALITIES, Modality
+    from mmdit.modalities.modality import MODALITIES, Modality
     from mmdit.models.config import SIZES
     from mmdit.models.transformer import MultimodalDiT, MultimodalDiTOutput
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -41,8 +41,8 @@ _MODULES = {
     "mmdit.conditioning": ["Conditioning"],
     "mmdit.errors": ["UserError"],
     "mmdit.flow.schedulers": ["EulerMaruyamaScheduler", "make_scheduler"],
-    "mmdit.latents.codec": ["LatentCodec"],
-    "mmdit.modality": ["MODALITIES", "Modality"],
+    "mmdit.encoders.codec": ["LatentCodec"],
+    "mmdit.modalities.modality": ["MODALITIES", "Modality"],
     "mmdit.models.config": ["SIZES"],
     "mmdit.models.transformer": ["MultimodalDiT", "MultimodalDiTOutput"],
     "mmdit.pipelines.pipeline_multimodal_dit": ["MultimodalDiTPipeline"],

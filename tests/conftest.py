@@ -19,12 +19,12 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder with random weights: 64 x 64 pixels, four modalities, the categories and classes of the scenes."""
     from diffusers import AutoencoderKL
 
-    from mmdit.data.scene_layout import CATEGORY_NAMES
-    from mmdit.data.scenes import SEGMENTATION_CLASSES
     from mmdit.flow.schedulers import make_scheduler
-    from mmdit.modality import get_modalities
+    from mmdit.modalities.modality import get_modalities
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+    from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
+    from mmdit.sources.scenes.layout import CATEGORY_NAMES
 
     torch.manual_seed(0)
     modalities = get_modalities(["rgb", "depth", "normal", "segmentation"])

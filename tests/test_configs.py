@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS
-from mmdit.cli.parsing import build_parser
 from mmdit.flow.timesteps import make_timestep_sampler
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT

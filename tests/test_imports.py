@@ -13,44 +13,59 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmdit"
-BASE = frozenset({"mmdit.errors", "mmdit.files", "mmdit.hub", "mmdit.modality", "mmdit.task", "mmdit.conditioning"})
+# level 0: what every area may import
+BASE = frozenset({"mmdit.errors", "mmdit.hub", "mmdit.storage", "mmdit.task", "mmdit.conditioning", "mmdit.prompt"})
+
+
+def _areas(*names: str) -> set[str]:
+    return {f"mmdit.{name}" for name in names}
+
+
 # area -> what it may import besides itself, BASE, and other people's packages
 ALLOWED = {
     "mmdit.errors": set(),
-    "mmdit.files": set(),
     "mmdit.hub": set(),
-    "mmdit.modality": {"mmdit.errors"},
-    "mmdit.task": {"mmdit.errors"},
+    "mmdit.storage": _areas("errors"),
+    "mmdit.task": _areas("errors"),
     "mmdit.conditioning": set(),
-    "mmdit.data": set(),
+    "mmdit.prompt": _areas("errors"),
+    "mmdit.modalities": set(),
     "mmdit.flow": set(),
     "mmdit.models": set(),
-    "mmdit.latents": {"mmdit.data"},
-    "mmdit.labelling": {"mmdit.data"},
-    "mmdit.pipelines": {"mmdit.latents", "mmdit.models", "mmdit.flow", "mmdit.data.codecs"},
-    "mmdit.metrics": {"mmdit.pipelines", "mmdit.data"},
-    "mmdit.training": {
-        "mmdit.pipelines",
-        "mmdit.latents",
-        "mmdit.labelling",
-        "mmdit.models",
-        "mmdit.flow",
-        "mmdit.data",
-        "mmdit.metrics",
-    },
-    "mmdit.cli": {
-        "mmdit.training",
-        "mmdit.metrics",
-        "mmdit.pipelines",
-        "mmdit.latents",
-        "mmdit.labelling",
-        "mmdit.models",
-        "mmdit.flow",
-        "mmdit.data",
-    },
+    "mmdit.launch": set(),
+    "mmdit.data": _areas("modalities"),
+    "mmdit.encoders": _areas("data", "modalities"),
+    "mmdit.sources": _areas("data", "modalities", "encoders", "launch"),
+    "mmdit.pipelines": _areas("encoders", "models", "flow", "modalities"),
+    "mmdit.metrics": _areas("pipelines", "encoders", "data", "modalities"),
+    "mmdit.apps": _areas("pipelines", "metrics", "modalities"),
+    "mmdit.training": _areas(
+        "metrics", "pipelines", "sources", "encoders", "data", "launch", "models", "flow", "modalities"
+    ),
+    "mmdit.bench": _areas("training", "pipelines", "encoders", "data", "models", "flow", "modalities"),
+    "mmdit.cli": _areas(
+        "bench",
+        "training",
+        "apps",
+        "metrics",
+        "pipelines",
+        "sources",
+        "encoders",
+        "data",
+        "launch",
+        "models",
+        "flow",
+        "modalities",
+    ),
 }
 KERNELS_IMPORTER = "mmdit.models.layers"
-LIGHTNING_IMPORTERS = ("mmdit.training", "mmdit.data.datamodule")
+LIGHTNING_IMPORTERS = (
+    "mmdit.training",
+    "mmdit.bench",
+    "mmdit.launch",
+    "mmdit.data.datamodule",
+    "mmdit.sources.labelling.launcher",
+)
 
 
 def _module_name(path: Path, root: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
-from mmdit.cli.parsing import build_parser
 from mmdit.cli.results import REPORT, results_table, update
 from mmdit.pipelines.loading import bundled_models
 

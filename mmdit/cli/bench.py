@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError
-from mmdit.files import write_atomically
+from mmdit.storage.files import write_atomically
 from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
@@ -79,7 +79,7 @@ def bench_train(
     import torch
 
     _check_report(report)
-    from mmdit.training.benchmark import benchmark_training
+    from mmdit.bench.benchmark import benchmark_training
     from mmdit.training.recipes import TrainingConfig
 
     torch.set_float32_matmul_precision("high")
@@ -147,12 +147,12 @@ def bench_sample(
         preview: Not used.
         resume: Not used.
     """
-    from mmdit.cli.model import check_sampling, choose_device
+    from mmdit.cli.common.model import check_sampling, choose_device
 
     _check_report(report)
     check_sampling(num_inference_steps, guidance_scale)
     device = str(choose_device(device))
-    from mmdit.training.benchmark import benchmark_sampling
+    from mmdit.bench.benchmark import benchmark_sampling
     from mmdit.training.recipes import TrainingConfig
 
     config = TrainingConfig(recipe=recipe, model=model, data=data, objective=objective, trainer=trainer)
@@ -181,7 +181,7 @@ def bench_loader(
     import torch
 
     _check_report(report)
-    from mmdit.training.benchmark import benchmark_loader
+    from mmdit.bench.benchmark import benchmark_loader
 
     torch.set_num_threads(1)
     _write(benchmark_loader(data, split, batch_size, seconds), report)
@@ -189,7 +189,7 @@ def bench_loader(
 
 def _check_report(path: Path | None) -> None:
     """Refuse a report that can't be written, before anything is timed."""
-    from mmdit.cli.output import prepare_folder
+    from mmdit.cli.common.output import prepare_folder
 
     if path is not None and path.is_dir():
         raise UserError(f"{path}: is a folder; --report is a file, such as {path / 'bench.json'}")
@@ -198,7 +198,7 @@ def _check_report(path: Path | None) -> None:
 
 
 def _write(found: dict[str, Any], path: Path | None) -> None:
-    from mmdit.training.benchmark import summary
+    from mmdit.bench.benchmark import summary
 
     print(summary(found))
     if path is not None:

@@ -58,9 +58,9 @@ def convert(
     _check_output(output)
     import torch
 
-    from mmdit.cli.model import load_vae, quiet_libraries
+    from mmdit.cli.common.model import load_vae, quiet_libraries
     from mmdit.flow.schedulers import make_scheduler
-    from mmdit.modality import get_modalities
+    from mmdit.modalities.modality import get_modalities
     from mmdit.models.convert import convert_state_dict
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -171,8 +171,8 @@ def _save(pipe: Any, output: Path) -> None:
     """Write what ``save_pretrained`` writes, under another name and renamed, so that a folder of that name is whole."""
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-    from mmdit.cli.mapped import write_safetensors
-    from mmdit.files import share_weights
+    from mmdit.cli.common.mapped import write_safetensors
+    from mmdit.storage.files import share_weights
 
     temporary = output.parent / f".{output.name}.tmp"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmdit.errors import UserError
-from mmdit.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
+from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
 
 _MARIGOLD, _MASKS = MarigoldSettings(), MaskSettings()
 
@@ -41,7 +41,7 @@ def render(
     missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
-    from mmdit.data.scenes import render_dataset
+    from mmdit.sources.scenes.dataset import render_dataset
 
     report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors)
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
@@ -104,10 +104,10 @@ def label(
             raise UserError(f"--{option} is {value}: give at least {least}")
     from transformers.utils import logging as transformers_logging
 
-    from mmdit.cli.model import note, quiet_libraries
-    from mmdit.labelling.settings import LabellerSettings
-    from mmdit.labelling.table import load_labellers
-    from mmdit.training.labelling import label_images
+    from mmdit.cli.common.model import note, quiet_libraries
+    from mmdit.sources.labelling.launcher import label_images
+    from mmdit.sources.labelling.settings import LabellerSettings
+    from mmdit.sources.labelling.table import load_labellers
 
     quiet_libraries()
     transformers_logging.set_verbosity_error()
@@ -150,7 +150,7 @@ def hypersim(
     """
     if importlib.util.find_spec("h5py") is None:
         raise UserError("Hypersim's files need h5py: pip install 'multimodal-dit[hypersim]'")
-    from mmdit.data.hypersim import import_hypersim
+    from mmdit.sources.hypersim.dataset import import_hypersim
 
     report = import_hypersim(source, output, split, split_csv, cameras_csv, num_workers)
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
@@ -245,13 +245,13 @@ def encode(
     ):
         if value < 1:
             raise UserError(f"--{option} is {value}: give at least 1")
-    from mmdit.cli.model import load_vae
+    from mmdit.cli.common.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space
-    from mmdit.latents.codec import LatentCodec
-    from mmdit.latents.features import load_teacher
-    from mmdit.latents.precompute import Processes, encode_dataset
-    from mmdit.training.launch import launch
+    from mmdit.encoders.codec import LatentCodec
+    from mmdit.encoders.features import load_teacher
+    from mmdit.encoders.precompute import Processes, encode_dataset
+    from mmdit.launch import launch
 
     info = read_dataset_info(data)
     names = list(modalities) if modalities is not None else list(info.modalities)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
 from mmdit.errors import UserError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
@@ -40,11 +40,11 @@ def demo(
     """
     check_seed(seed, 1000)
     check_sampling(num_inference_steps, guidance_scale)
-    from mmdit.cli.output import prepare_folder, versions, write_image, write_json
+    from mmdit.cli.common.output import prepare_folder, versions, write_image, write_json
 
     prepare_folder(output, 10_000_000)
-    from mmdit.cli.model import load_pipeline
-    from mmdit.cli.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
+    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
 
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(leave=False)

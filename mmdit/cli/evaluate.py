@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
 from mmdit.errors import UserError
 
 
@@ -52,10 +52,10 @@ def evaluate(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
-    from mmdit.cli.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder, versions, write_json
 
     prepare_folder(output.parent)
-    from mmdit.cli.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline
     from mmdit.metrics.evaluate import evaluate as measure
 
     pipe = load_pipeline(model, device, dtype)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
 from mmdit.errors import UserError
 
 
@@ -68,12 +68,12 @@ def evaluate_geometry(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    from mmdit.cli.output import prepare_folder, versions, write_json
-    from mmdit.data.geometry_benchmarks import GeometrySamples
+    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.metrics.geometry_benchmarks import GeometrySamples
 
     samples = GeometrySamples(benchmark, data, list_file, crop, num_samples)
     prepare_folder(output.parent)
-    from mmdit.cli.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline
     from mmdit.metrics.zero_shot import evaluate_geometry as measure
     from mmdit.pipelines.frozen import weights_digest
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_seed, note
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
 
@@ -46,8 +46,8 @@ def generate(
         overwrite: Replace results of other requests that have the same name.
     """
     check_seed(seed, num_images * len(categories))
-    from mmdit.cli.inputs import safe_name
-    from mmdit.cli.sampling import SamplingRun, resolve_category
+    from mmdit.cli.common.inputs import safe_name
+    from mmdit.cli.common.sampling import SamplingRun, resolve_category
 
     run = SamplingRun(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite
@@ -97,10 +97,10 @@ def understand(
     check_seed(seed)
     from PIL import Image
 
-    from mmdit.cli.inputs import find_images, read_sizes
-    from mmdit.cli.output import resize_output
-    from mmdit.cli.sampling import SamplingRun
-    from mmdit.data.raw import load_rgb
+    from mmdit.cli.common.inputs import find_images, read_sizes
+    from mmdit.cli.common.output import resize_output
+    from mmdit.cli.common.sampling import SamplingRun
+    from mmdit.modalities.raw import load_rgb
 
     files = find_images(images)
     sizes, bad = read_sizes(files)
@@ -176,8 +176,8 @@ def condition(
         overwrite: Replace results of other requests that have the same name.
     """
     check_seed(seed, num_images)
-    from mmdit.cli.inputs import read_condition, source_name
-    from mmdit.cli.sampling import SamplingRun, resolve_category
+    from mmdit.cli.common.inputs import read_condition, source_name
+    from mmdit.cli.common.sampling import SamplingRun, resolve_category
 
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = {name: path for name, path in options.items() if path is not None}

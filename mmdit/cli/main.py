@@ -134,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
     if found is None:
         return EXIT_DONE
     name, rest = found
-    from mmdit.cli.parsing import build_parser
+    from mmdit.cli.common.parsing import build_parser
 
     command = COMMANDS[name]
     function = command.load()

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
 from mmdit.errors import UserError
 
 
@@ -57,8 +57,8 @@ def samples(
     check_sampling(num_inference_steps, guidance_scale)
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}: give at least 1")
-    from mmdit.cli.model import load_pipeline
-    from mmdit.cli.output import prepare_folder, versions
+    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.output import prepare_folder, versions
     from mmdit.flow.schedulers import make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
     from mmdit.pipelines.frozen import native_size, weights_digest
@@ -143,8 +143,8 @@ def evaluate_generation(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if inception is None and dinov2 is None:
         raise UserError("neither --inception nor --dinov2 is given: there is nothing to measure with")
-    from mmdit.cli.model import choose_device, quiet_libraries
-    from mmdit.cli.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.model import choose_device, quiet_libraries
+    from mmdit.cli.common.output import prepare_folder, versions, write_json
     from mmdit.metrics.image_sets import open_images
 
     made, real = open_images(images), open_images(reference)

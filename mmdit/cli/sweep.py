@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed, note
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed, note
 from mmdit.errors import UserError
 
 TABLE, SETTINGS, CHART = "sweep.csv", "sweep.json", "sweep.png"
@@ -66,9 +66,9 @@ def sweep(
             raise UserError(f"--{option} is {value}: give at least 1")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
-    from mmdit.cli.charts import figure_class
-    from mmdit.cli.model import load_pipeline
-    from mmdit.cli.output import prepare_folder, versions
+    from mmdit.cli.common.charts import figure_class
+    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.output import prepare_folder, versions
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.evaluate import depth_range
     from mmdit.metrics.samples import EvaluationSamples
@@ -157,7 +157,7 @@ class SweepTable:
 
     def add(self, task: str, scheduler: str, num_inference_steps: int, values: Mapping[str, float]) -> None:
         """Insert a row and write the table."""
-        from mmdit.cli.output import write_file
+        from mmdit.cli.common.output import write_file
 
         row = dict(zip(KEYS, (task, scheduler, num_inference_steps), strict=True))
         self.rows.append({**row, **{name: float(value) for name, value in values.items()}})
@@ -171,8 +171,8 @@ class SweepTable:
 
     def finish(self) -> None:
         """Write the chart and the summary."""
-        from mmdit.cli.charts import sweep_chart
-        from mmdit.cli.output import write_file
+        from mmdit.cli.common.charts import sweep_chart
+        from mmdit.cli.common.output import write_file
 
         rows = read_table(self.folder / TABLE)
         write_file(self.folder / CHART, sweep_chart(rows, f"{self.settings['num_samples']} samples"))
@@ -186,7 +186,7 @@ class SweepTable:
             )
 
     def _write_settings(self, summary: Mapping[str, Any]) -> None:
-        from mmdit.cli.output import write_json
+        from mmdit.cli.common.output import write_json
 
         write_json(self.folder / SETTINGS, {"settings": self.settings, **summary, "versions": self.versions})
 

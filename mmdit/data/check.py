@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError, nearest_names
-from mmdit.modality import MODALITIES
+from mmdit.modalities.modality import MODALITIES
 
 REQUIRED_KEYS = ("modalities", "categories", "licence", "provenance")
 REQUIRED_FOR = {"depth": "depth_scale", "segmentation": "segmentation_classes"}

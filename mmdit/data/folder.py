@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmdit.data.codecs import build_codec
 from mmdit.data.manifest import Sample, modalities_from_dataset, read_dataset_info, read_manifest
-from mmdit.data.raw import load_raw
 from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError
-from mmdit.modality import Modality
+from mmdit.modalities.codecs import build_codec
+from mmdit.modalities.modality import Modality
+from mmdit.modalities.raw import load_raw
 
 
 class AlignedFolder(Dataset):

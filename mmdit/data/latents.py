@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
-from mmdit.modality import Modality
+from mmdit.modalities.modality import Modality
 
 FORMAT_VERSION = 1
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdit.data.codecs import DEPTH_SPACES
 from mmdit.errors import UserError, unknown_name
-from mmdit.modality import MODALITIES, Modality, get_modalities
+from mmdit.modalities.codecs import DEPTH_SPACES
+from mmdit.modalities.modality import MODALITIES, Modality, get_modalities
 
 NO_CATEGORY = -1
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmdit.data.latents import LatentsInfo, features_name, shard_name
-from mmdit.modality import Modality
+from mmdit.modalities.modality import Modality
 
 
 def write_random_latents(

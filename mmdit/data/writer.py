@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.errors import UserError
-from mmdit.files import write_atomically
+from mmdit.storage.files import write_atomically
 
 INVALID = 0
 MAX_UNITS = np.iinfo(np.uint16).max

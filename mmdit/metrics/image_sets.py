@@ -16,9 +16,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
-from mmdit.data.raw import load_rgb
 from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
+from mmdit.modalities.raw import load_rgb
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 BLOCKS = "blocks"

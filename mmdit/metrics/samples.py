@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from mmdit.data.manifest import DatasetInfo, Sample, read_dataset_info, read_manifest
-from mmdit.data.raw import load_raw
 from mmdit.data.transforms import JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.modality import Modality
+from mmdit.modalities.modality import Modality
+from mmdit.modalities.raw import load_raw
 
 _RESAMPLE = {"rgb": "area"}
 

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-from mmdit.data.geometry_benchmarks import GeometryBenchmark, GeometrySample, GeometrySamples
 from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
 from mmdit.metrics.depth import SPACES, fit_scale_and_shift
+from mmdit.metrics.geometry_benchmarks import GeometryBenchmark, GeometrySample, GeometrySamples
 from mmdit.metrics.maps import batched, depth_space, sample_generators
 from mmdit.metrics.normal import angle_degrees
 from mmdit.pipelines.frozen import native_size

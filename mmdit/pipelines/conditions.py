@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmdit.data.codecs import Codec, DepthCodec
 from mmdit.errors import UserError, unknown_name
+from mmdit.modalities.codecs import Codec, DepthCodec
 
 logger = logging.getLogger(__name__)
 

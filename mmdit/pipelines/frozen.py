@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdit.latents.codec import LatentCodec
-from mmdit.latents.features import load_teacher
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import load_teacher
 from mmdit.pipelines.loading import resolve_model
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -54,7 +54,7 @@ def find_teacher(pipe: MultimodalDiTPipeline, name_or_folder: str | None = None)
     """Load a feature network on the pipeline's device.
 
     Args:
-        name_or_folder: what ``mmdit.latents.features.load_teacher`` takes; None = the folder ``teacher`` in the model's
+        name_or_folder: what ``mmdit.encoders.features.load_teacher`` takes; None = the folder ``teacher`` in the model's
             own folder, if it has one.
 
     Returns None where nothing was named and the model has none. Raises UserError for a teacher that can't be loaded.

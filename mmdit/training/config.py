@@ -208,7 +208,7 @@ class AutoencoderConfig:
         block_out_channels: channels per level; each level after the first halves the size.
         layers_per_block, latent_channels: as in diffusers.
         mid_attention: attention in the middle block.
-        settings: arguments of the loss (``mmdit.latents.autoencoder_loss``).
+        settings: arguments of the loss (``mmdit.encoders.autoencoder_loss``).
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
     """
 

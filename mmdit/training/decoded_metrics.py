@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from mmdit.latents.codec import LatentCodec
+from mmdit.encoders.codec import LatentCodec
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.depth import fit_scale_and_shift
 from mmdit.metrics.maps import MEASURED, MapMetrics, label_set

@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from mmdit.conditioning import Conditioning
-from mmdit.data.codecs import SegmentationCodec
+from mmdit.encoders.autoencoder_loss import AutoencoderObjective
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import FeatureTeacher
+from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowObjective
-from mmdit.latents.autoencoder_loss import AutoencoderObjective
-from mmdit.latents.codec import LatentCodec
-from mmdit.latents.features import FeatureTeacher
-from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
+from mmdit.modalities.codecs import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer

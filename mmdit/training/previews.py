@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from mmdit.latents.codec import LatentCodec
+from mmdit.encoders.codec import LatentCodec
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import PreviewConfig
 

@@ -18,15 +18,15 @@ from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.synthetic import SyntheticLatents
+from mmdit.encoders.autoencoder_loss import AutoencoderObjective
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import FeatureTeacher, load_teacher
+from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import FlowObjective
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
-from mmdit.latents.autoencoder_loss import AutoencoderObjective
-from mmdit.latents.codec import LatentCodec
-from mmdit.latents.features import FeatureTeacher, load_teacher
-from mmdit.latents.scene_teacher import SceneTeacher, SceneTeacherObjective
-from mmdit.modality import Modality, get_modalities
+from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError
-from mmdit.files import share_weights
+from mmdit.storage.files import share_weights
 from mmdit.training.callbacks import StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
 from mmdit.training.config import EMAConfig, TrainerConfig

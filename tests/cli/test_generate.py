@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.cli.output import SAMPLE_FILES
+from mmdit.cli.common.output import SAMPLE_FILES
 
 
 def _folders(path):

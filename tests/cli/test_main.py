@@ -10,8 +10,8 @@ import docstring_parser
 import pytest
 
 from mmdit.cli import main as main_module
+from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, explain, main, overview
-from mmdit.cli.parsing import build_parser
 from mmdit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

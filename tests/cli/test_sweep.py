@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from mmdit.cli.charts import sweep_chart
+from mmdit.cli.common.charts import sweep_chart
 from mmdit.cli.demo import EXAMPLES
 from mmdit.cli.sweep import read_table, summarize
 from mmdit.errors import UserError

@@ -18,9 +18,9 @@ from mmdit.data.latents import (
     shard_name,
     whitening_statistics,
 )
+from mmdit.encoders.shard_jobs import shard_jobs
 from mmdit.errors import UserError
-from mmdit.latents.shard_jobs import shard_jobs
-from mmdit.modality import MODALITIES
+from mmdit.modalities.modality import MODALITIES
 
 COUNTS = (3, 2)
 SHAPE = (8, 4, 6)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmdit.data.codecs import build_codec
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.modality import MODALITIES
+from mmdit.modalities.codecs import build_codec
+from mmdit.modalities.modality import MODALITIES
 
 CODECS = {name: build_codec(modality) for name, modality in MODALITIES.items()}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.data.codecs import class_palette, generic_palette
-from mmdit.data.raw import load_raw
 from mmdit.data.writer import DatasetWriter, read_description
 from mmdit.errors import UserError
-from mmdit.modality import MODALITIES
+from mmdit.modalities.codecs import class_palette, generic_palette
+from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities.raw import load_raw
 
 
 def test_files_hold_what_was_saved(tmp_path):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmdit.data.scenes import SEGMENTATION_CLASSES
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
-from mmdit.latents.scene_teacher import SceneTeacher
 from mmdit.metrics.depth import DepthMetrics
 from mmdit.metrics.evaluate import depth_range, evaluate, json_safe
 from mmdit.metrics.evaluation import as_condition
@@ -16,6 +15,7 @@ from mmdit.metrics.maps import sample_generators
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.metrics.understanding import understanding_report
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
 
 # The contract, from the interface: report.json of `mmdit evaluate`.
 DEPTH, NORMAL = {"abs_rel", "delta1", "delta1_05"}, {"mean_angle", "within_11_25", "mean_angle_objects"}

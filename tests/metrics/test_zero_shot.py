@@ -8,8 +8,8 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from mmdit.data.geometry_benchmarks import GeometrySamples
 from mmdit.errors import UserError
+from mmdit.metrics.geometry_benchmarks import GeometrySamples
 from mmdit.metrics.maps import sample_generators
 from mmdit.metrics.zero_shot import align, depth_errors, evaluate_geometry
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from mmdit.latents.codec import LatentCodec
+from mmdit.encoders.codec import LatentCodec
 from mmdit.pipelines.frozen import find_teacher, native_size, reconstruct, weights_digest
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 

@@ -12,7 +12,7 @@ from diffusers.utils import is_accelerate_available
 from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
-from mmdit.modality import Modality
+from mmdit.modalities.modality import Modality
 from mmdit.pipelines.loading import bundled_models, resolve_model
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 

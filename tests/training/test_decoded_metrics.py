@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmdit.latents.codec import LatentCodec
+from mmdit.encoders.codec import LatentCodec
 from mmdit.training.config import PreviewConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.recipes import TrainingConfig, build_run

@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.encoders.precompute import encode_dataset
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
-from mmdit.latents.precompute import encode_dataset
-from mmdit.latents.scene_teacher import SceneTeacher
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import (
     AlignmentConfig,

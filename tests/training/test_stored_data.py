@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from mmdit.cli.main import main
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
-from mmdit.latents.precompute import encode_dataset
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import DataConfig, PreviewConfig
 from mmdit.training.recipes import TrainingConfig, build_run

@@ -1,0 +1,122 @@
+"""Between the commands and the pipeline: one run of one model, from requests to samples on disk.
+
+Every sample draws its noise from a generator of its own, so that it does not depend on what else is in the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdit.cli.common.model import DtypeName, check_sampling, load_pipeline
+from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
+from mmdit.pipelines.frozen import native_size
+from mmdit.pipelines.labels import resolve_labels
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+BATCH_SIZE = 8
+Arrays = dict[str, np.ndarray]
+Request = dict[str, Any]
+
+
+def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, str]:
+    """Name or id as text -> (id, name). Raises UserError with the nearest names for an unknown one."""
+    given: int | str = int(category) if category.isdecimal() and category not in pipe.labels else category
+    label = resolve_labels(given, pipe.transformer.config.num_classes, pipe.id2label)[0]
+    assert label is not None
+    return label, pipe.id2label.get(label, str(label))
+
+
+def run_pipeline(
+    pipe: MultimodalDiTPipeline, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float, **inputs: Any
+) -> list[Arrays]:
+    """Run one batch, each sample with its own seed; returns raw arrays per modality for each sample.
+
+    rgb (H, W, 3) uint8, depth (H, W) float32 in [0, 1], normal (H, W, 3) float32, segmentation (H, W) int64.
+    """
+    output: Any = pipe(
+        **inputs,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    )
+    return [{name: np.asarray(output[name][index]) for name in pipe.modalities} for index in range(len(seeds))]
+
+
+class SamplingRun:
+    """A loaded model, a folder for its samples, and the settings they share; values and folder are checked before loading.
+
+    Raises:
+        UserError: a setting out of range, a model or device that can't be used, a folder that can't be written.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        model: str,
+        num_inference_steps: int,
+        guidance_scale: float,
+        scheduler: str | None,
+        device: str,
+        dtype: DtypeName,
+        output: Path,
+        overwrite: bool,
+    ) -> None:
+        check_sampling(num_inference_steps, guidance_scale)
+        prepare_folder(output)
+        self.command, self.model = command, model
+        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
+        self.pipe = load_pipeline(model, device, dtype, scheduler)
+        self.pipe.set_progress_bar_config(disable=num_inference_steps == 1, leave=False)
+        self.native = (native_size(self.pipe),) * 2
+        self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
+
+    def request(self, seed: int, category: str | None = None, conditions: Mapping[str, Path] | None = None) -> Request:
+        """All that decides a sample, as JSON values for its metadata; given files by path and content."""
+        return {
+            "command": self.command,
+            "model": self.model,
+            "seed": seed,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "category": category,
+            "conditions": {
+                name: {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                for name, path in (conditions or {}).items()
+            },
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "device": str(self.pipe.device),
+        }
+
+    def run(
+        self,
+        requests: Mapping[str, Request],
+        inputs: Callable[[Sequence[str]], dict[str, Any]],
+        finish: Callable[[str, Arrays], Arrays] = lambda name, arrays: arrays,
+        num_pixels: int | None = None,
+    ) -> None:
+        """Make the samples, by name, and print the folder of each.
+
+        Args:
+            requests: name -> request.
+            inputs: names of a batch -> the pipeline's ``class_labels`` and ``conditions`` for it.
+            finish: last change of a sample's arrays before they are written.
+            num_pixels: of all samples together; None = each has the model's size.
+
+        Raises:
+            UserError: a sample can't be written, which is found out before the first is computed where it can be.
+        """
+        self.writer.check(requests, num_pixels or len(requests) * self.native[0] * self.native[1])
+        names = list(requests)
+        for start in range(0, len(names), BATCH_SIZE):
+            batch = names[start : start + BATCH_SIZE]
+            seeds = [requests[name]["seed"] for name in batch]
+            outputs = run_pipeline(self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **inputs(batch))
+            for name, arrays in zip(batch, outputs, strict=True):
+                print(self.writer.write(Sample(name, finish(name, arrays), requests[name])), flush=True)

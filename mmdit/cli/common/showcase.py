@@ -1,0 +1,154 @@
+"""The three parts of ``mmdit demo``: each a picture and the numbers measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmdit.cli.common.output import colored
+from mmdit.cli.common.pictures import labelled_grid
+from mmdit.cli.common.sampling import run_pipeline
+from mmdit.errors import UserError
+from mmdit.metrics.consistency import ConsistencyMetrics
+from mmdit.metrics.depth import DepthMetrics
+from mmdit.metrics.evaluate import depth_range
+from mmdit.metrics.maps import label_set, map_metrics
+from mmdit.metrics.samples import EvaluationSamples, GroundTruth
+from mmdit.pipelines.frozen import native_size
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+Arrays = dict[str, np.ndarray]
+Part = tuple[Image.Image, dict[str, Any], int]
+NUM_CONDITIONED = 5
+NEEDED = {"rgb", "depth", "normal", "segmentation"}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The model and the settings that all parts share."""
+
+    pipe: MultimodalDiTPipeline
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    depth_range: tuple[float, float]
+
+    def run(self, count: int, num_inference_steps: int, guidance_scale: float = 1.0, **inputs: Any) -> list[Arrays]:
+        """``count`` samples with seeds from ``seed`` on."""
+        seeds = range(self.seed, self.seed + count)
+        return run_pipeline(self.pipe, seeds, num_inference_steps, guidance_scale, **inputs)
+
+    def picture(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A raw array of a modality as (H, W, 3) uint8."""
+        return colored(name, array, self.pipe.modalities[name])
+
+
+def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTruth], tuple[float, float]]:
+    """Read a dataset's test split at the model's size, by id, and the range of its depth in metres.
+
+    Raises:
+        UserError: it lacks a modality of the model, or has other classes.
+    """
+    samples = EvaluationSamples(data, "test", pipe.modalities, native_size(pipe))
+    labels = label_set(pipe)
+    classes = [(entry["id"], entry["name"]) for entry in samples.info.segmentation_classes or ()]
+    if labels is not None and classes != list(zip(labels.ids.tolist(), labels.names, strict=True)):
+        raise UserError(f"--data {data}: its segmentation classes are not the model's")
+    scenes = sorted(samples, key=lambda scene: scene.id)
+    for scene in scenes:
+        for name in {*pipe.modalities, *NEEDED} - scene.maps.keys():
+            raise UserError(f"--data {data}: sample {scene.id} has no {name}, which the demo shows")
+    return scenes, depth_range(samples.info.depth_scale)
+
+
+def show_generate(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+    """Categories -> all modalities, one row each. ``scenes`` are not needed."""
+    ids = list(steps.pipe.id2label)
+    outputs = steps.run(len(ids), steps.num_inference_steps, steps.guidance_scale, class_labels=ids)
+    names = list(steps.pipe.modalities)
+    rows = [[steps.picture(name, arrays[name]) for name in names] for arrays in outputs]
+    labels = label_set(steps.pipe)
+    assert labels is not None
+    consistency = ConsistencyMetrics(steps.pipe.modalities["depth"].settings["space"], labels)
+    right = []
+    for index, arrays in zip(ids, outputs, strict=True):
+        consistency.update_geometry(arrays["depth"], arrays["normal"])
+        right.append(labels.majority_object(arrays["segmentation"]) == labels.id_of(steps.pipe.id2label[index]))
+    measured = {
+        "generation": {
+            "category_accuracy": sum(right) / len(right),
+            "consistency": {"depth_normal_angle": consistency.compute()["depth_normal_angle"]},
+        }
+    }
+    return labelled_grid(rows, [steps.pipe.id2label[i] for i in ids], names), measured, len(ids)
+
+
+def show_understand(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+    """RGB -> depth, normals, segmentation: truth beside prediction, and the same errors with the next image's result."""
+    outputs = steps.run(len(scenes), 1, conditions={"rgb": [scene.maps["rgb"] for scene in scenes]})
+    measured = measure(steps, outputs, scenes)
+    wrong = measure(steps, [*outputs[1:], *outputs[:1]], scenes)
+    rows, captions = [], []
+    for arrays, scene in zip(outputs, scenes, strict=True):
+        own = measure(steps, [arrays], [scene])
+        row, caption = [scene.maps["rgb"]], ["input"]
+        for name, text in (
+            ("depth", f"AbsRel {own['depth']['abs_rel']:.3f}"),
+            ("normal", f"{own['normal']['mean_angle']:.1f}° obj {own['normal']['mean_angle_objects']:.0f}°"),
+            ("segmentation", f"object IoU {own['segmentation']['object_iou']:.2f}"),
+        ):
+            row += [_true_picture(steps, name, scene), steps.picture(name, arrays[name])]
+            caption += ["truth", text]
+        rows.append(row)
+        captions.append(caption)
+    columns = ["rgb", "depth", "depth", "normal", "normal", "segmentation", "segmentation"]
+    picture = labelled_grid(rows, [scene.category or scene.id for scene in scenes], columns, captions)
+    return picture, {"understanding": measured, "controls": {"shuffled_understanding": wrong}}, len(scenes)
+
+
+def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+    """Depth -> the rest, and the depth that the model sees in the RGB it made, against the given one."""
+    chosen = scenes[:NUM_CONDITIONED]
+    conditions = {"depth": [scene.maps["depth"] for scene in chosen]}
+    outputs = steps.run(len(chosen), steps.num_inference_steps, conditions=conditions)
+    again = steps.run(len(chosen), 1, conditions={"rgb": [arrays["rgb"] for arrays in outputs]})
+    space = steps.pipe.modalities["depth"].settings["space"]
+    total = DepthMetrics(space, steps.depth_range)
+    rows, captions = [], []
+    for arrays, estimate, scene in zip(outputs, again, chosen, strict=True):
+        own = DepthMetrics(space, steps.depth_range)
+        for metric in (own, total):
+            metric.update(estimate["depth"], scene.maps["depth"])
+        rest = [name for name in steps.pipe.modalities if name != "depth"]
+        rows.append(
+            [
+                _true_picture(steps, "depth", scene),
+                *(steps.picture(name, arrays[name]) for name in rest),
+                steps.picture("depth", estimate["depth"]),
+            ]
+        )
+        captions.append(["input", *["generated"] * len(rest), f"AbsRel {own.compute()['abs_rel']:.3f}"])
+    columns = ["depth", *rest, "depth of that rgb"]
+    picture = labelled_grid(rows, [scene.category or scene.id for scene in chosen], columns, captions)
+    return picture, {"conditioning": {"depth": {"abs_rel": total.compute()["abs_rel"]}}}, len(chosen)
+
+
+def _true_picture(steps: Steps, name: str, scene: GroundTruth) -> np.ndarray:
+    array = scene.maps[name]
+    if name == "depth":  # metres -> the relative map that a perfect prediction would be
+        codec = steps.pipe.codecs["depth"]
+        array = codec.decode(codec.encode(array)[None])[0]
+    return steps.picture(name, array)
+
+
+def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[GroundTruth]) -> dict[str, dict[str, float]]:
+    """Errors of depth, normals and segmentation against the scenes; the numbers of ``mmdit evaluate``."""
+    metrics = map_metrics(steps.pipe, steps.depth_range)
+    for arrays, scene in zip(outputs, scenes, strict=True):
+        metrics.update(arrays, scene)
+    return metrics.compute()

@@ -1,0 +1,111 @@
+"""Training objective of a VAE that all modalities share: each modality is judged as its codec decodes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdit.encoders.codec import LatentCodec
+from mmdit.errors import UserError
+from mmdit.modalities.codecs import SegmentationCodec, build_codec
+from mmdit.modalities.modality import Modality
+
+# Object pixels of normals and labels are few and matter most downstream; depth is smooth and easy.
+DEFAULT_WEIGHTS = {"rgb": 1.0, "depth": 1.0, "normal": 2.0, "segmentation": 2.0}
+
+
+class AutoencoderObjective:
+    """L1 + edge L1 + KL, with a cosine term for normals and palette cross-entropy for segmentation.
+
+    Args:
+        modalities: name -> record, in the order of ``modality_ids``.
+        weights: weight per modality name of its reconstruction terms; 1 where not named.
+        kl_weight: weight of the KL divergence to N(0, 1), mean over latent values.
+        edge_weight: weight of the L1 distance between horizontal and vertical differences.
+        cosine_weight: weight of 1 - cos(angle), normals only, pixels without a normal left out.
+        label_weight: weight of the cross-entropy over ``-temperature |x - colour_k|^2``, segmentation only.
+        temperature: sharpness of that cross-entropy.
+        latent_noise: most noise added to z before decoding, in units of the batch's per-channel std of z; each image
+            draws its share uniformly from [0, latent_noise]. The decoder then forgives the errors of a diffusion model.
+
+    The batch: ``images`` (B, 3, H, W) in [-1, 1], encoded by the modalities' codecs, any mixture of modalities;
+    ``modality_ids`` (B,) int64, the row of each image in ``modalities``. A missing modality is simply not in the batch.
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        weights: Mapping[str, float] | None = None,
+        kl_weight: float = 1e-4,
+        edge_weight: float = 1.0,
+        cosine_weight: float = 1.0,
+        label_weight: float = 0.5,
+        temperature: float = 4.0,
+        latent_noise: float = 0.2,
+    ) -> None:
+        weights = DEFAULT_WEIGHTS if weights is None else weights
+        for name, weight in weights.items():
+            if weight < 0:
+                raise UserError(f"weight of modality {name!r} is {weight}: give a number >= 0")
+        self.names = list(modalities)
+        self.weights = torch.tensor([float(weights.get(name, 1.0)) for name in self.names])
+        self.codecs = {i: build_codec(modality) for i, modality in enumerate(modalities.values())}
+        self.normal_rows = [i for i, m in enumerate(modalities.values()) if m.codec == "normal"]
+        self.kl_weight, self.edge_weight, self.latent_noise = kl_weight, edge_weight, latent_noise
+        self.cosine_weight, self.label_weight, self.temperature = cosine_weight, label_weight, temperature
+
+    def __call__(
+        self, codec: LatentCodec, images: Tensor, modality_ids: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return scalar losses: "loss" (to minimise) and its unweighted parts "l1", "edge", "kl", "cosine", "label"."""
+        moments = codec.moments(images)
+        mean, logvar = moments.float().chunk(2, dim=1)
+        z = codec.sample(moments, generator)
+        spread = z.detach().float().std(dim=(0, 2, 3), keepdim=True).to(z)  # (1, C, 1, 1)
+        noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=generator.device).to(z.device)
+        share = torch.rand(len(z), 1, 1, 1, generator=generator, device=generator.device).to(z)
+        output = codec.decode_raw(z + self.latent_noise * share * spread * noise).float()
+        return self.losses(output, images.to(output), modality_ids.to(output.device), mean, logvar)
+
+    def losses(
+        self, output: Tensor, images: Tensor, modality_ids: Tensor, mean: Tensor, logvar: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare reconstructions ``output`` with ``images``, both (B, 3, H, W); ``mean``, ``logvar`` (B, C, h, w)."""
+        weights = self.weights.to(images.device)[modality_ids]  # (B,)
+        batch = len(images)
+        l1 = (output - images).abs().mean(dim=(1, 2, 3))
+        edge = torch.zeros_like(l1)
+        for d in (-1, -2):
+            edge = edge + (output.diff(dim=d) - images.diff(dim=d)).abs().mean(dim=(1, 2, 3))
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        cosine, label = torch.zeros(batch, device=images.device), torch.zeros(batch, device=images.device)
+        for row, row_codec in self.codecs.items():
+            chosen = (modality_ids == row).nonzero()[:, 0]
+            if not len(chosen):
+                continue
+            if row in self.normal_rows:
+                cosine = cosine.index_copy(0, chosen, self._cosine(output[chosen], images[chosen]))
+            elif isinstance(row_codec, SegmentationCodec):
+                logits = self.temperature * row_codec.logits(output[chosen])
+                target = row_codec.logits(images[chosen]).argmax(dim=1)
+                label = label.index_copy(0, chosen, F.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2)))
+        per_image = l1 + self.edge_weight * edge + self.cosine_weight * cosine + self.label_weight * label
+        loss = (weights * per_image).mean() + self.kl_weight * kl
+        parts = {"l1": l1.mean(), "edge": edge.mean(), "kl": kl, "cosine": cosine.sum(), "label": label.sum()}
+        counts = {
+            "cosine": sum((modality_ids == row).sum() for row in self.normal_rows),
+            "label": sum((modality_ids == r).sum() for r, c in self.codecs.items() if isinstance(c, SegmentationCodec)),
+        }
+        for name, count in counts.items():
+            parts[name] = parts[name] / torch.as_tensor(count, device=images.device).clamp_min(1)
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    @staticmethod
+    def _cosine(output: Tensor, images: Tensor) -> Tensor:
+        """1 - cos, mean over pixels that have a normal, per image: (N, 3, H, W) -> (N,)."""
+        valid = (images.norm(dim=1) > 0.5).float()
+        distance = 1 - F.cosine_similarity(output, images, dim=1, eps=1e-4)
+        return (distance * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp_min(1)

@@ -1,0 +1,132 @@
+"""Frozen patch features of RGB for the alignment loss (REPA, arXiv 2410.06940)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmdit.encoders.scene_teacher import CLASS_NAME, CONFIG_NAME, WEIGHTS_NAME, SceneTeacher
+from mmdit.errors import UserError
+
+DEFAULT_TEACHER = "vit_base_patch14_dinov2"
+
+
+class FeatureTeacher(nn.Module):
+    """A frozen timm ViT. Its input is resized so that its patch grid is the transformer's token grid.
+
+    (A 256-pixel image becomes 224 for DINOv2's patches of 14: 16 x 16 patches, the tokens of a patch-2 transformer.)
+
+    Args:
+        model: a timm ViT built with ``num_classes=0`` for the image size ``grid x patch_size``.
+        name: what latents.json records.
+        grid: (rows, columns) of tokens.
+        mean, std: of the model's normalisation, RGB in [0, 1].
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        name: str,
+        grid: tuple[int, int],
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        super().__init__()
+        self.name, self.grid = name, grid
+        self.model = model.eval().requires_grad_(False)
+        patch = model.patch_embed.patch_size
+        self.image_size = (grid[0] * patch[0], grid[1] * patch[1])
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] -> patch tokens (B, T, D) in row-major order, no class or register tokens."""
+        parameter = next(self.model.parameters())
+        images = (images.to(parameter.device).float() + 1) / 2
+        images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
+        images = ((images - self.mean) / self.std).to(parameter.dtype)
+        return self.model.forward_features(images)[:, self.model.num_prefix_tokens :]
+
+
+def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher | SceneTeacher:
+    """Load a frozen teacher.
+
+    Args:
+        name_or_folder: a folder with ``config.json`` and ``model.safetensors``, of a ``SceneTeacher`` or a timm model
+            as the Hub stores it; or the name of a timm model whose pretrained weights are fetched from the Hub.
+        grid: (rows, columns) of the transformer's tokens.
+
+    Raises:
+        UserError: an unknown name, an incomplete folder, weights that can't be fetched, or another grid of tokens.
+    """
+    folder = Path(name_or_folder)
+    if (folder / CONFIG_NAME).is_file():
+        return _from_folder(folder, grid)
+    if folder.is_dir() or name_or_folder.startswith((".", "/")):
+        raise UserError(f"{folder}: a teacher's folder needs {CONFIG_NAME} and {WEIGHTS_NAME}")
+    if not timm.is_model(name_or_folder.split(".")[0]):
+        raise UserError(
+            f"teacher {name_or_folder!r} is neither a folder nor a timm model; the default is {DEFAULT_TEACHER!r}"
+        )
+    try:
+        return _timm_teacher(name_or_folder, name_or_folder, grid, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"the weights of teacher {name_or_folder!r} can't be fetched from the Hub ({reason}): connect once, or put "
+            f"{CONFIG_NAME} and {WEIGHTS_NAME} of timm/{name_or_folder} into a folder and give its path"
+        ) from None
+
+
+def _timm_teacher(architecture: str, name: str, grid: tuple[int, int], pretrained: bool) -> FeatureTeacher:
+    # The patch size is the architecture's; one look at it gives the image size to build for.
+    with torch.device("meta"):
+        patch = timm.create_model(architecture, pretrained=False, num_classes=0).patch_embed.patch_size
+    size = (grid[0] * patch[0], grid[1] * patch[1])
+    model = timm.create_model(architecture, pretrained=pretrained, num_classes=0, img_size=size)
+    config = model.pretrained_cfg
+    return FeatureTeacher(model, name, grid, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _from_folder(folder: Path, grid: tuple[int, int]) -> FeatureTeacher | SceneTeacher:
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / CONFIG_NAME}: not readable: {error}") from None
+    if config.get("_class_name") == CLASS_NAME:
+        scene_teacher = SceneTeacher.from_pretrained(folder)
+        side = scene_teacher.config["image_size"] // scene_teacher.patch_size
+        if grid != (side, side):
+            raise UserError(
+                f"{folder}: this teacher gives {side} x {side} tokens, the transformer has {grid[0]} x {grid[1]}"
+            )
+        return scene_teacher
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UserError(f"{folder / CONFIG_NAME}: 'architecture' is {architecture!r}, not a timm model")
+    teacher = _timm_teacher(architecture, architecture, grid, pretrained=False)
+    try:
+        state = load_file(folder / WEIGHTS_NAME)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS_NAME}: missing or damaged weights: {error}") from None
+    found = timm.models.vision_transformer.checkpoint_filter_fn(state, teacher.model)
+    wanted = teacher.model.state_dict().keys()
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise UserError(
+            f"{folder / WEIGHTS_NAME}: lacks {len(missing)} weights of {architecture}, first {missing[0]!r}"
+        )
+    teacher.model.load_state_dict({key: found[key] for key in wanted})
+    return teacher

@@ -1,0 +1,103 @@
+"""What every labeller is: RGB in, one modality's raw maps out, with all that the dataset must say about them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from mmdit.errors import UserError
+from mmdit.sources.labelling.settings import LabellerSettings
+from mmdit.sources.labelling.source import ModelSource
+
+
+class Labeller(ABC):
+    """A frozen network that labels images. A label depends on its image and id alone, not on the batch it is in.
+
+    Args:
+        source: where the weights are.
+        settings: how it runs. Labels are float32 or int64 whatever the network's dtype.
+
+    Attributes: ``modality``; ``depth_scale``, metres per unit of the 16-bit file (depth only); ``classes``, as in
+    dataset.json (segmentation only).
+    """
+
+    modality: ClassVar[str]
+    depth_scale: float | None = None
+    classes: list[dict[str, Any]] | None = None
+
+    def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
+        self.source = source
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move the network."""
+
+    @abstractmethod
+    def label(self, images: Sequence[np.ndarray], ids: Sequence[str]) -> list[np.ndarray]:
+        """Label images of one size.
+
+        Args:
+            images: (H, W, 3) uint8 each.
+            ids: of the samples: where a labeller draws random numbers, the id seeds them.
+
+        Returns:
+            depth: (H, W) float32; normal: (H, W, 3) float32; segmentation: (H, W) int64.
+        """
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what decides the labels besides the weights, as JSON values."""
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what dataset.json says of these labels."""
+        return {
+            "model": self.source.name,
+            "kind": self.source.kind,
+            "revision": self.source.revision,
+            "licence": self.source.licence,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **self.facts(),
+        }
+
+
+def load_transformers(auto_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:
+    """Load a frozen transformers model from a folder. Raises UserError where weights are missing or damaged."""
+    try:
+        model, info = auto_class.from_pretrained(
+            source.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:  # damaged weights surface as OSError, ValueError, RuntimeError or safetensors' own type
+        raise _unloadable(source, error) from error
+    if info["missing_keys"]:
+        first = sorted(info["missing_keys"])[0]
+        raise UserError(f"{source.name}: its weights lack {len(info['missing_keys'])} tensors, first {first!r}")
+    return model.eval().requires_grad_(False)
+
+
+def load_processor(auto_class: Any, source: ModelSource) -> Any:
+    """Load what prepares a transformers model's input. Raises UserError where it is missing."""
+    try:
+        return auto_class.from_pretrained(source.folder, local_files_only=True)
+    except Exception as error:
+        raise _unloadable(source, error) from error
+
+
+def load_diffusers(pipeline_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:
+    """Load a diffusers pipeline from a folder. Raises UserError where parts are missing or damaged."""
+    try:
+        return pipeline_class.from_pretrained(
+            source.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+    except Exception as error:
+        raise _unloadable(source, error) from error
+
+
+def _unloadable(source: ModelSource, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{source.name}: can't be loaded from {source.folder}: {reason}")

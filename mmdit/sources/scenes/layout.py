@@ -1,0 +1,300 @@
+"""What stands where in a procedural scene: a description in plain numbers, drawn from (seed, split, index) alone.
+
+World frame: z up, the floor is z = 0, metres. The camera looks along +y and down, never rolled, so the camera frame is
+x right = world x, y up, z towards the viewer. The wall is a vertical plane behind the objects.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmdit.sources.scenes.shapes import CATEGORIES, Mesh, category_mesh, place_mesh
+
+CATEGORY_NAMES: tuple[str, ...] = tuple(CATEGORIES)
+SILHOUETTE_SIZE = 64  # resolution at which the layout looks at itself, whatever the size of the images
+MIN_VISIBLE_MAIN = 0.65
+MIN_VISIBLE_DISTRACTOR = 0.3
+Vector = tuple[float, float, float]
+TEXTURES: tuple[str, ...] = ("plain", "checker", "stripes", "noise")
+
+
+@dataclass(frozen=True)
+class Material:
+    """albedo: diffuse reflectance, linear RGB in [0, 1]; second: the other colour of a texture; gloss: 0 = matte."""
+
+    albedo: Vector
+    second: Vector | None = None
+    texture: str = "plain"
+    texture_scale: float = 1.0
+    gloss: float = 0.0
+
+
+@dataclass(frozen=True)
+class PlacedObject:
+    category: str
+    scale: Vector
+    tilt_degrees: float
+    yaw_degrees: float
+    position: tuple[float, float]
+    material: Material
+
+    def mesh(self, sections: int = 64) -> Mesh:
+        """The object's mesh in the world, metres."""
+        return place_mesh(
+            category_mesh(self.category, sections),
+            np.asarray(self.scale),
+            self.tilt_degrees,
+            self.yaw_degrees,
+            np.asarray(self.position),
+        )
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera at `eye` (metres), pitched down by `elevation` degrees; `fov` is the full angle in degrees."""
+
+    eye: Vector
+    elevation: float
+    fov: float
+
+    @property
+    def world_to_camera(self) -> np.ndarray:
+        """(3, 3), rows: right, up, towards the viewer."""
+        sine, cosine = math.sin(math.radians(self.elevation)), math.cos(math.radians(self.elevation))
+        return np.array([[1.0, 0.0, 0.0], [0.0, sine, cosine], [0.0, -cosine, sine]])
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """World points (N, 3) -> (x right, y up) in [-1, 1] across the image (N, 2), and their depth (N,) in metres."""
+        local = (points - np.asarray(self.eye)) @ self.world_to_camera.T
+        depth = -local[:, 2]
+        return local[:, :2] / (depth * math.tan(math.radians(self.fov) / 2))[:, None], depth
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene: objects[0] is the main object.
+
+    The points p of the wall satisfy p . wall_normal = -wall_distance (metres), with wall_normal towards the camera;
+    sun_direction is the unit vector towards the sun; sun_strength its factor on the usual brightness.
+    """
+
+    objects: tuple[PlacedObject, ...]
+    camera: Camera
+    wall_normal: Vector
+    wall_distance: float
+    floor: Material
+    wall: Material
+    sun_direction: Vector
+    sun_strength: float
+
+    @property
+    def category(self) -> str:
+        return self.objects[0].category
+
+
+def scene_generator(seed: int, split: str, *stream: int) -> np.random.Generator:
+    """A generator of its own for each (seed, split, stream), the same on every machine and in every process."""
+    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(split.encode()), *stream]))
+
+
+def category_of(seed: int, split: str, index: int) -> str:
+    """Category of scene `index`: every block of as many scenes as categories is a permutation of them all."""
+    block, place = divmod(index, len(CATEGORY_NAMES))
+    return CATEGORY_NAMES[int(scene_generator(seed, split, 0, block).permutation(len(CATEGORY_NAMES))[place])]
+
+
+def silhouette(mesh: Mesh, camera: Camera, size: int = SILHOUETTE_SIZE) -> np.ndarray:
+    """Boolean (size, size): the pixels the mesh covers when nothing stands before it."""
+    from PIL import Image, ImageDraw
+
+    plane, _ = camera.project(mesh.vertices)
+    pixels = (plane * (1, -1) + 1) * (size / 2) - 0.5
+    image = Image.new("1", (size, size))
+    draw = ImageDraw.Draw(image)
+    triangles = pixels[mesh.faces]  # (F, 3, 2)
+    first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+    facing = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0
+    for triangle in triangles[facing].reshape(-1, 6).tolist():
+        draw.polygon(triangle, fill=1)
+    return np.asarray(image)
+
+
+def sample_layout(
+    seed: int, split: str, index: int, variety: bool = False, max_distractors: int | None = None
+) -> Layout:
+    """Draw scene `index`. max_distractors: None = 1, or 3 with variety. Independent of the image size."""
+    if max_distractors is None:
+        max_distractors = 3 if variety else 1
+    rng = scene_generator(seed, split, 1, index)
+    category = category_of(seed, split, index)
+    floor, wall = _background(rng, variety)
+    palette = [floor.albedo, wall.albedo]
+    main = _object(rng, category, rng.uniform(0.8, 1.2), (0.0, 0.0), palette, variety)
+    mesh = main.mesh(sections=16)
+    camera = _frame(rng, mesh, CATEGORIES[category].elevations)
+    turn = math.radians(rng.uniform(-30, 30))
+    reach = np.linalg.norm(mesh.vertices[:, :2], axis=1).max()
+    layout = Layout(
+        objects=(main,),
+        camera=camera,
+        wall_normal=(math.sin(turn), -math.cos(turn), 0.0),
+        wall_distance=reach + rng.uniform(0.4, 1.9),
+        floor=floor,
+        wall=wall,
+        sun_direction=_sun(rng),
+        sun_strength=rng.uniform(0.85, 1.1),
+    )
+    count = int(rng.random() < 0.65) if max_distractors == 1 else int(rng.integers(0, max_distractors + 1))
+    others = [name for name in CATEGORY_NAMES if name != category]
+    for _ in range(min(count, max_distractors)):
+        layout = _add_distractor(rng, layout, others, palette, variety)
+    return layout
+
+
+def _linear(red: float, green: float, blue: float) -> Vector:
+    """sRGB -> linear (IEC 61966-2-1)."""
+    return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue))  # type: ignore[return-value]
+
+
+def _colour_distance(first: Vector, second: Vector) -> float:
+    """Euclidean distance of linear colours in gamma-compressed RGB, about what the eye tells apart."""
+    return float(np.linalg.norm(np.asarray(first) ** (1 / 2.2) - np.asarray(second) ** (1 / 2.2)))
+
+
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
+    return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
+
+
+def _material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
+    if not variety:
+        return Material(albedo)
+    texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
+    second = tuple(float(c) * rng.uniform(0.35, 0.75) for c in albedo)
+    gloss = 0.0 if background or rng.random() < 0.4 else float(rng.uniform(0.3, 1.0))
+    return Material(albedo, second, texture, float(rng.uniform(2.0, 5.0)), gloss)  # type: ignore[arg-type]
+
+
+def _background(rng: np.random.Generator, variety: bool) -> tuple[Material, Material]:
+    floor = _colour(rng, (0.0, 0.4), (0.5, 0.9))
+    while True:
+        wall = _colour(rng, (0.0, 0.4), (0.55, 0.95))
+        if _colour_distance(floor, wall) > 0.15:
+            return _material(rng, floor, variety, background=True), _material(rng, wall, variety, background=True)
+
+
+def _object(
+    rng: np.random.Generator,
+    name: str,
+    size: float,
+    position: tuple[float, float],
+    palette: list[Vector],
+    variety: bool,
+) -> PlacedObject:
+    """An object of a colour unlike all of `palette`, to which its colour is added."""
+    kind = CATEGORIES[name]
+    jitter = 1 + rng.uniform(-kind.proportion_jitter, kind.proportion_jitter, 3)
+    tilt, lowest_yaw, highest_yaw = kind.poses[int(rng.integers(len(kind.poses)))]
+    yaw = rng.uniform(lowest_yaw, highest_yaw)
+    for _ in range(50):
+        albedo = _colour(rng, (0.45, 0.95), (0.6, 1.0))
+        if min(_colour_distance(albedo, other) for other in palette) > 0.38:
+            break
+    palette.append(albedo)
+    scale = tuple(float(s) for s in size * jitter)
+    return PlacedObject(name, scale, tilt, float(yaw), position, _material(rng, albedo, variety))  # type: ignore[arg-type]
+
+
+def _sun(rng: np.random.Generator) -> Vector:
+    """From the left or the right and the viewer's side, so that neighbouring facets differ in brightness."""
+    azimuth = math.radians(rng.uniform(20, 75)) * (1 if rng.random() < 0.5 else -1)
+    elevation = math.radians(rng.uniform(32, 62))
+    return (math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation))
+
+
+def _frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float]) -> Camera:
+    """A camera that shows the whole mesh, near the middle, over a drawn share of the image."""
+    fov, elevation = rng.uniform(32, 48), rng.uniform(*elevations)
+    target_cover, target_extent = rng.uniform(0.17, 0.33), rng.uniform(0.72, 0.86)
+    shift = rng.uniform(-1, 1, 2)
+    centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
+    distance = 3.0
+    for _ in range(5):
+        camera = _aim(centre, distance, elevation, fov)
+        plane, _ = camera.project(mesh.vertices)
+        extent = (plane.max(axis=0) - plane.min(axis=0)).max() / 2
+        covered = silhouette(mesh, camera).mean()
+        distance *= max(math.sqrt(covered / target_cover), extent / target_extent)
+        # Slide the aim so that the bounding box, not the projected centre, is at the wanted place.
+        lowest, highest = plane.min(axis=0), plane.max(axis=0)
+        slack = np.clip(0.92 - (highest - lowest) / 2, 0, 0.2)
+        offset = ((lowest + highest) / 2 - shift * slack) * distance * math.tan(math.radians(fov) / 2)
+        centre = centre + offset @ camera.world_to_camera[:2]
+    return _aim(centre, distance, elevation, fov)
+
+
+def _aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> Camera:
+    angle = math.radians(elevation)
+    eye = centre + distance * np.array([0.0, -math.cos(angle), math.sin(angle)])
+    return Camera((float(eye[0]), float(eye[1]), float(eye[2])), float(elevation), float(fov))
+
+
+def _add_distractor(
+    rng: np.random.Generator, layout: Layout, others: list[str], palette: list[Vector], variety: bool
+) -> Layout:
+    """Add an object that hides a part of the main one or is partly hidden; the scene as it is where none fits."""
+    camera = layout.camera
+    meshes = [placed.mesh(sections=16) for placed in layout.objects]
+    masks = [silhouette(mesh, camera) for mesh in meshes]
+    circles = [_footprint(mesh) for mesh in meshes]
+    extra = _object(rng, others[int(rng.integers(len(others)))], rng.uniform(0.55, 0.85), (0.0, 0.0), palette, variety)
+    footprint_radius = _footprint(extra.mesh(sections=16))[1]
+    for _ in range(40):
+        angle, gap = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.6)
+        radius = circles[0][1] + footprint_radius + gap
+        position = np.array([math.cos(angle), math.sin(angle)]) * radius
+        clear_of_wall = position @ np.asarray(layout.wall_normal)[:2] + layout.wall_distance > footprint_radius + 0.05
+        clear_of_objects = all(np.linalg.norm(position - c) > r + footprint_radius for c, r in circles)
+        if not (clear_of_wall and clear_of_objects):
+            continue
+        candidate = replace(extra, position=(float(position[0]), float(position[1])))
+        mesh = candidate.mesh(sections=16)
+        plane, depth = camera.project(mesh.vertices)
+        if depth.min() < 0.3 or plane[:, 1].min() < -0.97:
+            continue
+        mask = silhouette(mesh, camera)
+        if mask.mean() < 0.025 or mask.sum() > 0.6 * masks[0].sum():
+            continue
+        seen = _visible_shares([*circles, (position, footprint_radius)], [*masks, mask], camera)
+        overlaps = bool((mask & masks[0]).sum() > 0.04 * mask.sum())
+        inside = np.abs(plane[:, 0]).max() < 1.25
+        recognisable = seen[0] >= MIN_VISIBLE_MAIN and min(seen[1:]) >= MIN_VISIBLE_DISTRACTOR
+        # Places without occlusion are taken less often than they are drawn.
+        if recognisable and inside and (overlaps or rng.random() < 0.25):
+            return replace(layout, objects=(*layout.objects, candidate))
+    palette.pop()
+    return layout
+
+
+def _footprint(mesh: Mesh) -> tuple[np.ndarray, float]:
+    """Centre (2,) and radius of a circle on the floor that holds the whole mesh."""
+    corners = mesh.vertices[:, :2]
+    centre = (corners.min(axis=0) + corners.max(axis=0)) / 2
+    return centre, float(np.linalg.norm(corners - centre, axis=1).max())
+
+
+def _visible_shares(circles: list[tuple[np.ndarray, float]], masks: list[np.ndarray], camera: Camera) -> list[float]:
+    """Share of each silhouette not hidden by nearer objects; objects stand apart, so the nearer centre is in front."""
+    distances = [float(np.linalg.norm(centre - np.asarray(camera.eye)[:2])) for centre, _ in circles]
+    shares = []
+    for k, mask in enumerate(masks):
+        hidden = np.zeros_like(mask)
+        for j, other in enumerate(masks):
+            if distances[j] < distances[k]:
+                hidden |= other
+        shares.append(1 - float((mask & hidden).sum() / max(1, mask.sum())))
+    return shares

@@ -1,0 +1,272 @@
+import json
+import shutil
+import threading
+from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors import safe_open
+
+import mmdit.encoders.precompute as precompute
+from mmdit.data.folder import AlignedFolder, stack_modalities
+from mmdit.data.latents import LatentShards, read_latents_info
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.precompute import Processes, encode_dataset
+from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=48, out_channels=48, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=False
+    ).eval()
+
+
+@pytest.fixture
+def teacher() -> SceneTeacher:
+    torch.manual_seed(0)
+    return SceneTeacher(2, 3, image_size=16, hidden_size=8, depth=1, num_heads=2).eval().requires_grad_(False)
+
+
+def _modalities(root):
+    return modalities_from_dataset(read_dataset_info(root), settings={"depth": {"space": "depth", "quantiles": [0, 1]}})
+
+
+def _encode(root, output, vae, **kwargs):
+    settings = {"batch_size": 2, "shard_size": 2, "say": lambda text: None} | kwargs
+    return encode_dataset(root, output, vae, _modalities(root), **settings)
+
+
+def _files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_moments_on_disk_are_those_of_the_images_and_their_mirrors(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    info = _encode(root, tmp_path / "out", vae)
+    assert info.moments_shape == (8, 4, 4)
+    assert info.categories == ("torus", "cone")
+    assert len(list((tmp_path / "out/train").glob("shard-*"))) == 3
+    data = LatentShards(tmp_path / "out")
+    folder = AlignedFolder(root, modalities=_modalities(root), mirrored=True)
+    codec = LatentCodec(vae, _modalities(root))
+    assert len(data) == len(folder) == 10
+    for index in range(10):
+        item = folder[index]
+        images = stack_modalities(torch.utils.data.default_collate([item]), folder.modalities)
+        with torch.no_grad():
+            expected = codec.encode_all(images)[0]
+        torch.testing.assert_close(data[index]["moments"].float(), expected, atol=2e-3, rtol=2e-3)
+        assert (data[index]["id"], data[index]["category"]) == (item["id"], item["category"])
+
+
+def test_statistics_whiten_the_training_split_and_stay_when_a_split_is_added(make_dataset, vae, tmp_path):
+    root = make_dataset(num_samples=6)
+    info = _encode(root, tmp_path / "out", vae)
+    data = LatentShards(tmp_path / "out")
+    moments = torch.stack([data[i]["moments"] for i in range(len(data))])
+    codec, generator = LatentCodec(vae, info.modalities), torch.Generator().manual_seed(0)
+    drawn = torch.cat([codec.latents_all(moments, generator) for _ in range(20)])  # (20 n, M, C, h, w)
+    assert drawn.mean(dim=(0, 3, 4)).abs().max() < 0.05
+    assert (drawn.std(dim=(0, 3, 4)) - 1).abs().max() < 0.05
+    make_dataset(num_samples=3, split="val")
+    assert _encode(root, tmp_path / "out", vae).modalities == info.modalities
+    assert len(LatentShards(tmp_path / "out", "val")) == 6
+
+
+def test_a_missing_modality_is_zeros_and_left_out_of_the_statistics(make_dataset, vae, tmp_path):
+    def without_depth(rows):
+        del rows[1]["depth"]
+
+    root = make_dataset(num_samples=3, edit_rows=without_depth)
+    info = _encode(root, tmp_path / "out", vae)
+    data = LatentShards(tmp_path / "out")
+    assert data[1]["present"].tolist() == [True, False, True, True]
+    assert not data[1]["moments"][1].any()
+    kept = torch.stack([data[i]["moments"][1] for i in (0, 2, 3, 5)]).double()
+    mean, logvar = kept.chunk(2, dim=1)
+    torch.testing.assert_close(torch.tensor(info.modalities["depth"].latents_mean).double(), mean.mean(dim=(0, 2, 3)))
+    variance = mean.var(dim=(0, 2, 3), correction=0) + logvar.exp().mean(dim=(0, 2, 3))
+    torch.testing.assert_close(torch.tensor(info.modalities["depth"].latents_std).double(), variance.sqrt())
+
+
+def test_a_modality_that_no_sample_has_is_refused(make_dataset, vae, tmp_path):
+    def without_depth(rows):
+        for row in rows:
+            del row["depth"]
+
+    with pytest.raises(UserError, match="no sample with depth"):
+        _encode(make_dataset(edit_rows=without_depth), tmp_path / "out", vae)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on_and_writes_the_same_files(make_dataset, vae, tmp_path, monkeypatch):
+    root = make_dataset()
+    _encode(root, tmp_path / "whole", vae)
+    write, written = precompute._write_shard, []
+
+    def write_and_die(job, *args):
+        if len(written) == 2:
+            # What SIGKILL leaves: a temporary file of a shard that was not finished.
+            (job.path.parent / f".{job.path.name}.tmp").write_bytes(b"half")
+            raise _Killed
+        written.append(job.path.name)
+        write(job, *args)
+
+    monkeypatch.setattr(precompute, "_write_shard", write_and_die)
+    with pytest.raises(_Killed):
+        _encode(root, tmp_path / "out", vae)
+    with pytest.raises(UserError, match=r"latents\.json"):
+        LatentShards(tmp_path / "out")
+    resumed = []
+    monkeypatch.setattr(
+        precompute, "_write_shard", lambda job, *args: (resumed.append(job.path.name), write(job, *args))
+    )
+    _encode(root, tmp_path / "out", vae)
+    assert resumed == ["shard-00002.safetensors"]
+    assert _files(tmp_path / "out") == _files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "other"])
+def test_a_bad_shard_alone_is_written_again(make_dataset, vae, tmp_path, damage):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    before = _files(tmp_path / "out")
+    path = tmp_path / "out/train/shard-00001.safetensors"
+    other = tmp_path / "out/train/shard-00000.safetensors"
+    stamp = other.stat().st_mtime_ns
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        shutil.copy(other, path)  # the right shapes, the wrong samples
+    _encode(root, tmp_path / "out", vae)
+    assert _files(tmp_path / "out") == before
+    assert other.stat().st_mtime_ns == stamp
+
+
+def test_new_samples_of_a_split_are_added(make_dataset, vae, tmp_path):
+    root = make_dataset(num_samples=3)
+    _encode(root, tmp_path / "out", vae)
+    make_dataset(num_samples=6)
+    _encode(root, tmp_path / "out", vae)
+    assert LatentShards(tmp_path / "out").ids == [f"{i:03d}" for i in range(6)]
+
+
+def test_two_processes_write_what_one_writes(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "one", vae)
+
+    barrier = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [
+            pool.submit(_encode, root, tmp_path / "two", vae, processes=Processes(rank, 2, barrier.wait))
+            for rank in (0, 1)
+        ]
+        assert ranks[0].result() == ranks[1].result()
+    assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_features_of_both_views_are_stored_and_can_be_added_later(make_dataset, vae, teacher, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    shards = {name: data for name, data in _files(tmp_path / "out").items() if "shard" in name}
+    info = _encode(root, tmp_path / "out", vae, teacher=teacher)
+    assert info.features["shape"] == [4, 8]
+    assert shards.items() <= _files(tmp_path / "out").items()
+    data = LatentShards(tmp_path / "out", features=True)
+    folder = AlignedFolder(root, modalities=_modalities(root), mirrored=True)
+    for index in (0, 4, 5, 9):
+        expected = teacher.features(folder[index]["rgb"][None])[0]
+        torch.testing.assert_close(data[index]["features"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert _encode(root, tmp_path / "out", vae).features == info.features
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_of_another_size_are_named(make_dataset, vae, tmp_path, num_workers, capsys):
+    root = make_dataset()
+    for name in ("rgb", "depth", "normal", "segmentation"):
+        path = root / "train" / name / "001.png"
+        Image.open(path).resize((8, 16), Image.Resampling.NEAREST).save(path)
+    message = "^sample '001' has 8 x 16 pixels, '000' has 16 x 16: give --size$"
+    with pytest.raises(UserError, match=message):  # with a worker too, whose traceback torch puts into the message
+        _encode(root, tmp_path / "out", vae, num_workers=num_workers)
+    assert capsys.readouterr().err.endswith("\n")  # the progress bar leaves the error a line of its own
+    assert not (tmp_path / "out" / "latents.json").exists()
+
+
+def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out: is a file"):
+        _encode(make_dataset(), tmp_path / "out", vae)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_the_dataset_itself_is_no_output(make_dataset, vae):
+    root = make_dataset()
+    kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"is the dataset itself; latents need a folder of their own, such as .*_latents"
+    ):
+        _encode(root, root / "train" / "..", vae)
+    assert kept == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    other = AutoencoderKL(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
+    with pytest.raises(UserError, match="already holds latents with VAE"):
+        _encode(root, tmp_path / "out", other)
+    with pytest.raises(UserError, match=r"codec settings of depth .*'space'"):
+        encode_dataset(root, tmp_path / "out", vae, modalities_from_dataset(read_dataset_info(root)))
+    with pytest.raises(UserError, match="moments of shape"):
+        _encode(root, tmp_path / "out", vae, size=8)
+
+
+def test_disk_is_estimated_before_and_refused_when_short(make_dataset, vae, tmp_path, monkeypatch):
+    root, said = make_dataset(), []
+    _encode(root, tmp_path / "out", vae, say=said.append)
+    assert said[0].startswith(f"{tmp_path / 'out'}: 5 samples to encode, 3 files")
+    written = sum(p.stat().st_size for p in (tmp_path / "out/train").glob("shard-*"))
+    estimate = float(said[0].split(" files, ")[1].split(" MiB")[0]) * 2**20
+    assert abs(estimate - written) < 0.15 * 2**20
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 2**20, 2**20))
+    with pytest.raises(UserError, match=r"needs .* MiB and 64 to spare, and 1.0 are free"):
+        _encode(root, tmp_path / "full", vae)
+    assert not (tmp_path / "full").exists()
+
+
+def test_a_bad_sample_is_named(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    (root / "train/rgb/004.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"sample '004'.*004\.png: the file is empty"):
+        _encode(root, tmp_path / "out", vae)
+
+
+def test_an_empty_folder_is_named(vae, tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.jsonl"):
+        encode_dataset(tmp_path, tmp_path / "out", vae, {})
+
+
+def test_shards_record_their_origin(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    info = _encode(root, tmp_path / "out", vae)
+    values = json.loads((tmp_path / "out/latents.json").read_text())
+    assert values["vae"]["config"]["in_channels"] == 48
+    assert values["source"] == {"licence": "CC0", "provenance": "random numbers", "size": None}
+    assert read_latents_info(tmp_path / "out") == info
+    with safe_open(tmp_path / "out/train/shard-00000.safetensors", framework="pt") as file:
+        assert set(file.metadata()) == {"content"}
+        assert file.get_slice("depth").get_dtype() == "F16"

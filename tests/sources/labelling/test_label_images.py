@@ -1,0 +1,286 @@
+"""The whole of labelling: images in, a dataset out (``mmdit.sources.labelling.launcher``, where Lightning may be imported)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmdit.cli.main import main
+from mmdit.data.check import check_dataset
+from mmdit.data.folder import AlignedFolder
+from mmdit.data.manifest import read_dataset_info, read_manifest, relative_depth_space
+from mmdit.errors import UserError
+from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities.raw import load_raw
+from mmdit.sources.labelling.launcher import label_images
+from mmdit.sources.labelling.settings import LabellerSettings, MaskSettings
+from mmdit.sources.labelling.table import load_labellers
+
+MASKS = MaskSettings(points_per_side=2, points_per_batch=4, iou_threshold=-1e6, stability_threshold=0.0)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _load(**folders):
+    models = {modality: str(folder) for modality, folder in folders.items()}
+    return load_labellers(models, LabellerSettings(masks=MASKS), lambda text: None)
+
+
+def _label(images, output, labellers, **settings):
+    return label_images(images, output, labellers, accelerator="cpu", **settings)
+
+
+def _files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def image_folder(tmp_path, pixels):
+    """Five images of two sizes in two class folders."""
+    root = tmp_path / "images"
+    for number, (name, size) in enumerate(
+        {
+            "n02/a.jpg": (30, 44),
+            "n02/b.png": (44, 30),
+            "n01/c.png": (30, 44),
+            "n01/d.png": (44, 30),
+            "n01/e.png": (30, 44),
+        }.items()
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(number, *size)).save(root / name)
+    return root
+
+
+def test_photographs_become_a_dataset(depth_anything, marigold_normals, sam, tmp_path):
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None:
+        pytest.skip("needs the photographs of scikit-learn")
+    photos = tmp_path / "photos"
+    shutil.copytree(Path(spec.origin).parent / "datasets/images", photos, ignore=lambda d, names: {"__pycache__"})
+    labellers = _load(depth=depth_anything, normal=marigold_normals, segmentation=sam)
+    report = _label(photos, tmp_path / "out", labellers, size=64, licence="BSD-3-Clause")
+    assert (report.num_samples, report.bad) == (2, ())
+    assert check_dataset(tmp_path / "out").problems == ()
+    values = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert values["modalities"] == ["rgb", "depth", "normal", "segmentation"]
+    assert values["categories"] == []
+    assert values["depth_scale"] == 0.0005
+    assert len(values["segmentation_classes"]) == 64
+    assert values["licence"].startswith("images BSD-3-Clause; depth labels by a model under unknown")
+    for name, folder in (("depth", depth_anything), ("normal", marigold_normals), ("segmentation", sam)):
+        assert values["provenance"]["labels"][name]["model"] == str(folder)
+        assert values["provenance"]["labels"][name]["revision"].startswith("sha256:")
+    item = AlignedFolder(tmp_path / "out")[0]
+    assert item["present"].all()
+    assert item["rgb"].shape == (3, 64, 64)
+    photo = Image.open(photos / "china.jpg").crop((107, 0, 534, 427)).resize((64, 64), Image.Resampling.LANCZOS)
+    difference = np.abs((item["rgb"].permute(1, 2, 0).numpy() + 1) * 127.5 - np.asarray(photo))
+    assert difference.mean() < 3  # a crop that is half a pixel off
+
+
+def test_classes_sizes_and_labels_of_each_image(depth_anything, mask2former, image_folder, tmp_path):
+    labellers = _load(depth=depth_anything, segmentation=mask2former)
+    report = _label(image_folder, tmp_path / "out", labellers, batch_size=4)
+    assert report.num_samples == 5
+    assert check_dataset(tmp_path / "out").problems == ()
+    info = read_dataset_info(tmp_path / "out")
+    assert info.categories == ("n01", "n02")
+    samples = read_manifest(info, "train")
+    assert [(sample.id, sample.category) for sample in samples] == [
+        ("n01/c", 0),
+        ("n01/d", 0),
+        ("n01/e", 0),
+        ("n02/a", 1),
+        ("n02/b", 1),
+    ]
+    for sample in samples:
+        raw = {name: load_raw(path, MODALITIES[name], info.depth_scale) for name, path in sample.files.items()}
+        (depth,), (labels,) = (labeller.label([raw["rgb"]], [sample.id]) for labeller in labellers)
+        if sample.id != "n02/a":  # a JPEG is decoded once more by the PNG's reader: the same pixels too
+            np.testing.assert_array_equal(raw["rgb"], np.asarray(Image.open(next(image_folder.glob(sample.id + ".*")))))
+        np.testing.assert_allclose(raw["depth"], depth, atol=1.3e-3)
+        np.testing.assert_array_equal(raw["segmentation"], labels)
+
+
+def test_bad_images_are_listed_and_the_others_kept(depth_anything, image_folder, tmp_path):
+    whole = (image_folder / "n01/c.png").read_bytes()
+    (image_folder / "n01/c.png").write_bytes(whole[:200])
+    (image_folder / "n01/d.png").write_bytes(b"")
+    (depth,) = _load(depth=depth_anything)
+    label = depth.label
+
+    def fail_for_one(images, ids):
+        if "n02/b" in ids:
+            raise ValueError("this one has an extreme aspect ratio")
+        found = label(images, ids)
+        return [np.full_like(f, np.nan) if i == "n01/e" else f for f, i in zip(found, ids, strict=True)]
+
+    depth.label = fail_for_one
+    report = _label(image_folder, tmp_path / "out", [depth], batch_size=8)
+    assert [(Path(b.path).name, b.modality) for b in report.bad] == [
+        ("c.png", "rgb"),
+        ("d.png", "rgb"),
+        ("e.png", "depth"),
+        ("b.png", "depth"),
+    ]
+    assert str(report.bad[2]).endswith("no depth: the labeller gave NaN or infinity in torch.float32")
+    assert "extreme aspect ratio" in str(report.bad[3])
+    assert report.num_samples == 3
+    assert check_dataset(tmp_path / "out").problems == ()
+    samples = {
+        sample.id: sample.files["depth"] is not None
+        for sample in read_manifest(read_dataset_info(tmp_path / "out"), "train")
+    }
+    assert samples == {"n01/e": False, "n02/a": True, "n02/b": False}
+    # The same command once the images are mended tries those again, and no other.
+    (image_folder / "n01/c.png").write_bytes(whole)
+    (image_folder / "n01/d.png").unlink()
+    depth.label = label
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in _files(tmp_path / "out")}
+    again = _label(image_folder, tmp_path / "out", [depth])
+    assert (again.num_samples, again.bad) == (4, ())
+    changed = {name for name, stamp in before.items() if (tmp_path / "out" / name).stat().st_mtime_ns != stamp}
+    assert changed == {"train/manifest.jsonl"}
+
+
+def test_splits_and_modalities_are_added_and_labellers_never_mixed(
+    depth_anything, marigold_depth, mask2former, image_folder, tmp_path
+):
+    out = tmp_path / "out"
+    (depth,), (segmentation,) = _load(depth=depth_anything), _load(segmentation=mask2former)
+    _label(image_folder, out, [depth], licence="CC0")
+    first = _files(out / "train/depth")
+    _label(image_folder, out, [segmentation], licence="CC0")
+    assert _files(out / "train/depth") == first
+    shutil.rmtree(image_folder / "n01")
+    (image_folder / "n02").rename(image_folder / "n03")
+    _label(image_folder, out, [depth], split="val", licence="mine")
+    assert check_dataset(out).problems == ()
+    info = read_dataset_info(out)
+    assert info.modalities == ("rgb", "depth", "segmentation")
+    assert info.categories == ("n01", "n02", "n03")
+    assert info.provenance["images"]["val"]["licence"] == "mine"
+    assert [s.files["segmentation"] for s in read_manifest(info, "val")] == [None, None]
+    (other,) = _load(depth=marigold_depth)
+    with pytest.raises(UserError, match="holds depth made with model"):
+        _label(image_folder, out, [other])
+    with pytest.raises(UserError, match="was made with size None, not 64"):
+        _label(image_folder, out, [depth], size=64)
+
+
+def test_a_split_holds_the_images_of_one_folder(marigold_depth, image_folder, tmp_path):
+    """Another folder's names may be the same: its images would pass for labelled, and the first ones be forgotten."""
+    labellers = _load(depth=marigold_depth)
+    out, others = tmp_path / "out", tmp_path / "others"
+    _label(image_folder, out, labellers, licence="CC0")
+    shutil.copytree(image_folder / "n01", others / "n01")
+    before = _files(out)
+    with pytest.raises(UserError, match=r"the split 'train' holds images of '.*images', not '.*others'"):
+        _label(others, out, labellers)
+    assert _files(out) == before
+    _label(image_folder / ".." / "images", out, labellers)  # the same folder, and no licence given this time
+    info = read_dataset_info(out)
+    assert info.provenance["images"]["train"]["licence"] == "CC0"
+    assert len(read_manifest(info, "train")) == 5
+    assert relative_depth_space(info) == "depth"  # what Marigold's depth is affine in
+
+
+def test_the_output_is_not_among_the_images(depth_anything, image_folder):
+    with pytest.raises(UserError, match="lies in --images"):
+        _label(image_folder, image_folder / "labelled", _load(depth=depth_anything))
+    assert not (image_folder / "labelled").exists()
+
+
+def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
+    (image_folder / "n01/c.png").write_bytes(b"")
+    arguments = [
+        "data",
+        "label",
+        "--images",
+        str(image_folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--accelerator",
+        "cpu",
+    ]
+    arguments += ["--depth", str(depth_anything), "--normal", "none", "--segmentation", str(sam), "--size", "32"]
+    arguments += [
+        "--masks.points_per_side",
+        "2",
+        "--masks.iou_threshold",
+        "-1000000",
+        "--masks.stability_threshold",
+        "0",
+    ]
+    assert main(arguments) == 2
+    result = capsys.readouterr()
+    assert result.out.splitlines() == [f"{image_folder / 'n01/c.png'}: the file is empty"]
+    notes = [line for line in result.err.splitlines() if line.startswith("mmdit: note: ")]
+    assert [note.split(": ")[2] for note in notes[:2]] == ["depth", "segmentation"]
+    assert all("revision sha256:" in note and "licence unknown" in note for note in notes[:2])
+    assert len(notes) == 2
+    error = result.err.splitlines()[-1]
+    assert error.startswith(
+        f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled all the same"
+    )
+    assert "label 5: 100%" in result.err.replace("\r", "\n")  # the progress, with its time left
+    (image_folder / "n01/c.png").unlink()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out/train'}: 4 images labelled\n"
+    assert main(["data", "check", "--data", str(tmp_path / "out")]) == 0
+
+
+def test_killed_runs_go_on_in_two_processes(depth_anything, pixels, tmp_path):
+    """SIGKILL, SIGTERM, then two processes as torchrun starts them: the files of a run that nothing disturbed."""
+    images = tmp_path / "images"
+    for number in range(30):
+        path = images / f"n{number % 2}" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(number, 56, 56)).save(path)
+    (images / "n1/bad.jpg").write_bytes(b"no image")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).with_name("processes.py")
+    done = subprocess.run(
+        [sys.executable, script, images, tmp_path / "out", depth_anything, str(port)],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    killed, terminated = [line for line in lines if line[:1] == ["STOPPED"]]
+    assert killed[1:] == ["-9", *killed[2:4], "False"], done.stderr[-3000:]
+    assert terminated[1:] == ["130", *terminated[2:4], "False"], done.stderr[-3000:]
+    assert 0 <= int(killed[2]) <= int(terminated[2]) < 30
+    assert ["FINISHED", "2", "0"] in lines, done.stderr[-3000:]
+    assert done.stdout.count("bad.jpg: not an image") == 1
+    report = _label(images, tmp_path / "whole", _load(depth=depth_anything), batch_size=2)
+    assert report.num_samples == 30
+    assert _files(tmp_path / "out/train/rgb") == _files(tmp_path / "whole/train/rgb")
+    maps = {name: sorted((tmp_path / name / "train/depth").rglob("*.png")) for name in ("out", "whole")}
+    for one, other in zip(maps["out"], maps["whole"], strict=True):  # other batches: the last bits may differ
+        np.testing.assert_allclose(np.asarray(Image.open(one), int), np.asarray(Image.open(other), int), atol=3)
+    assert (tmp_path / "out/dataset.json").read_text() == (tmp_path / "whole/dataset.json").read_text()
+    assert check_dataset(tmp_path / "out").problems == ()
+
+
+def test_wrong_input_is_named(depth_anything, image_folder, tmp_path):
+    labellers = _load(depth=depth_anything)
+    with pytest.raises(UserError, match="no such folder"):
+        _label(tmp_path / "nowhere", tmp_path / "out", labellers)
+    with pytest.raises(UserError, match="accelerator 'tpu'"):
+        label_images(image_folder, tmp_path / "out", labellers, accelerator="tpu")
+    with pytest.raises(UserError, match="split 'a/b'"):
+        _label(image_folder, tmp_path / "out", labellers, split="a/b")
+    assert not (tmp_path / "out").exists()
