@@ -169,7 +169,9 @@ class TaskMixture:
                 raise UserError(f"weight of task {name!r} is {weight}: give a number >= 0")
             for needed in TASKS[name].needs:
                 if needed not in modalities:
-                    raise UserError(f"task {name!r} needs the modality {needed!r}; the model has {', '.join(modalities)}")
+                    raise UserError(
+                        f"task {name!r} needs the modality {needed!r}; the model has {', '.join(modalities)}"
+                    )
         total = float(sum(mixture.weights.values()))
         if total <= 0:
             raise UserError(f"weights of the task mixture sum to {total}: give at least one positive weight")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.codecs import DEPTH_SPACES
 from mmdit.modalities.modality import MODALITIES, Modality, get_modalities
+from mmdit.names import DEPTH_SPACES
 
 NO_CATEGORY = -1
 

@@ -30,6 +30,7 @@ from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
+from mmdit.names import BACKGROUND_CLASSES
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import TaskMixture
 from mmdit.training.config import AlignmentConfig, TrainingConfig
@@ -39,8 +40,6 @@ from mmdit.training.previews import Previews
 from mmdit.training.ranges import check_ranges
 from mmdit.training.run import Run
 
-# Names that the scenes give to what is no object.
-BACKGROUND_CLASSES = ("floor", "wall")
 # With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
 WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
     "dataset": lambda modality: modality,
