@@ -52,14 +52,19 @@ torch.export.register_dataclass(Conditioning, serialized_type_name="mmdit.condit
 def concatenate(conditionings: Sequence[Conditioning]) -> Conditioning:
     """Join along the batch. Tokens are padded to one length L, and padding is masked; a prompt without tokens is all padding."""
     lengths = {0 if each.tokens is None else each.tokens.shape[1] for each in conditionings}
+    if lengths == {0}:
+        return Conditioning(torch.cat([each.vector for each in conditionings]))
     if len(lengths) > 1:
         conditionings = [_padded(each, max(lengths), conditionings) for each in conditionings]
     elif any(each.token_mask is not None for each in conditionings):
         conditionings = [_with_mask(each) for each in conditionings]
     if any(each.subject_ids is not None for each in conditionings):
         conditionings = [_with_subjects(each) for each in conditionings]
-    parts = {field.name: [getattr(each, field.name) for each in conditionings] for field in fields(Conditioning)}
-    return Conditioning(**{name: None if values[0] is None else torch.cat(values) for name, values in parts.items()})
+    parts: dict[str, Any] = {}
+    for field in fields(Conditioning):
+        values = [getattr(each, field.name) for each in conditionings]
+        parts[field.name] = None if values[0] is None else torch.cat(values)
+    return Conditioning(**parts)
 
 
 def _padded(one: Conditioning, length: int, among: Sequence[Conditioning]) -> Conditioning:

@@ -145,3 +145,7 @@ class AdaLayerNorm(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # (B, D) each
         return layernorm_modulate(x, shift, scale, out_dtype=matmul_dtype(x))
+
+    def reset_parameters(self) -> None:
+        """Begin as a plain LayerNorm."""
+        zero_linear(self.modulation[-1])

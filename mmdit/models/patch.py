@@ -53,4 +53,5 @@ class MultimodalHead(nn.Module):
         for layer in self.linears:
             zero_linear(layer)
         for norm in self.norms:
-            zero_linear(norm.modulation[-1])
+            assert isinstance(norm, AdaLayerNorm)
+            norm.reset_parameters()

@@ -31,13 +31,18 @@ class ModelConfig:
         size: name in ``mmdit.models.config.SIZES``; hidden_size, depth and num_heads override it where given.
         modalities: what it generates and reads, in order; null = all that the data has.
         hidden_size, depth, num_heads, mlp_ratio, patch_size: the backbone.
-        class_dropout_prob: share of labels dropped, for classifier-free guidance.
-        drop_class_given_rgb: never show the label beside an RGB condition, so that understanding can't lean on it.
+        class_dropout_prob: share of prompts dropped, for classifier-free guidance.
+        drop_class_given_rgb: never show the prompt beside an RGB condition, so that understanding can't lean on it.
         qk_norm: null or "rms_norm".
         position_embedding: "sincos" or "rope".
         time_embedding: "fused" (MMGen) or "sum", which a model that starts from REPA or SiT needs.
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
-        pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities; the rest must match.
+        pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities, another conditioner,
+            and the block that ``block`` derives from; the rest must match.
+        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
+        conditioner_settings: further arguments of the conditioner, by name.
+        second_time: let the network take a second time, for objectives that jump from one time to another.
     """
 
     size: str = "nano"
@@ -54,6 +59,10 @@ class ModelConfig:
     time_embedding: str = "fused"
     gradient_checkpointing: bool = False
     pretrained: str | None = None
+    block: str = "dit"
+    conditioner: str = "class"
+    conditioner_settings: dict[str, Any] = field(default_factory=dict)
+    second_time: bool = False
 
 
 @dataclass
@@ -93,9 +102,11 @@ class TaskConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The flow-matching loss.
+    """The loss.
 
     Args:
+        name: of the objective, in ``mmdit.flow.objective.OBJECTIVES``; "flow" is flow matching.
+        settings: arguments of the objective that are its own.
         prediction: "velocity" (MMGen, SiT) or "sample" (the clean latent).
         timesteps: "uniform", "logit_normal" or "mixed".
         timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.
@@ -110,6 +121,8 @@ class ObjectiveConfig:
     loss_weights: dict[str, float] | None = None
     max_condition_time: float = 0.01
     pure_noise_share: float = 0.0
+    name: str = "flow"
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
