@@ -251,7 +251,23 @@ class TeacherConfig:
 
 @dataclass
 class TrainingConfig:
-    """Everything that one YAML file says; see ``mmdit.cli.train.train`` for the meaning of each section."""
+    """Everything that one YAML file says about a run.
+
+    Args:
+        recipe: what is trained: transformer, autoencoder or teacher.
+        seed: of weights, data order, roles, timesteps and noise.
+        model: the transformer.
+        autoencoder: the VAE, for recipe autoencoder.
+        teacher: the ViT, for recipe teacher.
+        data: what it is trained on.
+        task: which tasks are mixed.
+        objective: the loss.
+        alignment: alignment with a teacher's features; null = off.
+        optimizer: AdamW or Muon, and the learning rate over time.
+        trainer: steps, devices, precision.
+        ema: moving average of the weights; null = off.
+        preview: sample grids.
+    """
 
     recipe: str = "transformer"
     seed: int = 0
