@@ -30,7 +30,11 @@ class ModelConfig:
     Args:
         size: name in ``mmdit.models.config.SIZES``; hidden_size, depth and num_heads override it where given.
         modalities: what it generates and reads, in order; null = all that the data has.
-        hidden_size, depth, num_heads, mlp_ratio, patch_size: the backbone.
+        hidden_size: width D; null = the size's.
+        depth: number of blocks; null = the size's.
+        num_heads: attention heads; null = the size's.
+        mlp_ratio: width of the blocks' MLP over D.
+        patch_size: side of a patch in latent cells.
         class_dropout_prob: share of prompts dropped, for classifier-free guidance.
         drop_class_given_rgb: never show the prompt beside an RGB condition, so that understanding can't lean on it.
         qk_norm: null or "rms_norm".
@@ -74,7 +78,8 @@ class DataConfig:
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
-        train_split, val_split: names of the splits; a null val_split turns validation off.
+        train_split: name of the split to train on.
+        val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
             data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
     """
@@ -156,7 +161,9 @@ class TrainerConfig:
         validate_every: steps between validations and previews; 0 = never.
         log_every: steps between log entries.
         accelerator: "auto", "cpu", "gpu", …
-        devices, num_nodes, precision: as in Lightning.
+        devices: how many, or which, as in Lightning.
+        num_nodes: machines that train together.
+        precision: "32-true", "bf16-mixed", …, as in Lightning.
         strategy: "auto", "ddp", "fsdp2" (weights, gradients and optimizer states sharded over all processes), or another of
             Lightning's.
         compile: compile the network with torch.compile, block by block.
@@ -220,7 +227,8 @@ class AutoencoderConfig:
     Args:
         unshuffle: side k of the pixel-unshuffle; the VAE has 3 k² input and output channels.
         block_out_channels: channels per level; each level after the first halves the size.
-        layers_per_block, latent_channels: as in diffusers.
+        layers_per_block: residual layers per level, as in diffusers.
+        latent_channels: C.
         mid_attention: attention in the middle block.
         settings: arguments of the loss (``mmdit.encoders.autoencoder_loss``).
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
@@ -240,7 +248,10 @@ class TeacherConfig:
     """The small ViT of recipe "teacher", for alignment and for the Fréchet distance on scenes.
 
     Args:
-        patch_size, hidden_size, depth, num_heads: as in timm's VisionTransformer.
+        patch_size: side of a patch in pixels.
+        hidden_size: width.
+        depth: number of blocks.
+        num_heads: attention heads.
     """
 
     patch_size: int = 8
