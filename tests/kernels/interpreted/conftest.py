@@ -112,6 +112,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 REPORTS: list[pytest.TestReport] = []  # in the child: setup, call and teardown of the test that runs
 
 
+def _reason(report: pytest.TestReport) -> str:
+    return (
+        report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    )  # a skip's file, line, reason
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """In the child: write a line when a test has been torn down."""
     if not interpreting() or OUTCOMES not in os.environ:
@@ -123,7 +129,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     found = {
         "test": report.nodeid,
         "outcome": bad[0].outcome if bad else "passed",
-        "text": "\n".join(each.longreprtext for each in bad),
+        "text": "\n".join(_reason(each) for each in bad),
         "duration": sum(each.duration for each in REPORTS),
     }
     REPORTS.clear()
