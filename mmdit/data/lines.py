@@ -152,10 +152,10 @@ class _Parser:
             return "a path is a string, relative to the split's folder"
         try:
             path = path_of(value)
-            content = os.fsencode(path)
+            content = b"" if value.isascii() and len(value) <= MAX_NAME else os.fsencode(path)
         except UnicodeEncodeError:
             return "no file has such a name"
-        if b"\0" in content or len(content) > MAX_PATH or any(len(part) > MAX_NAME for part in content.split(b"/")):
+        if "\0" in value or len(content) > MAX_PATH or any(len(part) > MAX_NAME for part in content.split(b"/")):
             return "no file has such a name"
         if not self.rules.allow_outside and self._leaves(path):
             return f"leads out of the dataset {self.rules.root}; --allow_outside accepts that"

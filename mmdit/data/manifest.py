@@ -125,7 +125,8 @@ def read_manifest(info: DatasetInfo, split: str) -> list[Sample]:
     Raises:
         UserError: no such split, or the first of what is wrong with its lines (``mmdit.data.lines`` has the rules).
     """
-    path = info.root / split / MANIFEST
+    folder = info.root / split
+    path = folder / MANIFEST
     if not path.is_file():
         found = ", ".join(list_splits(info.root)) or "none"
         raise UserError(f"{path}: no such file; splits in {info.root}: {found}")
@@ -136,7 +137,7 @@ def read_manifest(info: DatasetInfo, split: str) -> list[Sample]:
             raise problems[0].error(info.root)
         assert row is not None
         category = NO_CATEGORY if row.category is None else info.category_index[row.category]
-        files = {name: None if name not in row.files else path.parent / row.files[name] for name in info.modalities}
+        files = {name: None if name not in row.files else folder / row.files[name] for name in info.modalities}
         samples.append(Sample(row.id, category, files))
     if not samples:
         raise UserError(f"{path}: lists no sample")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -22,12 +22,17 @@ def is_image(name: str) -> bool:
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[str]:
-    """List the images of a folder as paths below it, with "/", sorted.
+    """List the images of a folder as paths below it, with "/", in the order of their parts.
 
     Links to folders are followed, but for those to a folder above themselves, which would never end. What is hidden, and
     what is no file (a pipe, a device), is left out.
     """
-    return sorted(_walk(os.fspath(folder), "", frozenset(), recursive))
+    return sorted(_walk(os.fspath(folder), "", frozenset(), recursive), key=lambda name: name.split("/"))
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths, without those whose file is hidden."""
+    return sorted(path for path in paths if not is_hidden(path.name))
 
 
 def list_folders(folder: str | Path) -> list[str]:

@@ -77,4 +77,4 @@ def path_of(text: str) -> str:
     Raises:
         UnicodeEncodeError: half a surrogate pair, which no file name holds.
     """
-    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return text if text.isascii() else os.fsdecode(text.encode("utf-8", "surrogateescape"))
