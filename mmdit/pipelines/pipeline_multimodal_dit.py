@@ -306,8 +306,15 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         guidance = (condition_guidance_scale, guidance_interval)
         if region is not None:
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
-            unprompted = conditioner.null(batch).to(device)
-            estimated = self._denoise(unprompted, None, given, roles, guidance, num_estimation_steps, generator)
+            estimated = self._denoise(
+                conditioner.null(batch).to(device),
+                None,
+                given,
+                roles,
+                guidance=guidance,
+                num_inference_steps=num_estimation_steps,
+                generator=generator,
+            )
             images = self._completed(codec, estimated, images)
             known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
             given = replace(given, clean=estimated, known=known)
@@ -319,11 +326,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             null,
             given,
             roles,
-            guidance,
-            num_inference_steps,
-            generator,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            guidance=guidance,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
 
         # 4. Decode
@@ -341,6 +348,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         null: Conditioning | None,
         given: Given,
         roles: Tensor,
+        *,
         guidance: tuple[float, tuple[float, float]],
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -369,9 +377,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 t = sigmas[i]
-                guided = guided_velocity(
-                    velocity, conditioning, null, roles, Guidance(self._guidance_scale, *guidance), t
-                )
+                scales = Guidance(self._guidance_scale, *guidance)  # a callback may have changed the first
+                guided = guided_velocity(velocity, conditioning, null, roles, guidance=scales, t=t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
                 # The scheduler moved what is given, too: back to its place at the time that was reached.
                 latents, _ = place(latents, given, roles, sigmas[i + 1])

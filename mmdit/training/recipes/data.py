@@ -104,7 +104,8 @@ def stored_data(config: TrainingConfig) -> LatentData:
     elif config.alignment is not None and config.alignment.teacher is not None:
         grid = (height // config.model.patch_size, width // config.model.patch_size)
         teacher = load_teacher(config.alignment.teacher, grid)
-        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]  # type: ignore[index]
+        assert splits[0] is not None
+        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]
     assert splits[0] is not None
     size = max(height, width)
     return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
