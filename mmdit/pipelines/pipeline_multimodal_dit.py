@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -35,9 +34,10 @@ from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, check_weights, download, first_line, resolve_model
+from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.storage.files import share_weights
+from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
@@ -152,16 +152,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
         try:
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
-        except OSError as error:
+        except UserError as error:
+            raise UserError(f"model {name!r} can't be loaded: {error}") from error
+        except Exception as error:  # a folder is data: whatever it makes the libraries raise is about it
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        except (RuntimeError, ValueError) as error:
-            # torch's words, and those of diffusers where accelerate is installed
-            if isinstance(error, UserError) or not re.search("loading state_dict|^Cannot load .* shape", str(error)):
-                raise
-            reason = " ".join(" ".join(str(error).split("\n")[:2]).split()).partition(". If you want")[0]
-            raise UserError(f"model {name!r}: the weights are not those of its config.json: {reason}") from error
-        if "transformer" not in kwargs:
-            check_weights(folder / "transformer", pipeline.transformer)
+        for component in {"transformer", "vae"} - set(kwargs):
+            refuse_non_finite(getattr(pipeline, component), folder / component)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 

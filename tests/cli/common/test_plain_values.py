@@ -78,7 +78,7 @@ WORDS = [
 
 def test_no_option_names_code():
     for words in WORDS:
-        with pytest.raises(UserError, match="class_path|init_args|expected keys with values|unknown option"):
+        with pytest.raises(UserError, match=r"class_path|init_args|expected keys with values|unknown option"):
             check_options(words, TRAIN)
 
 
