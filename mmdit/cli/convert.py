@@ -111,9 +111,11 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
 
     import torch
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the .pt file of a checkpoint")
+    from mmdit.storage.weights import check_archive, refuse_irregular
+
+    refuse_irregular(path)
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused a line later
             # Files of PyTorch before 1.6 are no zip archives and can't be mapped.

@@ -14,8 +14,7 @@ import torch
 from mmdit.errors import UserError, nearest_names
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.hub import out_of_reach
-from mmdit.storage.component import check_component, check_types, read_config
-from mmdit.storage.json_text import read_json_object
+from mmdit.storage.component import check_component, check_types, read_config, read_object
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 INDEX = "model_index.json"
@@ -66,7 +65,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
         UserError: a file that is missing, damaged or of the wrong type; another pipeline's folder; other classes than
             ours; weights that are pickled, which can run code, or that are not those of their configuration.
     """
-    index = read_json_object(folder / INDEX)
+    index = read_object(folder / INDEX)
     if index.get("_class_name") != class_name:
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
     for path in sorted(folder.rglob("*")):
@@ -147,7 +146,7 @@ def check_scheduler(folder: Path, library: str, class_name: str) -> None:
 
 def _check_shards(folder: Path) -> None:
     for path in folder.glob("*.safetensors.index*.json"):
-        shards = read_json_object(path).get("weight_map")
+        shards = read_object(path).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise UserError(f"{path}: its weight_map is no object of file names")
         for shard in sorted(set(shards.values())):

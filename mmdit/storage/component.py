@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from mmdit.errors import UserError
-from mmdit.storage.json_text import read_json_object
-from mmdit.storage.weights import check_dtypes, read_header
+from mmdit.storage.json_text import read_json
+from mmdit.storage.weights import check_dtypes, read_header, refuse_non_finite
 
 # Keys by which a folder could name code, or another library's loader.
 _NAMING_CODE = ("auto_map", "quantization_config", "trust_remote_code", "custom_pipelines")
@@ -24,20 +24,33 @@ _COUNTS = ("depth", "layers_per_block", "num_layers")
 _OLDER_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Raises UserError as ``read_json``, or where it holds something else."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
 def read_config(path: Path, class_name: str) -> dict[str, Any]:
     """Read a component's configuration.
 
     Raises:
         UserError: it is no JSON object, another class's, or names code.
     """
-    config = read_json_object(path)
+    config = read_object(path)
     found = config.get("_class_name")
     if found != class_name:
         raise UserError(f"{path}: _class_name is {found!r}, not {class_name!r}")
+    refuse_code(config, path)
+    return config
+
+
+def refuse_code(config: Mapping[str, Any], where: object) -> None:
+    """Raise UserError where a configuration names code, or another library's loader."""
     for key in _NAMING_CODE:
         if config.get(key):
-            raise UserError(f"{path}: {key!r} would have other code load this folder: only weights are read from it")
-    return config
+            raise UserError(f"{where}: {key!r} would have other code load this folder: only weights are read from it")
 
 
 def check_types(config: Mapping[str, Any], cls: Any, path: Path) -> None:
@@ -98,7 +111,7 @@ def check_component(folder: Path, cls: Any) -> dict[str, Any]:
         header = read_header(file)
         check_dtypes(file, header)
         stored |= {_renamed(name): shape for name, (_, shape) in header.items()}
-    _check_sizes(_without_notes(config), stored, path)
+    check_sizes(_without_notes(config), stored, path)
     build = getattr(cls, "from_config", None) or (lambda values: cls(**_without_notes(values)))
     try:
         with torch.device("meta"):
@@ -124,6 +137,23 @@ def check_component(folder: Path, cls: Any) -> dict[str, Any]:
     return config
 
 
+def load_component(folder: Path, cls: Any, **options: Any) -> Any:
+    """Check a folder as ``check_component`` does, and load it with ``cls.from_pretrained``; weights are finite.
+
+    Raises:
+        UserError: as ``check_component``; or a weight is NaN or infinite.
+    """
+    check_component(folder, cls)
+    try:
+        module = cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+    except UserError:
+        raise
+    except Exception as error:  # a folder is data: whatever it makes the library raise is about it
+        raise UserError(f"{folder}: can't be loaded: {' '.join(str(error).split())[:300]}") from error
+    refuse_non_finite(module, folder)
+    return module
+
+
 def _is_older_attention(stored: tuple[int, ...], own: tuple[int, ...]) -> bool:
     return stored == (*own, 1, 1)  # a convolution of one pixel, which diffusers loads as a linear layer
 
@@ -139,7 +169,7 @@ def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
     largest = max((size for shape in stored.values() for size in shape), default=0)
     limit = max(largest, len(stored), _ALWAYS_ALLOWED)
     pending: list[tuple[str, Any]] = list(config.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mmdit.errors import UserError
-from mmdit.storage.regular import file_size
 
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -25,13 +25,25 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         UserError: no file, or a header that doesn't describe the file: truncated, overlapping, of other sizes.
     """
-    file_size(path)
+    refuse_irregular(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, OverflowError, TypeError) as error:
         raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raise UserError where there is no file, or something else, such as a pipe, that would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise UserError(f"{path}: {'no such file' if missing else error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{path}: is {kind}, not a file")
 
 
 def check_dtypes(path: Path, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mmdit.errors import UserError
-from mmdit.storage.regular import read_bounded
+from mmdit.storage.json_text import read_bounded
 
 MAX_BYTES = 1 << 18
 MAX_NODES = 10_000

@@ -31,6 +31,7 @@ from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
 from mmdit.training.config import (
     AlignmentConfig,
@@ -161,10 +162,9 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
     try:
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: damaged ({reason}); delete it and run 'mmdit data encode' again") from error
+        return load_component(folder, AutoencoderKL, low_cpu_mem_usage=False)
+    except UserError as error:
+        raise UserError(f"{folder}: damaged ({error}); delete it and run 'mmdit data encode' again") from error
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:
@@ -216,7 +216,7 @@ def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT
 def _start_from(network: MultimodalDiT, folder: Path) -> None:
     if not (folder / "transformer").is_dir():
         raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
-    trained = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True)
+    trained = load_component(folder / "transformer", MultimodalDiT)
     try:
         start_from(network, trained)
     except UserError as error:

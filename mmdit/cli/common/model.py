@@ -133,6 +133,8 @@ def load_vae(name: str) -> AutoencoderKL:
 
     from mmdit.hub import out_of_reach
     from mmdit.pipelines.loading import bundled_models
+    from mmdit.storage.component import load_component, refuse_code
+    from mmdit.storage.weights import refuse_non_finite
 
     quiet_libraries()
     folder = bundled_models().get(name, Path(name))
@@ -142,14 +144,20 @@ def load_vae(name: str) -> AutoencoderKL:
         raise UserError(
             f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
-    source = str(folder) if folder.is_dir() else name
-    offline = not folder.is_dir() and out_of_reach(name)
+    if folder.is_dir():
+        try:
+            return load_component(folder, AutoencoderKL)
+        except UserError as error:
+            raise UserError(f"--vae {name!r} can't be loaded: {error}") from error
+    offline = out_of_reach(name)
     try:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True, local_files_only=offline)
+        config = AutoencoderKL.load_config(name, local_files_only=offline)
+        refuse_code(config, f"{name}: config.json")
+        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {' '.join(str(error).split())[:300]}"
         if offline:
             reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
-        elif not folder.is_dir():
-            reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {reason}"
         raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error
+    refuse_non_finite(vae, f"--vae {name!r}")
+    return vae
