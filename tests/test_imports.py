@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmdit"
 # level 0: what every area may import
-BASE = frozenset({"mmdit.errors", "mmdit.hub", "mmdit.storage", "mmdit.task", "mmdit.conditioning", "mmdit.prompt"})
+BASE = frozenset(
+    {
+        "mmdit.errors",
+        "mmdit.hub",
+        "mmdit.progress",
+        "mmdit.storage",
+        "mmdit.task",
+        "mmdit.conditioning",
+        "mmdit.prompt",
+    }
+)
 
 
 def _areas(*names: str) -> set[str]:
@@ -25,6 +35,7 @@ def _areas(*names: str) -> set[str]:
 ALLOWED = {
     "mmdit.errors": set(),
     "mmdit.hub": set(),
+    "mmdit.progress": set(),
     "mmdit.storage": _areas("errors"),
     "mmdit.task": _areas("errors"),
     "mmdit.conditioning": set(),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmdit.storage.lock import FolderLock
 from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
@@ -45,7 +47,7 @@ def train(
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
     ``teacher/``) into the run folder. ``--config`` can be given more than once: a later file overlays an earlier one.
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
+    SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Args:
         output: the run folder.
@@ -84,7 +86,11 @@ def train(
             ema,
             preview,
         )
-        folder = _train(config, output, resume)
+        from mmdit.training.processes import is_first_process
+
+        # The first process of a run holds its folder; the others write nothing of their own into it.
+        with FolderLock(output, "mmdit train") if is_first_process() else nullcontext():
+            folder = _train(config, output, resume)
     if folder is not None:
         print(folder)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,15 @@ from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
+from mmdit.pipelines.limits import (
+    FiniteWatch,
+    check_call,
+    check_size,
+    check_steps,
+    in_batches,
+    predict_in_batches,
+    refuse_decoded,
+)
 from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.storage.files import share_weights
@@ -215,7 +225,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given.
-            num_images: samples per label and condition, next to each other in the output.
+            num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
+                as fit into memory.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.
             num_inference_steps: steps of the sampler; one is enough for understanding.
@@ -256,6 +267,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         may_differ = given_height is not None and given_width is not None
         given = encode_conditions({} if conditions is None else conditions, self.codecs, height, width, may_differ)
         batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
+        check_call(batch * num_images, height, width)
         labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
         given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
         batch = batch * num_images
@@ -276,7 +288,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)  # type: ignore[arg-type]
-            output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
+            x_in = x_t.to(self.transformer.dtype)
+            output = predict_in_batches(self.transformer, x_in, timesteps, roles, conditioning)
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
         set_timesteps(self.scheduler, num_inference_steps, device)
@@ -285,6 +298,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             step_arguments["generator"] = generator
         sigmas = self.scheduler.sigmas.tolist()
         self._num_timesteps = len(self.scheduler.timesteps)
+        finite = FiniteWatch(self._num_timesteps, self.transformer.dtype)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -293,6 +307,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
                 guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
+                finite.see(latents, i)
                 # The scheduler moved the conditions too: back to condition_time, where they are at every t.
                 latents, _ = place(latents, clean, noise, roles, t, condition_time)
                 if callback_on_step_end is not None:
@@ -306,6 +321,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                     latents = changed
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
+
+        finite.check()
 
         # 4. Decode
         latents = torch.where(expand(roles == Role.CONDITION, latents), clean, latents)
@@ -327,6 +344,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
+        check_steps(num_inference_steps)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
@@ -348,7 +366,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 nearest = max(unit, round(size / unit) * unit)
                 raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
         native = config.sample_size * codec.downsampling
-        return height or native, width or native
+        height, width = height or native, width or native
+        check_size(height, width)
+        return height, width
 
     def _noise(
         self,
@@ -378,7 +398,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         clean = torch.zeros_like(noise)
         for index, name in enumerate(self._modalities):
             if name in given:
-                clean[:, index] = codec.latents(codec.moments(given[name]).float(), name).to(clean)
+                moments = in_batches(codec.moments, given[name], given[name].shape[-2:].numel())
+                clean[:, index] = codec.latents(moments.float(), name).to(clean)
         return clean
 
     def _decode(
@@ -386,7 +407,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
         decoded = {}
         for index, name in enumerate(self._modalities):
-            images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
+            images = given.get(name)  # (B, 3, H, W)
+            if images is None:
+                pixels = latents.shape[-2:].numel() * codec.downsampling**2
+                images = in_batches(partial(codec.decode, modality=name), latents[:, index], pixels)
+                refuse_decoded(images, name, self.vae.dtype)
             decoded[name] = as_output(self.codecs[name].decode(images), output_type, latents.device)
         return decoded
 

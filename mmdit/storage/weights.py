@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from mmdit.errors import UserError
 
+_ARCHIVE = b"PK\x03\x04"  # how PyTorch tells, too
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -65,12 +67,22 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     Files of PyTorch before 1.6 are no archives and have no checksums. Raises ValueError naming the damaged part.
     """
     path = Path(path)
-    if not zipfile.is_zipfile(path):
-        return
     status = path.stat()
+    with open(path, "rb") as file:
+        if file.read(4) != _ARCHIVE:
+            return
     try:
         damaged = _damaged_part(path, status.st_size, status.st_mtime_ns)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise ValueError(f"the archive is damaged: {error}") from error
     if damaged is not None:
         raise ValueError(f"the checksum of its part {damaged} is wrong")

@@ -141,7 +141,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: it lacks {', '.join(missing)}")
+    for key, right, is_right in (
+        ("state_dict", "tensors by name", _is_state_dict),
+        ("optimizer_states", "a list with each optimizer's param_groups", _are_optimizer_states),
+        ("global_step", "a count", _is_count),
+        ("batches_seen", "a count", _is_count),
+    ):
+        if not is_right(checkpoint[key]):
+            kind = type(checkpoint[key]).__name__
+            raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: {key} is a {kind}, not {right}")
     return checkpoint
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def _are_optimizer_states(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_has_param_groups, value))
+
+
+def _has_param_groups(state: Any) -> bool:
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    return isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 BUNDLED_MODEL = "scenes64"
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10_000_000  # of one command: more can't be meant
+MAX_BATCH = 65_536
+MAX_STEPS = 10_000  # as in mmdit.pipelines.limits, which is too heavy to import for an option
 
 
 def note(message: str) -> None:
@@ -62,14 +65,24 @@ def check_seed(seed: int, num_images: int = 1) -> None:
     """Refuse numbers that count nothing or seed nothing. Raises UserError."""
     if num_images < 1:
         raise UserError(f"--num_images is {num_images}: give at least 1")
+    if num_images > MAX_IMAGES:
+        raise UserError(f"--num_images makes {num_images} images: give at most {MAX_IMAGES} to one command")
     if not 0 <= seed <= MAX_SEED - num_images:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise UserError for a batch that holds nothing, or that can't be meant."""
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise UserError(f"--batch_size is {batch_size}: give 1 to {MAX_BATCH}")
 
 
 def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
     """Refuse values no sampler can take, before anything is loaded. Raises UserError."""
     if num_inference_steps < 1:
         raise UserError(f"--num_inference_steps is {num_inference_steps}: give at least 1")
+    if num_inference_steps > MAX_STEPS:
+        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at most {MAX_STEPS}")
     if not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise UserError(f"--guidance_scale is {guidance_scale}: give a number >= 0; 1 is no guidance")
 
