@@ -94,14 +94,8 @@ def label(
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("devices", devices, 1),
-        ("num_nodes", num_nodes, 1),
-    ):
-        if value < least:
-            raise UserError(f"--{option} is {value}: give at least {least}")
+    _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
+    _check_counts(0, num_workers=num_workers)
     from transformers.utils import logging as transformers_logging
 
     from mmdit.cli.common.model import note, quiet_libraries
@@ -168,7 +162,19 @@ def _report_bad(bad: Sequence[object], kept: str) -> int:
     return 0
 
 
-def check(data: Path, split: str | None = None) -> int:
+# Counts of processes and of images at a time; more can't be meant.
+_MOST = {"num_workers": 1024, "devices": 4096, "num_nodes": 65536}
+_MOST_AT_A_TIME = 10**6
+
+
+def _check_counts(least: int = 1, **counts: int) -> None:
+    for option, value in counts.items():
+        most = _MOST.get(option, _MOST_AT_A_TIME)
+        if not least <= value <= most:
+            raise UserError(f"--{option} is {value}: give at least {least} and at most {most}")
+
+
+def check(data: Path, split: str | None = None, allow_outside: bool = False) -> int:
     """Read every file of a dataset and list what is wrong.
 
     Exits with 0 where all is well and with 2 where anything is wrong, after listing every bad sample.
@@ -176,10 +182,11 @@ def check(data: Path, split: str | None = None) -> int:
     Args:
         data: Dataset folder, the one that holds dataset.json.
         split: Only this split; by default all.
+        allow_outside: Accept manifests that name files outside the folder.
     """
     from mmdit.data.check import check_dataset
 
-    report = check_dataset(data, split)
+    report = check_dataset(data, split, allow_outside=allow_outside)
     for problem in report.problems:
         print(problem)
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items()) or "no split"
@@ -206,6 +213,8 @@ def encode(
     batch_size: int = 32,
     shard_size: int = 1024,
     num_workers: int = 0,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -213,7 +222,8 @@ def encode(
     """Encode a dataset into latents for training.
 
     Stores the VAE's moments in half precision as safetensors shards, with an index and whitening statistics per modality. Says
-    first how much disk it needs. Interrupted, the same command goes on. With several devices or nodes each process takes its
+    first how much disk it needs. Interrupted, the same command goes on; after samples were corrected or added, it encodes
+    the shards that they are in. With several devices or nodes each process takes its
     share of the shards.
 
     Args:
@@ -232,19 +242,16 @@ def encode(
         batch_size: Images at a time.
         shard_size: Samples in a shard.
         num_workers: Loader processes per process.
+        skip_bad: Leave samples that can't be read out; by default all of them are named, and the split stays unfinished.
+        allow_outside: Accept manifests that name files outside the folder.
         accelerator: auto, cpu, gpu.
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value in (
-        ("patch_size", patch_size),
-        ("batch_size", batch_size),
-        ("shard_size", shard_size),
-        ("devices", devices),
-        ("num_nodes", num_nodes),
-    ):
-        if value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
+    _check_counts(
+        patch_size=patch_size, batch_size=batch_size, shard_size=shard_size, devices=devices, num_nodes=num_nodes
+    )
+    _check_counts(0, num_workers=num_workers)
     from mmdit.cli.common.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space
@@ -253,7 +260,7 @@ def encode(
     from mmdit.encoders.precompute import Processes, encode_dataset
     from mmdit.launch import launch
 
-    info = read_dataset_info(data)
+    info = read_dataset_info(data, allow_outside=allow_outside)
     names = list(modalities) if modalities is not None else list(info.modalities)
     space = depth_space or relative_depth_space(info) or "disparity"
     settings = {"depth": {"space": space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
@@ -262,20 +269,23 @@ def encode(
     autoencoder = load_vae(vae).to(fabric.device).eval()
     features = None
     if teacher is not None:
-        folder = AlignedFolder(data, splits[0] if splits else list_splits(data)[0], records, size=size)
-        height, width = LatentCodec(autoencoder, records).latent_size(*folder[0]["rgb"].shape[-2:])
+        split = splits[0] if splits else list_splits(data)[0]
+        folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
+        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()["rgb"].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
     encode_dataset(
         data,
         output,
         autoencoder,
         records,
-        splits,
-        size,
-        batch_size,
-        shard_size,
-        num_workers,
-        mirrored,
-        features,
-        Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
+        splits=splits,
+        size=size,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=num_workers,
+        mirrored=mirrored,
+        teacher=features,
+        skip_bad=skip_bad,
+        allow_outside=allow_outside,
+        processes=Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
     )

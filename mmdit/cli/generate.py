@@ -49,8 +49,8 @@ def generate(
         batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images * len(categories))
-    from mmdit.cli.common.inputs import safe_name
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
+    from mmdit.storage.names import safe_name
 
     run = SamplingRun(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size

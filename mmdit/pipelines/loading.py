@@ -15,6 +15,7 @@ from mmdit.errors import UserError, nearest_names
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.hub import out_of_reach
 from mmdit.storage.component import check_component, check_types, read_config, read_object
+from mmdit.storage.listing import visible
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 INDEX = "model_index.json"
@@ -68,7 +69,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
     index = read_object(folder / INDEX)
     if index.get("_class_name") != class_name:
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
-    for path in sorted(folder.rglob("*")):
+    for path in visible(folder.rglob("*")):
         if path.suffix in _PICKLES:
             raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
     _check_index(index, folder / INDEX)
@@ -145,7 +146,7 @@ def check_scheduler(folder: Path, library: str, class_name: str) -> None:
 
 
 def _check_shards(folder: Path) -> None:
-    for path in folder.glob("*.safetensors.index*.json"):
+    for path in visible(folder.glob("*.safetensors.index*.json")):
         shards = read_object(path).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             raise UserError(f"{path}: its weight_map is no object of file names")

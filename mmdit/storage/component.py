@@ -13,6 +13,7 @@ import torch
 
 from mmdit.errors import UserError
 from mmdit.storage.json_text import read_json
+from mmdit.storage.listing import visible
 from mmdit.storage.weights import check_dtypes, read_header, refuse_non_finite
 
 # Keys by which a folder could name code, or another library's loader.
@@ -104,7 +105,7 @@ def check_component(folder: Path, cls: Any) -> dict[str, Any]:
     config = read_config(path, cls.__name__)
     check_types(config, cls, path)
     stored: dict[str, tuple[int, ...]] = {}
-    files = sorted(folder.glob("*.safetensors"))
+    files = visible(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder}: holds no weights; there should be a diffusion_pytorch_model.safetensors")
     for file in files:

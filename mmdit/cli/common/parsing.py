@@ -138,7 +138,6 @@ def build_parser(
         formatter_class=_HelpFormatter,
         parser_mode=PARSER_MODE,
     )
-    parser.sections = sections_of(function)
     if config:
         parser.add_argument(
             "--config", action="config", help="YAML file of options; a later one overlays the earlier ones."
@@ -150,6 +149,7 @@ def build_parser(
         options = {"nargs": "+", "type": str} if is_list else {"type": hints[name]}
         parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
+    parser.sections = sections_of(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
     return parser
 

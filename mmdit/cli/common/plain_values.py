@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 from mmdit.errors import UserError
 from mmdit.storage.yaml_text import check_yaml, load_yaml, read_yaml
@@ -23,19 +23,15 @@ _CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 _FILE_KEYS = frozenset({"config", "print_config", "help", "$schema", "__path__"})
 
 
-def sections_of(function: Callable[..., Any]) -> dict[str, bool]:
-    """Dotted names of the arguments that are dataclasses, inner ones too -> whether null is allowed instead."""
+def sections_of(parser: ArgumentParser) -> dict[str, bool]:
+    """Dotted names of a parser's arguments that are dataclasses -> whether null is allowed instead."""
     found: dict[str, bool] = {}
-
-    def add(prefix: str, hints: Mapping[str, Any]) -> None:
-        for name, hint in hints.items():
-            alternatives = [hint, *typing.get_args(hint)]
-            records = [each for each in alternatives if isinstance(each, type) and dataclasses.is_dataclass(each)]
-            for record in records:
-                found[prefix + name] = type(None) in alternatives
-                add(f"{prefix}{name}.", typing.get_type_hints(record))
-
-    add("", {name: hint for name, hint in typing.get_type_hints(function).items() if name != "return"})
+    for action in parser._actions:
+        hint = getattr(action, "_typehint", None) or getattr(action, "basetype", None)
+        alternatives = [hint, *typing.get_args(hint)]
+        is_help = action.dest.rpartition(".")[2] == "help"
+        if not is_help and any(isinstance(each, type) and dataclasses.is_dataclass(each) for each in alternatives):
+            found[action.dest] = type(None) in alternatives
     return found
 
 

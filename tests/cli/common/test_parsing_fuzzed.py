@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmdit.cli.common.parsing import build_parser
-from mmdit.cli.common.plain_values import check_config_file, check_options, sections_of
+from mmdit.cli.common.plain_values import check_config_file, check_options
 from mmdit.cli.main import COMMANDS
 from mmdit.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 TEXTS = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
 VALUES = [yaml.safe_load(text) for text in TEXTS]
-SECTIONS = sections_of(COMMANDS["train"].load())
+SECTIONS = build_parser(COMMANDS["train"].load(), "mmdit train", config=True).sections
 
 
 @pytest.fixture(scope="module")

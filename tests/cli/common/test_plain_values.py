@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from mmdit.cli.common.parsing import build_parser
-from mmdit.cli.common.plain_values import check_config_file, check_options, sections_of
+from mmdit.cli.common.plain_values import check_config_file, check_options
 from mmdit.cli.main import COMMANDS
 from mmdit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-TRAIN = sections_of(COMMANDS["train"].load())
+TRAIN = build_parser(COMMANDS["train"].load(), "mmdit train", config=True).sections
 PAYLOAD = "open('PWNED', 'w').write('code from data ran')\nclass X: pass\n"
 
 
@@ -25,7 +25,7 @@ def test_sections_are_found_by_type():
         "model", "autoencoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
     }  # fmt: skip
     assert {name for name, null in TRAIN.items() if null} == {"alignment", "ema"}
-    assert set(sections_of(COMMANDS["data label"].load())) == {"marigold", "masks"}
+    assert set(build_parser(COMMANDS["data label"].load(), "mmdit data label").sections) == {"marigold", "masks"}
 
 
 @pytest.fixture
