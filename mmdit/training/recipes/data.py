@@ -20,6 +20,7 @@ from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.storage.component import load_component
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
 # With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
@@ -115,10 +116,9 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
     try:
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: damaged ({reason}); delete it and run 'mmdit data encode' again") from error
+        return load_component(folder, AutoencoderKL, low_cpu_mem_usage=False)
+    except UserError as error:
+        raise UserError(f"{folder}: damaged ({error}); delete it and run 'mmdit data encode' again") from error
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:
