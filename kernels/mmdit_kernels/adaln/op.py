@@ -12,6 +12,7 @@ from mmdit_kernels.adaln.registration import (
     layernorm_modulate_forward,
 )
 from mmdit_kernels.dispatch import use_triton
+from mmdit_kernels.forward_mode import refuse
 
 
 def _check(op: str, x: Tensor, vectors: tuple[tuple[str, Tensor], ...]) -> None:
@@ -62,6 +63,7 @@ def layernorm_modulate(
     """
     _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
     if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale, out_dtype=out_dtype)):
+        refuse("layernorm_modulate", (x, shift, scale))
         out_dtype = out_dtype or _out_dtype(x.dtype, x.device.type, shift, scale)
         return layernorm_modulate_forward(x, shift, scale, eps, out_dtype)[0]
     out = layernorm_modulate_torch(x, shift, scale, eps)
@@ -96,6 +98,7 @@ def gated_residual_layernorm_modulate(
     if y.shape != x.shape:
         raise ValueError(f"y of {op} must have the shape of x, {tuple(x.shape)}; got {tuple(y.shape)}")
     if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale, out_dtype=out_dtype)):
+        refuse(op, (x, y, gate, shift, scale))
         h_dtype = _promote(x.dtype, gate.dtype, y.dtype)
         out_dtype = out_dtype or _out_dtype(h_dtype, x.device.type, shift, scale)
         h, out, _ = gated_residual_layernorm_modulate_forward(x, y, gate, shift, scale, eps, h_dtype, out_dtype)
