@@ -52,7 +52,10 @@ def split(op: str, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor | None
     return [primal for primal, _ in pairs], [tangent for _, tangent in pairs]
 
 
-def refuse(op: str, tensors: Sequence[Tensor | None]) -> None:
-    """Raise NotImplementedError if a tensor has a tangent, which the operator would drop."""
-    if split(op, tensors) is not None:
-        raise NotImplementedError(f"{op} on the Triton backend has no forward-mode derivative: use backend='torch'")
+def refuse_gradient_of_tangent(op: str, gradient: Tensor | None) -> None:
+    """Raise NotImplementedError where reverse mode arrives at a tangent."""
+    if gradient is not None:
+        raise NotImplementedError(
+            f"{op} on the Triton backend has no gradient of its tangent, only of its output: detach the tangent "
+            "(inside the function that torch.compile takes, where there is one), or use backend='torch'"
+        )
