@@ -59,3 +59,15 @@ def refuse_gradient_of_tangent(op: str, gradient: Tensor | None) -> None:
             f"{op} on the Triton backend has no gradient of its tangent, only of its output: detach the tangent "
             "(inside the function that torch.compile takes, where there is one), or use backend='torch'"
         )
+
+
+def refuse_gradient_of_tables(needed: Sequence[bool]) -> None:
+    """Raise NotImplementedError where reverse mode asks for gradients of rope tables that the kernels do not have.
+
+    ``attention`` sees that a table needs one, and lets PyTorch rotate; but not where torch.func has wrapped the table.
+    """
+    if any(needed):
+        raise NotImplementedError(
+            "attention on the Triton backend has no gradient of rope tables that were computed inside a transform of "
+            "torch.func: compute them before it, or use backend='torch'"
+        )

@@ -27,12 +27,12 @@ def select(target: str, width: int, batch: int, tokens: int) -> tuple[int, int]:
 
 
 def shipped(target: str, width: int) -> tuple[int, int]:
-    """Return the tiles of the table: about eight elements of each tensor in a thread."""
-    columns = sum(column_parts(width))
-    rows = max(1, 1024 // (1 << (columns - 1).bit_length()))
+    """Return the tiles of the table: eight elements of each tensor's main part in a thread, 16 bytes in half precision."""
+    main, _ = column_parts(width)
+    rows = max(1, 1024 // main)
     threads, limit = (64, 16) if target.startswith("gfx") else (32, 32)
     warps = 4
-    while warps * threads * 8 < rows * columns and warps < limit:
+    while warps * threads * 8 < rows * main and warps < limit:
         warps *= 2
     return rows, warps
 

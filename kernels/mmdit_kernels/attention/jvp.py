@@ -13,7 +13,7 @@ from mmdit_kernels.attention.configs import Config, column_parts
 from mmdit_kernels.attention.launches import MAXIMUM_STRIDE, Inputs, _Call, aligned, empty_like_tokens
 from mmdit_kernels.attention.reference import Rope, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_backward
-from mmdit_kernels.forward_mode import refuse_gradient_of_tangent, split
+from mmdit_kernels.forward_mode import refuse_gradient_of_tables, refuse_gradient_of_tangent, split
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import bucket, tuned
 
@@ -34,9 +34,20 @@ def select(call: _Call) -> Config:
 def shipped(target: str, dtype: torch.dtype, head_dim: int, transforms: bool) -> Config:
     """Return the tiles of the table: what compiles with no spills and fits (tests/kernels/test_jvp_compile.py)."""
     width = sum(column_parts(head_dim, dtype))
+    amd = target.startswith("gfx")
     if dtype == torch.float32:
-        return Config(16, 16, 4, 1) if target.startswith("gfx") else Config(16, 16, 8, 1, 255)
-    return Config(64, 32 if width > 64 else 64, 4, 1)
+        return Config(16, 16, 4, 1) if amd else Config(16, 16, 8, 1, 255)
+    if amd:
+        return Config(64 if width <= 80 else 32, 32, 4, 1)
+    if target in ("sm_100", "sm_103"):
+        return Config(64 if transforms or width > 80 else 128, 32, 8, 2)
+    if target != "sm_90":  # products that read both factors from registers
+        if transforms:
+            return Config(32, 16, 4, 2) if width == 128 else Config(64, 16, 8, 2)
+        return Config(64, 32, 8, 2)
+    if transforms:
+        return Config(64, 32, 8, 2) if width <= 80 else Config(64, 16, 4, 2)
+    return Config(64, 64 if width <= 80 else 32, 4, 2)
 
 
 def jvp_launch(
@@ -101,6 +112,7 @@ def _backward(
     refuse_gradient_of_tangent("attention", d_out_dot)
     if d_out is None:
         return (None,) * 12
+    refuse_gradient_of_tables(ctx.needs_input_grad[8:10])
     tensors = ctx.saved_tensors
     d_q, d_k, d_v, *d_weights = attention_backward(d_out, *tensors, ctx.scale)
     pairs = zip(tensors[3:5], d_weights, strict=True)

@@ -125,12 +125,12 @@ def test_shipped_tiles_of_adaln(
 B, H, N, D = 1, 2, 5, 8
 
 
-def chain(x: Tensor, c: Tensor, table: Tensor, backend: str = "triton") -> Tensor:
+def chain(x: Tensor, c: Tensor, table: Tensor, backend: str = "triton", rope: Any = None) -> Tensor:
     """A block without its matrix products."""
     y = layernorm_modulate(x, c, c, backend=backend)
     q, k, v = torch.cat((y, y, y), -1).view(*x.shape[:2], 3, H, D).permute(2, 0, 3, 1, 4)
-    tables = (table.cos(), table.sin())
-    out = attention(q, k, v, q_weight=table[0], k_weight=table[1], rope=tables, backend=backend)
+    rope = (table.detach().cos(), table.detach().sin()) if rope is None else rope
+    out = attention(q, k, v, q_weight=table[0], k_weight=table[1], rope=rope, backend=backend)
     h, out = gated_residual_layernorm_modulate(x, out.transpose(1, 2).flatten(2), c, c, c, backend=backend)
     return h + out
 
@@ -153,23 +153,46 @@ def test_dual_tensors_give_what_jvp_gives() -> None:
     torch.testing.assert_close(still, out)
 
 
-def flow_loss(x: Tensor, c: Tensor, table: Tensor, backend: str = "triton") -> tuple[Tensor, Tensor]:
+def flow_loss(
+    x: Tensor, c: Tensor, table: Tensor, backend: str = "triton", learned: bool = False
+) -> tuple[Tensor, Tensor]:
     """MeanFlow's loss (arXiv 2505.13447, algorithm 1): the tangent is part of a target that has no gradient."""
-    u, slope = jvp(lambda x, c: chain(x, c, table, backend), (x, c), (x.detach(), torch.ones_like(c)))
+    rope = (table.cos(), table.sin()) if learned else None
+    u, slope = jvp(lambda x, c: chain(x, c, table, backend, rope), (x, c), (x.detach(), torch.ones_like(c)))
     return (u - (x - 0.3 * slope).detach()).square().sum(), slope.detach()
 
 
 def test_reverse_mode_through_the_primal() -> None:
-    """The gradient is the torch backend's, in x, c, norm weights and tables, eagerly and in one compiled graph."""
+    """The gradient is the torch backend's, in x, c and the norm weights, eagerly and in one compiled graph."""
     results = []
-    for function in (flow_loss, torch.compile(flow_loss, backend="aot_eager", fullgraph=True)):
-        for backend in ("triton", "torch"):
-            leaves = [x.clone().requires_grad_() for x in chain_inputs()]
-            loss, slope = function(*leaves, backend)
-            results.append((loss, slope, *torch.autograd.grad(loss, leaves)))
+    compiled = torch.compile(flow_loss, backend="aot_eager", fullgraph=True)
+    for function, backend in ((flow_loss, "triton"), (compiled, "triton"), (flow_loss, "torch")):
+        leaves = [x.clone().requires_grad_() for x in chain_inputs()]
+        loss, slope = function(*leaves, backend)
+        results.append((loss, slope, *torch.autograd.grad(loss, leaves)))
     for ours, *others in zip(*results, strict=True):
         for other in others:
             torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_rope_tables() -> None:
+    """Made before jvp they have one, as without jvp; made inside, where nobody sees that they need it, it is refused."""
+    results = []
+    for backend in ("triton", "torch"):
+        leaves = [x.clone().requires_grad_() for x in chain_inputs()]
+        loss, _ = flow_loss(*leaves, backend, learned=True)
+        results.append(torch.autograd.grad(loss, leaves))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    q, table = torch.randn(1, 1, 3, 8), torch.randn(3, 8, requires_grad=True)
+    for moving in (0, 1):
+
+        def function(x: Tensor, moving: int = moving) -> Tensor:
+            y = x if moving else q
+            return x + attention(y, y, y, rope=(table.cos(), table.sin()), backend="triton")
+
+        with pytest.raises(NotImplementedError, match="no gradient of rope tables that were computed inside"):
+            jvp(function, (q,), (q,))[0].sum().backward()
 
 
 def test_the_gradient_of_a_tangent_is_refused() -> None:
