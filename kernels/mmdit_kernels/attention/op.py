@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdit_kernels.attention.jvp import attention_of_duals
 from mmdit_kernels.attention.reference import Rope, attention_torch, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_forward, find_problem
 from mmdit_kernels.dispatch import use_triton
@@ -84,7 +85,10 @@ def attention(
             # The kernels have no gradient for the tables: norm and rotation go before them, in PyTorch.
             q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
             q_weight = k_weight = rope = None
-        cos, sin = (None, None) if rope is None else rope
         factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        dual = attention_of_duals(q, k, v, q_weight, k_weight, rope, key_mask, factor)
+        if dual is not None:
+            return dual
+        cos, sin = (None, None) if rope is None else rope
         return attention_forward(q, k, v, q_weight, k_weight, cos, sin, key_mask, factor)[0]
     return attention_torch(*arguments)
