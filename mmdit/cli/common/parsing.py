@@ -15,6 +15,7 @@ import docstring_parser
 import jsonargparse
 import yaml
 
+from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
 
 
@@ -34,7 +35,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         """
         for path in _config_paths(args or ()):
             self._check_config(path)
-        values = super().parse_args(None if args is None else self._complete_switches(args), *rest, **options)
+        completed = None if args is None else hide_bytes(self._complete_switches(args))
+        values = show_bytes(super().parse_args(completed, *rest, **options))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
@@ -71,7 +73,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
 
     def _explain(self, message: str) -> str:
-        message = " ".join(message.split())
+        message = " ".join(show_bytes(message).split())
         if match := re.match(r"unrecognized arguments: (.*)", message):
             return self._unknown_option(match.group(1).split()[0].split("=")[0])
         if match := re.match(r"Option '([^']+)' is not accepted", message):
