@@ -17,6 +17,7 @@ import docstring_parser
 import jsonargparse
 
 from mmdit.cli.common.plain_values import PARSER_MODE, check_config_file, check_options, expand_home, sections_of
+from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
 
 
@@ -41,7 +42,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         args = [_expand_config(before, word) for before, word in zip(["", *args], args, strict=False)]
         for path in _config_paths(args):
             check_config_file(path, self.sections)
-        values = expand_home(super().parse_args(self._complete_switches(args), *rest, **options))
+        completed = hide_bytes(self._complete_switches(args))
+        values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
@@ -62,7 +64,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
 
     def _explain(self, message: str) -> str:
-        message = " ".join(message.split())
+        message = " ".join(show_bytes(message).split())
         if match := re.match(r"unrecognized arguments: (.*)", message):
             return self._unknown_option(match.group(1).split()[0].split("=")[0])
         if match := re.match(r"Option '([^']+)' is not accepted", message):
