@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmdit_kernels.compile_cases import GRID, TRIED, WORK, XL2, AdaLN, Attention, Case
+from mmdit_kernels.compile_cases import GRID, TRIED, WORK, XL2, Case
 from mmdit_kernels.launch import compile_ahead
 from mmdit_kernels.testing import SHARED_MEMORY, Code, Resources, code, resources
 

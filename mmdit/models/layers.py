@@ -6,7 +6,7 @@ B batch, T tokens, L tokens of a prompt, D width, h heads, d head dimension.
 from __future__ import annotations
 
 import torch
-from mmdit_kernels import attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
 from torch import Tensor, nn
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mmdit_kernels.adaln.configs import column_parts
-from mmdit_kernels.adaln.launches import _aligned, _rows, _strides
+from mmdit_kernels.adaln.launches import _aligned, _strides
 from mmdit_kernels.adaln.registration import gated_residual_layernorm_modulate_backward, layernorm_modulate_backward
 from mmdit_kernels.forward_mode import refuse_gradient_of_tangent, split
 from mmdit_kernels.launch import Launch
