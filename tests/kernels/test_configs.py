@@ -30,9 +30,9 @@ def test_widths_fit_their_column_parts(width: int) -> None:
     assert all(part & (part - 1) == 0 for part in (main, tail))
     assert adaln.column_parts(1152) == (1024, 128)
     for kernel in adaln.KERNELS:
-        rows, chunk, warps, _ = adaln.shipped(kernel, "sm_90", width, 3, 257)
-        assert chunk % rows == 0
-        assert 4 <= warps <= 32
+        tiles = adaln.shipped(kernel, "sm_90", width, 3, 257)
+        assert tiles.chunk % tiles.rows == 0
+        assert 4 <= tiles.num_warps <= 32
 
 
 def test_bucket_rounds_up() -> None:
