@@ -425,7 +425,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
             if name.endswith("_steps"):
-                check_steps(value, name)
+                check_steps(int(value), name)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
