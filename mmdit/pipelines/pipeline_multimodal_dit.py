@@ -28,7 +28,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import Given, expand, place
+from mmdit.flow.path import Given, place, settle
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.modalities.codecs import Codec, build_codec
@@ -312,7 +312,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         noise = self._noise(latents, shape, generator, device)
         given = Given(self._clean_latents(codec, images, noise), noise, condition_time)
         guidance = (condition_guidance_scale, guidance_interval)
-        if region is not None:
+        if region is not None and len(images) < len(self._modalities):
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
             estimated = self._denoise(
                 conditioner.null(batch).to(device),
@@ -324,8 +324,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 generator=generator,
             )
             images = self._completed(codec, estimated, images)
+            given = replace(given, clean=estimated)
+        if region is not None:
             known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
-            given = replace(given, clean=estimated, known=known)
+            given = replace(given, known=known)
             roles = torch.full_like(roles, int(Role.GENERATE))
 
         # 3. Denoise
@@ -398,7 +400,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
         finite.check()
-        return torch.where(expand(roles == Role.CONDITION, latents), given.clean, latents)
+        return settle(latents, given, roles)
 
     def _call_back(
         self,
@@ -423,7 +425,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
             if name.endswith("_steps"):
-                check_steps(value, name)
+                check_steps(int(value), name)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
