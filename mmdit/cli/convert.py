@@ -60,7 +60,7 @@ def convert(
 
     from mmdit.cli.common.model import load_vae, quiet_libraries
     from mmdit.flow.schedulers import make_scheduler
-    from mmdit.modalities.modality import get_modalities
+    from mmdit.modalities import get_modalities
     from mmdit.models.convert import convert_state_dict
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.codecs import DEPTH_SPACES
-from mmdit.modalities.modality import MODALITIES, Modality, get_modalities
+from mmdit.modalities import MODALITIES, Modality, get_modalities
+from mmdit.modalities.depth import DEPTH_SPACES
+from mmdit.modalities.table import codec_class
 
 NO_CATEGORY = -1
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What ``dataset.json`` holds. ``depth_scale``: metres per unit of a 16-bit depth PNG; 0.001 where not given."""
+    """What ``dataset.json`` holds. ``depth_scale``: metres per unit of a 16-bit depth PNG; 0.001 where not given.
+
+    ``values`` are all of its keys, for codecs that need others.
+    """
 
     root: Path
     modalities: tuple[str, ...]
@@ -30,6 +34,12 @@ class DatasetInfo:
     depth_scale: float = 0.001
     licence: str = ""
     provenance: Any = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What codecs read of a dataset."""
+        return {**self.values, "depth_scale": self.depth_scale, "segmentation_classes": self.segmentation_classes}
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def read_dataset_info(root: str | Path) -> DatasetInfo:
         depth_scale=float(scale),
         licence=str(values.get("licence") or ""),
         provenance=values.get("provenance"),
+        values=values,
     )
 
 
@@ -113,8 +124,7 @@ def modalities_from_dataset(
         if name not in info.modalities:
             raise unknown_name(f"modality of {info.root}", name, info.modalities)
         modality = MODALITIES[name]
-        if modality.codec == "segmentation" and info.segmentation_classes is not None:
-            modality = modality.replace(classes=[dict(entry) for entry in info.segmentation_classes])
+        modality = modality.replace(**codec_class(modality).dataset_settings(info.facts))
         chosen[name] = modality.replace(**(settings or {}).get(name, {}))
     for name in settings or {}:
         if name not in chosen:

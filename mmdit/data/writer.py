@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmdit.errors import UserError
+from mmdit.modalities import IMAGE, build_codec, get_modalities
+from mmdit.modalities.files import png
 from mmdit.storage.files import write_atomically
-
-INVALID = 0
-MAX_UNITS = np.iinfo(np.uint16).max
 
 
 class DatasetWriter:
@@ -57,9 +54,9 @@ class DatasetWriter:
             sample_id: may have slashes, which are folders.
             array: the raw values.
         """
-        buffer = io.BytesIO()
-        Image.fromarray(self._pixels(modality, array)).save(buffer, format="PNG")
-        write_atomically(self.folder / self.name(modality, sample_id), buffer.getvalue())
+        codec = build_codec(get_modalities([modality])[modality])
+        content = png(codec.pixels(array, {"depth_scale": self.depth_scale}))
+        write_atomically(self.folder / self.name(modality, sample_id), content)
 
     def write_manifest(self, samples: Iterable[tuple[str, str | None]], modalities: Sequence[str]) -> int:
         """List the samples that have an RGB image, each with the modalities that are there; return how many they are.
@@ -71,7 +68,7 @@ class DatasetWriter:
         there = {modality: self.existing(modality) for modality in modalities}
         lines = []
         for sample_id, category in samples:
-            if sample_id not in there["rgb"]:
+            if sample_id not in there[IMAGE]:
                 continue
             row: dict[str, Any] = {"id": sample_id} | ({} if category is None else {"category": category})
             row |= {m: self.name(m, sample_id) for m in modalities if sample_id in there[m]}
@@ -79,16 +76,6 @@ class DatasetWriter:
         if lines:
             write_atomically(self.folder / "manifest.jsonl", "".join(lines).encode())
         return len(lines)
-
-    def _pixels(self, modality: str, array: np.ndarray) -> np.ndarray:
-        if modality == "depth":
-            units = np.round(np.nan_to_num(array.astype(np.float64), nan=0, posinf=0, neginf=0) / self.depth_scale)
-            return np.where((units < 1) | (units > MAX_UNITS), INVALID, units).astype(np.uint16)
-        if modality == "normal":
-            return np.round((array.astype(np.float64).clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
-        if modality == "segmentation":
-            return array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
-        return np.ascontiguousarray(array)
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities.depth import DepthCodec
+from mmdit.modalities.rgb import read_picture
 
 Array = np.ndarray
 KITTI_HEIGHT, KITTI_WIDTH = 352, 1216
@@ -88,7 +88,7 @@ def _dsine_files(words: Sequence[str]) -> list[str]:
 
 def _png_depth(units_per_metre: float) -> Callable[[Sequence[Path], tuple[int, int]], tuple[Array, Array]]:
     def read(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
-        values = load_raw(files[0], Modality("depth", codec="depth"), depth_scale=1.0)
+        values = DepthCodec().read(files[0], {"depth_scale": 1.0}).values
         depth = values.astype(np.float64) / units_per_metre
         return depth, np.ones(depth.shape, dtype=bool)
 
@@ -209,7 +209,7 @@ class GeometrySamples:
     def __getitem__(self, index: int) -> GeometrySample:
         names = self.samples[index]
         image, *others = (self.root / name for name in names)
-        rgb = load_raw(image, Modality("rgb", codec="rgb"))
+        rgb = read_picture(image)
         target, valid = self.benchmark.read([_existing(path) for path in others], rgb.shape[:2])
         shape = (3,) if self.benchmark.modality == "normal" else ()
         if valid.ndim != 2 or target.shape != (*valid.shape, *shape):

@@ -30,13 +30,12 @@ from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import expand, place
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
-from mmdit.modalities.codecs import Codec, build_codec
-from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.modalities import Codec, Modality, build_codecs, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.loading import check_folder, check_weights, download, first_line, resolve_model
-from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
+from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.storage.files import share_weights
 from mmdit.task import Role
 
@@ -88,7 +87,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
             id2label=self._id2label or None,
         )
-        self.codecs: dict[str, Codec] = {name: build_codec(modality) for name, modality in self._modalities.items()}
+        self.codecs: dict[str, Codec] = build_codecs(self._modalities)
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
         if vae.config.latent_channels != transformer.config.in_channels:
             ours, theirs = transformer.config.in_channels, vae.config.latent_channels
@@ -203,6 +202,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         condition_guidance_scale: float = 1.0,
         condition_time: float = 0.005,
+        depth_values: str = "auto",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -227,6 +227,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
             condition_guidance_scale: guidance on the conditions, through their absence; 1 = off.
             condition_time: t at which conditions are held, 0 = clean; the model was trained with t_c in [0, 0.01].
+            depth_values: what given depth holds: "metric" (distances in any unit, 0 = invalid), "relative" (the model's own
+                space, any scale and shift), "near_white" (relative, near = large), or "auto", the rule above; what it
+                guesses about a picture is logged.
             generator: one for the whole batch, or a list with one per sample.
             latents: initial noise (B, M, C, h, w) instead of the generator's; conditions take their noise from it too.
             output_type: "pil" (rgb as PIL images, the rest numpy), "np", "pt", or "latent".
@@ -258,7 +261,14 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         height, width = self._image_size(codec, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
         may_differ = given_height is not None and given_width is not None
-        given = encode_conditions({} if conditions is None else conditions, self.codecs, height, width, may_differ)
+        given = encode_conditions(
+            {} if conditions is None else conditions,
+            self.codecs,
+            height,
+            width,
+            may_differ,
+            {"depth_values": depth_values},
+        )
         batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
         labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
         given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
@@ -391,7 +401,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         decoded = {}
         for index, name in enumerate(self._modalities):
             images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
-            decoded[name] = as_output(self.codecs[name].decode(images), output_type, latents.device)
+            decoded[name] = self.codecs[name].output(self.codecs[name].decode(images), output_type, latents.device)
         return decoded
 
 

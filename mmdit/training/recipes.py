@@ -26,7 +26,7 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import FlowObjective
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
-from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.modalities import Modality, get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
@@ -342,7 +342,7 @@ def teacher_run(config: TrainingConfig) -> Run:
     if height != width:
         raise UserError(f"recipe 'teacher' takes square images: those in {config.data.path} are {height} x {width}")
     torch.manual_seed(config.seed)
-    codec = train.codecs["segmentation"]
+    codec: Any = train.codecs["segmentation"]
     teacher = SceneTeacher(len(train.info.categories), len(codec.ids), height, **vars(config.teacher))
     background = [i for i, name in enumerate(codec.names) if name in BACKGROUND_CLASSES]
     module = TeacherModule(

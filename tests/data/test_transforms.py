@@ -4,8 +4,7 @@ import torch
 
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES, build_codec
 
 CODECS = {name: build_codec(modality) for name, modality in MODALITIES.items()}
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mmdit.data.writer import DatasetWriter
 from mmdit.errors import UserError
+from mmdit.modalities import IMAGE
 from mmdit.sources.labelling.description import describe, save_description
 from mmdit.sources.labelling.images import ImagesToLabel, LoadedImage, SourceImage, find_images, fit_labels
 from mmdit.sources.labelling.labeller import Labeller
@@ -42,7 +43,7 @@ class BadImage:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: " + ("" if self.modality == "rgb" else f"no {self.modality}: ") + self.reason
+        return f"{self.path}: " + ("" if self.modality == IMAGE else f"no {self.modality}: ") + self.reason
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class LabellingModule(pl.LightningModule):
 
     def predict_dataloader(self) -> DataLoader:
         # Lightning waits for all processes after this: nobody writes while another still looks.
-        self.there = {name: self.writer.existing(name) for name in ("rgb", *self.labellers)}
+        self.there = {name: self.writer.existing(name) for name in (IMAGE, *self.labellers)}
         todo = [image for image in self.images if any(image.id not in there for there in self.there.values())]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         share = ImagesToLabel(todo[rank::world_size], self.size)
@@ -109,7 +110,7 @@ class LabellingModule(pl.LightningModule):
         good = []
         for image in batch:
             if image.rgb is None or image.view is None:
-                self.bad.append(BadImage(image.source.path, "rgb", image.problem))
+                self.bad.append(BadImage(image.source.path, IMAGE, image.problem))
             else:
                 good.append(image)
         for name, labeller in self.labellers.items():
@@ -122,9 +123,9 @@ class LabellingModule(pl.LightningModule):
                 self._label(labeller, group)
         # RGB comes last: where it is, all that could be labelled has been.
         for image in good:
-            if image.source.id not in self.there["rgb"]:
+            if image.source.id not in self.there[IMAGE]:
                 assert image.rgb is not None
-                self.writer.save("rgb", image.source.id, image.rgb)
+                self.writer.save(IMAGE, image.source.id, image.rgb)
         if self.progress is not None:
             self.progress.update(len(batch))
 

@@ -4,7 +4,8 @@ from PIL import Image
 
 from mmdit.data.transforms import JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.sources.labelling.images import LABELLING_SIDE, ImagesToLabel, find_images, fit_labels, unit_vectors
+from mmdit.modalities.normal import unit_vectors
+from mmdit.sources.labelling.images import LABELLING_SIDE, ImagesToLabel, find_images, fit_labels
 
 
 def _save(path, size=(6, 4)):
