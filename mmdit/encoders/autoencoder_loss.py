@@ -29,7 +29,8 @@ class AutoencoderObjective:
         weights: weight per modality name of its reconstruction terms; 1 where not named.
         kl_weight: weight of the KL divergence to N(0, 1), mean over latent values.
         edge_weight: weight of the L1 distance between horizontal and vertical differences.
-        cosine_weight: weight of 1 - cos(angle), codecs whose ``reconstruction_term`` is "cosine" (normals), pixels without a normal left out.
+        cosine_weight: weight of 1 - cos(angle), for codecs whose ``reconstruction_term`` is "cosine" (normals); pixels without a
+            normal are left out.
         label_weight: weight of the cross-entropy over ``-temperature |x - colour_k|^2``, codecs whose term is "label"
             (segmentation).
         temperature: sharpness of that cross-entropy.

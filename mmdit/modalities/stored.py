@@ -117,7 +117,7 @@ def _open_image(path: Path, size: int) -> Stored:
             f"{path}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first"
         ) from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: damaged or not an image that Pillow can read") from None
+        raise UserError(f"{path}: not an image that Pillow can read") from None
     except UserError:
         raise
     except Exception as error:  # decoders raise anything for a damaged file

@@ -124,7 +124,7 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "damaged",
     ),
     "changed byte": (lambda r: flip_bytes(r / "train/segmentation/0.png"), "train/0", "damaged"),
-    "no image": (lambda r: (r / "train/rgb/1.png").write_text("hello"), "train/1", "damaged or not an image"),
+    "no image": (lambda r: (r / "train/rgb/1.png").write_text("hello"), "train/1", "not an image"),
     "truncated npy": (
         lambda r: (r / "train/depth/2.npy").write_bytes((r / "train/depth/2.npy").read_bytes()[:-40]),
         "train/2",
