@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality
+from mmdit.modalities import IMAGE, Modality
 
 FORMAT_VERSION = 1
 
@@ -256,4 +256,4 @@ class LatentsWithImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         view, sample = divmod(index, len(self._rows))
         image = self.images[view * len(self.images.samples) + self._rows[sample]]
-        return {**self.latents[index], "rgb": image["rgb"]}
+        return {**self.latents[index], IMAGE: image[IMAGE]}

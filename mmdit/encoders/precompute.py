@@ -29,7 +29,7 @@ from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs, write_json
 from mmdit.errors import UserError
-from mmdit.modalities.modality import Modality
+from mmdit.modalities import IMAGE, Modality
 from mmdit.storage.files import share_weights, write_atomically
 
 
@@ -152,7 +152,7 @@ def _write_shard(
             views.append({name: folder.codecs[name].flip(images) for name, images in views[0].items()})
         if job.kind == "features":
             assert teacher is not None
-            found = [teacher.features(view["rgb"]).half().cpu() for view in views]
+            found = [teacher.features(view[IMAGE]).half().cpu() for view in views]
             parts["features"].append(torch.stack(found, dim=1) * batch["present"][:, _rgb_row(info), None, None, None])
         else:
             found = [codec.encode_all(stack_modalities(view, info.modalities)).half().cpu() for view in views]
@@ -181,7 +181,7 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rgb_row(info: LatentsInfo) -> int:
-    return list(info.modalities).index("rgb")
+    return list(info.modalities).index(IMAGE)
 
 
 @torch.no_grad()
@@ -189,11 +189,11 @@ def _probe(
     folder: AlignedFolder, codec: LatentCodec, teacher: FeatureTeacher | SceneTeacher | None
 ) -> tuple[tuple[int, int, int], tuple[int, ...]]:
     """Encode one sample to learn the shapes."""
-    if teacher is not None and "rgb" not in folder.modalities:
+    if teacher is not None and IMAGE not in folder.modalities:
         raise UserError("a teacher's features are those of RGB: add 'rgb' to the modalities, or leave the teacher out")
     sample = folder[0]
     moments = codec.moments(sample[next(iter(folder.modalities))][None])
-    features = () if teacher is None else tuple(teacher.features(sample["rgb"][None]).shape[1:])
+    features = () if teacher is None else tuple(teacher.features(sample[IMAGE][None]).shape[1:])
     channels, height, width = moments.shape[1:]
     return (channels, height, width), features
 

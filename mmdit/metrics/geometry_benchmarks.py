@@ -17,6 +17,7 @@ from PIL import Image
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.depth import DepthCodec
 from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.table import MODALITIES, codec_class
 
 Array = np.ndarray
 KITTI_HEIGHT, KITTI_WIDTH = 352, 1216
@@ -64,6 +65,11 @@ class GeometryBenchmark:
     cut: Callable[[Array, Path], Array] | None = None
     max_fit_width: int | None = None
     average: str = "images"
+
+    @property
+    def channels(self) -> int | None:
+        """Of the ground truth; None = a map (H, W), depth."""
+        return codec_class(MODALITIES[self.modality]).channels
 
 
 def _columns(count: int) -> Callable[[Sequence[str]], list[str] | None]:
@@ -211,12 +217,12 @@ class GeometrySamples:
         image, *others = (self.root / name for name in names)
         rgb = read_picture(image)
         target, valid = self.benchmark.read([_existing(path) for path in others], rgb.shape[:2])
-        shape = (3,) if self.benchmark.modality == "normal" else ()
+        shape = () if self.benchmark.channels is None else (self.benchmark.channels,)
         if valid.ndim != 2 or target.shape != (*valid.shape, *shape):
             raise UserError(f"{others[0]}: has shape {target.shape}, mask {valid.shape}: not one {names[0]}'s map has")
         if self.benchmark.cut is not None:
             rgb, target, valid = (self.benchmark.cut(array, image) for array in (rgb, target, valid))
-        if self.benchmark.modality == "depth":
+        if self.benchmark.channels is None:
             valid = valid & self._in_range(target) & self._inside(valid.shape)
         return GeometrySample(names[0], rgb, target, valid)
 
