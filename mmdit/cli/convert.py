@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # All three multiply the latents of Stable Diffusion's VAE by this.
+# How MMGen maps raw values to three channels, where that differs from ours.
+MMGEN_SETTINGS = {"depth": {"space": "disparity", "quantiles": [0.0, 1.0]}}
 LATENT_SCALE = 0.18215
 IMAGENET_CLASSES = 1000
 
@@ -86,9 +88,10 @@ def convert(
             f"--vae {vae!r} scales its latents by {scale} and shifts them by {shift}: these checkpoints need the VAE of "
             f"Stable Diffusion 1 or 2, which scales by {LATENT_SCALE}, such as stabilityai/sd-vae-ft-mse"
         )
-    modalities = get_modalities(converted.config["modalities"])
-    if "depth" in modalities:
-        modalities["depth"] = modalities["depth"].replace(space="disparity", quantiles=[0.0, 1.0])
+    modalities = {
+        name: modality.replace(**MMGEN_SETTINGS.get(name, {}))
+        for name, modality in get_modalities(converted.config["modalities"]).items()
+    }
     id2label = _imagenet_names() if converted.config["num_classes"] == IMAGENET_CLASSES else None
     pipe = MultimodalDiTPipeline(transformer.eval(), autoencoder, make_scheduler("euler"), modalities, id2label)
     _save(pipe, output)

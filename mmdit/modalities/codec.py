@@ -348,6 +348,11 @@ class Codec:
         return {}
 
     @classmethod
+    def option_settings(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the codec that follow from the options of ``mmdit data encode``."""
+        return {}
+
+    @classmethod
     def check_facts(cls, facts: Mapping[str, Any]) -> list[str]:
         """List what is wrong with the facts of ``dataset.json`` that this kind uses; missing ones are no concern here."""
         return []

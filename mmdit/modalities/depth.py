@@ -240,6 +240,11 @@ class DepthCodec(Codec, name="depth"):
         return {f"{self.name}_space": self.space}
 
     @classmethod
+    def option_settings(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        names = {"space": "depth_space", "quantiles": "depth_quantiles"}
+        return {setting: options[option] for setting, option in names.items() if option in options}
+
+    @classmethod
     def check_facts(cls, facts: Mapping[str, Any]) -> list[str]:
         scale = facts.get("depth_scale", 0.001)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:

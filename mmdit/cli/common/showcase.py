@@ -123,7 +123,7 @@ def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
         own = DepthMetrics(space, steps.depth_range)
         for metric in (own, total):
             metric.update(estimate["depth"], scene.maps["depth"])
-        rest = [name for name in steps.pipe.modalities if name != "depth"]
+        rest = [name for name in steps.pipe.modalities if name not in conditions]
         rows.append(
             [
                 _true_picture(steps, "depth", scene),
