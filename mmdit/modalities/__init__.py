@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmdit.modalities.codec import Codec, Reading
+    from mmdit.modalities.codec import Codec
     from mmdit.modalities.modality import Modality
+    from mmdit.modalities.reading import Reading
     from mmdit.modalities.table import CODECS, IMAGE, MODALITIES, build_codec, build_codecs, get_modalities
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
     "get_modalities",
 ]
 
-_MODULES = {"Codec": "codec", "Reading": "codec", "Modality": "modality"}
+_MODULES = {"Codec": "codec", "Reading": "reading", "Modality": "modality"}
 
 
 def __getattr__(name: str) -> object:

@@ -9,20 +9,20 @@ The base class is a plain map of numbers in ``value_range``. A new kind of image
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
 from mmdit.modalities.files import npy, png
+from mmdit.modalities.layouts import shape_words, split_values
 from mmdit.modalities.orientation import turn_pixels
+from mmdit.modalities.reading import Reading
+from mmdit.modalities.resizing import antialiased, between_pixels, nearest_pixel
 from mmdit.modalities.stored import Stored, open_stored
 
 Raw = np.ndarray | Tensor
@@ -32,29 +32,6 @@ DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 NOTHING: Mapping[str, Any] = {}
 
 CODECS: dict[str, type[Codec]] = {}
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A raw array as it was read.
-
-    Args:
-        values: the raw array.
-        relative: depth only: known up to scale and shift, in the codec's own space.
-        orientation: EXIF's tag that was applied; 1 = none.
-        as_seen: whether the array is known to be as seen, so that no tag of another file turns it.
-        note: what was guessed about the file, for the user; None = nothing.
-    """
-
-    values: np.ndarray
-    relative: bool = False
-    orientation: int = 1
-    as_seen: bool = False
-    note: str | None = None
-
-    def replace(self, **changes: Any) -> Reading:
-        """Return a copy with fields changed."""
-        return dataclasses.replace(self, **changes)
 
 
 class Codec:
@@ -192,36 +169,8 @@ class Codec:
         return np.asarray(image.convert("RGB"))
 
     def split(self, value: Any) -> list[Any]:
-        """One value or a batch -> the single values: a PIL image, (H, W[, C]), (C, H, W), a batch of these, or a list.
-
-        Raises:
-            UserError: another type or shape, or nothing.
-        """
-        if isinstance(value, Reading | Image.Image):
-            return [value]
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-            samples = [sample for item in value for sample in self.split(item)]
-        elif isinstance(value, Tensor | np.ndarray):
-            array = self._channels_last(open_stored(value).array)
-            if array.ndim not in (self.ndim, self.ndim + 1):
-                raise UserError(f"has shape {tuple(value.shape)}: give {self.shape_words()}, or a batch of them")
-            samples = list(array) if array.ndim == self.ndim + 1 else [array]
-        else:
-            raise UserError(f"is a {type(value).__name__}: give a PIL image, an array, a tensor, or a list of these")
-        if not samples or any(isinstance(sample, np.ndarray) and sample.size == 0 for sample in samples):
-            raise UserError("is empty: give at least one image")
-        return samples
-
-    def _channels_last(self, array: Any) -> np.ndarray:
-        """(…, C, H, W) as tensors are kept -> (…, H, W, C); one channel, first or last -> (…, H, W)."""
-        wanted = self.channels or 1
-        if array.ndim < 3:
-            return array
-        if array.shape[-1] != wanted and array.shape[-3] == wanted:
-            array = np.moveaxis(array, -3, -1)
-        if self.channels is None and array.shape[-1] == 1 and array.ndim <= 4:
-            return array[..., 0]
-        return array
+        """One value or a batch -> the single values, see ``split_values``."""
+        return split_values(value, self.channels)
 
     # ---- judging
 
@@ -271,28 +220,15 @@ class Codec:
 
     def resize(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
         """Resize an input: here by the nearest pixel, for a mean of two values across an edge is no value."""
-        if raw.shape[:2] == (height, width):
-            return raw
-        rows = ((np.arange(height) + 0.5) * raw.shape[0] / height).astype(np.int64)
-        columns = ((np.arange(width) + 0.5) * raw.shape[1] / width).astype(np.int64)
-        return raw[rows[:, None], columns[None, :]]
+        return nearest_pixel(raw, height, width)
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Enlarge what a network of low resolution says: between pixels."""
-        channels = torch.from_numpy(np.ascontiguousarray(raw.reshape(*raw.shape[:2], -1))).permute(2, 0, 1)
-        larger = F.interpolate(channels[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
-        return larger.permute(1, 2, 0).numpy() if self.channels is not None else larger[0].numpy()
+        """Enlarge what a network of low resolution says."""
+        return between_pixels(raw, height, width)
 
     def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Resize an output for people: between pixels."""
-        if raw.shape[:2] == (height, width):
-            return raw
-        size = (width, height)
-        planes = [
-            np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BILINEAR))
-            for plane in np.moveaxis(np.atleast_3d(raw), -1, 0)
-        ]
-        return np.stack(planes, axis=-1) if self.channels is not None else planes[0]
+        """Resize an output for people."""
+        return antialiased(raw, height, width)
 
     def turn(self, raw: np.ndarray, orientation: int) -> np.ndarray:
         """Turn a stored array as EXIF's tag says, directions included."""
@@ -364,7 +300,7 @@ class Codec:
 
     def shape_words(self) -> str:
         """The shape of a raw array, for messages."""
-        return "(height, width)" if self.channels is None else f"(height, width, {self.channels})"
+        return shape_words(self.channels)
 
     def as_array(self, raw: Raw) -> np.ndarray:
         """One raw array as numpy; UserError for another shape."""

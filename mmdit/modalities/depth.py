@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.codec import NOTHING, Codec, Raw, Reading, check_images, non_finite
+from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
 from mmdit.modalities.files import npy, png
+from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
 
 DEPTH_SPACES = ("disparity", "depth")
@@ -120,22 +121,20 @@ class DepthCodec(Codec, name="depth"):
         if kind == "near_white" and self.space == "depth":
             values = -values.astype(np.float64)
         note = None
-        if not known and stored.where:
+        if not known:
             read_as = f"relative {self.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
-            note = f"{stored.where}: read as {read_as}; --depth_values can say otherwise"
-        elif not known:
-            read_as = f"relative {self.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
-            note = f"read as {read_as}; depth_values can say otherwise"
+            prefix, dashes = (f"{stored.where}: ", "--") if stored.where else ("", "")
+            note = f"{prefix}read as {read_as}; {dashes}depth_values can say otherwise"
         return reading.replace(values=values, relative=kind != "metric", note=note)
 
     def from_image(self, stored: Stored) -> np.ndarray:
         return self.pixels_of(stored, 16)
 
     def from_array(self, stored: Stored) -> np.ndarray:
-        array = super().from_array(stored)
-        if array.dtype == bool:
+        array = stored.array
+        if array is not None and array.dtype == bool:
             raise stored.error(f"holds {array.dtype} {array.shape}; give numbers of shape {self.shape_words()}")
-        return array
+        return super().from_array(stored)
 
     def _of_dataset(self, stored: Stored, reading: Reading, scale: float) -> Reading:
         """Metres, float32: an image of whole numbers is scaled, floats are as they are."""
@@ -161,9 +160,10 @@ class DepthCodec(Codec, name="depth"):
             if folder.name == self.name and (folder.parents[1] / "dataset.json").is_file():
                 return "metric", None, True
         of_program = stored.image is None and path is None  # an array: the pipeline's documentation says which is which
-        if values.dtype == np.uint8:
+        dtype = values.dtype if stored.array is None else stored.array.dtype  # reading a file makes floats of numbers
+        if dtype == np.uint8:
             return "relative", None, of_program
-        finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values[:0]
+        finite = values[np.isfinite(values)] if dtype.kind == "f" else values[:0]
         within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
         return "relative" if within else "metric", None, of_program
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.modalities.codec import NOTHING, Codec, Raw, Reading, check_images, non_finite
+from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.orientation import DIRECTIONS
+from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
 
 # Rounded to 8 bits a component is off by up to 1/255, truncated by 2/255; the length by up to sqrt(3) of that.

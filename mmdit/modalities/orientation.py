@@ -15,7 +15,8 @@ import numpy as np
 from mmdit.errors import UserError
 
 if TYPE_CHECKING:
-    from mmdit.modalities.codec import Codec, Reading
+    from mmdit.modalities.codec import Codec
+    from mmdit.modalities.reading import Reading
 
 # tag -> (x, y) of a direction in the turned image from (x, y) in the stored one; x right, y up
 DIRECTIONS = {

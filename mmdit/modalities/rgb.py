@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Output, Raw, Reading, check_images
+from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Output, Raw, check_images
 from mmdit.modalities.files import png
+from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
 
 _TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError
-from mmdit.modalities.codec import NOTHING, Codec, Reading
+from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.orientation import turn_together
+from mmdit.modalities.reading import Reading
 
 
 def judge_sample(

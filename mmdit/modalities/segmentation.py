@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Raw, Reading, check_images
+from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Raw, check_images
 from mmdit.modalities.files import png
 from mmdit.modalities.palette import generic_palette
+from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
 
 _MAX_ID = 65535  # of a 16-bit image

@@ -105,14 +105,14 @@ def check_pixels(where: object, height: int, width: int) -> None:
 def _open_image(path: Path, size: int) -> Stored:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of damaged tags, and of many pixels, which are refused below
             with Image.open(path) as image:
                 _check_declared(image, path, size)
                 if image.format == "PNG":
                     image.verify()  # reads the checksums to the end of the file, which decoding does not
             with Image.open(path) as image:
                 return _loaded(image, str(path), path)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise UserError(
             f"{path}: the image has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first"
         ) from None

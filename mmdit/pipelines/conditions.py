@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.codec import NOTHING, Codec, Reading
+from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.orientation import turn_together
+from mmdit.modalities.reading import Reading
 
 logger = logging.getLogger(__name__)
 

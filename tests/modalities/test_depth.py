@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmdit.errors import UserError
 from mmdit.modalities.depth import DepthCodec
@@ -109,3 +112,66 @@ def test_near_is_bright_in_both_spaces():
 
 def test_depth_colours_take_values_out_of_range():
     assert DepthCodec().picture(np.array([[-1.0, 2.0, np.nan]])).shape == (1, 3, 3)
+
+
+def _marked(path: Path, relative: np.ndarray, space: str) -> Path:
+    path.write_bytes(DepthCodec(space).files(relative)["depth.png"])
+    return path
+
+
+@pytest.mark.parametrize("space", ["depth", "disparity"])
+def test_our_own_picture_is_relative_wherever_it_is(tmp_path, space):
+    relative = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (8, 1))
+    path = _marked(tmp_path / "moved.png", relative, space)
+    codec = DepthCodec(space, (0, 1))
+    expected = codec.encode(relative, relative=True)
+    with Image.open(path) as image:
+        for reading in (codec.read(path), codec.read(image)):
+            assert reading.relative
+            assert reading.note is None
+            torch.testing.assert_close(codec.encode_reading(reading), expected, atol=1e-4, rtol=0)
+    other = DepthCodec("depth" if space == "disparity" else "disparity")
+    with pytest.raises(UserError, match=f"holds relative {space}, this model takes relative {other.space}"):
+        other.read(path)
+    with pytest.raises(UserError, match=r"holds relative depth .* give depth in metres"):
+        codec.read(path, {"depth_scale": 0.001})
+
+
+def test_what_auto_guesses_is_said_of_files_and_pictures(tmp_path, rng):
+    millimetres = rng.integers(1000, 9000, (4, 6)).astype(np.uint16)
+    for content, kind in (
+        (millimetres, "distances"),
+        (millimetres.astype(np.int32), "distances"),
+        (millimetres.astype(np.float32), "distances"),
+        (millimetres.astype(np.float32) / 9000, "relative disparity"),
+        ((millimetres // 40).astype(np.uint8), "relative disparity"),
+    ):
+        path = tmp_path / ("d.tif" if content.dtype.itemsize == 4 else "d.png")
+        Image.fromarray(content).save(path)
+        np.save(tmp_path / "d.npy", content)
+        for source in (path, Image.open(path), tmp_path / "d.npy"):
+            reading = DepthCodec().read(source)
+            assert f"read as {kind}" in reading.note
+            assert "depth_values can say otherwise" in reading.note
+            assert reading.relative is (kind != "distances")
+        assert DepthCodec().read(content).note is None  # of an array the documentation says which is which
+
+
+def test_depth_values_say_what_a_map_holds(rng):
+    near_white = rng.random((4, 6)).astype(np.float32)
+    for space, sign in (("disparity", 1), ("depth", -1)):
+        codec = DepthCodec(space, (0, 1))
+        read = codec.encode_reading(codec.read(near_white, {"depth_values": "near_white"}))
+        torch.testing.assert_close(read, sign * codec.encode(near_white, relative=True), atol=1e-5, rtol=0)
+        relative = codec.encode_reading(codec.read(5 * near_white, {"depth_values": "relative"}))
+        torch.testing.assert_close(relative, codec.encode(near_white, relative=True), atol=1e-5, rtol=0)
+        metric = codec.encode_reading(codec.read(near_white, {"depth_values": "metric"}))
+        torch.testing.assert_close(metric, codec.encode(near_white))
+    with pytest.raises(UserError, match="unknown depth_values 'white'"):
+        DepthCodec().read(near_white, {"depth_values": "white"})
+
+
+def test_float_images_are_metres_of_a_dataset(tmp_path, rng):
+    metres = rng.uniform(1, 9, (4, 6)).astype(np.float32)
+    Image.fromarray(metres).save(tmp_path / "D.TIFF")
+    np.testing.assert_array_equal(DepthCodec().read(tmp_path / "D.TIFF", {"depth_scale": 0.001}).values, metres)

@@ -72,3 +72,39 @@ def test_transparent_pixels_are_white(tmp_path, save):
 def test_floats_are_no_rgb_and_the_file_is_named(tmp_path, save):
     with pytest.raises(UserError, match=r"a\.tiff: an RGB image of 32-bit floats"):
         read_picture(save(tmp_path / "a.tiff", np.zeros((2, 2), np.float32)))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"]
+)
+def test_files_and_pictures_in_memory_are_read_alike(tmp_path, rng, mode):
+    source = Image.fromarray(rng.integers(0, 256, (6, 5, 4), dtype=np.uint8))
+    steps = {"La": ["LA", "La"], "PA": ["P", "PA"], "RGBa": ["RGBA", "RGBa"]}.get(mode, [mode])
+    image = source if mode in ("RGBA", "RGBa", "La") else source.convert("RGB")
+    for step in steps:
+        image = image.convert(step)
+    read = RGBCodec().read(image).values
+    assert (read.dtype, read.shape) == (np.uint8, (6, 5, 3))
+    if mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        image.save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), read)
+
+
+@pytest.mark.parametrize(("dtype", "top"), [(np.uint16, 65535), (np.int32, 65535), (np.int32, 255), (">u2", 65535)])
+def test_deep_grey_is_scaled_by_its_range(rng, dtype, top):
+    grey = rng.integers(0, 256, (4, 6))
+    grey[0, 0] = 255
+    image = Image.fromarray((grey * (top // 255)).astype(dtype))
+    np.testing.assert_array_equal(RGBCodec().read(image).values, grey[..., None].repeat(3, axis=-1))
+
+
+def test_a_picture_is_turned_as_its_tag_says(tmp_path, rng):
+    pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    reading = RGBCodec().read(tmp_path / "a.png")
+    np.testing.assert_array_equal(reading.values, np.rot90(pixels, -1))
+    assert reading.orientation == 6
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(RGBCodec().read(image).values, reading.values)
