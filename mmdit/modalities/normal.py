@@ -65,7 +65,8 @@ class NormalCodec(Codec, name="normal"):
         array = reading.values
         if reasons := self.shape_reasons(array) or non_finite(array):
             return reasons
-        lengths = np.linalg.norm(array.astype(np.float32), axis=-1)
+        with np.errstate(over="ignore"):  # an infinite length is not of unit length
+            lengths = np.linalg.norm(array.astype(np.float32), axis=-1)
         absent = lengths < UNIT_TOLERANCE
         wrong = (np.abs(lengths - 1) > UNIT_TOLERANCE) & ~absent
         if wrong.any():
