@@ -14,7 +14,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmdit"
 # level 0: what every area may import
-BASE = frozenset({"mmdit.errors", "mmdit.hub", "mmdit.storage", "mmdit.task", "mmdit.conditioning", "mmdit.prompt"})
+BASE = frozenset(
+    {
+        "mmdit.errors",
+        "mmdit.names",
+        "mmdit.hub",
+        "mmdit.progress",
+        "mmdit.storage",
+        "mmdit.task",
+        "mmdit.conditioning",
+        "mmdit.prompt",
+    }
+)
 
 
 def _areas(*names: str) -> set[str]:
@@ -24,10 +35,12 @@ def _areas(*names: str) -> set[str]:
 # area -> what it may import besides itself, BASE, and other people's packages
 ALLOWED = {
     "mmdit.errors": set(),
+    "mmdit.names": set(),
     "mmdit.hub": set(),
+    "mmdit.progress": set(),
     "mmdit.storage": _areas("errors"),
     "mmdit.task": _areas("errors"),
-    "mmdit.conditioning": set(),
+    "mmdit.conditioning": _areas("errors"),
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
     "mmdit.flow": set(),
@@ -140,22 +153,6 @@ def _python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_importing_the_package_is_cheap():
-    """At most 0.3 s more than torch; the work it does is measured on the CPU's clock, which a busy machine doesn't stretch."""
-    code = """
-        import torch, time
-        start = time.process_time()
-        import mmdit
-        spent = time.process_time() - start
-        assert mmdit.__version__
-        heavy = {"diffusers", "lightning", "transformers", "timm"} & set(sys.modules)
-        print(spent, heavy)
-    """
-    spent, heavy = _python(code).split(" ", 1)
-    assert float(spent) < 0.3
-    assert heavy.strip() == "set()"
-
-
 def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
     code = """
         import importlib.abc, importlib.machinery
@@ -179,12 +176,3 @@ def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
         print(out.depth.shape, sorted({"lightning", "triton"} & set(sys.modules)))
     """
     assert _python(code, str(tiny_pipeline_dir)).strip() == "(1, 64, 64) []"
-
-
-def test_unknown_public_name():
-    import mmdit
-
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        mmdit.Nothing  # noqa: B018
-    for name in mmdit.__all__:
-        assert getattr(mmdit, name) is not None

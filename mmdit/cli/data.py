@@ -61,6 +61,7 @@ def label(
     dtype: DtypeName = "float32",
     batch_size: int = 8,
     num_workers: int = 0,
+    skip_bad: bool = False,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -72,9 +73,9 @@ def label(
     none. Depth: Depth Anything V2 (Small is Apache-2.0; Base and Large are CC BY-NC-4.0) or Marigold. Normals: Marigold.
     Segmentation: SAM or SAM 2 (masks without classes, coloured by a hash of the path), Mask2Former or OneFormer (classes).
 
-    Interrupted, the same command goes on; with another split or modality it adds to the output. Images that can't be used
-    are listed at the end, and the command exits with 2; all others are kept. With several devices or nodes each process
-    takes its share of the images.
+    Interrupted, the same command goes on; images that were changed since are labelled again; with another split or modality
+    it adds to the output. Images that can't be used are listed at the end, and the command exits with 2; all others are
+    kept. With several devices or nodes each process takes its share of the images.
 
     Args:
         images: Folder of images, or of folders of images.
@@ -88,20 +89,15 @@ def label(
         marigold: Settings of Marigold's pipelines.
         masks: Settings of SAM's mask generation.
         dtype: That the networks run in.
-        batch_size: Images at a time, of one size.
+        batch_size: Images that are read at a time; labellers take them one by one.
         num_workers: Loader processes per process.
+        skip_bad: Exit with 0 where some images can't be used; they are listed and left out either way.
         accelerator: auto, cpu, gpu.
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("devices", devices, 1),
-        ("num_nodes", num_nodes, 1),
-    ):
-        if value < least:
-            raise UserError(f"--{option} is {value}: give at least {least}")
+    _check_counts(batch_size=batch_size, devices=devices, num_nodes=num_nodes)
+    _check_counts(0, num_workers=num_workers)
     from transformers.utils import logging as transformers_logging
 
     from mmdit.cli.common.model import note, quiet_libraries
@@ -116,11 +112,21 @@ def label(
     chosen = {name: model for name, model in models.items() if model != "none"}
     labellers = load_labellers(chosen, LabellerSettings(dtype, marigold, masks), note)
     report = label_images(
-        images, output, labellers, split, size, licence, batch_size, num_workers, accelerator, devices, num_nodes
+        images,
+        output,
+        labellers,
+        split=split,
+        size=size,
+        licence=licence,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
     )
     if report is None:
         return 0
-    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled")
+    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
 
 
 def hypersim(
@@ -130,6 +136,8 @@ def hypersim(
     split_csv: Path | None = None,
     cameras_csv: Path | None = None,
     num_workers: int | None = None,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
 ) -> int:
     """Import Hypersim's own layout as a dataset.
 
@@ -147,20 +155,30 @@ def hypersim(
         split_csv: Hypersim's metadata_images_split_scene_v1.csv: public frames and their splits; by default source's, if any.
         cameras_csv: Hypersim's metadata_camera_parameters.csv: each scene's intrinsics; by default source's, or 60 degrees.
         num_workers: Processes; by default one for each usable core.
+        skip_bad: Exit with 0 where some frames can't be used; they are listed and left out either way.
+        allow_outside: Accept HDF5 files that link to files outside the source.
     """
     if importlib.util.find_spec("h5py") is None:
         raise UserError("Hypersim's files need h5py: pip install 'multimodal-dit[hypersim]'")
     from mmdit.sources.hypersim.dataset import import_hypersim
 
-    report = import_hypersim(source, output, split, split_csv, cameras_csv, num_workers)
+    report = import_hypersim(
+        source,
+        output,
+        split=split,
+        split_csv=split_csv,
+        cameras_csv=cameras_csv,
+        num_workers=num_workers,
+        allow_outside=allow_outside,
+    )
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
-    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported")
+    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)
 
 
-def _report_bad(bad: Sequence[object], kept: str) -> int:
+def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
     for entry in bad:
         print(entry)
-    if bad:
+    if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} problems, listed above ({kept} all the same; the same command tries the others again)"
         )
@@ -168,7 +186,19 @@ def _report_bad(bad: Sequence[object], kept: str) -> int:
     return 0
 
 
-def check(data: Path, split: str | None = None) -> int:
+# Counts of processes and of images at a time; more can't be meant.
+_MOST = {"num_workers": 1024, "devices": 4096, "num_nodes": 65536}
+_MOST_AT_A_TIME = 10**6
+
+
+def _check_counts(least: int = 1, **counts: int) -> None:
+    for option, value in counts.items():
+        most = _MOST.get(option, _MOST_AT_A_TIME)
+        if not least <= value <= most:
+            raise UserError(f"--{option} is {value}: give at least {least} and at most {most}")
+
+
+def check(data: Path, split: str | None = None, allow_outside: bool = False) -> int:
     """Read every file of a dataset and list what is wrong.
 
     Exits with 0 where all is well and with 2 where anything is wrong, after listing every bad sample.
@@ -176,10 +206,11 @@ def check(data: Path, split: str | None = None) -> int:
     Args:
         data: Dataset folder, the one that holds dataset.json.
         split: Only this split; by default all.
+        allow_outside: Accept manifests that name files outside the folder.
     """
     from mmdit.data.check import check_dataset
 
-    report = check_dataset(data, split)
+    report = check_dataset(data, split, allow_outside=allow_outside)
     for problem in report.problems:
         print(problem)
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items()) or "no split"
@@ -206,6 +237,8 @@ def encode(
     batch_size: int = 32,
     shard_size: int = 1024,
     num_workers: int = 0,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
     accelerator: str = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -213,7 +246,8 @@ def encode(
     """Encode a dataset into latents for training.
 
     Stores the VAE's moments in half precision as safetensors shards, with an index and whitening statistics per modality. Says
-    first how much disk it needs. Interrupted, the same command goes on. With several devices or nodes each process takes its
+    first how much disk it needs. Interrupted, the same command goes on; after samples were corrected or added, it encodes
+    the shards that they are in. With several devices or nodes each process takes its
     share of the shards.
 
     Args:
@@ -232,19 +266,16 @@ def encode(
         batch_size: Images at a time.
         shard_size: Samples in a shard.
         num_workers: Loader processes per process.
+        skip_bad: Leave samples that can't be read out; by default all of them are named, and the split stays unfinished.
+        allow_outside: Accept manifests that name files outside the folder.
         accelerator: auto, cpu, gpu.
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value in (
-        ("patch_size", patch_size),
-        ("batch_size", batch_size),
-        ("shard_size", shard_size),
-        ("devices", devices),
-        ("num_nodes", num_nodes),
-    ):
-        if value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
+    _check_counts(
+        patch_size=patch_size, batch_size=batch_size, shard_size=shard_size, devices=devices, num_nodes=num_nodes
+    )
+    _check_counts(0, num_workers=num_workers)
     from mmdit.cli.common.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space
@@ -255,7 +286,7 @@ def encode(
     from mmdit.modalities import IMAGE
     from mmdit.modalities.table import codec_class, get_modalities
 
-    info = read_dataset_info(data)
+    info = read_dataset_info(data, allow_outside=allow_outside)
     names = list(modalities) if modalities is not None else list(info.modalities)
     space = depth_space or relative_depth_space(info) or "disparity"
     options = {"depth_space": space, "depth_quantiles": list(depth_quantiles)}
@@ -265,20 +296,23 @@ def encode(
     autoencoder = load_vae(vae).to(fabric.device).eval()
     features = None
     if teacher is not None:
-        folder = AlignedFolder(data, splits[0] if splits else list_splits(data)[0], records, size=size)
-        height, width = LatentCodec(autoencoder, records).latent_size(*folder[0][IMAGE].shape[-2:])
+        split = splits[0] if splits else next(iter(list_splits(data)), "train")
+        folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
+        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()[IMAGE].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
     encode_dataset(
         data,
         output,
         autoencoder,
         records,
-        splits,
-        size,
-        batch_size,
-        shard_size,
-        num_workers,
-        mirrored,
-        features,
-        Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
+        splits=splits,
+        size=size,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=num_workers,
+        mirrored=mirrored,
+        teacher=features,
+        skip_bad=skip_bad,
+        allow_outside=allow_outside,
+        processes=Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
     )

@@ -6,6 +6,7 @@ what a module imports for type checking.)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ def generate(
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     overwrite: bool = False,
+    batch_size: int = 8,
 ) -> None:
     """Generate aligned images of all modalities from categories.
 
@@ -50,27 +52,35 @@ def generate(
         given: NAME=FILE: a modality that is given and not generated; repeat it for others. See mmdit condition.
         depth_values: What a given depth file holds; see mmdit condition.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images * len(categories))
     from mmdit.cli.common.given import given_files, read_given
-    from mmdit.cli.common.inputs import safe_name
-    from mmdit.cli.common.sampling import SamplingRun, resolve_category
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
+    from mmdit.storage.names import safe_name
 
     files = given_files({}, given)
+
     run = SamplingRun(
-        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite
+        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size
     )
-    inputs = {"conditions": read_given(files, run.pipe, model, {"depth_values": depth_values})} if files else {}
-    reading = {"depth_values": depth_values} if files else {}
-    requests, labels = {}, {}
-    next_seed: dict[str, int] = {}
+    labels, names, ranges, next_seed = {}, {}, [], dict[str, int]()
+    alike = Counter(safe_name(name).casefold() for name in run.pipe.id2label.values())
     for label, category in [resolve_category(run.pipe, category) for category in categories]:
-        for _ in range(num_images):
-            own_seed = next_seed.get(category, seed)
-            next_seed[category] = own_seed + 1
-            name = f"{safe_name(category)}_{own_seed}"
-            requests[name], labels[name] = {**run.request(own_seed, category, files), **reading}, label
-    run.run(requests, lambda names: {"class_labels": [labels[name] for name in names], **inputs})
+        stem = safe_name(category)
+        if alike[stem.casefold()] > 1:  # of "C" and "C#", and of ImageNet's two cranes
+            stem = f"{stem}_{label}"
+        labels[stem], names[stem] = label, category
+        first = next_seed.get(stem, seed)
+        next_seed[stem] = first + num_images
+        ranges.append((stem, range(first, first + num_images)))
+    inputs: dict[str, Any] = {}
+    reading: dict[str, Any] = {}
+    if files:
+        inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
+        reading = {"conditions": run.request(seed, None, files)["conditions"], "depth_values": depth_values}
+    requests = NumberedRequests(ranges, lambda stem, own_seed: {**run.request(own_seed, names[stem]), **reading})
+    run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch], **inputs})
 
 
 def understand(
@@ -84,6 +94,7 @@ def understand(
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
     overwrite: bool = False,
+    batch_size: int = 8,
 ) -> None:
     """Predict depth, normals and segmentation from RGB images.
 
@@ -103,6 +114,7 @@ def understand(
         output: Folder of the results.
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed)
     from PIL import Image
@@ -116,7 +128,9 @@ def understand(
     sizes, bad = read_sizes(files)
     for reason in bad:
         note(f"left out: {reason}")
-    run = SamplingRun("understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite)
+    run = SamplingRun(
+        "understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite, batch_size
+    )
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
@@ -159,6 +173,7 @@ def condition(
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     overwrite: bool = False,
+    batch_size: int = 8,
 ) -> None:
     """Generate the other modalities from any subset of them.
 
@@ -186,11 +201,12 @@ def condition(
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             takes other floats within [0, 1] and 8-bit images as relative and the rest as metric, and says so.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images)
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.inputs import source_name
-    from mmdit.cli.common.sampling import SamplingRun, resolve_category
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
 
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = given_files(options, given)
@@ -198,12 +214,15 @@ def condition(
         listed = ", ".join(f"--{name}" for name in options)
         raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
     scale = guidance_scale if category is not None else 1.0
-    run = SamplingRun("condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite)
+    run = SamplingRun(
+        "condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite, batch_size
+    )
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
-    requests = {
-        f"{source}_{seed + i}": {**run.request(seed + i, label_name, files), "depth_values": depth_values}
-        for i in range(num_images)
-    }
-    run.run(requests, lambda names: {"class_labels": [label] * len(names), "conditions": conditions})
+    request = {**run.request(seed, label_name, files), "depth_values": depth_values}
+    requests = NumberedRequests(
+        [(source, range(seed, seed + num_images))],
+        lambda stem, own_seed: {**request, "seed": own_seed},
+    )
+    run.run(requests, lambda batch: {"class_labels": [label] * len(batch), "conditions": conditions})

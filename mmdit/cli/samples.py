@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_batch_size, check_sampling, check_seed
 from mmdit.errors import UserError
 
 
@@ -55,11 +55,10 @@ def samples(
     """
     check_seed(seed)
     check_sampling(num_inference_steps, guidance_scale)
-    if batch_size < 1:
-        raise UserError(f"--batch_size is {batch_size}: give at least 1")
+    check_batch_size(batch_size)
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder, versions
-    from mmdit.flow.schedulers import make_scheduler
+    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
     from mmdit.modalities import IMAGE
     from mmdit.pipelines.frozen import native_size, weights_digest
@@ -84,7 +83,7 @@ def samples(
         "labels": labels,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
-        "process": "SDE" if scheduler == "euler_maruyama" else "ODE",
+        "process": SCHEDULERS[scheduler].process,
         "guidance_scale": guidance_scale,
         "guidance_interval": list(guidance_interval),
         "seed": seed,
@@ -183,21 +182,32 @@ def evaluate_generation(
 def process_place() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this machine), as torchrun or SLURM's srun tells them; (0, 1, 0) without.
 
+    A shell of salloc, or a batch script, has SLURM_NTASKS of its allocation and is one process all the same: only srun
+    says how many its step has.
+
     Raises:
         UserError: variables that are no whole numbers.
     """
-    for names in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    ):
-        values = [os.environ.get(name) for name in names]
-        if all(value is not None for value in values):
-            try:
-                rank, world_size, local_rank = (int(value or "") for value in values)
-            except ValueError:
-                raise UserError(f"{', '.join(names)} are {values}: give whole numbers") from None
-            return rank, world_size, local_rank
-    return 0, 1, 0
+    environment = os.environ
+    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if all(name in environment for name in torchrun):
+        return _numbers(torchrun)
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        slurm = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:  # of srun before 20.11 the tasks after the first are known by their number
+        slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        if environment.get("SLURM_PROCID", "0") == "0":
+            return 0, 1, 0
+    return _numbers(slurm) if all(name in environment for name in slurm) else (0, 1, 0)
+
+
+def _numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
+    values = [os.environ[name] for name in names]
+    try:
+        rank, world_size, local_rank = map(int, values)
+    except ValueError:
+        raise UserError(f"{', '.join(names)} are {values}: give whole numbers") from None
+    return rank, world_size, local_rank
 
 
 def own_device(device: str, local_rank: int) -> str:
@@ -210,14 +220,14 @@ def own_device(device: str, local_rank: int) -> str:
 
 def ema_of(model: str) -> bool | None:
     """Whether a pipeline folder of a training run holds averaged weights: what the run's config.yaml says; None = unknown."""
-    import yaml
+    from mmdit.storage.yaml_text import read_yaml
 
     config = Path(model).expanduser().resolve().parent / "config.yaml"
     if not Path(model).expanduser().is_dir() or not config.is_file():
         return None
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        values = read_yaml(config)
+    except UserError:
         return None
     return bool(values["ema"]) if isinstance(values, dict) and "ema" in values else None
 

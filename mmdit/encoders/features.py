@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmdit.encoders.scene_teacher import CLASS_NAME, CONFIG_NAME, WEIGHTS_NAME, SceneTeacher
+from mmdit.encoders.timm_folder import load_timm_folder
 from mmdit.errors import UserError
+from mmdit.storage.component import read_object
+from mmdit.storage.weights import refuse_non_finite
 
 DEFAULT_TEACHER = "vit_base_patch14_dinov2"
 
@@ -81,7 +81,7 @@ def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher |
             f"teacher {name_or_folder!r} is neither a folder nor a timm model; the default is {DEFAULT_TEACHER!r}"
         )
     try:
-        return _timm_teacher(name_or_folder, name_or_folder, grid, pretrained=True)
+        return _timm_teacher(name_or_folder, name_or_folder, grid)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -90,21 +90,22 @@ def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher |
         ) from None
 
 
-def _timm_teacher(architecture: str, name: str, grid: tuple[int, int], pretrained: bool) -> FeatureTeacher:
+def _timm_teacher(architecture: str, name: str, grid: tuple[int, int]) -> FeatureTeacher:
     # The patch size is the architecture's; one look at it gives the image size to build for.
     with torch.device("meta"):
         patch = timm.create_model(architecture, pretrained=False, num_classes=0).patch_embed.patch_size
     size = (grid[0] * patch[0], grid[1] * patch[1])
-    model = timm.create_model(architecture, pretrained=pretrained, num_classes=0, img_size=size)
+    return _teacher(timm.create_model(architecture, pretrained=True, num_classes=0, img_size=size), name, grid)
+
+
+def _teacher(model: Any, name: str, grid: tuple[int, int]) -> FeatureTeacher:
+    refuse_non_finite(model, f"teacher {name!r}")
     config = model.pretrained_cfg
     return FeatureTeacher(model, name, grid, tuple(config["mean"]), tuple(config["std"]))
 
 
 def _from_folder(folder: Path, grid: tuple[int, int]) -> FeatureTeacher | SceneTeacher:
-    try:
-        config = json.loads((folder / CONFIG_NAME).read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder / CONFIG_NAME}: not readable: {error}") from None
+    config = read_object(folder / CONFIG_NAME)
     if config.get("_class_name") == CLASS_NAME:
         scene_teacher = SceneTeacher.from_pretrained(folder)
         side = scene_teacher.config["image_size"] // scene_teacher.patch_size
@@ -113,20 +114,6 @@ def _from_folder(folder: Path, grid: tuple[int, int]) -> FeatureTeacher | SceneT
                 f"{folder}: this teacher gives {side} x {side} tokens, the transformer has {grid[0]} x {grid[1]}"
             )
         return scene_teacher
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise UserError(f"{folder / CONFIG_NAME}: 'architecture' is {architecture!r}, not a timm model")
-    teacher = _timm_teacher(architecture, architecture, grid, pretrained=False)
-    try:
-        state = load_file(folder / WEIGHTS_NAME)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS_NAME}: missing or damaged weights: {error}") from None
-    found = timm.models.vision_transformer.checkpoint_filter_fn(state, teacher.model)
-    wanted = teacher.model.state_dict().keys()
-    missing = sorted(wanted - found.keys())
-    if missing:
-        raise UserError(
-            f"{folder / WEIGHTS_NAME}: lacks {len(missing)} weights of {architecture}, first {missing[0]!r}"
-        )
-    teacher.model.load_state_dict({key: found[key] for key in wanted})
-    return teacher
+    model = load_timm_folder(folder, lambda patch: (grid[0] * patch[0], grid[1] * patch[1]))
+    architecture = config["architecture"]
+    return _teacher(model, architecture, grid)

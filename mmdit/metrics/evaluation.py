@@ -114,7 +114,7 @@ class Evaluation:
     def _timed(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
         output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
-        if self.pipe._execution_device.type == "cuda":
+        if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
         return output
@@ -225,13 +225,13 @@ class Evaluation:
 
     def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
         if self.network is not None and images:
-            self.features[name].update(pooled_features(self.network, images, self.pipe._execution_device))
+            self.features[name].update(pooled_features(self.network, images, self.pipe.execution_device))
 
     def _classify(self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], labels: Sequence[Any]) -> None:
         if self.network is None or not hasattr(self.network, "classify"):
             return
         with torch.no_grad():
-            logits = self.network.classify(_to_tensor(images).to(self.pipe._execution_device))
+            logits = self.network.classify(_to_tensor(images).to(self.pipe.execution_device))
         if logits.shape[1] != len(self.info.categories):
             return
         for row, sample, label in zip(logits.argmax(dim=1).tolist(), batch, labels, strict=True):
@@ -272,7 +272,7 @@ class Evaluation:
                 "guidance_scale": self.guidance_scale,
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
-                "device": str(self.pipe._execution_device),
+                "device": str(self.pipe.execution_device),
                 "dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
                 "depth_space": self.space,
                 "depth_range": list(self.span),

@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmdit.encoders.timm_folder import load_timm_folder
 from mmdit.errors import UserError
+from mmdit.storage.weights import check_archive, refuse_integers, refuse_irregular, refuse_non_finite
 
 # TensorFlow's Inception of 2015-12-05, converted by torch-fidelity; the end of the name is the start of the SHA-256.
 INCEPTION_URL = (
@@ -57,6 +59,8 @@ class InceptionFeatures(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{path}: not the weights of torch-fidelity's Inception v3 ({reason})") from error
+        refuse_integers(state, self.network, path)
+        refuse_non_finite(self.network, path)
         self.name = f"inception-v3-compat, sha256 {digest_of(state)}"
         self._spatial: Tensor | None = None
         # "mixed_6/conv" of the TensorFlow graph: the 1 x 1 branch of the fourth block of 17 x 17, after its ReLU.
@@ -95,16 +99,16 @@ class DinoFeatures(nn.Module):
             for name in ("config.json", "model.safetensors"):
                 if not (folder / name).is_file():
                     raise UserError(f"{folder}: a feature network's folder needs config.json and model.safetensors")
-            source = f"local-dir:{folder}"
+            model: Any = load_timm_folder(folder, lambda patch: DINOV2_SIZE)
         elif timm.is_model(name_or_folder.split(".")[0]):
-            source = name_or_folder
+            try:
+                model = timm.create_model(name_or_folder, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
+            except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"feature network {name_or_folder!r} can't be loaded: {reason}") from error
+            refuse_non_finite(model, f"feature network {name_or_folder!r}")
         else:
             raise UserError(f"feature network {name_or_folder!r} is neither a folder nor a timm model such as {DINOV2}")
-        try:
-            model: Any = timm.create_model(source, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
-        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"feature network {name_or_folder!r} can't be loaded: {reason}") from error
         self.model = model.eval().requires_grad_(False)
         self.name = f"{folder.name if folder.is_dir() else name_or_folder}, sha256 {digest_of(model.state_dict())}"
         config = model.pretrained_cfg
@@ -129,14 +133,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, a damaged one, or one that holds anything but tensors by name.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the weights' file")
+    refuse_irregular(path)
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            check_archive(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not readable as weights without running code ({reason})") from error

@@ -219,14 +219,14 @@ class StepSweep:
     def _add_features(self, statistics: FeatureStatistics, images: Sequence[np.ndarray]) -> None:
         if self.network is not None:
             for batch in batched(images, self.batch_size):
-                statistics.update(pooled_features(self.network, batch, self.judge._execution_device))
+                statistics.update(pooled_features(self.network, batch, self.judge.execution_device))
 
 
 class _timed:
     """Adds the wall-clock seconds per sample of a block, with the device's work done."""
 
     def __init__(self, pipe: MultimodalDiTPipeline, seconds: RunningMean, count: int) -> None:
-        self.on_gpu, self.seconds, self.count = pipe._execution_device.type == "cuda", seconds, count
+        self.on_gpu, self.seconds, self.count = pipe.execution_device.type == "cuda", seconds, count
 
     def __enter__(self) -> None:
         self.start = time.perf_counter()

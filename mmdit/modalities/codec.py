@@ -47,7 +47,6 @@ class Codec:
         reconstruction_term: what the autoencoder's objective adds for this kind: "cosine", "label", or None.
         bytes_per_pixel: of the files of a result, for the check of free space.
         array_files: whether ``.npy``, ``.npz`` and EXR files are read.
-        required_facts: keys of dataset.json that this kind needs.
     """
 
     name: str = "map"
@@ -59,7 +58,6 @@ class Codec:
     reconstruction_term: ClassVar[str | None] = None
     bytes_per_pixel: ClassVar[int] = 9
     array_files: ClassVar[bool] = True
-    required_facts: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, name: str | None = None, **keywords: Any) -> None:
         """Enter a subclass with a name into ``CODECS``."""
@@ -289,9 +287,9 @@ class Codec:
         return {}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any]) -> list[str]:
-        """List what is wrong with the facts of ``dataset.json`` that this kind uses; missing ones are no concern here."""
-        return []
+    def read_facts(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Read what this kind uses of ``dataset.json``: the facts, with what missing ones mean, and what is wrong with them."""
+        return {}, []
 
     @property
     def ndim(self) -> int:

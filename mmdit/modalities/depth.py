@@ -17,8 +17,10 @@ from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
+from mmdit.names import DEPTH_SPACES
+from mmdit.storage.json_text import quoted
 
-DEPTH_SPACES = ("disparity", "depth")
+DEPTH_SCALE = 0.001
 DEPTH_VALUES = ("auto", "metric", "relative", "near_white")
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
 DEPTH_SPACE_KEY = "mmdit_depth_space"
@@ -63,7 +65,6 @@ class DepthCodec(Codec, name="depth"):
 
     what: ClassVar[str] = "a depth map"
     metric: ClassVar[str] = "depth"
-    required_facts: ClassVar[tuple[str, ...]] = ("depth_scale",)
 
     def __init__(self, space: str = "disparity", quantiles: Sequence[float] = (0.02, 0.98)) -> None:
         if space not in DEPTH_SPACES:
@@ -220,7 +221,7 @@ class DepthCodec(Codec, name="depth"):
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """Metres as 16-bit units of ``depth_scale``; invalid where not positive, not finite, or beyond 65535 units."""
-        scale = float(facts.get("depth_scale", 0.001))
+        scale = float(facts.get("depth_scale", DEPTH_SCALE))
         units = np.round(np.nan_to_num(raw.astype(np.float64), nan=0, posinf=0, neginf=0) / scale)
         return np.where((units < 1) | (units > MAX_UNITS), 0, units).astype(np.uint16)
 
@@ -245,8 +246,14 @@ class DepthCodec(Codec, name="depth"):
         return {setting: options[option] for setting, option in names.items() if option in options}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any]) -> list[str]:
-        scale = facts.get("depth_scale", 0.001)
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            return [f"depth_scale is {scale!r}: must be a positive number, metres per unit"]
-        return []
+    def read_facts(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """``depth_scale``: metres per unit of a 16-bit image; missing = millimetres."""
+        scale = values.get("depth_scale")
+        if scale is None:
+            return {"depth_scale": DEPTH_SCALE}, []
+        try:
+            if not isinstance(scale, bool) and isinstance(scale, (int, float)) and 0 < float(scale) < math.inf:
+                return {"depth_scale": float(scale)}, []
+        except OverflowError:
+            pass
+        return {}, [f"'depth_scale' is {quoted(scale)}: give metres per unit, a positive number"]

@@ -35,6 +35,8 @@ def judge_sample(
             problems += [(name, reason) for reason in codecs[name].check(readings[name])]
         except UserError as error:
             problems.append((name, str(error).removeprefix(f"{path}: ")))
+        except Exception as error:  # whatever a file holds, the others are looked at
+            problems.append((name, f"can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
     try:
         readings = turn_together(readings, codecs)
     except UserError as error:

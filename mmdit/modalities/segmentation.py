@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +17,10 @@ from mmdit.modalities.files import png
 from mmdit.modalities.palette import generic_palette
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
+from mmdit.storage.json_text import has_surrogate, quoted
 
 _MAX_ID = 65535  # of a 16-bit image
+_CLASS_FORM = '{"id": 0..65535, "name": text, "color": [three of 0..255]}'
 
 
 class SegmentationCodec(Codec, name="segmentation"):
@@ -36,7 +39,6 @@ class SegmentationCodec(Codec, name="segmentation"):
     reconstruction_term: ClassVar[str | None] = "label"
     bytes_per_pixel: ClassVar[int] = 1
     array_files: ClassVar[bool] = False
-    required_facts: ClassVar[tuple[str, ...]] = ("segmentation_classes",)
 
     def __init__(self, classes: Sequence[Mapping[str, Any]] | None = None) -> None:
         if classes is None:
@@ -149,33 +151,42 @@ class SegmentationCodec(Codec, name="segmentation"):
         return {"classes": [dict(entry) for entry in classes]} if classes else {}
 
     @classmethod
-    def check_facts(cls, facts: Mapping[str, Any]) -> list[str]:
-        classes = facts.get("segmentation_classes")
-        if not classes:
-            return []
-        wrong = 'segmentation_classes: each must be {"id": 0..65535, "name": text, "color": [three of 0..255]}'
-        if not isinstance(classes, Sequence) or isinstance(classes, str) or not all(map(_is_class, classes)):
-            return [wrong]
-        ids = [entry["id"] for entry in classes]
-        colors = [tuple(entry["color"]) for entry in classes]
-        return [
-            *(f"segmentation_classes has id {i} twice" for i in sorted({i for i in ids if ids.count(i) > 1})),
-            *(
-                f"segmentation_classes has the color {list(c)} twice"
-                for c in sorted(set(colors))
-                if colors.count(c) > 1
-            ),
-        ]
+    def read_facts(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """``segmentation_classes``: a list of {"id", "name", "color"}; missing or empty = None, labels without names."""
+        classes = values.get("segmentation_classes")
+        if classes is None:
+            return {"segmentation_classes": None}, []
+        form = f"'segmentation_classes' must be a list of {_CLASS_FORM}"
+        if not isinstance(classes, list):
+            return {}, [f"{form}, one per label, not {quoted(classes)}"]
+        for entry in classes:
+            if not _is_class(entry):
+                return {}, [f"{form}; one is {quoted(entry)}"]
+        reasons = [f"'segmentation_classes' has id {i} twice" for i in _repeated(entry["id"] for entry in classes)]
+        for color in _repeated(tuple(entry["color"]) for entry in classes):
+            sharing = ", ".join(str(entry["id"]) for entry in classes if tuple(entry["color"]) == color)
+            reasons.append(
+                f"'segmentation_classes' gives the color {list(color)} to the ids {sharing}: each needs its own"
+            )
+        return {"segmentation_classes": tuple(classes) or None}, reasons
 
 
 def _is_class(entry: Any) -> bool:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or has_surrogate(entry["name"]):
         return False
     color = entry.get("color")
-    if not isinstance(color, Sequence) or isinstance(color, str) or len(color) != 3:
-        return False
-    return _whole(entry.get("id"), _MAX_ID) and all(_whole(value, 255) for value in color)
+    return (
+        _is_whole(entry.get("id"), _MAX_ID)
+        and isinstance(color, list)
+        and len(color) == 3
+        and all(_is_whole(value, 255) for value in color)
+    )
 
 
-def _whole(value: Any, top: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= top
+def _is_whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _repeated(values: Iterable[Any]) -> list[Any]:
+    """Those that appear again, each once, in their order."""
+    return [value for value, times in Counter(values).items() if times > 1]

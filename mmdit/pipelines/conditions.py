@@ -18,6 +18,7 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.orientation import turn_together
 from mmdit.modalities.reading import Reading
+from mmdit.pipelines.region import Region
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def encode_conditions(
     height: int,
     width: int,
     may_differ: bool,
+    region: Region | None = None,
     options: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Tensor]:
     """Encode conditions in raw units to (N, 3, height, width) float32 in [-1, 1] each; a single one counts for all N.
@@ -40,6 +42,7 @@ def encode_conditions(
         codecs: modality -> codec, for the modalities of the model.
         height, width: size of the output in pixels.
         may_differ: whether the conditions of one sample may have different sizes.
+        region: what of them is generated anew; it is aligned with them, and lets all modalities be given.
         options: how values are read, see ``Codec.read``.
 
     Raises:
@@ -52,7 +55,7 @@ def encode_conditions(
     for name in conditions:
         if name not in codecs:
             raise unknown_name("modality in conditions", name, codecs)
-    if len(conditions) == len(codecs):
+    if len(conditions) == len(codecs) and region is None:
         raise UserError(f"conditions hold all modalities ({', '.join(codecs)}): leave out at least one to be generated")
     given = {name: _read_all(name, value, codecs[name], options) for name, value in conditions.items()}
     count = common_count({name: len(readings) for name, readings in given.items()}, "conditions")
@@ -61,7 +64,7 @@ def encode_conditions(
     sizes = [{name: reading.values.shape[:2] for name, reading in sample.items()} for sample in samples]
     if not may_differ:
         for each in sizes:
-            _check_one_size(each)
+            _check_one_size(each if region is None else {**each, "mask": region.given_size})
     resized = {size for each in sizes for size in each.values()} - {(height, width)}
     if resized:
         listed = ", ".join(f"{h} x {w}" for h, w in sorted(resized)[:3]) + (", …" if len(resized) > 3 else "")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,16 +28,27 @@ from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import expand, place
+from mmdit.flow.path import Given, expand, place
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.modalities import Codec, Modality, build_codecs, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, check_weights, download, first_line, resolve_model
+from mmdit.pipelines.limits import (
+    FiniteWatch,
+    check_call,
+    check_size,
+    check_steps,
+    in_batches,
+    predict_in_batches,
+    refuse_decoded,
+)
+from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
+from mmdit.pipelines.region import read_region
 from mmdit.storage.files import share_weights
+from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
@@ -112,6 +124,16 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         return label_ids(self._id2label)
 
     @property
+    def native_size(self) -> int:
+        """Height and width in pixels that the transformer was built for."""
+        return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where a call computes; weights that are offloaded may be elsewhere."""
+        return self._execution_device
+
+    @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
 
@@ -151,16 +173,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
         try:
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
-        except OSError as error:
+        except UserError as error:
+            raise UserError(f"model {name!r} can't be loaded: {error}") from error
+        except Exception as error:  # a folder is data: whatever it makes the libraries raise is about it
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        except (RuntimeError, ValueError) as error:
-            # torch's words, and those of diffusers where accelerate is installed
-            if isinstance(error, UserError) or not re.search("loading state_dict|^Cannot load .* shape", str(error)):
-                raise
-            reason = " ".join(" ".join(str(error).split("\n")[:2]).split()).partition(". If you want")[0]
-            raise UserError(f"model {name!r}: the weights are not those of its config.json: {reason}") from error
-        if "transformer" not in kwargs:
-            check_weights(folder / "transformer", pipeline.transformer)
+        for component in {"transformer", "vae"} - set(kwargs):
+            refuse_non_finite(getattr(pipeline, component), folder / component)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
@@ -209,6 +227,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        prompt: Any = None,
+        mask: Any = None,
+        num_estimation_steps: int = 1,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
@@ -219,7 +241,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given.
-            num_images: samples per label and condition, next to each other in the output.
+            num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
+                as fit into memory.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.
             num_inference_steps: steps of the sampler; one is enough for understanding.
@@ -237,6 +260,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after each step; what it returns
                 replaces the latents. It may set ``pipeline._interrupt``.
             callback_on_step_end_tensor_inputs: tensors the callback is given; "latents" (float32) is the only one.
+            prompt: what the transformer's conditioner reads besides class labels, or a list of these, one sample each.
+            mask: (H, W) of the conditions' size, True or 1 = generate anew, 0 = keep: array, tensor or PIL image (black =
+                keep). Every modality is generated inside and kept outside; those that are not in ``conditions`` are
+                estimated first. Outside, the given ones come back as they are.
+            num_estimation_steps: steps of that estimate; one is enough where RGB is given.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -247,9 +275,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check_inputs(
-            num_images, num_inference_steps, condition_time, output_type, callback_on_step_end_tensor_inputs
-        )
+        counts = {
+            "num_images": num_images,
+            "num_inference_steps": num_inference_steps,
+            "num_estimation_steps": num_estimation_steps,
+        }
+        self._check_inputs(counts, condition_time, output_type, callback_on_step_end_tensor_inputs)
         Guidance(guidance_scale, condition_guidance_scale, guidance_interval)  # refuses bad values before any work
         self._guidance_scale = guidance_scale
         self._interrupt = False
@@ -257,90 +288,146 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         # 1. What is asked for: labels, given images, roles
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
-        given_height, given_width = height, width
+        may_differ = height is not None and width is not None
         height, width = self._image_size(codec, height, width)
+        conditions = {} if conditions is None else conditions
+        region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        may_differ = given_height is not None and given_width is not None
-        given = encode_conditions(
-            {} if conditions is None else conditions,
-            self.codecs,
-            height,
-            width,
-            may_differ,
-            {"depth_values": depth_values},
-        )
-        batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
-        labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
-        given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
+        prompts = prompt if prompt is None or isinstance(prompt, list) else [prompt]
+        options = {"depth_values": depth_values}
+        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region, options)
+        numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
+        batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
+        check_call(batch * num_images, height, width)
+        labels = _repeated(labels, batch, num_images)
+        prompts = None if prompts is None else _repeated(prompts, batch, num_images)
+        images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
         batch = batch * num_images
-        roles = torch.tensor([[Role.CONDITION if name in given else Role.GENERATE for name in self._modalities]])
+        roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
         roles = roles.to(device).expand(batch, -1)  # (B, M)
 
-        # 2. Prompt, clean latents of the conditions, noise
-        conditioning = self.transformer.conditioner(labels).to(device)
+        # 2. Prompt, noise, clean latents of what is given
+        conditioner = self.transformer.conditioner
+        conditioning = conditioner(conditioner.of_inputs(labels, prompts)).to(device)
         null = None
-        if any(label is not None for label in labels):
-            null = self.transformer.conditioner.null(batch).to(device)
+        if prompts is not None or any(label is not None for label in labels):
+            null = conditioner.null(batch).to(device)
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
         noise = self._noise(latents, shape, generator, device)
-        clean = self._clean_latents(codec, given, noise)  # (B, M, C, h, w), 0 where nothing is given
+        given = Given(self._clean_latents(codec, images, noise), noise, condition_time)
+        guidance = (condition_guidance_scale, guidance_interval)
+        if region is not None:
+            # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
+            estimated = self._denoise(
+                conditioner.null(batch).to(device),
+                None,
+                given,
+                roles,
+                guidance=guidance,
+                num_inference_steps=num_estimation_steps,
+                generator=generator,
+            )
+            images = self._completed(codec, estimated, images)
+            known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
+            given = replace(given, clean=estimated, known=known)
+            roles = torch.full_like(roles, int(Role.GENERATE))
 
         # 3. Denoise
-        latents, _ = place(noise, clean, noise, roles, 1.0, condition_time)
+        latents = self._denoise(
+            conditioning,
+            null,
+            given,
+            roles,
+            guidance=guidance,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+        )
+
+        # 4. Decode
+        if output_type == "latent":
+            output = MultimodalDiTPipelineOutput(latents=latents)
+        else:
+            decoded = self._decode(codec, latents, images, None if region is None else region.inside, output_type)
+            output = MultimodalDiTPipelineOutput.from_modalities(decoded)
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def _denoise(
+        self,
+        conditioning: Conditioning,
+        null: Conditioning | None,
+        given: Given,
+        roles: Tensor,
+        *,
+        guidance: tuple[float, tuple[float, float]],
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_tensor_inputs: Sequence[str] = (),
+    ) -> Tensor:
+        """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), with what is given in its place.
+
+        ``guidance`` is the scale on the conditions and the interval; the scale on the prompt may change in a callback.
+        """
+        latents, _ = place(given.noise, given, roles, 1.0)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
-            x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)  # type: ignore[arg-type]
-            output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
+            x_t, timesteps = place(latents, given, roles, t)
+            x_in = x_t.to(self.transformer.dtype)
+            output = predict_in_batches(self.transformer, x_in, timesteps, roles, conditioning)
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
-        set_timesteps(self.scheduler, num_inference_steps, device)
+        set_timesteps(self.scheduler, num_inference_steps, latents.device)
         step_arguments: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             step_arguments["generator"] = generator
         sigmas = self.scheduler.sigmas.tolist()
         self._num_timesteps = len(self.scheduler.timesteps)
+        finite = FiniteWatch(self._num_timesteps, self.transformer.dtype)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 t = sigmas[i]
-                guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
-                guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
+                scales = Guidance(self._guidance_scale, *guidance)  # a callback may have changed the first
+                guided = guided_velocity(velocity, conditioning, null, roles, guidance=scales, t=t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
-                # The scheduler moved the conditions too: back to condition_time, where they are at every t.
-                latents, _ = place(latents, clean, noise, roles, t, condition_time)
+                finite.see(latents, i)
+                # The scheduler moved what is given, too: back to its place at the time that was reached.
+                latents, _ = place(latents, given, roles, sigmas[i + 1])
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    changed = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
-                    if changed.shape != latents.shape:
-                        given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
-                        raise UserError(
-                            f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}"
-                        )
-                    latents = changed
+                    latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
+        finite.check()
+        return torch.where(expand(roles == Role.CONDITION, latents), given.clean, latents)
 
-        # 4. Decode
-        latents = torch.where(expand(roles == Role.CONDITION, latents), clean, latents)
-        if output_type == "latent":
-            output = MultimodalDiTPipelineOutput(latents=latents)
-        else:
-            output = MultimodalDiTPipelineOutput.from_modalities(self._decode(codec, latents, given, output_type))
-        self.maybe_free_model_hooks()
-        return output if return_dict else output.to_tuple()
+    def _call_back(
+        self,
+        callback: Callable[..., dict[str, Any]],
+        names: Sequence[str],
+        step: int,
+        timestep: Tensor,
+        latents: Tensor,
+    ) -> Tensor:
+        """Call ``callback_on_step_end``; returns the latents to go on with."""
+        tensors = {"latents": latents} if "latents" in names else {}
+        changed = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+        if changed.shape != latents.shape:
+            given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
+            raise UserError(f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}")
+        return changed
 
     def _check_inputs(
-        self,
-        num_images: int,
-        num_inference_steps: int,
-        condition_time: float,
-        output_type: str,
-        tensor_inputs: Sequence[str],
+        self, counts: Mapping[str, Any], condition_time: float, output_type: str, tensor_inputs: Sequence[str]
     ) -> None:
-        for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
+            if name.endswith("_steps"):
+                check_steps(value, name)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
@@ -361,8 +448,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if size < 1 or size % unit:
                 nearest = max(unit, round(size / unit) * unit)
                 raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-        native = config.sample_size * codec.downsampling
-        return height or native, width or native
+        height, width = height or self.native_size, width or self.native_size
+        check_size(height, width)
+        return height, width
 
     def _noise(
         self,
@@ -392,17 +480,43 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         clean = torch.zeros_like(noise)
         for index, name in enumerate(self._modalities):
             if name in given:
-                clean[:, index] = codec.latents(codec.moments(given[name]).float(), name).to(clean)
+                moments = in_batches(codec.moments, given[name], given[name].shape[-2:].numel())
+                clean[:, index] = codec.latents(moments.float(), name).to(clean)
         return clean
 
-    def _decode(
-        self, codec: LatentCodec, latents: Tensor, given: Mapping[str, Tensor], output_type: str
-    ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
-        decoded = {}
+    def _completed(self, codec: LatentCodec, latents: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) of every modality: those given as they are, the others decoded."""
+        pixels = latents.shape[-2:].numel() * codec.downsampling**2
+        completed = {}
         for index, name in enumerate(self._modalities):
-            images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
-            decoded[name] = self.codecs[name].output(self.codecs[name].decode(images), output_type, latents.device)
+            if name in images:
+                completed[name] = images[name]
+                continue
+            decoded = in_batches(partial(codec.decode, modality=name), latents[:, index], pixels)
+            completed[name] = refuse_decoded(decoded, name, self.vae.dtype)
+        return completed
+
+    def _decode(
+        self,
+        codec: LatentCodec,
+        latents: Tensor,
+        images: Mapping[str, Tensor],
+        inside: Tensor | None,
+        output_type: str,
+    ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
+        """Outputs of every modality; ``images`` stand as they are, or outside the region ``inside`` (H, W) bool."""
+        kept = images if inside is None else {}
+        decoded = {}
+        for name, image in self._completed(codec, latents, kept).items():
+            if inside is not None:
+                image = torch.where(inside.to(image.device), image, images[name].to(image))
+            decoded[name] = self.codecs[name].output(self.codecs[name].decode(image), output_type, latents.device)
         return decoded
+
+
+def _repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:
+    """One value for each sample: a single one counts for the whole batch, and each is there ``num_images`` times."""
+    return [value for value in (values * batch if len(values) == 1 else values) for _ in range(num_images)]
 
 
 def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:

@@ -40,6 +40,23 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "preview.num_inference_steps": (1, math.inf, True),
 }
 
+# key -> the most that can be meant: more is a slip, which would take all memory before it is noticed
+_MEANT: dict[str, int] = {
+    "data.batch_size": 10**7,
+    "data.num_workers": 4096,
+    "model.hidden_size": 2**20,
+    "model.depth": 2**14,
+    "model.num_heads": 2**14,
+    "model.patch_size": 2**14,
+    "alignment.hidden_size": 2**20,
+    "trainer.max_steps": 10**8,
+    "trainer.num_nodes": 2**20,
+    "trainer.accumulate_grad_batches": 2**20,
+    "preview.num_samples": 10**6,
+    "preview.num_measured": 10**6,
+    "preview.num_inference_steps": 10**4,
+}
+
 
 def check_ranges(config: Any) -> None:
     """Check the numbers of a ``TrainingConfig``. Raises UserError naming the key, its value and the range."""
@@ -52,5 +69,7 @@ def check_ranges(config: Any) -> None:
         if not (least <= value <= most if allowed else least < value < most):
             upper = "or more" if most == math.inf else f"to {most}"
             raise UserError(f"{key} is {value}: give " + (f"{least} {upper}" if allowed else f"a number above {least}"))
+        if value > _MEANT.get(key, math.inf):
+            raise UserError(f"{key} is {value}: give at most {_MEANT[key]}")
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         raise UserError(f"optimizer.betas are {list(config.optimizer.betas)}: give two numbers from 0 to below 1")

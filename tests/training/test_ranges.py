@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mmdit.errors import UserError
-from mmdit.training.config import EMAConfig
+from mmdit.training.config import EMAConfig, TrainingConfig
 from mmdit.training.ranges import check_ranges
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import make_trainer
 
 
@@ -33,6 +33,8 @@ def _with(key: str, value: Any) -> TrainingConfig:
         ("optimizer.lr", 0.0, "give a number above 0"),
         ("optimizer.warmup_steps", -5, "give 0 or more"),
         ("trainer.max_steps", 0, "give 1 or more"),
+        ("trainer.max_steps", 10**9, "give at most 100000000"),
+        ("preview.num_inference_steps", 10**9, "give at most 10000"),
         ("trainer.log_every", 0, "give 1 or more"),
         ("trainer.accumulate_grad_batches", 0, "give 1 or more"),
         ("trainer.gradient_clip_val", 0.0, "give a number above 0"),

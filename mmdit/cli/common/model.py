@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 BUNDLED_MODEL = "scenes64"
 MAX_SEED = 2**63 - 1
+MAX_IMAGES = 10_000_000  # of one command: more can't be meant
+MAX_BATCH = 65_536
+MAX_STEPS = 10_000  # as in mmdit.pipelines.limits, which is too heavy to import for an option
 
 
 def note(message: str) -> None:
@@ -62,14 +65,24 @@ def check_seed(seed: int, num_images: int = 1) -> None:
     """Refuse numbers that count nothing or seed nothing. Raises UserError."""
     if num_images < 1:
         raise UserError(f"--num_images is {num_images}: give at least 1")
+    if num_images > MAX_IMAGES:
+        raise UserError(f"--num_images makes {num_images} images: give at most {MAX_IMAGES} to one command")
     if not 0 <= seed <= MAX_SEED - num_images:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise UserError for a batch that holds nothing, or that can't be meant."""
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise UserError(f"--batch_size is {batch_size}: give 1 to {MAX_BATCH}")
 
 
 def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
     """Refuse values no sampler can take, before anything is loaded. Raises UserError."""
     if num_inference_steps < 1:
         raise UserError(f"--num_inference_steps is {num_inference_steps}: give at least 1")
+    if num_inference_steps > MAX_STEPS:
+        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at most {MAX_STEPS}")
     if not math.isfinite(guidance_scale) or guidance_scale < 0:
         raise UserError(f"--guidance_scale is {guidance_scale}: give a number >= 0; 1 is no guidance")
 
@@ -133,6 +146,8 @@ def load_vae(name: str) -> AutoencoderKL:
 
     from mmdit.hub import out_of_reach
     from mmdit.pipelines.loading import bundled_models
+    from mmdit.storage.component import load_component, refuse_code
+    from mmdit.storage.weights import refuse_non_finite
 
     quiet_libraries()
     folder = bundled_models().get(name, Path(name))
@@ -142,14 +157,20 @@ def load_vae(name: str) -> AutoencoderKL:
         raise UserError(
             f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
-    source = str(folder) if folder.is_dir() else name
-    offline = not folder.is_dir() and out_of_reach(name)
+    if folder.is_dir():
+        try:
+            return load_component(folder, AutoencoderKL)
+        except UserError as error:
+            raise UserError(f"--vae {name!r} can't be loaded: {error}") from error
+    offline = out_of_reach(name)
     try:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True, local_files_only=offline)
+        config = AutoencoderKL.load_config(name, local_files_only=offline)
+        refuse_code(config, f"{name}: config.json")
+        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {' '.join(str(error).split())[:300]}"
         if offline:
             reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
-        elif not folder.is_dir():
-            reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {reason}"
         raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error
+    refuse_non_finite(vae, f"--vae {name!r}")
+    return vae

@@ -12,6 +12,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
+from mmdit.storage.names import text_of
 
 GENERATOR = "mmdit data label"
 # Raised when the same image and labeller give other files.
@@ -42,6 +43,7 @@ def describe(
         UserError: what is there was not made by this command, or with another size or another labeller, or the split of
             other images.
     """
+    images = text_of(images)
     old = read_description(root) or {"provenance": {}}
     provenance = old["provenance"]
     settings = {"generator": GENERATOR, "generator_version": GENERATOR_VERSION, "size": size}

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmdit.errors import UserError
 from mmdit.hub import out_of_reach
+from mmdit.storage.listing import visible
 
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
 CARD = "README.md"
@@ -105,7 +106,7 @@ def _read_kind(folder: Path, name: str, option: str) -> tuple[str, dict[str, Any
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in visible(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
         with path.open("rb") as file:
             while block := file.read(2**20):
