@@ -163,7 +163,8 @@ class SweepTable:
         self.rows.append({**row, **{name: float(value) for name, value in values.items()}})
         self.rows.sort(key=lambda line: tuple(line[key] for key in KEYS))  # whatever order a resumed sweep came in
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [*KEYS, *self.columns], restval="", lineterminator="\n")
+        fields = dict.fromkeys([*KEYS, *self.columns, *(key for line in self.rows for key in line)])
+        writer = csv.DictWriter(buffer, list(fields), restval="", lineterminator="\n")
         writer.writeheader()
         for line in self.rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})

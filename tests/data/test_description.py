@@ -112,7 +112,7 @@ def test_check_lists_all_that_is_wrong_with_dataset_json_and_reads_on(root):
     manifest(root, {"id": "a", "category": "cone", "rgb": "none.png"})
     found = [str(problem) for problem in check_dataset(root).problems]
     assert len(found) == 5
-    assert found[4] == "train/none.png: missing (sample train/a)"
+    assert found[4] == "train/none.png: no such file (sample train/a)"
 
 
 def test_equal_class_names_are_no_fault(root):

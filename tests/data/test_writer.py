@@ -6,9 +6,8 @@ from PIL import Image
 
 from mmdit.data.writer import DatasetWriter, read_description
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import class_palette, generic_palette
-from mmdit.modalities.modality import MODALITIES
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities import MODALITIES, build_codec
+from mmdit.modalities.palette import class_palette, generic_palette
 
 
 def test_files_hold_what_was_saved(tmp_path):
@@ -24,7 +23,10 @@ def test_files_hold_what_was_saved(tmp_path):
     }
     for name, array in arrays.items():
         writer.save(name, "a/b", array)
-    read = {n: load_raw(tmp_path / f"train/{n}/a/b.png", MODALITIES[n], depth_scale=0.01) for n in arrays}
+    read = {
+        n: build_codec(MODALITIES[n]).read(tmp_path / f"train/{n}/a/b.png", {"depth_scale": 0.01}).values
+        for n in arrays
+    }
     np.testing.assert_array_equal(read["rgb"], arrays["rgb"])
     np.testing.assert_array_equal(read["segmentation"], arrays["segmentation"])
     np.testing.assert_allclose(read["depth"], arrays["depth"], atol=0.0051)

@@ -87,7 +87,9 @@ def check_jvp(case: Case, missing: str = "", vectors: bool = False, device: str 
         assert error <= max(bound, 1e-7), f"{name}: {error:.2e}, PyTorch {theirs:.2e}, of {case}"
         if case.dtype != F32:
             once = relative_rms(rounded_once[index], exact[index])
-            assert error <= max(ROUNDED_ONCE_LIMIT * once, bound), f"{name}: {error:.2e}, rounded once {once:.2e}, {case}"
+            assert error <= max(ROUNDED_ONCE_LIMIT * once, bound), (
+                f"{name}: {error:.2e}, rounded once {once:.2e}, {case}"
+            )
         if mask is not None:
             assert (ours[index][: case.b - 1] == 0).all()
 

@@ -19,7 +19,7 @@ from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.modalities import Modality, get_modalities
 from mmdit.storage.component import load_component
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 

@@ -107,9 +107,7 @@ def adaln_tensors(b: int, t: int, d: int, dtypes: tuple[torch.dtype, ...], gated
     ],
     ids=str,
 )
-def test_adaln(
-    b: int, t: int, d: int, dtypes: tuple[torch.dtype, ...], gated: bool, missing: tuple[int, ...]
-) -> None:
+def test_adaln(b: int, t: int, d: int, dtypes: tuple[torch.dtype, ...], gated: bool, missing: tuple[int, ...]) -> None:
     check_adaln_jvp(GATED if gated else PLAIN, adaln_tensors(b, t, d, dtypes, gated), missing)
 
 

@@ -46,7 +46,9 @@ def run(model: MultimodalDiT, dtype: torch.dtype) -> tuple[Tensor, Tensor, float
 
 
 @pytest.mark.parametrize(("qk_norm", "position_embedding"), [(None, "sincos"), ("rms_norm", "rope")])
-def test_the_tangent_of_the_model(qk_norm: str | None, position_embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tangent_of_the_model(
+    qk_norm: str | None, position_embedding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In float64 on PyTorch it agrees with reverse mode; on the kernels, and on PyTorch in float32, with that."""
     model = make_model(qk_norm, position_embedding)
     calls = []
