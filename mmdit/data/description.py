@@ -44,7 +44,7 @@ def parse_description(root: Path) -> tuple[dict[str, Any], list[str]]:
         "categories": _categories(values, reasons),
         "depth_scale": _depth_scale(values, reasons),
     }
-    known = {key: value for key, value in understood.items() if value is not None}
+    known: dict[str, Any] = {key: value for key, value in understood.items() if value is not None}
     if _classes_are_right(values, reasons):
         known["segmentation_classes"] = tuple(values.get("segmentation_classes") or ()) or None
     licence = values.get("licence")
