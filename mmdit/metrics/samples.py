@@ -42,6 +42,7 @@ class EvaluationSamples:
         num_samples: None = the whole split; a split with fewer is used whole.
         size: height and width in pixels.
         seed: of the choice.
+        allow_outside: accept a manifest that names files outside ``root``.
 
     Raises:
         UserError: no dataset or split there, num_samples < 1, or no modality in common.
@@ -55,10 +56,12 @@ class EvaluationSamples:
         size: int,
         num_samples: int | None = None,
         seed: int = 0,
+        *,
+        allow_outside: bool = False,
     ) -> None:
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: give a whole number, at least 1")
-        self.info: DatasetInfo = read_dataset_info(root)
+        self.info: DatasetInfo = read_dataset_info(root, allow_outside=allow_outside)
         self.modalities = {name: record for name, record in modalities.items() if name in self.info.modalities}
         if not self.modalities:
             raise UserError(
