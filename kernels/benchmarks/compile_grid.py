@@ -67,7 +67,11 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def table(rows: list[dict[str, str]]) -> Iterator[str]:
     """Yield lines of Markdown: for each label and kernel registers / blocks by version, and what they have in common."""
     versions = sorted({row["triton"] for row in rows})
-    yield "| | " + " | ".join(f"triton {version}" for version in versions) + " | waits | loads ≥ 16 B | products | tensors |"
+    yield (
+        "| | "
+        + " | ".join(f"triton {version}" for version in versions)
+        + " | waits | loads ≥ 16 B | products | tensors |"
+    )
     yield "|---" * (len(versions) + 5) + "|"
     groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -76,15 +80,18 @@ def table(rows: list[dict[str, str]]) -> Iterator[str]:
             groups.setdefault(key, {})[row["triton"]] = row
     for (op, kernel, dtype, d, features, label), found in sorted(groups.items()):
         last = found[max(found)]
-        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{'' if features in ('plain', 'True') else f', {features}'}: {label}"
+        more = "" if features in ("plain", "True") else f", {features}"
+        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{more}: {label}"
         cells = []
         for version in versions:
             row = found.get(version)
             cell = "" if row is None else f"{row['registers']} / {row['blocks']}"
             cells.append(cell + (f" ({row['note']})" if row and row["note"] else ""))
         loads = f"{last['wide']} of {int(last['wide'] or 0) + int(last['narrow'] or 0)}"
-        yield f"| {title} | " + " | ".join(cells) + (
-            f" | {last['waits'] or '-'} | {loads} | {last['matrix_products'] or '-'} | {last['tensors']} |"
+        yield (
+            f"| {title} | "
+            + " | ".join(cells)
+            + (f" | {last['waits'] or '-'} | {loads} | {last['matrix_products'] or '-'} | {last['tensors']} |")
         )
 
 
@@ -124,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [other for other in rows if [str(other[field]) for field in KEYS] != key]
         rows.append(row)
         bad += bool(row["note"])
-        print(*(f"{row[field]}" for field in KEYS[1:]), row["tiles"], *(f"{key}={row[key]}" for key in ("registers", "blocks", "waits", "shared", "wide", "narrow", "note") if row[key] != ""), sep=" ", flush=True)
+        seen = ("registers", "spilled", "shared", "blocks", "waits", "note")
+        print(*(row[key] for key in KEYS[1:]), row["tiles"], *(f"{key}={row[key]}" for key in seen), flush=True)
         write(options.output, rows)
     print(f"{bad} of {len(selected(options))} cases spill or do not fit; saved in {options.output}")
 

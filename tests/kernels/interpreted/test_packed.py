@@ -61,10 +61,8 @@ def test_it_is_attention_of_the_views(dtype: torch.dtype, full: bool) -> None:
 
 def attend(x: Tensor, projection: nn.Linear, backend: str, is_packed: bool) -> Tensor:
     qkv = projection(x).view(B, N, 3, H, D)
-    if is_packed:
-        y = attention_packed(qkv, backend=backend)
-    else:
-        y = attention(*qkv.permute(2, 0, 3, 1, 4), backend=backend)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    y = attention_packed(qkv, backend=backend) if is_packed else attention(q, k, v, backend=backend)
     return y.transpose(1, 2).flatten(2)
 
 
