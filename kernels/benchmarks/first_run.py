@@ -108,7 +108,9 @@ def summary(report: Report) -> Iterator[str]:
         if row.milliseconds and row.section != "tuning":
             groups.setdefault((row.section, row.op, row.shape, row.dtype, row.direction), []).append(row)
     for key, rows in groups.items():
-        ours = [row for row in rows if row.implementation.startswith("mmdit_kernels") and "alone" not in row.implementation]
+        ours = [
+            row for row in rows if row.implementation.startswith("mmdit_kernels") and "alone" not in row.implementation
+        ]
         others = [row for row in rows if not row.implementation.startswith("mmdit_kernels")]
         if ours and others:
             mine, best = (min(found, key=lambda row: row.milliseconds or 0.0) for found in (ours, others))

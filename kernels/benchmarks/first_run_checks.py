@@ -50,7 +50,9 @@ def _attention(sizes: Sizes, dtype: torch.dtype, d: int, features: bool) -> Chec
         def function(q: Tensor, k: Tensor, v: Tensor, *weights: Tensor) -> Tensor:
             if not features:
                 return op(q, k, v, **options)
-            rope = tuple(table.double() if q.dtype == torch.float64 else table for table in (angles.cos(), angles.sin()))
+            rope = tuple(
+                table.double() if q.dtype == torch.float64 else table for table in (angles.cos(), angles.sin())
+            )
             return op(q, k, v, q_weight=weights[0], k_weight=weights[1], rope=rope, key_mask=mask, **options)
 
         return function

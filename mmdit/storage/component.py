@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ _OLDER_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object. Raises UserError as ``read_json``, or where it holds something else."""
-    values = read_json(path)
+    values = read_json(path, constants=True)  # a scheduler of diffusers has a setting of -Infinity
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
     return values
@@ -71,6 +70,8 @@ def _wanted(value: Any, default: Any) -> str | None:
     if default is None:  # may be anything simple
         right = value is None or isinstance(value, str | bool) or is_number or isinstance(value, list)
         return None if right else "a text, a number, a list or null"
+    if value == default and type(value) is type(default):
+        return None
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):
@@ -187,8 +188,8 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]
             pending += [(name, item) for item in value]
         elif isinstance(value, dict):
             pending += [(f"{name}.{key}", item) for key, item in value.items()]
-        elif isinstance(value, int | float) and not math.isnan(value):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             most = max(len(stored), 1) if name in _COUNTS else limit
-            if abs(value) > most:
+            if not abs(value) <= most:
                 shown = f"are {len(stored)} tensors" if name in _COUNTS else f"have no side longer than {largest}"
                 raise UserError(f"{path}: {name} is {value}, but its weights {shown}")

@@ -14,8 +14,8 @@ MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
 
-def parse_json(content: bytes) -> Any:
-    """Parse UTF-8 text, with or without a byte order mark.
+def parse_json(content: bytes, constants: bool = False) -> Any:
+    """Parse UTF-8 text, with or without a byte order mark; ``constants``: NaN and Infinity are numbers, as Python writes them.
 
     Raises:
         ValueError: no UTF-8, no JSON, NaN or infinity, a key twice, or lists and objects more than 64 deep; its text
@@ -28,7 +28,7 @@ def parse_json(content: bytes) -> Any:
     if not text.strip():
         raise ValueError("not JSON: empty")
     try:
-        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        values = json.loads(text, parse_constant=float if constants else _no_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:  # of Python's: a number with thousands of digits, with advice for programmers
@@ -39,19 +39,20 @@ def parse_json(content: bytes) -> Any:
     return values
 
 
-def read_json(path: Path, advice: str = "", max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, advice: str = "", max_bytes: int = MAX_BYTES, constants: bool = False) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
         advice: what to do, at the end of the message.
         max_bytes: a larger file is refused before it is read.
+        constants: as for ``parse_json``.
 
     Raises:
         UserError: nothing there, no regular file, too large, or what ``parse_json`` refuses; the message names the file.
     """
     try:
-        return parse_json(read_bounded(path, max_bytes, advice))
+        return parse_json(read_bounded(path, max_bytes, advice), constants)
     except UserError:
         raise
     except ValueError as error:
