@@ -131,7 +131,7 @@ def test_bad_prompts(trained: Path) -> None:
     for wrong in (3, {"vocabulary": {"red": 1}}):
         path.write_text(json.dumps({**values, "conditioner_settings": wrong}))
         with pytest.raises(
-            UserError, match="conditioner_settings is .*: give keys with a text, a number, a list or null each"
+            UserError, match=r"conditioner_settings is .*: give keys with a text, a number, a list or null each"
         ):
             MultimodalDiTPipeline.from_pretrained(trained)
 
