@@ -226,8 +226,8 @@ def test_pipes_are_no_files(root):
     assert "no such file" in loads(root)
     (root / "dataset.json").unlink()
     os.mkfifo(root / "dataset.json")
-    assert "is a pipe" in loads(root)
-    assert any("is a pipe" in reason for reason in reasons(root))
+    assert "is a FIFO" in loads(root)
+    assert any("is a FIFO" in reason for reason in reasons(root))
 
 
 _PIECES = [
