@@ -97,8 +97,8 @@ def tune_attention(configs: dict[str, list[int]], options: argparse.Namespace, s
         d_out = torch.randn_like(out)
         builders = {
             "forward": lambda: attention.forward_launch(inputs)[0],  # noqa: B023
-            "backward_q": lambda: attention.backward_launches(inputs, d_out, out, stats)[0][0],  # noqa: B023
-            "backward_kv": lambda: attention.backward_launches(inputs, d_out, out, stats)[0][1],  # noqa: B023
+            "backward_q": lambda: attention.backward_launches(inputs, d_out, out, stats)[0],  # noqa: B023
+            "backward_kv": lambda: attention.backward_launches(inputs, d_out, out, stats)[1],  # noqa: B023
         }
         for kernel, build in builders.items():
             values, time = best(attention_configs, ATTENTION_GRID[kernel], build, inputs.q, options.repeats)

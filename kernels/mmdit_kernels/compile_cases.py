@@ -43,7 +43,7 @@ class Attention(NamedTuple):
         mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
         inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
         forward, out, stats = forward_launch(inputs, self.target)
-        (queries, keys), _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
+        queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
         return {"forward": forward, "backward_q": queries, "backward_kv": keys}[self.kernel]
 
 

@@ -98,7 +98,7 @@ def test_views_are_read_in_place() -> None:
     forward, out, stats = forward_launch(inputs, "sm_90")
     assert out.transpose(1, 2).is_contiguous()
     d_out = torch.ones(1).expand_as(out)
-    (queries, keys), _ = backward_launches(inputs, d_out, out, stats, "sm_90")
+    queries, keys, _ = backward_launches(inputs, d_out, out, stats, "sm_90")
     for launch in (forward, queries, keys):
         assert all(mine is theirs for mine, theirs in zip(launch.arguments, (q, k, v), strict=False))
     assert queries.arguments[4] is keys.arguments[3] is d_out

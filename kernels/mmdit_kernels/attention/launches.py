@@ -133,7 +133,7 @@ class Gradients(NamedTuple):
 def backward_launches(
     inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> tuple[tuple[Launch, Launch], Gradients]:  # fmt: skip
+) -> tuple[Launch, Launch, Gradients]:  # fmt: skip
     """Return the two launches, in their order, and the gradients they fill: those of q, k and v are ``into``, or new.
 
     Each of ``into`` has a dense last dimension, and rows that start on 16 bytes.
@@ -167,8 +167,8 @@ def backward_launches(
         *(*call.qkv_strides, *d_out.stride(), *gradients.k.stride()[:3], *gradients.v.stride()[:3]),
         *(*call.sizes(), *scales),
     )
-    launches = (
+    return (
         Launch(attention_backward_q_kernel, q_programs, q_arguments, call.constants(q_config, is_aligned)),
         Launch(attention_backward_kv_kernel, kv_programs, kv_arguments, call.constants(kv_config, is_aligned)),
+        gradients,
     )
-    return launches, gradients

@@ -68,9 +68,9 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k, v, and of the norm weights in float32 (zeros where there is no weight)."""
     inputs = Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale)
-    launches, gradients = backward_launches(inputs, d_out, out, stats)
-    for launch in launches:
-        launch.run(q)
+    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats)
+    q_launch.run(q)
+    kv_launch.run(q)
     return *gradients[:3], gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 
