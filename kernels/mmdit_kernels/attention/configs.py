@@ -89,8 +89,10 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         if kernel == "backward_q":
             return Config(64, 32 if halved else 64, 8, stages)
         return Config(16 if halved else 32, 64, 8, stages)
-    if target == "sm_90" and width <= 80:  # two blocks of four warps, and copies that run ahead by a whole step
-        return Config(32 if kernel == "backward_kv" and partial else 64, 64, 4, 3)
+    if target == "sm_90" and width <= 80:  # two blocks share a multiprocessor, and copies run ahead by a whole step
+        if kernel == "backward_q":
+            return Config(128, 32 if split else 64, 8, 3)
+        return Config(32 if partial else 64, 64, 4, 3)
     if kernel == "backward_q":
         return Config(128 if asynchronous or not partial else 64, 32 if halved else 64, 8, 2)
     return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)
