@@ -57,7 +57,9 @@ TEXT = Conditioning(torch.tensor([[1.0], [2.0]]))
 def test_fusing_is_equation_8(alpha: float, w: float) -> None:
     """α w v_u + (1 - α) w v_y + (1 - w) v_none of UMM-Diffusion (arXiv 2303.09319), in one evaluation."""
     field = LinearField()
-    velocity = guided_velocity(field, PROMPT, NULL, ROLES, Guidance(w, fusing_scale=alpha), 0.5, TEXT)[:, 0, 0, 0, 0]
+    velocity = guided_velocity(field, PROMPT, NULL, ROLES, guidance=Guidance(w, fusing_scale=alpha), t=0.5, text=TEXT)[
+        :, 0, 0, 0, 0
+    ]
     u, y, none = torch.tensor([13.0, 15.0]), torch.tensor([11.0, 12.0]), torch.tensor([10.0, 10.0])
     torch.testing.assert_close(velocity, alpha * w * u + (1 - alpha) * w * y + (1 - w) * none)
     assert field.batches == [2 * ((1 if alpha in (0, 1) else 2) + (w != 1))]
@@ -66,15 +68,17 @@ def test_fusing_is_equation_8(alpha: float, w: float) -> None:
 @pytest.mark.parametrize(("alpha", "prompt"), [(0.0, TEXT), (1.0, PROMPT)])
 def test_fusing_at_its_ends_is_one_prompt_exactly(alpha: float, prompt: Conditioning) -> None:
     guidance = Guidance(3.3, condition_scale=1.7)
-    alone = guided_velocity(LinearField(), prompt, NULL, ROLES, guidance, 0.5)
-    fused = guided_velocity(LinearField(), PROMPT, NULL, ROLES, Guidance(3.3, 1.7, fusing_scale=alpha), 0.5, TEXT)
+    alone = guided_velocity(LinearField(), prompt, NULL, ROLES, guidance=guidance, t=0.5)
+    fused = guided_velocity(
+        LinearField(), PROMPT, NULL, ROLES, guidance=Guidance(3.3, 1.7, fusing_scale=alpha), t=0.5, text=TEXT
+    )
     assert torch.equal(fused, alone)
 
 
 def test_fusing_beside_guidance_on_the_condition() -> None:
     """The condition's absence is judged with the same mixture of prompts."""
     guidance = Guidance(condition_scale=1.5, fusing_scale=0.25)
-    velocity = guided_velocity(LinearField(), PROMPT, None, ROLES, guidance, 0.5, TEXT)[:, 0, 0, 0, 0]
+    velocity = guided_velocity(LinearField(), PROMPT, None, ROLES, guidance=guidance, t=0.5, text=TEXT)[:, 0, 0, 0, 0]
     mixed = 0.25 * torch.tensor([3.0, 5.0]) + 0.75 * torch.tensor([1.0, 2.0])
     torch.testing.assert_close(velocity, mixed + 10 + 0.5 * 10)
 
