@@ -22,6 +22,7 @@ def evaluate(
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    allow_outside: bool = False,
 ) -> None:
     """Measure a model on a dataset and write every metric as JSON.
 
@@ -42,6 +43,7 @@ def evaluate(
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        allow_outside: Accept a manifest that names files outside the dataset's folder.
     """
     check_seed(seed)
     check_sampling(1 if num_inference_steps is None else num_inference_steps, guidance_scale)
@@ -60,7 +62,16 @@ def evaluate(
 
     pipe = load_pipeline(model, device, dtype)
     report = measure(
-        pipe, data, split, num_samples, num_inference_steps, guidance_scale, seed, batch_size, teacher=teacher
+        pipe,
+        data,
+        split,
+        num_samples,
+        num_inference_steps,
+        guidance_scale,
+        seed,
+        batch_size,
+        teacher=teacher,
+        allow_outside=allow_outside,
     )
     report["settings"] |= {"model": model, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
     report["settings"]["versions"] = versions()

@@ -12,10 +12,21 @@ from torch import Tensor
 
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
-from mmdit.metrics.depth import valid_depth
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import MEASURED, MapMetrics, PreviousPairs, depth_space, label_set, sample_generators, unstack
+from mmdit.metrics.maps import (
+    MapMetrics,
+    PreviousPairs,
+    depth_space,
+    first_of_kind,
+    label_set,
+    measured,
+    others,
+    sample_generators,
+    unstack,
+)
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
+from mmdit.metrics.values import PeakSignalToNoise
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.frozen import reconstruct
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -51,13 +62,21 @@ class Evaluation:
         self.guidance_scale = GUIDANCE_SCALE if guidance_scale is None else guidance_scale
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
-        names = [name for name in MEASURED if name in samples.modalities]
-        if "segmentation" in names and not self._same_classes():
-            names.remove("segmentation")
+        self.depth: Any
+        self.normal: Any
+        self.labelled: Any
+        self.depth, self.normal, self.labelled = (
+            first_of_kind(pipe.codecs, kind) for kind in ("depth", "normal", "segmentation")
+        )
+        self.codecs = dict(pipe.codecs)
+        names = measured(samples.modalities)
+        if self.labelled in names and not self._same_classes():
+            names.remove(self.labelled)
+            del self.codecs[self.labelled]
             self.labels = None
-            self.notes.append("segmentation is not measured: the dataset's classes are not the model's")
+            self.notes.append(f"{self.labelled} is not measured: the dataset's classes are not the model's")
         self.names = names
-        self.has_rgb = "rgb" in samples.modalities
+        self.has_rgb = IMAGE in samples.modalities
         self.conditions = [name for name in names if self.has_rgb and len(pipe.modalities) > 1]
         self.right, self.wrong, self.vae = self._maps(names), self._maps(names), self._maps(names)
         self.conditioned = {name: self._maps([name]) for name in self.conditions}
@@ -65,7 +84,7 @@ class Evaluation:
             ConsistencyMetrics(self.space, self.labels) for _ in range(4)
         )
         self.pairs, self.generated_pairs = PreviousPairs(), PreviousPairs()
-        self.vae_psnr = RunningMean()
+        self.vae_psnr = PeakSignalToNoise()
         self.category, self.classified = RunningMean(), RunningMean()
         self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
         self.seconds = {task: RunningMean() for task in STEPS}
@@ -81,12 +100,12 @@ class Evaluation:
         return theirs is None or {int(entry["id"]): str(entry["name"]) for entry in theirs} == ours
 
     def _maps(self, names: Iterable[str]) -> MapMetrics:
-        return MapMetrics(names, self.space, self.labels, self.span)
+        return MapMetrics(names, self.codecs, self.span)
 
     def update(self, batch: Sequence[GroundTruth]) -> None:
         """Run every task on a batch of samples."""
         self.num_samples += len(batch)
-        self._understand([sample for sample in batch if "rgb" in sample.maps])
+        self._understand([sample for sample in batch if IMAGE in sample.maps])
         for name in self.conditions:
             self._condition(name, [sample for sample in batch if self._can_condition(name, sample)])
         self._generate(batch)
@@ -95,7 +114,7 @@ class Evaluation:
     def _timed(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
         output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
-        if self.pipe._execution_device.type == "cuda":
+        if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
         return output
@@ -109,29 +128,29 @@ class Evaluation:
         output = self._timed(
             "understanding",
             len(batch),
-            conditions={"rgb": list(images)},
+            conditions={IMAGE: list(images)},
             guidance_scale=1.0,
             generator=self._noise(task, batch),
         )
-        return unstack(output, (name for name in self.pipe.modalities if name != "rgb"), len(batch))
+        return unstack(output, others(self.pipe.codecs), len(batch))
 
     def _understand(self, batch: Sequence[GroundTruth]) -> None:
         if not batch or len(self.pipe.modalities) < 2:
             return
-        predictions = self._see([sample.maps["rgb"] for sample in batch], batch, "understanding")
+        predictions = self._see([sample.maps[IMAGE] for sample in batch], batch, "understanding")
         for prediction, truth in zip(predictions, batch, strict=True):
             self.right.update(prediction, truth)
             for other, its_truth in self.pairs.add(prediction, truth):
                 self.wrong.update(other, its_truth)
 
     def _can_condition(self, name: str, sample: GroundTruth) -> bool:
-        return name in sample.maps and (name != "depth" or bool(valid_depth(sample.maps[name]).any()))
+        return name in sample.maps and self.pipe.codecs[name].has_values(sample.maps[name])
 
     def _condition(self, name: str, batch: Sequence[GroundTruth]) -> None:
         """X -> RGB, then X again from that RGB alone."""
         if not batch:
             return
-        given = [as_condition(name, sample.maps[name]) for sample in batch]
+        given = [self.pipe.codecs[name].as_given(sample.maps[name]) for sample in batch]
         output = self._timed(
             "conditioning",
             len(batch),
@@ -139,7 +158,7 @@ class Evaluation:
             guidance_scale=1.0,
             generator=self._noise(name, batch),
         )
-        images = [maps["rgb"] for maps in unstack(output, ["rgb"], len(batch))]
+        images = [maps[IMAGE] for maps in unstack(output, {IMAGE: self.pipe.codecs[IMAGE]}, len(batch))]
         for prediction, truth in zip(self._see(images, batch, "reestimation"), batch, strict=True):
             self.conditioned[name].update(prediction, truth)
 
@@ -160,19 +179,19 @@ class Evaluation:
             guidance_scale=self.guidance_scale,
             generator=self._noise("generation", batch),
         )
-        generated = unstack(output, self.pipe.modalities, len(batch))
+        generated = unstack(output, self.pipe.codecs, len(batch))
         if self.labels is not None:
             for maps, sample, label in zip(generated, batch, labels, strict=True):
                 wanted = self.labels.id_of(sample.category)
                 if label is not None and wanted is not None:
-                    self.category.update(self.labels.majority_object(maps["segmentation"]) == wanted)
-        if "rgb" in self.pipe.modalities:
-            self._measure_images("generated", [maps["rgb"] for maps in generated])
-            self._classify([maps["rgb"] for maps in generated], batch, labels)
+                    self.category.update(self.labels.majority_object(maps[self.labelled]) == wanted)
+        if IMAGE in self.pipe.modalities:
+            self._measure_images("generated", [maps[IMAGE] for maps in generated])
+            self._classify([maps[IMAGE] for maps in generated], batch, labels)
             if self.labels is not None:
-                seen = self._see([maps["rgb"] for maps in generated], batch, "reestimation")
+                seen = self._see([maps[IMAGE] for maps in generated], batch, "reestimation")
                 for maps, again in zip(generated, seen, strict=True):
-                    maps["reestimated"] = again["segmentation"]
+                    maps["reestimated"] = again[self.labelled]
         for maps in generated:
             self._agree(self.consistency, maps, maps)
             for other, own in self.generated_pairs.add(maps, maps):
@@ -180,40 +199,39 @@ class Evaluation:
 
     def _agree(self, metrics: ConsistencyMetrics, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
         """Depth and labels of the first sample against normals and re-estimated labels of the second."""
-        if self.space is not None and "normal" in second:
-            metrics.update_geometry(first["depth"], second["normal"])
+        if self.depth is not None and self.normal is not None:
+            metrics.update_geometry(first[self.depth], second[self.normal])
         if "reestimated" in second:
-            metrics.update_segmentation(first["segmentation"], second["reestimated"])
+            metrics.update_segmentation(first[self.labelled], second["reestimated"])
 
     def _reconstruct(self, batch: Sequence[GroundTruth]) -> None:
         """Ground truth through the VAE and back, and through the codec alone."""
         for sample in batch:
             encoded = {}
             for name, array in sample.maps.items():
-                if name in (*self.names, "rgb") and self._can_condition(name, sample):
+                if name in (*self.names, IMAGE) and self._can_condition(name, sample):
                     encoded[name] = self.pipe.codecs[name].encode(array)[None]
             rebuilt = {name: values[0] for name, values in reconstruct(self.pipe, encoded).items()}
-            measurable = {name: sample.maps[name] for name in rebuilt if name != "rgb"}
+            measurable = {name: sample.maps[name] for name in measured(rebuilt)}
             self.vae.update(rebuilt, GroundTruth(sample.index, sample.id, sample.category, measurable))
-            if self.space is not None and {"depth", "normal"} <= rebuilt.keys():
-                self.vae_consistency.update_geometry(rebuilt["depth"], rebuilt["normal"])
-                relative = self.pipe.codecs["depth"].decode(encoded["depth"])[0]
-                self.true_consistency.update_geometry(relative, sample.maps["normal"])
-            if "rgb" in rebuilt:
-                error = rebuilt["rgb"].astype(np.float64) - sample.maps["rgb"]
-                self.vae_psnr.update(-10 * np.log10(max((error**2).mean() / 255**2, 1e-10)))
-                self._measure_images("real", [sample.maps["rgb"]])
-                self._measure_images("vae", [rebuilt["rgb"]])
+            if self.depth in rebuilt and self.normal in rebuilt:
+                self.vae_consistency.update_geometry(rebuilt[self.depth], rebuilt[self.normal])
+                relative = self.pipe.codecs[self.depth].decode(encoded[self.depth])[0]
+                self.true_consistency.update_geometry(relative, sample.maps[self.normal])
+            if IMAGE in rebuilt:
+                self.vae_psnr.add(rebuilt[IMAGE], sample.maps[IMAGE])
+                self._measure_images("real", [sample.maps[IMAGE]])
+                self._measure_images("vae", [rebuilt[IMAGE]])
 
     def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
         if self.network is not None and images:
-            self.features[name].update(pooled_features(self.network, images, self.pipe._execution_device))
+            self.features[name].update(pooled_features(self.network, images, self.pipe.execution_device))
 
     def _classify(self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], labels: Sequence[Any]) -> None:
         if self.network is None or not hasattr(self.network, "classify"):
             return
         with torch.no_grad():
-            logits = self.network.classify(_to_tensor(images).to(self.pipe._execution_device))
+            logits = self.network.classify(_to_tensor(images).to(self.pipe.execution_device))
         if logits.shape[1] != len(self.info.categories):
             return
         for row, sample, label in zip(logits.argmax(dim=1).tolist(), batch, labels, strict=True):
@@ -241,7 +259,7 @@ class Evaluation:
                 "shuffled_consistency": self.wrong_consistency.compute(),
                 "vae_only": {
                     **self.vae.compute(),
-                    "rgb": {"psnr": self.vae_psnr.compute()},
+                    IMAGE: {"psnr": self.vae_psnr.compute()["psnr"]},
                     "frechet_distance": feature_distance(self.features["real"], self.features["vae"]),
                     "consistency": {key: self.vae_consistency.compute()[key] for key in geometry},
                 },
@@ -254,7 +272,7 @@ class Evaluation:
                 "guidance_scale": self.guidance_scale,
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
-                "device": str(self.pipe._execution_device),
+                "device": str(self.pipe.execution_device),
                 "dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
                 "depth_space": self.space,
                 "depth_range": list(self.span),
@@ -262,13 +280,6 @@ class Evaluation:
             },
             "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.seconds.items()}},
         }
-
-
-def as_condition(name: str, array: np.ndarray) -> np.ndarray:
-    """A map that the pipeline reads as what it is: metric depth of less than a metre would pass for a relative map."""
-    if name == "depth" and np.nanmax(array) <= 1:
-        return array * np.float32(10 / np.nanmax(array))
-    return array
 
 
 @torch.no_grad()

@@ -18,27 +18,31 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
-from mmdit.metrics.depth import valid_depth
-from mmdit.metrics.evaluation import as_condition, pooled_features
+from mmdit.metrics.evaluation import pooled_features
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import MEASURED, MapMetrics, batched, depth_space, label_set, sample_generators, unstack
+from mmdit.metrics.maps import (
+    METRICS,
+    MapMetrics,
+    batched,
+    depth_space,
+    first_of_kind,
+    label_set,
+    measured,
+    metric_class,
+    sample_generators,
+    unstack,
+)
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.metrics.understanding import understand
+from mmdit.modalities import IMAGE, MODALITIES, build_codecs
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 TASKS = ("understanding", "conditioning", "generation")
 STEPS = (1, 2, 5, 10, 25, 50, 250)
-# What a row reports of each modality's metrics.
-MAP_COLUMNS = {
-    "depth": ("abs_rel", "delta1", "delta1_05"),
-    "normal": ("mean_angle", "within_11_25", "mean_angle_objects"),
-    "segmentation": ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy"),
-}
 GENERATION_COLUMNS = ("frechet_distance", "category_accuracy", "depth_normal_angle", "segmentation_agreement")
 COST_COLUMNS = ("network_evaluations", "seconds_per_image")
-HIGHER_IS_BETTER = frozenset(
-    {"delta1", "delta1_05", "within_11_25", "miou", "pixel_accuracy", "object_iou", "main_object_accuracy"}
-    | {"category_accuracy", "segmentation_agreement"}
+HIGHER_IS_BETTER = frozenset({"category_accuracy", "segmentation_agreement"}).union(
+    *(metric.higher_is_better for metric in METRICS.values())
 )
 # By these a task's rows are compared and drawn.
 HEADLINES = {
@@ -50,7 +54,8 @@ HEADLINES = {
 
 def columns() -> list[str]:
     """Names of all measures of a row: <modality>_<metric>, those of generation, and the cost."""
-    maps = [f"{modality}_{metric}" for modality, metrics in MAP_COLUMNS.items() for metric in metrics]
+    codecs = build_codecs(MODALITIES)
+    maps = [f"{name}_{column}" for name in measured(codecs) for column in metric_class(codecs[name]).columns]
     return [*maps, *GENERATION_COLUMNS, *COST_COLUMNS]
 
 
@@ -109,8 +114,8 @@ class StepSweep:
         batch_size: int,
         span: tuple[float, float],
     ) -> None:
-        names = [name for name in MEASURED if name in samples.modalities]
-        if "rgb" not in samples.modalities or not names:
+        names = measured(samples.modalities)
+        if IMAGE not in samples.modalities or not names:
             raise UserError(f"a sweep needs RGB and a map of it; model and data share {', '.join(samples.modalities)}")
         if condition not in names:
             raise unknown_name("condition of the sweep", condition, names)
@@ -118,9 +123,12 @@ class StepSweep:
         self.names, self.condition, self.network = names, condition, network
         self.guidance_scale, self.seed, self.batch_size, self.span = guidance_scale, seed, batch_size, span
         self.labels, self.space = label_set(pipe), depth_space(pipe)
-        self.samples: list[GroundTruth] = [sample for sample in samples if "rgb" in sample.maps]
+        self.depth, self.normal, self.labelled = (
+            first_of_kind(pipe.codecs, kind) for kind in ("depth", "normal", "segmentation")
+        )
+        self.samples: list[GroundTruth] = [sample for sample in samples if IMAGE in sample.maps]
         self.real = FeatureStatistics()
-        self._add_features(self.real, [sample.maps["rgb"] for sample in self.samples])
+        self._add_features(self.real, [sample.maps[IMAGE] for sample in self.samples])
 
     def measure(self, row: Row, scheduler: SchedulerMixin) -> dict[str, float]:
         """Measures of one row, by column; a column that the task does not have is absent, an unmeasurable one NaN.
@@ -144,9 +152,9 @@ class StepSweep:
         return batched(self.samples, self.batch_size)
 
     def _understand(self, pipe: MultimodalDiTPipeline, steps: int, seconds: RunningMean) -> dict[str, float]:
-        metrics = MapMetrics(self.names, self.space, self.labels, self.span)
+        metrics = MapMetrics(self.names, self.judge.codecs, self.span)
         for batch in self._batches():
-            images, indices = [sample.maps["rgb"] for sample in batch], [sample.index for sample in batch]
+            images, indices = [sample.maps[IMAGE] for sample in batch], [sample.index for sample in batch]
             with _timed(pipe, seconds, len(batch)):
                 predictions = understand(pipe, images, indices, steps, self.seed)
             for prediction, truth in zip(predictions, batch, strict=True):
@@ -155,21 +163,21 @@ class StepSweep:
 
     def _condition(self, pipe: MultimodalDiTPipeline, steps: int, seconds: RunningMean) -> dict[str, float]:
         name = self.condition
-        metrics = MapMetrics([name], self.space, self.labels, self.span)
+        metrics = MapMetrics([name], self.judge.codecs, self.span)
         for whole in self._batches():
-            batch = [sample for sample in whole if _can_condition(name, sample)]
+            batch = [s for s in whole if name in s.maps and pipe.codecs[name].has_values(s.maps[name])]
             if not batch:
                 continue
             indices = [sample.index for sample in batch]
             with _timed(pipe, seconds, len(batch)):
                 output = pipe(
-                    conditions={name: [as_condition(name, sample.maps[name]) for sample in batch]},
+                    conditions={name: [pipe.codecs[name].as_given(sample.maps[name]) for sample in batch]},
                     num_inference_steps=steps,
                     guidance_scale=1.0,
                     generator=sample_generators(self.seed, name, indices),
                     output_type="np",
                 )
-            images = [maps["rgb"] for maps in unstack(output, ["rgb"], len(batch))]
+            images = [maps[IMAGE] for maps in unstack(output, {IMAGE: pipe.codecs[IMAGE]}, len(batch))]
             for prediction, truth in zip(understand(self.judge, images, indices, 1, self.seed), batch, strict=True):
                 metrics.update(prediction, truth)
         return _flat(metrics)
@@ -188,18 +196,18 @@ class StepSweep:
                     generator=sample_generators(self.seed, "generation", indices),
                     output_type="np",
                 )
-            generated = unstack(output, pipe.modalities, len(batch))
-            images = [maps["rgb"] for maps in generated]
+            generated = unstack(output, pipe.codecs, len(batch))
+            images = [maps[IMAGE] for maps in generated]
             self._add_features(features, images)
             seen = understand(self.judge, images, indices, 1, self.seed)
             for maps, again, label in zip(generated, seen, labels, strict=True):
-                if self.space is not None and "normal" in maps:
-                    consistency.update_geometry(maps["depth"], maps["normal"])
-                if self.labels is not None:
-                    consistency.update_segmentation(maps["segmentation"], again["segmentation"])
+                if self.depth is not None and self.normal is not None:
+                    consistency.update_geometry(maps[self.depth], maps[self.normal])
+                if self.labels is not None and self.labelled is not None:
+                    consistency.update_segmentation(maps[self.labelled], again[self.labelled])
                     wanted = self.labels.id_of(label)
                     if wanted is not None:
-                        category.update(self.labels.majority_object(maps["segmentation"]) == wanted)
+                        category.update(self.labels.majority_object(maps[self.labelled]) == wanted)
         agreement = consistency.compute()
         return {
             "frechet_distance": feature_distance(self.real, features),
@@ -211,14 +219,14 @@ class StepSweep:
     def _add_features(self, statistics: FeatureStatistics, images: Sequence[np.ndarray]) -> None:
         if self.network is not None:
             for batch in batched(images, self.batch_size):
-                statistics.update(pooled_features(self.network, batch, self.judge._execution_device))
+                statistics.update(pooled_features(self.network, batch, self.judge.execution_device))
 
 
 class _timed:
     """Adds the wall-clock seconds per sample of a block, with the device's work done."""
 
     def __init__(self, pipe: MultimodalDiTPipeline, seconds: RunningMean, count: int) -> None:
-        self.on_gpu, self.seconds, self.count = pipe._execution_device.type == "cuda", seconds, count
+        self.on_gpu, self.seconds, self.count = pipe.execution_device.type == "cuda", seconds, count
 
     def __enter__(self) -> None:
         self.start = time.perf_counter()
@@ -229,13 +237,9 @@ class _timed:
         self.seconds.update(np.full(self.count, (time.perf_counter() - self.start) / self.count))
 
 
-def _can_condition(name: str, sample: GroundTruth) -> bool:
-    return name in sample.maps and (name != "depth" or bool(valid_depth(sample.maps[name]).any()))
-
-
 def _flat(metrics: MapMetrics) -> dict[str, float]:
     return {
         f"{modality}_{metric}": values[metric]
         for modality, values in metrics.compute().items()
-        for metric in MAP_COLUMNS[modality]
+        for metric in metrics.metrics[modality].columns
     }

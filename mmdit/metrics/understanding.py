@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from mmdit.metrics.depth import DEPTH_RANGE
-from mmdit.metrics.maps import PreviousPairs, batched, map_metrics, sample_generators, unstack
+from mmdit.metrics.maps import PreviousPairs, batched, map_metrics, others, sample_generators, unstack
 from mmdit.metrics.samples import GroundTruth
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 
@@ -26,8 +27,8 @@ def understanding_report(
     ``samples`` are ``EvaluationSamples`` or any ground truth of the model's size; those without RGB are passed over.
     """
     right, wrong, pairs = map_metrics(pipe, depth_range), map_metrics(pipe, depth_range), PreviousPairs()
-    for batch in batched((sample for sample in samples if "rgb" in sample.maps), batch_size):
-        images = [sample.maps["rgb"] for sample in batch]
+    for batch in batched((sample for sample in samples if IMAGE in sample.maps), batch_size):
+        images = [sample.maps[IMAGE] for sample in batch]
         predictions = understand(pipe, images, [sample.index for sample in batch], num_inference_steps, seed)
         for prediction, truth in zip(predictions, batch, strict=True):
             right.update(prediction, truth)
@@ -47,10 +48,10 @@ def understand(
 ) -> list[dict[str, np.ndarray]]:
     """RGB images uint8 (H, W, 3) -> one dict of maps per sample, with no label. ``indices`` choose the noise."""
     output = pipe(
-        conditions={"rgb": list(images)},
+        conditions={IMAGE: list(images)},
         num_inference_steps=num_inference_steps,
         guidance_scale=1.0,
         generator=sample_generators(seed, "understanding", indices),
         output_type="np",
     )
-    return unstack(output, (name for name in pipe.modalities if name != "rgb"), len(images))
+    return unstack(output, others(pipe.codecs), len(images))

@@ -22,6 +22,7 @@ from mmdit.metrics.depth import fit_scale_and_shift
 from mmdit.metrics.geometry_benchmarks import GeometryBenchmark, GeometrySample, GeometrySamples
 from mmdit.metrics.maps import batched, depth_space, sample_generators
 from mmdit.metrics.normal import angle_degrees
+from mmdit.modalities import IMAGE
 from mmdit.names import DEPTH_SPACES
 from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -176,10 +177,10 @@ def evaluate_geometry(
         UserError: a model without the modality, or a file of the benchmark that can't be read.
     """
     benchmark = samples.benchmark
-    for name in ("rgb", benchmark.modality):
+    for name in (IMAGE, benchmark.modality):
         if name not in pipe.modalities:
             raise UserError(f"the model has no {name}: it has {', '.join(pipe.modalities)}")
-    space = (alignment or str(depth_space(pipe))) if benchmark.modality == "depth" else None
+    space = (alignment or str(depth_space(pipe))) if benchmark.channels is None else None
     images, pixels, num_skipped, valid_pixels = MeanOfImages(), AnglesOfPixels(), 0, 0
     with tqdm(total=len(samples), unit="image", disable=not progress) as bar:
         for indices in batched(range(len(samples)), batch_size):
@@ -240,7 +241,7 @@ def _predict(
     native = size or (native_size(pipe),) * 2
     pictures = [Image.fromarray(sample.rgb).resize(native[::-1], Image.Resampling.LANCZOS) for sample in batch]
     output: Any = pipe(
-        conditions={"rgb": pictures},
+        conditions={IMAGE: pictures},
         height=height,
         width=width,
         num_inference_steps=num_inference_steps,

@@ -42,7 +42,7 @@ def reconstruct(pipe: MultimodalDiTPipeline, images: Mapping[str, Tensor]) -> di
 
     Returns modality -> raw values as the pipeline returns them: rgb uint8 (B, H, W, 3), depth (B, H, W) relative, ...
     """
-    codec = LatentCodec(pipe.vae, pipe.modalities, device=pipe._execution_device)
+    codec = LatentCodec(pipe.vae, pipe.modalities, device=pipe.execution_device)
     reconstructed = {}
     for name, batch in images.items():
         latents = codec.latents(codec.moments(batch).float(), name)
@@ -66,4 +66,4 @@ def find_teacher(pipe: MultimodalDiTPipeline, name_or_folder: str | None = None)
             return None
         name_or_folder = str(folder / TEACHER_FOLDER)
     side = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
-    return load_teacher(name_or_folder, (side, side)).to(pipe._execution_device)
+    return load_teacher(name_or_folder, (side, side)).to(pipe.execution_device)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from mmdit.errors import UserError, nearest_names
-from mmdit.flow.schedulers import set_timesteps
 from mmdit.hub import out_of_reach
 from mmdit.storage.component import check_component, check_types, read_config, read_object
 from mmdit.storage.listing import visible
@@ -127,6 +126,8 @@ def _class_of(library: str, class_name: str) -> Any:
 
 def check_scheduler(folder: Path, library: str, class_name: str) -> None:
     """Check a scheduler's settings by building it and laying out steps. Raises UserError where that can't be done."""
+    from mmdit.flow.schedulers import set_timesteps  # diffusers; ``mmdit env`` and the help don't wait for it
+
     path = folder / "scheduler_config.json"
     config, cls = read_config(path, class_name), _class_of(library, class_name)
     check_types(config, cls, path)

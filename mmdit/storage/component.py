@@ -68,7 +68,7 @@ def _wanted(value: Any, default: Any) -> str | None:
     """What a value should have been; None = it is right."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
     if default is None:  # may be anything simple
-        right = isinstance(value, str | bool) or is_number or isinstance(value, list)
+        right = value is None or isinstance(value, str | bool) or is_number or isinstance(value, list)
         return None if right else "a text, a number, a list or null"
     if value == default and type(value) is type(default):
         return None
@@ -80,6 +80,9 @@ def _wanted(value: Any, default: Any) -> str | None:
         return None if is_number else "a number"
     if isinstance(default, str):
         return None if isinstance(value, str) else "a text"
+    if isinstance(default, dict):
+        right = isinstance(value, dict) and all(_wanted(item, None) is None for item in value.values())
+        return None if right else "keys with a text, a number, a list or null each"
     if isinstance(default, tuple | list):
         if not isinstance(value, list):
             return "a list"

@@ -65,15 +65,19 @@ def read_bounded(path: Path, max_bytes: int, advice: str = "") -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-            raise UserError(f"{path}: is {kind}, not a file{rest}")
+            raise UserError(f"{path}: is {_kind(status.st_mode)}, not a file{rest}")
         if status.st_size > max_bytes:
-            raise UserError(f"{path}: has {status.st_size} bytes, over the limit of {max_bytes}{rest}")
+            raise UserError(f"{path}: has {status.st_size} bytes, at most {max_bytes} are read{rest}")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file{rest}") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}{rest}") from None
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "a device")
 
 
 def has_surrogate(text: str) -> bool:

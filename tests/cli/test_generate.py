@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.cli.common.output import SAMPLE_FILES
+SAMPLE_FILES = {
+    *("rgb.png", "depth.npy", "depth.png", "depth_vis.png", "normal.npy", "normal.png", "segmentation.png"),
+    *("grid.png", "metadata.json"),
+}
 
 
 def _folders(path):

@@ -54,6 +54,7 @@ class _Call:
         self.batch, self.heads, self.queries, self.head_dim = q.shape
         self.keys = k.shape[2]
         self.dtype = q.dtype
+        self.device = q.device
         self.target = target or target_of(q.device)
         self.vectors = [None if x is None else x.contiguous() for x in inputs[3:7]]  # norm weights, cos, sin
         self.key_mask = None if inputs.key_mask is None else inputs.key_mask.contiguous().view(torch.uint8)
@@ -73,7 +74,7 @@ class _Call:
     def config(self, kernel: str) -> Config:
         transforms = any(vector is not None for vector in self.vectors)
         sizes = self.head_dim, self.queries, self.keys
-        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None)
+        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None, self.device)
 
     def programs(self, length: int, block: int) -> int:
         return self.batch * self.heads * -(-length // block)
@@ -130,9 +131,13 @@ class Gradients(NamedTuple):
 
 
 def backward_launches(
-    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None
-) -> tuple[Launch, Launch, Gradients]:
-    """Return the two launches, in their order, and the gradients they fill."""
+    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Launch, Launch, Gradients]:  # fmt: skip
+    """Return the two launches, in their order, and the gradients they fill: those of q, k and v are ``into``, or new.
+
+    Each of ``into`` has a dense last dimension, and rows that start on 16 bytes.
+    """
     from mmdit_kernels.attention.backward import attention_backward_kv_kernel, attention_backward_q_kernel
 
     call = _Call(inputs, target)
@@ -143,10 +148,10 @@ def backward_launches(
     q_programs = call.programs(call.queries, q_config.block_m)
     kv_programs = call.programs(call.keys, kv_config.block_n)
     q_rows, k_rows = (0 if inputs.q_weight is None else q_programs), (0 if inputs.k_weight is None else kv_programs)
+    if into is None:
+        into = (empty_like_tokens(q, call.queries), empty_like_tokens(k, call.keys), empty_like_tokens(v, call.keys))
     gradients = Gradients(
-        empty_like_tokens(q, call.queries),
-        empty_like_tokens(k, call.keys),
-        empty_like_tokens(v, call.keys),
+        *into,
         *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
     )
     delta_dtype = torch.float64 if q.dtype == torch.float32 else torch.float32

@@ -17,6 +17,7 @@ import docstring_parser
 import jsonargparse
 
 from mmdit.cli.common.plain_values import PARSER_MODE, check_config_file, check_options, expand_home, sections_of
+from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
 
 
@@ -34,6 +35,8 @@ class CommandParser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """As in jsonargparse; a switch may also stand alone, ``--overwrite`` for ``--overwrite true``.
 
+        An option that is a list of words, and by default none, may be repeated: ``--given a --given b``.
+
         jsonargparse names no file when a YAML file is no mapping, and takes null for any type: both are refused here.
         """
         args = sys.argv[1:] if args is None else list(args)
@@ -41,7 +44,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         args = [_expand_config(before, word) for before, word in zip(["", *args], args, strict=False)]
         for path in _config_paths(args):
             check_config_file(path, self.sections)
-        values = expand_home(super().parse_args(self._complete_switches(args), *rest, **options))
+        completed = hide_bytes(self._complete_lists(self._complete_switches(args)))
+        values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
@@ -57,12 +61,32 @@ class CommandParser(jsonargparse.ArgumentParser):
             for word, after in zip(args, following, strict=True)
         ]
 
+    def _complete_lists(self, args: Sequence[str]) -> list[str]:
+        """``--given a`` as ``--given+=a``, which appends; a whole list in brackets, or null, stays."""
+        lists = {
+            option
+            for action in self._actions
+            if getattr(action, "_typehint", None) == list[str] | None and action.default is None
+            for option in action.option_strings
+            if not option.endswith("+")
+        }
+        done: list[str] = []
+        words = iter(args)
+        for word in words:
+            option, mark, value = word.partition("=")
+            if option not in lists:
+                done.append(word)
+                continue
+            value = value if mark else next(words, "")
+            done.append(f"{option}={value}" if value.startswith("[") or value == "null" else f"{option}+={value}")
+        return done
+
     def option_names(self) -> list[str]:
         """All option names of this parser, without the leading dashes."""
         return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
 
     def _explain(self, message: str) -> str:
-        message = " ".join(message.split())
+        message = " ".join(show_bytes(message).split())
         if match := re.match(r"unrecognized arguments: (.*)", message):
             return self._unknown_option(match.group(1).split()[0].split("=")[0])
         if match := re.match(r"Option '([^']+)' is not accepted", message):

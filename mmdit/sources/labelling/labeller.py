@@ -13,6 +13,7 @@ from mmdit.errors import UserError
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
 from mmdit.storage.component import read_object
+from mmdit.storage.names import text_of
 
 
 class Labeller(ABC):
@@ -58,7 +59,7 @@ class Labeller(ABC):
     def provenance(self) -> dict[str, Any]:
         """Return what dataset.json says of these labels."""
         return {
-            "model": self.source.name,
+            "model": text_of(self.source.name),
             "kind": self.source.kind,
             "revision": self.source.revision,
             "licence": self.source.licence,

@@ -126,7 +126,7 @@ def test_no_option_of_another_command_names_code(mmdit, payload):
         ("seed: " + "[" * 40 + "]" * 40 + "\n", "more than 32 levels deep"),
         ("seed: [" + "1," * 10_001 + "]\n", "more than 10000 values"),
         ("seed: " + "x" * 10_001 + "\n", "a value of 10001 characters"),
-        ("#" * (1 << 18) + "\n", "over the limit of 262144"),
+        ("#" * (1 << 18) + "\n", "at most 262144 are read"),
         ("seed: 2026-13-41\n", "not readable as YAML: month must be in 1..12"),
         ("seed: " + "9" * 5000 + "\n", "not readable as YAML"),
         ("output: one\n--- \noutput: two\n", "single document"),
@@ -155,7 +155,7 @@ def test_a_configuration_that_is_no_file_is_refused(mmdit, tmp_path, kind):
         os.mkfifo(path)
     result = mmdit("train", "--config", path, "--output", "run")
     assert result.code == 2
-    assert f"is a {'folder' if kind == 'folder' else 'pipe, a socket or a device'}, not a file" in result.error
+    assert ("is a folder" if kind == "folder" else "is a pipe, a socket or a device") in result.error
 
 
 def test_plain_values_are_read_as_before(tmp_path):
