@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmdit.data.check import check_dataset
+from mmdit.data.folder import AlignedFolder
 from mmdit.errors import UserError
 
 HEIGHT, WIDTH = 12, 16
@@ -203,6 +204,24 @@ def test_finds_a_bad_sample(root, kind):
     report = check_dataset(root)
     assert report.bad_samples == (sample,)
     assert any(message in str(problem) for problem in report.problems), report.problems
+
+
+@pytest.mark.parametrize("kind", FILE_CORRUPTIONS)
+def test_the_loader_refuses_the_same_samples(root, kind):
+    FILE_CORRUPTIONS[kind][0](root)
+    report = check_dataset(root)
+    try:
+        folder = AlignedFolder(root)
+    except UserError:
+        assert any(problem.file == "train/manifest.jsonl" for problem in report.problems)
+        return
+    bad = []
+    for index, sample in enumerate(folder.samples):
+        try:
+            folder[index]
+        except UserError:
+            bad.append(f"train/{sample.id}")
+    assert report.bad_samples == tuple(bad)
 
 
 def test_lists_every_bad_sample_in_order(root):
