@@ -123,8 +123,9 @@ def content_key(
         names = list(info.modalities) if is_out else read
         files = {name: state and state[2] for name, state in states[sample.id].items() if name in names}
         sources.append([sample.id, is_out, sample.category if job.kind == "shard" else None, files])
-    scale = folder.info.depth_scale if job.kind == "shard" else None
-    values = [sources, made_by, codecs, scale, info.source.get("size"), info.num_views]
+    # What dataset.json says of the values in the files; a depth_scale that it leaves out is the default one.
+    facts = {**folder.info.facts, "depth_scale": folder.info.depth_scale} if job.kind == "shard" else None
+    values = [sources, made_by, codecs, facts, info.source.get("size"), info.num_views]
     return KEY + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
