@@ -22,11 +22,13 @@ def render(
     num_workers: int | None = None,
     variety: bool = False,
     max_distractors: int | None = None,
+    composition: Literal["main", "subjects"] = "main",
 ) -> None:
     """Render procedural scenes with exact ground truth.
 
-    RGB, depth, normals and segmentation of one main object on a floor before a wall. Scenes depend on (seed, split, index)
-    alone. Interrupted, the same command goes on; with a larger --num_samples it extends the split.
+    RGB, depth, normals and segmentation of one main object on a floor before a wall, and prompts.jsonl with captions and where
+    their words are. Scenes depend on (seed, split, index) alone. Interrupted, the same command goes on; with a larger
+    --num_samples it extends the split.
 
     Args:
         output: Dataset folder.
@@ -37,13 +39,15 @@ def render(
         num_workers: Processes; by default one for each usable core.
         variety: Add textures, gloss and more distractors.
         max_distractors: Most other objects in a scene; by default 1, with variety 3.
+        composition: main, or subjects: for prompts, blocks of eight scenes with two subjects that come back, alone and as
+            pairs, left and right of, in front of and behind each other.
     """
     missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
     from mmdit.sources.scenes.dataset import render_dataset
 
-    report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors)
+    report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors, composition)
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
 
 

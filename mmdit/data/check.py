@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from mmdit.data.description import FILE, parse_description
 from mmdit.data.lines import MANIFEST, Row, Rules, parse_manifest
 from mmdit.data.manifest import list_splits
 from mmdit.data.problems import Problem
+from mmdit.data.prompts import PROMPTS, parse_prompts
 from mmdit.errors import UserError
 from mmdit.modalities import Codec, build_codecs
 from mmdit.modalities.depth import DEPTH_SCALE
@@ -75,14 +76,17 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
         for name in splits if split is None else [split]:
             rules = Rules(path, name, values.get("modalities"), values.get("categories"), allow_outside)
             num_samples[name] = 0
+            ids: set[str] = set()
             for rows in _batches(_rows(rules)):
                 num_samples[name] += sum(row is not None for row, _ in rows)
+                ids |= {row.id for row, _ in rows if row is not None}
                 work = partial(_check_sample, path / name, codecs=codecs, facts=facts)
                 found = pool.map(work, [row for row, _ in rows])
                 for (_, in_line), in_files in zip(rows, found, strict=True):
                     problems += [*in_line, *in_files]
             if num_samples[name] == 0:
                 problems.append(Problem(f"{name}/{MANIFEST}", "lists no sample"))
+            problems += _prompts(rules, ids)
     return CheckReport(num_samples, tuple(problems))
 
 
@@ -91,6 +95,16 @@ def _rows(rules: Rules) -> Iterator[tuple[Row | None, list[Problem]]]:
         yield from parse_manifest(rules)
     except OSError as error:
         yield None, [Problem(f"{rules.split}/{MANIFEST}", f"can't be read: {error.strerror or error}")]
+
+
+def _prompts(rules: Rules, ids: Collection[str]) -> list[Problem]:
+    """What is wrong with the split's captions, if it has any."""
+    if not (rules.root / rules.split / PROMPTS).exists():
+        return []
+    try:
+        return [problem for _, found in parse_prompts(rules, ids) for problem in found]
+    except OSError as error:
+        return [Problem(f"{rules.split}/{PROMPTS}", f"can't be read: {error.strerror or error}")]
 
 
 def _batches(rows: Iterator[T]) -> Iterator[list[T]]:

@@ -10,12 +10,12 @@ Keys of the user's own are allowed, but for those that look like a misspelt moda
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdit.data.paths import PathRule
 from mmdit.data.problems import Problem
 from mmdit.errors import nearest_names
 from mmdit.modalities import MODALITIES
@@ -25,7 +25,6 @@ from mmdit.storage.names import path_of
 MANIFEST = "manifest.jsonl"
 MAX_LINE = 2**20
 MAX_KEYS = 1000
-MAX_NAME, MAX_PATH = 255, 4095  # bytes; what file systems take
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class _Parser:
         self.listed = ", ".join(MODALITIES if rules.modalities is None else rules.modalities)
         self.categories = None if rules.categories is None else set(rules.categories)
         self.first_line: dict[str, int] = {}
-        self.folder = os.path.abspath(rules.root / rules.split)
-        self.root = os.path.abspath(rules.root)
+        self.paths = PathRule(rules.root, rules.split, rules.allow_outside)
         self.nearest: dict[tuple[str, frozenset[str]], str | None] = {}
 
     def problem(self, line: int, reason: str, sample: str = "") -> Problem:
@@ -135,7 +133,7 @@ class _Parser:
         for key, value in given.items():
             if key not in self.known:
                 reasons.append(f"modality {key!r} is not among those of dataset.json ({self.listed})")
-            elif why := self._wrong_path(value):
+            elif why := self.paths.wrong(value):
                 reasons.append(f"{key} is {quoted(value)}: {why}")
             else:
                 files[key] = path_of(value)
@@ -146,21 +144,6 @@ class _Parser:
             reasons.append(f"no modality: give the path of at least one of {self.listed}")
         return files
 
-    def _wrong_path(self, value: Any) -> str:
-        """Why it is no path of a file in the dataset; "" if it is one."""
-        if not isinstance(value, str) or not value:
-            return "a path is a string, relative to the split's folder"
-        try:
-            path = path_of(value)
-            content = b"" if value.isascii() and len(value) <= MAX_NAME else os.fsencode(path)
-        except UnicodeEncodeError:
-            return "no file has such a name"
-        if "\0" in value or len(content) > MAX_PATH or any(len(part) > MAX_NAME for part in content.split(b"/")):
-            return "no file has such a name"
-        if not self.rules.allow_outside and self._leaves(path):
-            return f"leads out of the dataset {self.rules.root}; --allow_outside accepts that"
-        return ""
-
     def _misspelt(self, key: str, given: Mapping[str, Any]) -> str | None:
         """The modality that a key of the user's looks like; asked once for each key, which every line may have."""
         question = key, frozenset(given)
@@ -170,16 +153,3 @@ class _Parser:
                 self.nearest.clear()
             self.nearest[question] = close[0] if close else None
         return self.nearest[question]
-
-    def _leaves(self, path: str) -> bool:
-        if not os.path.isabs(path) and ".." not in path.split("/"):
-            return False
-        here = "/" if os.path.isabs(path) else self.folder
-        for part in path.split("/"):
-            if part == "..":
-                if os.path.islink(here):
-                    return True  # "link/.." is not where the link stands
-                here = os.path.dirname(here)
-            elif part not in ("", "."):
-                here = os.path.join(here, part)
-        return not here.startswith(self.root.rstrip("/") + "/")

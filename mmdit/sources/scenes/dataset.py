@@ -1,12 +1,14 @@
 """Procedural scenes with exact ground truth, as a dataset on disk: RGB, depth, normals and segmentation of one instant.
 
 A scene is one main object of a category on a floor before a wall, with at most one smaller object of another category
-beside it (more with variety). It is a function of (seed, split, index) alone.
+beside it (more with variety), or, composed of "subjects", one or two that come back in other scenes. It is a function of
+(seed, split, index) alone. ``prompts.jsonl`` describes it, by construction.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mmdit.data.description import FILE
 from mmdit.data.lines import MANIFEST
+from mmdit.data.prompts import PROMPTS
 from mmdit.data.writer import DatasetWriter, check_split, write_description
-from mmdit.errors import UserError
+from mmdit.errors import UserError, unknown_name
+from mmdit.modalities import IMAGE
+from mmdit.modalities.files import png
 from mmdit.progress import Progress
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
-from mmdit.sources.scenes.layout import CATEGORY_NAMES, category_of, sample_layout
+from mmdit.sources.scenes.captions import captions, phrase
+from mmdit.sources.scenes.compositions import COMPOSITIONS
+from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, scene_generator
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
+from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import read_json
 from mmdit.storage.lock import FolderLock
 
@@ -33,6 +42,8 @@ MAX_SAMPLES = 10**8
 # Raised when the same (seed, split, index) gives another picture, so that no folder mixes two generators.
 GENERATOR_VERSION = 1
 MANIFEST_EVERY = 200
+CAPTION_STREAM = 6  # of the scenes' generators
+EARLIER = {"composition": "main"}  # what dataset.json of earlier versions leaves unsaid
 
 # Corners and face centres of the RGB cube: 14 colours at least 0.707 of its edge apart, the most for 11 or more points.
 # Floor and wall share an edge, and the two face centres nearest to its middle are left out, because most label borders
@@ -63,7 +74,7 @@ class SceneSample:
 
     rgb: uint8 (H, W, 3), sRGB; depth: float32 (H, W), metres along the optical axis; normal: float32 (H, W, 3), unit
     vectors in the camera frame (x right, y up, z towards the viewer); segmentation: uint8 (H, W), ids of
-    SEGMENTATION_CLASSES.
+    SEGMENTATION_CLASSES; surface: uint8 (H, W), 0 floor, 1 wall, 2 + k layout.objects[k].
     """
 
     rgb: np.ndarray
@@ -71,6 +82,8 @@ class SceneSample:
     normal: np.ndarray
     segmentation: np.ndarray
     category: str
+    layout: Layout
+    surface: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -83,13 +96,27 @@ class RenderReport:
 
 
 def render_scene(
-    seed: int, split: str, index: int, size: int = 64, variety: bool = False, max_distractors: int | None = None
+    seed: int,
+    split: str,
+    index: int,
+    size: int = 64,
+    variety: bool = False,
+    max_distractors: int | None = None,
+    composition: str = "main",
 ) -> SceneSample:
-    """Render scene `index` of a split at size x size pixels. max_distractors: None = 1, or 3 with variety."""
-    layout = sample_layout(seed, split, index, variety, max_distractors)
+    """Render scene `index` of a split at size x size pixels. max_distractors: None = `default_distractors`."""
+    if max_distractors is None:
+        max_distractors = default_distractors(composition, variety)
+    layout = COMPOSITIONS[composition].layout(seed, split, index, variety, max_distractors)
     rgb, depth, normal, surface = render_layout(layout, size)
     class_ids = [0, 1] + [2 + CATEGORY_NAMES.index(placed.category) for placed in layout.objects]
-    return SceneSample(rgb, depth, normal, np.asarray(class_ids, dtype=np.uint8)[surface], layout.category)
+    labels = np.asarray(class_ids, dtype=np.uint8)[surface]
+    return SceneSample(rgb, depth, normal, labels, layout.category, layout, surface)
+
+
+def default_distractors(composition: str, variety: bool) -> int:
+    """Most other objects in a scene: 1, or 3 with variety where one object is the main one."""
+    return 3 if variety and composition == "main" else 1
 
 
 def render_dataset(
@@ -101,6 +128,7 @@ def render_dataset(
     num_workers: int | None = None,
     variety: bool = False,
     max_distractors: int | None = None,
+    composition: str = "main",
 ) -> RenderReport:
     """Render scenes 0 .. num_samples - 1 of a split into a dataset folder; scenes that are there already are kept.
 
@@ -116,21 +144,26 @@ def render_dataset(
         num_workers: processes; by default one for each usable core.
         variety: also textures, gloss and up to three distractors.
         max_distractors: most other objects in a scene; by default 1, with variety 3.
+        composition: name in ``COMPOSITIONS``: "main", or "subjects" for prompts.
 
     Raises:
-        UserError: a value out of range, a folder rendered with other settings, or one that another process writes into.
+        UserError: a value out of range, an unknown name, a folder rendered with other settings, or one that another process
+            writes into.
     """
     _check_arguments(num_samples, split, size, seed, num_workers, max_distractors)
+    if composition not in COMPOSITIONS:
+        raise unknown_name("composition", composition, COMPOSITIONS)
     output = Path(output)
     if max_distractors is None:
-        max_distractors = 3 if variety else 1
+        max_distractors = default_distractors(composition, variety)
+    scenes = _Scenes(seed, split, size, variety, max_distractors, composition)
     with FolderLock(output, "mmdit data render"):
-        _describe(output, seed, size, variety, max_distractors)
+        _describe(output, scenes)
         writer = DatasetWriter(output, split, DEPTH_SCALE)
         for modality in MODALITIES:
             (writer.folder / modality).mkdir(parents=True, exist_ok=True)
         listed = _count_lines(writer.folder / MANIFEST)
-        render = partial(_render_to_disk, output, seed, split, size, variety, max_distractors)
+        render = partial(_render_to_disk, output, scenes)
         workers = min(num_workers if num_workers is not None else usable_cores(), num_samples)
         num_rendered, due = 0, listed + MANIFEST_EVERY
         with Progress(num_samples, f"{split} {size}x{size}", "scene") as progress:
@@ -141,9 +174,9 @@ def render_dataset(
                 # Results come in order, so all scenes before this one are complete. The longer the manifest, the more
                 # rarely it is written again.
                 if index + 1 >= due:
-                    _write_manifest(writer, seed, split, index + 1)
+                    _write_manifest(writer, scenes, index + 1)
                     due = index + 1 + max(MANIFEST_EVERY, (index + 1) // 10)
-        _write_manifest(writer, seed, split, max(num_samples, listed))
+        _write_manifest(writer, scenes, max(num_samples, listed))
         return RenderReport(writer.folder, num_rendered, num_samples - num_rendered)
 
 
@@ -185,27 +218,40 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _describe(output: Path, seed: int, size: int, variety: bool, max_distractors: int) -> None:
+@dataclass(frozen=True)
+class _Scenes:
+    """What the scenes of a split are a function of, besides their number."""
+
+    seed: int
+    split: str
+    size: int
+    variety: bool
+    max_distractors: int
+    composition: str
+
+
+def _describe(output: Path, scenes: _Scenes) -> None:
     """Write dataset.json, or check that the one that is there was written for the same scenes."""
     settings = {
         "generator": "mmdit data render",
         "generator_version": GENERATOR_VERSION,
-        "seed": seed,
-        "size": size,
-        "variety": variety,
-        "max_distractors": max_distractors,
+        "seed": scenes.seed,
+        "size": scenes.size,
+        "variety": scenes.variety,
+        "max_distractors": scenes.max_distractors,
+        "composition": scenes.composition,
     }
     path = output / FILE
     if path.exists():
         advice = "not written by 'mmdit data render'; choose an empty folder"
-        found = read_json(path, advice=advice)
-        provenance = found.get("provenance") if isinstance(found, dict) else None
+        description = read_json(path, advice=advice)
+        provenance = description.get("provenance") if isinstance(description, dict) else None
         if not isinstance(provenance, dict):
             raise UserError(f"{path}: {advice}")
         changed = [
-            f"{key} {provenance.get(key)!r}, not {value!r}"
+            f"{key} {found!r}, not {value!r}"
             for key, value in settings.items()
-            if provenance.get(key) != value
+            if (found := provenance.get(key, EARLIER.get(key))) != value
         ]
         if changed:
             raise UserError(f"{output} was rendered with {'; '.join(changed)}: use the same settings or another folder")
@@ -225,14 +271,60 @@ def _sample_id(index: int) -> str:
     return f"{index:06d}"
 
 
-def _write_manifest(writer: DatasetWriter, seed: int, split: str, count: int) -> None:
-    writer.write_rows((_sample_id(index), category_of(seed, split, index), MODALITIES) for index in range(count))
+def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
+    """List the first ``count`` scenes, and their captions as far as this version rendered them."""
+    category = COMPOSITIONS[scenes.composition].category
+    writer.write_rows(
+        (_sample_id(index), category(scenes.seed, scenes.split, index), MODALITIES) for index in range(count)
+    )
+    described = [path for index in range(count) if (path := _prompt_file(writer, index)).exists()]
+    if not described:
+        return
+    listed = {writer.name(IMAGE, _sample_id(index)) for index in range(count)}
+    with atomic_file(writer.folder / PROMPTS) as file:
+        for path in described:
+            line = json.loads(path.read_bytes())
+            for entity in line["entities"]:
+                entity["images"] = [name for name in entity["images"] if name in listed]
+            file.write(json.dumps(line).encode() + b"\n")
 
 
-def _render_to_disk(
-    output: Path, seed: int, split: str, size: int, variety: bool, max_distractors: int, index: int
-) -> int:
-    sample = render_scene(seed, split, index, size, variety, max_distractors)
+def _prompt_file(writer: DatasetWriter, index: int) -> Path:
+    """One line of prompts.jsonl, a file of its own as long as processes write them in any order."""
+    return writer.folder / "prompts" / f"{_sample_id(index)}.json"
+
+
+def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: SceneSample) -> None:
+    """Captions and entities of a scene, and a mask of each object that can be seen."""
+    layout, composition = sample.layout, COMPOSITIONS[scenes.composition]
+    drawn = captions(layout, scene_generator(scenes.seed, scenes.split, CAPTION_STREAM, index))
+    entities = []
+    for number, placed in enumerate(layout.objects):
+        mask = sample.surface == 2 + number
+        if not mask.any():
+            continue
+        name = f"mask/{_sample_id(index)}_{number}.png"
+        write_atomically(writer.folder / name, png(Image.fromarray(mask)))
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        others = composition.references(layout, index, number)
+        entities.append(
+            {
+                "phrase": phrase(placed),
+                "spans": [caption.spans[number] for caption in drawn],
+                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
+                "mask": name,
+                "images": [writer.name(IMAGE, _sample_id(other)) for other in others],
+            }
+        )
+    line = {"id": _sample_id(index), "captions": [caption.text for caption in drawn], "entities": entities}
+    write_atomically(_prompt_file(writer, index), json.dumps(line).encode() + b"\n")
+
+
+def _render_to_disk(output: Path, scenes: _Scenes, index: int) -> int:
+    split = scenes.split
+    sample = render_scene(
+        scenes.seed, split, index, scenes.size, scenes.variety, scenes.max_distractors, scenes.composition
+    )
     depth_units = np.round(sample.depth / DEPTH_SCALE)
     if depth_units.min() < 1 or depth_units.max() > np.iinfo(np.uint16).max:
         span = f"{sample.depth.min():.3f} .. {sample.depth.max():.3f} m"
@@ -245,6 +337,7 @@ def _render_to_disk(
         "normal": np.round((sample.normal + 1) / 2 * 255).astype(np.float64) / 127.5 - 1,
         "segmentation": sample.segmentation,
     }
+    _write_prompt(writer, scenes, index, sample)  # first: a scene is whole when its modalities are there
     for modality, array in arrays.items():
         writer.save(modality, _sample_id(index), array)
     return index

@@ -87,6 +87,12 @@ def alone_scenes(subject: int) -> tuple[int, int]:
     return first, first + 1
 
 
+def lone_subject(seed: int, split: str, index: int, variety: bool = False) -> Subject | None:
+    """The subject that scene ``index`` shows alone; None for a pair."""
+    block, place = divmod(index, SCENES_PER_BLOCK)
+    return block_subjects(seed, split, block, variety)[place // 2] if place < 4 else None
+
+
 def sample_subject_layout(seed: int, split: str, index: int, variety: bool = False) -> Layout:
     """Draw scene ``index``; a function of the arguments alone, like ``sample_layout``."""
     block, place = divmod(index, SCENES_PER_BLOCK)

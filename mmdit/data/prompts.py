@@ -1,0 +1,176 @@
+"""The rules of ``<split>/prompts.jsonl``, once: captions of samples, and where their words are in the picture.
+
+One JSON object a line, as in the manifest: ``id`` of a sample; ``captions``, one or more texts; ``entities``, a list of
+{"phrase", "spans": a [start, end] in characters for each caption, or null where it leaves the entity out, "box": [x0, y0, x1,
+y1] in pixels or null, "mask": path or null, "images": paths of other pictures of the same subject}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdit.data.lines import MAX_LINE, Rules
+from mmdit.data.paths import PathRule
+from mmdit.data.problems import Problem
+from mmdit.errors import UserError
+from mmdit.storage.json_text import BOM, parse_json, quoted
+
+PROMPTS = "prompts.jsonl"
+MAX_TEXT = 10_000
+
+
+@dataclass(frozen=True)
+class Entity:
+    """What some words of the captions name.
+
+    Args:
+        phrase: its name, such as "red torus".
+        spans: for each caption (start, end), or None where it leaves the entity out.
+        box: (x0, y0, x1, y1) in pixels, x1 and y1 excluded; None = not known.
+        mask: picture that is not black where the entity is; None = none.
+        images: other pictures of the same subject.
+    """
+
+    phrase: str
+    spans: tuple[tuple[int, int] | None, ...]
+    box: tuple[float, float, float, float] | None = None
+    mask: Path | None = None
+    images: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class CaptionedSample:
+    """One line: the sample's id, its captions and entities."""
+
+    id: str
+    captions: tuple[str, ...]
+    entities: tuple[Entity, ...] = ()
+
+
+def parse_prompts(
+    rules: Rules, ids: Collection[str] | None = None
+) -> Iterator[tuple[CaptionedSample | None, list[Problem]]]:
+    """Yield each line that is not blank, and what is wrong with it; the sample is None where anything is.
+
+    Args:
+        rules: the dataset and the split.
+        ids: of the split's samples; None = not known, so not compared.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    folder = rules.root / rules.split
+    paths = PathRule(rules.root, rules.split, rules.allow_outside)
+    seen: set[str] = set()
+    with (folder / PROMPTS).open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            name, reasons = "", [f"the line is longer than {MAX_LINE} bytes"]
+            sample = None
+            if len(line) > MAX_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_LINE)
+            elif not line.strip():
+                continue
+            else:
+                sample, name, reasons = _line(line.removeprefix(BOM) if number == 1 else line, folder, paths)
+                if name in seen:
+                    reasons.append(f"id {quoted(name)} appears twice")
+                elif ids is not None and name and name not in ids:
+                    reasons.append(f"id {quoted(name)} is not in the manifest")
+                seen.add(name)
+            where = name and f"{rules.split}/{name}"
+            problems = [Problem(f"{rules.split}/{PROMPTS}", reason, where, number) for reason in reasons]
+            yield (None if reasons else sample), problems
+
+
+def read_prompts(rules: Rules, ids: Collection[str] | None = None) -> dict[str, CaptionedSample]:
+    """Read the captions of a split by sample id, {} where it has none.
+
+    Raises:
+        UserError: the first of what is wrong with its lines.
+    """
+    if not (rules.root / rules.split / PROMPTS).is_file():
+        return {}
+    found = {}
+    for sample, problems in parse_prompts(rules, ids):
+        if problems:
+            raise problems[0].error(rules.root)
+        assert sample is not None
+        found[sample.id] = sample
+    return found
+
+
+def _line(line: bytes, folder: Path, paths: PathRule) -> tuple[CaptionedSample | None, str, list[str]]:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        return None, "", [str(error)]
+    if (
+        not isinstance(values, dict)
+        or not isinstance(values.get("id"), str | int)
+        or isinstance(values.get("id"), bool)
+    ):
+        return None, "", [f"holds {quoted(values)}: every line is an object with an 'id' and 'captions'"]
+    name = str(values["id"])
+    captions = values.get("captions")
+    if not isinstance(captions, list) or not captions or not all(_is_text(text) for text in captions):
+        return (
+            None,
+            name,
+            [f"'captions' is {quoted(captions)}: give a list of one text or more, {MAX_TEXT} characters at most"],
+        )
+    entities = values.get("entities")
+    if not isinstance(entities, list | None):
+        return None, name, [f"'entities' is {quoted(entities)}: give a list of objects"]
+    made, reasons = [], []
+    for entity in entities or []:
+        try:
+            made.append(_entity(entity, captions, folder, paths))
+        except UserError as error:
+            reasons.append(str(error))
+    return CaptionedSample(name, tuple(captions), tuple(made)), name, reasons
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_TEXT
+
+
+def _entity(value: Any, captions: list[str], folder: Path, paths: PathRule) -> Entity:
+    if not isinstance(value, dict) or not _is_text(value.get("phrase")):
+        raise UserError(f"an entity is {quoted(value)}: give an object with a 'phrase'")
+    what = f"entity {quoted(value['phrase'])}"
+    spans = value.get("spans")
+    if not isinstance(spans, list) or len(spans) != len(captions):
+        raise UserError(f"{what}: 'spans' is {quoted(spans)}: give one for each of the {len(captions)} captions")
+    for span, text in zip(spans, captions, strict=True):
+        if span is not None and not (_are_numbers(span, 2, int) and 0 <= span[0] < span[1] <= len(text)):
+            raise UserError(f"{what}: span {quoted(span)} does not fit its caption of {len(text)} characters")
+    box = value.get("box")
+    if box is not None and not (_are_numbers(box, 4, (int, float)) and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+        raise UserError(f"{what}: box {quoted(box)}: give [x0, y0, x1, y1] in pixels, or null")
+    images = value.get("images") or []
+    if not isinstance(images, list):
+        raise UserError(f"{what}: 'images' is {quoted(images)}: give a list of paths")
+    mask = value.get("mask")
+    for path in [*images, *([] if mask is None else [mask])]:
+        if why := paths.wrong(path):
+            raise UserError(f"{what}: {quoted(path)}: {why}")
+        if not (folder / path).is_file():
+            raise UserError(f"{what}: {quoted(path)}: no such file")
+    return Entity(
+        value["phrase"],
+        tuple(None if span is None else (span[0], span[1]) for span in spans),
+        None if box is None else (box[0], box[1], box[2], box[3]),
+        None if mask is None else folder / mask,
+        tuple(folder / image for image in images),
+    )
+
+
+def _are_numbers(value: Any, count: int, kind: Any) -> bool:
+    numbers = isinstance(value, list) and len(value) == count
+    return numbers and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
