@@ -23,9 +23,10 @@ from mmdit.modalities.modality import get_modalities
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.config import TrainingConfig
 from mmdit.training.module import TransformerModule
 from mmdit.training.ranges import check_ranges
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import make_trainer, parameter_count, prepare_network
 
 FEATURE_DIM = 768

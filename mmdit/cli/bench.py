@@ -80,7 +80,7 @@ def bench_train(
 
     _check_report(report)
     from mmdit.bench.benchmark import benchmark_training
-    from mmdit.training.recipes import TrainingConfig
+    from mmdit.training.config import TrainingConfig
 
     torch.set_float32_matmul_precision("high")
     config = TrainingConfig(
@@ -153,7 +153,7 @@ def bench_sample(
     check_sampling(num_inference_steps, guidance_scale)
     device = str(choose_device(device))
     from mmdit.bench.benchmark import benchmark_sampling
-    from mmdit.training.recipes import TrainingConfig
+    from mmdit.training.config import TrainingConfig
 
     config = TrainingConfig(recipe=recipe, model=model, data=data, objective=objective, trainer=trainer)
     found = benchmark_sampling(

@@ -21,7 +21,7 @@ from mmdit.training.config import (
 )
 
 if TYPE_CHECKING:
-    from mmdit.training.recipes import TrainingConfig
+    from mmdit.training.config import TrainingConfig
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     from mmdit.training.signals import leaving_quietly
 
     with leaving_quietly():
-        from mmdit.training.recipes import TrainingConfig
+        from mmdit.training.config import TrainingConfig
 
         config = TrainingConfig(
             recipe,

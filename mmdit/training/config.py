@@ -19,6 +19,7 @@ __all__ = [
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
+    "TrainingConfig",
 ]
 
 
@@ -233,3 +234,22 @@ class TeacherConfig:
     hidden_size: int = 160
     depth: int = 5
     num_heads: int = 5
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that one YAML file says; see ``mmdit.cli.train.train`` for the meaning of each section."""
+
+    recipe: str = "transformer"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    alignment: AlignmentConfig | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    ema: EMAConfig | None = field(default_factory=EMAConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)

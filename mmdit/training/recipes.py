@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,7 @@ from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import TaskMixture
-from mmdit.training.config import (
-    AlignmentConfig,
-    AutoencoderConfig,
-    DataConfig,
-    EMAConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PreviewConfig,
-    TaskConfig,
-    TeacherConfig,
-    TrainerConfig,
-)
+from mmdit.training.config import AlignmentConfig, TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
 from mmdit.training.previews import Previews
@@ -58,25 +46,6 @@ WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
     "dataset": lambda modality: modality,
     "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
 }
-
-
-@dataclass
-class TrainingConfig:
-    """Everything that one YAML file says; see ``mmdit.cli.train.train`` for the meaning of each section."""
-
-    recipe: str = "transformer"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    alignment: AlignmentConfig | None = None
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    ema: EMAConfig | None = field(default_factory=EMAConfig)
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
 def _data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> ResumableDataModule:

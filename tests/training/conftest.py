@@ -24,8 +24,8 @@ from mmdit.training.config import (
     OptimizerConfig,
     PreviewConfig,
     TrainerConfig,
+    TrainingConfig,
 )
-from mmdit.training.recipes import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,8 +21,9 @@ from mmdit.training.config import (
     OptimizerConfig,
     PreviewConfig,
     TrainerConfig,
+    TrainingConfig,
 )
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 from mmdit.training.sharding import whole_tensors
 

@@ -10,9 +10,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmdit.encoders.codec import LatentCodec
-from mmdit.training.config import PreviewConfig
+from mmdit.training.config import PreviewConfig, TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
 Configure = Callable[..., TrainingConfig]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.checkpoints import read_checkpoint
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.config import TrainingConfig
+from mmdit.training.recipes import build_run
 
 Configure = Callable[..., TrainingConfig]
 WORKER = Path(__file__).with_name("distributed_worker.py")

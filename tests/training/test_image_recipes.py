@@ -23,8 +23,9 @@ from mmdit.training.config import (
     ModelConfig,
     OptimizerConfig,
     TeacherConfig,
+    TrainingConfig,
 )
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
 Configure = Callable[..., TrainingConfig]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from mmdit.errors import UserError
-from mmdit.training.config import EMAConfig
+from mmdit.training.config import EMAConfig, TrainingConfig
 from mmdit.training.ranges import check_ranges
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import make_trainer
 
 

@@ -12,9 +12,9 @@ from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
-from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig
+from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig, TrainingConfig
 from mmdit.training.module import TransformerModule
-from mmdit.training.recipes import TrainingConfig, build_run, without_projector
+from mmdit.training.recipes import build_run, without_projector
 from mmdit.training.run import compile_network, fit
 
 Configure = Callable[..., TrainingConfig]

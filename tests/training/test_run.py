@@ -24,8 +24,9 @@ from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.checkpoints import find_resume, read_checkpoint
+from mmdit.training.config import TrainingConfig
 from mmdit.training.module import NonFiniteLossError
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
 Configure = Callable[..., TrainingConfig]

@@ -16,8 +16,8 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.training.config import DataConfig, PreviewConfig
-from mmdit.training.recipes import TrainingConfig, build_run
+from mmdit.training.config import DataConfig, PreviewConfig, TrainingConfig
+from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
 
