@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mmdit.errors import UserError
-from mmdit.storage.files import write_atomically
+from mmdit.storage.json_files import write_json
 from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
@@ -202,4 +201,4 @@ def _write(found: dict[str, Any], path: Path | None) -> None:
 
     print(summary(found))
     if path is not None:
-        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(path, found, indent=1)

@@ -40,7 +40,9 @@ def demo(
     """
     check_seed(seed, 1000)
     check_sampling(num_inference_steps, guidance_scale)
-    from mmdit.cli.common.output import prepare_folder, versions, write_image, write_json
+    from mmdit.cli.common.output import prepare_folder, write_image
+    from mmdit.storage.json_files import write_json
+    from mmdit.storage.versions import versions
 
     prepare_folder(output, 10_000_000)
     from mmdit.cli.common.model import load_pipeline

@@ -52,7 +52,9 @@ def evaluate(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
+    from mmdit.storage.json_files import write_json
+    from mmdit.storage.versions import versions
 
     prepare_folder(output.parent)
     from mmdit.cli.common.model import load_pipeline

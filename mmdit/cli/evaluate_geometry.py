@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -68,8 +67,11 @@ def evaluate_geometry(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.geometry_benchmarks import GeometrySamples
+    from mmdit.storage.digests import digest_file
+    from mmdit.storage.json_files import write_json
+    from mmdit.storage.versions import versions
 
     samples = GeometrySamples(benchmark, data, list_file, crop, num_samples)
     prepare_folder(output.parent)
@@ -86,7 +88,7 @@ def evaluate_geometry(
         "benchmark": benchmark,
         "data": str(data),
         "list_file": str(list_file),
-        "list_sha256": hashlib.sha256(list_file.read_bytes()).hexdigest(),
+        "list_sha256": digest_file(list_file),
         "model": model,
         "weights": weights_digest(pipe),
         "num_inference_steps": num_inference_steps,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,10 +58,11 @@ def samples(
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}: give at least 1")
     from mmdit.cli.common.model import load_pipeline
-    from mmdit.cli.common.output import prepare_folder, versions
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
     from mmdit.pipelines.frozen import native_size, weights_digest
+    from mmdit.storage.versions import versions
 
     make_scheduler(scheduler)
     SamplePlan(num_samples, block_size, 1, labels, seed)  # refuses bad numbers before anything is loaded
@@ -144,8 +145,10 @@ def evaluate_generation(
     if inception is None and dinov2 is None:
         raise UserError("neither --inception nor --dinov2 is given: there is nothing to measure with")
     from mmdit.cli.common.model import choose_device, quiet_libraries
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.image_sets import open_images
+    from mmdit.storage.json_files import write_json
+    from mmdit.storage.versions import versions
 
     made, real = open_images(images), open_images(reference)
     prepare_folder(output.parent)
@@ -223,11 +226,12 @@ def ema_of(model: str) -> bool | None:
 
 def settings_of(images: Path) -> dict[str, Any] | None:
     """What made the samples, where they lie in a folder of ``mmdit samples``; None = unknown."""
+    from mmdit.storage.json_files import read_json
+
     folder = images if images.is_dir() else images.parent
-    try:
-        return json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    with suppress(UserError):  # a file of somebody else's
+        return read_json(folder / "samples.json")
+    return None
 
 
 def _device_name(device: Any) -> str:

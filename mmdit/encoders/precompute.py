@@ -6,7 +6,6 @@ Every shard depends on its samples alone, so any number of processes writes the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,12 @@ from mmdit.data.manifest import list_splits
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs, write_json
+from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs
 from mmdit.errors import UserError
 from mmdit.modalities.modality import Modality
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights, write_atomically
+from mmdit.storage.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,7 @@ class Processes:
 
 def fingerprint(network: nn.Module) -> str:
     """Hash a network's weights, as float32, so that latents and decoder can't be mixed up unnoticed."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest_tensors(network.state_dict(), dtype=torch.float32)
 
 
 def encode_dataset(
@@ -121,14 +118,14 @@ def encode_dataset(
     if processes.rank == 0:
         for split in splits:
             shards = [{"ids": job.ids} for job in jobs if job.split == split and job.kind == "shard"]
-            write_json(output / split / "index.json", {"shards": shards})
+            write_json(output / split / "index.json", {"shards": shards}, indent=1)
         if any(m.latents_mean is None for m in info.modalities.values()):
             info = _with_statistics(
                 output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
             )
         vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
         share_weights(output / "vae")
-        write_json(output / "latents.json", info.to_dict())
+        write_json(output / "latents.json", info.to_dict(), indent=1)
         say(f"{output}: {', '.join(f'{split} {len(folders[split])}' for split in splits)} samples encoded")
     processes.barrier()
     return read_latents_info(output)

@@ -5,7 +5,6 @@ It learns what an RGB image shows (category, labels and normals of every pixel),
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from mmdit.errors import UserError
 from mmdit.storage.files import write_atomically
+from mmdit.storage.json_files import read_json, write_json
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CLASS_NAME = "SceneTeacher"
@@ -96,20 +96,21 @@ class SceneTeacher(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_NAME, save({k: value.contiguous() for k, value in self.state_dict().items()}))
-        (folder / CONFIG_NAME).write_text(json.dumps({"_class_name": CLASS_NAME, **self.config}, indent=2) + "\n")
+        write_json(folder / CONFIG_NAME, {"_class_name": CLASS_NAME, **self.config})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SceneTeacher:
         """Load what ``save_pretrained`` wrote, frozen and in evaluation mode. Raises UserError if it is incomplete."""
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG_NAME).read_text())
+            config = read_json(folder / CONFIG_NAME)
             if config.pop("_class_name", None) != CLASS_NAME:
                 raise ValueError(f"its _class_name is not {CLASS_NAME}")
-            teacher = cls(**config)
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS_NAME).items()}
-            teacher.load_state_dict(state)
-        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+            with torch.device("meta"):  # sizes that the weights don't have take no memory
+                teacher = cls(**{key: config.field(key, int) for key in config})
+            teacher.load_state_dict(state, assign=True)
+        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"{folder}: no usable scene teacher ({CONFIG_NAME} and {WEIGHTS_NAME}): {error}") from None
         return teacher.eval().requires_grad_(False)
 

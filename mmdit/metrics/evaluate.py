@@ -6,12 +6,9 @@ label. Generation is given the labels of the samples, so that its class balance 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -21,6 +18,7 @@ from mmdit.metrics.maps import batched
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.pipelines.frozen import find_teacher, native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.json_files import json_safe
 
 _MAX_DEPTH_UNITS = 65535  # of a 16-bit depth image
 
@@ -92,17 +90,6 @@ def evaluate(
 def depth_range(depth_scale: float) -> tuple[float, float]:
     """What 16-bit depth images of a dataset can hold, metres: the range that aligned depth is clamped to."""
     return depth_scale, depth_scale * _MAX_DEPTH_UNITS
-
-
-def json_safe(value: Any) -> Any:
-    """Replace NaN and infinities by None and numpy scalars by Python's, at any depth."""
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _teacher_name(network: Any) -> str | None:

@@ -5,7 +5,6 @@ Both take uint8 images and resize them as their reference does: numbers change w
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -19,7 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdit.errors import UserError
+from mmdit.encoders.features import timm_from_folder
+from mmdit.encoders.scene_teacher import CONFIG_NAME, WEIGHTS_NAME
+from mmdit.errors import UserError, first_line
+from mmdit.storage.digests import digest_tensors
 
 # TensorFlow's Inception of 2015-12-05, converted by torch-fidelity; the end of the name is the start of the SHA-256.
 INCEPTION_URL = (
@@ -55,9 +57,9 @@ class InceptionFeatures(nn.Module):
         try:
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], buffer)
         except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
+            reason = first_line(error)
             raise UserError(f"{path}: not the weights of torch-fidelity's Inception v3 ({reason})") from error
-        self.name = f"inception-v3-compat, sha256 {digest_of(state)}"
+        self.name = f"inception-v3-compat, sha256 {digest_tensors(state)}"
         self._spatial: Tensor | None = None
         # "mixed_6/conv" of the TensorFlow graph: the 1 x 1 branch of the fourth block of 17 x 17, after its ReLU.
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -92,21 +94,19 @@ class DinoFeatures(nn.Module):
         super().__init__()
         folder = Path(name_or_folder)
         if folder.is_dir():
-            for name in ("config.json", "model.safetensors"):
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
                 if not (folder / name).is_file():
-                    raise UserError(f"{folder}: a feature network's folder needs config.json and model.safetensors")
-            source = f"local-dir:{folder}"
+                    raise UserError(f"{folder}: a feature network's folder needs {CONFIG_NAME} and {WEIGHTS_NAME}")
+            model: Any = timm_from_folder(folder, DINOV2_SIZE)
         elif timm.is_model(name_or_folder.split(".")[0]):
-            source = name_or_folder
+            try:
+                model = timm.create_model(name_or_folder, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
+            except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+                raise UserError(f"feature network {name_or_folder!r} can't be loaded: {first_line(error)}") from error
         else:
             raise UserError(f"feature network {name_or_folder!r} is neither a folder nor a timm model such as {DINOV2}")
-        try:
-            model: Any = timm.create_model(source, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
-        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"feature network {name_or_folder!r} can't be loaded: {reason}") from error
         self.model = model.eval().requires_grad_(False)
-        self.name = f"{folder.name if folder.is_dir() else name_or_folder}, sha256 {digest_of(model.state_dict())}"
+        self.name = f"{folder.name if folder.is_dir() else name_or_folder}, sha256 {digest_tensors(model.state_dict())}"
         config = model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
@@ -138,20 +138,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # a pickle can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not readable as weights without running code ({reason})") from error
+        raise UserError(f"{path}: not readable as weights without running code ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no dictionary of tensors")
     return dict(state)
-
-
-def digest_of(state: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits of names and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _download_inception() -> Path:

@@ -6,12 +6,10 @@ the whole data set. It is streamed, for 50,000 images of 256 x 256 are 10 GB, an
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -19,6 +17,7 @@ from numpy.lib import format as npy
 from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
 from mmdit.modalities.raw import load_rgb
+from mmdit.storage.files import write_atomically
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 BLOCKS = "blocks"
@@ -160,17 +159,4 @@ def write_npz(path: Path, images: Iterable[np.ndarray], shape: Sequence[int], la
                 with archive.open("arr_1.npy", "w") as member:
                     npy.write_array(member, labels, allow_pickle=False)
 
-    write_whole(path, write)
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a name of its own and rename it: several processes may write the same file at once."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, write)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import load_teacher
 from mmdit.pipelines.loading import resolve_model
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.digests import digest_tensors
 
 TEACHER_FOLDER = "teacher"
 
@@ -25,12 +25,7 @@ def native_size(pipe: MultimodalDiTPipeline) -> int:
 
 def weights_digest(pipe: MultimodalDiTPipeline) -> str:
     """16 hexadecimal digits that change with any weight of the transformer or the VAE, or with their dtype."""
-    digest = hashlib.sha256()
-    for component in (pipe.transformer, pipe.vae):
-        for name, tensor in sorted(component.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest_tensors(pipe.transformer.state_dict(), pipe.vae.state_dict(), described=True)
 
 
 @torch.no_grad()

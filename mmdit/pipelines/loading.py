@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from mmdit.errors import UserError, nearest_names
+from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import out_of_reach
+from mmdit.storage.json_files import JsonObject, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,7 @@ def _check_component(folder: Path, is_model: bool) -> None:
     if not is_model:
         return
     for index in folder.glob("*.safetensors.index*.json"):
-        for shard in sorted(set(_read_json(index).get("weight_map", {}).values())):
+        for shard in sorted(set(_shards(index))):
             if not (folder / shard).is_file():
                 raise UserError(f"{folder / shard}: no such file, though {index.name} lists it")
     weights = sorted(folder.glob("*.safetensors"))
@@ -85,6 +85,11 @@ def _check_component(folder: Path, is_model: bool) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
+
+
+def _shards(index: Path) -> list[str]:
+    weights = _read_json(index).object("weight_map")
+    return [weights.field(name, str) for name in weights]
 
 
 def check_weights(folder: Path, module: nn.Module) -> None:
@@ -105,16 +110,8 @@ def check_weights(folder: Path, module: nn.Module) -> None:
         raise UserError(f"{folder}: {what} ({count} tensors in all): they are not those of its config.json")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a model folder needs it")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
-    return values
+def _read_json(path: Path) -> JsonObject:
+    return read_json(path, "a model folder needs it")
 
 
 def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs: Mapping[str, Any]) -> Path:
@@ -129,9 +126,3 @@ def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs
             else f"the Hub did not deliver it: {first_line(error)}"
         )
         raise UserError(f"model {repository!r} is neither bundled nor a local folder, and {why}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, without the pages that some add."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.errors import UserError, unknown_name
+from mmdit.errors import UserError, first_line, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import expand, place
 from mmdit.flow.prediction import PREDICTIONS
@@ -35,7 +35,7 @@ from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, check_weights, download, first_line, resolve_model
+from mmdit.pipelines.loading import check_folder, check_weights, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.storage.files import share_weights
 from mmdit.task import Role

@@ -38,13 +38,13 @@ class JsonObject(dict[str, Any]):
     @overload
     def field(self, name: str, kind: type[T]) -> T: ...
     @overload
-    def field(self, name: str, kind: type[T], default: T) -> T: ...
-    @overload
     def field(self, name: str, kind: type[T], default: None) -> T | None: ...
+    @overload
+    def field(self, name: str, kind: type[T], default: T) -> T: ...
     def field(self, name: str, kind: type[T], default: Any = _REQUIRED) -> Any:
         """A value of a type, or ``default`` where the name is missing or null.
 
-        ``kind``: str, int, float (whole numbers too; finite), bool, list, or dict (returned as a ``JsonObject``).
+        ``kind``: str, int, float (whole numbers too; finite), bool or list.
 
         Raises:
             UserError: a value of another type, or none where there is no default; it names file, name, value and type.
@@ -56,7 +56,11 @@ class JsonObject(dict[str, Any]):
             raise UserError(f"{self.where}: lacks {name!r}, {_KINDS[kind]}")
         if not _is(value, kind):
             raise UserError(f"{self.where}: {name!r} is {_shown(value)}: give {_KINDS[kind]}")
-        return _object(value, f"{self.where}, {name!r}") if kind is dict else value
+        return value
+
+    def object(self, name: str, default: Mapping[str, Any] = _REQUIRED) -> JsonObject:
+        """An object inside this one. Raises UserError as ``field``."""
+        return _object(self.field(name, dict, default), f"{self.where}, {name!r}")
 
     def list_of(self, name: str, kind: type[T], default: list[T] | None = None) -> list[T]:
         """A list of values of a type; ``default`` where the name is missing or null and a default is given.
@@ -148,7 +152,7 @@ def _read(path: Path, what: str, max_bytes: int) -> bytes:
         raise UserError(f"{path}: can't be read: {error.strerror}") from None
 
 
-def _object(values: dict[str, Any], where: str) -> JsonObject:
+def _object(values: Mapping[str, Any], where: str) -> JsonObject:
     found = JsonObject(values)
     found.where = where
     return found

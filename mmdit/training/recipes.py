@@ -22,7 +22,7 @@ from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
-from mmdit.errors import UserError, unknown_name
+from mmdit.errors import UserError, one_line, unknown_name
 from mmdit.flow.objective import FlowObjective
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
@@ -132,8 +132,9 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
     try:
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: damaged ({reason}); delete it and run 'mmdit data encode' again") from error
+        raise UserError(
+            f"{folder}: damaged ({one_line(error)}); delete it and run 'mmdit data encode' again"
+        ) from error
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:

@@ -9,13 +9,14 @@ import torch
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 from mmdit.metrics.depth import DepthMetrics
-from mmdit.metrics.evaluate import depth_range, evaluate, json_safe
+from mmdit.metrics.evaluate import depth_range, evaluate
 from mmdit.metrics.evaluation import as_condition
 from mmdit.metrics.maps import sample_generators
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.metrics.understanding import understanding_report
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
+from mmdit.storage.json_files import json_safe
 
 # The contract, from the interface: report.json of `mmdit evaluate`.
 DEPTH, NORMAL = {"abs_rel", "delta1", "delta1_05"}, {"mean_angle", "within_11_25", "mean_angle_objects"}

@@ -98,9 +98,10 @@ def test_fields_of_another_type(value: Any, kind: type, right: str):
 def test_missing_fields_and_places_inside_others_are_named():
     with pytest.raises(UserError, match=r"^a\.json: lacks 'key', text$"):
         _object(key=None).field("key", str)
-    inner = _object(outer={"key": []}).field("outer", dict)
+    inner = _object(outer={"key": []}).object("outer")
     with pytest.raises(UserError, match=r"^a\.json, 'outer': 'key' is \[\]: give a whole number$"):
-        inner.field("key", int)  # type: ignore[attr-defined]
+        inner.field("key", int)
+    assert _object().object("key", {}) == {}
     with pytest.raises(UserError, match=r"^a\.json: 'key' holds 3: each is text$"):
         _object(key=["a", 3]).list_of("key", str)
 

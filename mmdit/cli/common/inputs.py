@@ -6,11 +6,11 @@ vectors in the camera frame, segmentation (H, W) int64 label ids.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mmdit.errors import UserError
 from mmdit.modalities.codecs import DepthCodec, build_codec
 from mmdit.modalities.modality import MODALITIES, Modality
 from mmdit.modalities.raw import load_raw, load_rgb
+from mmdit.storage.json_files import read_json
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
@@ -197,10 +198,8 @@ def _depth_kind(path: Path) -> tuple[str, str | None, str | None]:
     """("relative" | "metric" | "unknown", the space of a relative map if known, where this is known from)."""
     beside = path.parent / "metadata.json"
     if path.name in ("depth.npy", "depth.png") and beside.is_file():
-        try:
-            return "relative", json.loads(beside.read_text(encoding="utf-8")).get("depth_space"), "metadata.json"
-        except (ValueError, OSError, AttributeError):
-            pass
+        with suppress(UserError):
+            return "relative", read_json(beside).get("depth_space"), "metadata.json"
     if path.resolve().parent.name == "depth" and (path.resolve().parents[2] / "dataset.json").is_file():
         return "metric", None, "dataset.json"
     if path.suffix == ".npy":

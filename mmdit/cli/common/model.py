@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, first_line, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +42,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         found += ["mps"] if torch.backends.mps.is_available() else []
-        reason = str(error).split("\n")[0]
         raise UserError(
-            f"--device {name!r} can't be used here ({reason}): give auto or one of {', '.join(found)}"
+            f"--device {name!r} can't be used here ({first_line(error)}): give auto or one of {', '.join(found)}"
         ) from None
     return device
 
@@ -114,8 +113,7 @@ def load_pipeline(
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model {model!r} can't be loaded: {reason[:300]}") from error
+        raise UserError(f"--model {model!r} can't be loaded: {one_line(error)}") from error
     if scheduler is not None:
         from mmdit.flow.schedulers import make_scheduler
 
@@ -147,7 +145,7 @@ def load_vae(name: str) -> AutoencoderKL:
     try:
         return AutoencoderKL.from_pretrained(source, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         if offline:
             reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
         elif not folder.is_dir():

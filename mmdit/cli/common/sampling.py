@@ -5,7 +5,6 @@ Every sample draws its noise from a generator of its own, so that it does not de
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.digests import digest_file
 
 BATCH_SIZE = 8
 Arrays = dict[str, np.ndarray]
@@ -87,8 +87,7 @@ class SamplingRun:
             "scheduler": type(self.pipe.scheduler).__name__,
             "category": category,
             "conditions": {
-                name: {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                for name, path in (conditions or {}).items()
+                name: {"path": str(path), "sha256": digest_file(path)} for name, path in (conditions or {}).items()
             },
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "device": str(self.pipe.device),

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmdit.data.writer import DatasetWriter, read_description, write_description
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.modalities.codecs import class_palette
 from mmdit.modalities.raw import load_rgb
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
@@ -195,7 +195,7 @@ def _read(path: Path, num_dimensions: int | None = None) -> np.ndarray:
         with h5py.File(path, "r") as file:
             array = file["dataset"][:]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged, or not Hypersim's: {' '.join(str(error).split())[:160]}") from None
+        raise UserError(f"{path}: damaged, or not Hypersim's: {one_line(error, 160)}") from None
     if num_dimensions and (array.ndim != num_dimensions or 0 in array.shape or array.shape[2:] not in ((), (3,))):
         raise UserError(f"{path}: has shape {array.shape}, not (height, width{', 3' if num_dimensions == 3 else ''})")
     return array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from mmdit.errors import UserError
 from mmdit.modalities.modality import MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
+from mmdit.storage.versions import version_of
 
 GENERATOR = "mmdit data label"
 # Raised when the same image and labeller give other files.
 GENERATOR_VERSION = 1
+VERSIONED = ("torch", "transformers", "diffusers")
 
 
 def describe(
@@ -83,7 +84,12 @@ def describe(
     values["licence"] = "; ".join(
         [f"images {images_licences}", *(f"{name} labels by a model under {labels[name]['licence']}" for name in labels)]
     )
-    values["provenance"] = {**settings, "images": sources, "labels": labels, "versions": _versions()}
+    values["provenance"] = {
+        **settings,
+        "images": sources,
+        "labels": labels,
+        "versions": {name: version_of(name) for name in VERSIONED},
+    }
     return values
 
 
@@ -91,7 +97,3 @@ def save_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write it, if it says anything new: many processes may find the folder, one writes."""
     if read_description(root) != values:
         write_description(root, values)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "diffusers")}

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmdit.data.writer import DatasetWriter
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.sources.labelling.description import describe, save_description
 from mmdit.sources.labelling.images import ImagesToLabel, LoadedImage, SourceImage, find_images, fit_labels
 from mmdit.sources.labelling.labeller import Labeller
@@ -139,8 +139,7 @@ class LabellingModule(pl.LightningModule):
                 for image in group:
                     self._label(labeller, [image])
             else:
-                reason = " ".join(str(error).split())[:200]
-                self.bad.append(BadImage(group[0].source.path, labeller.modality, reason))
+                self.bad.append(BadImage(group[0].source.path, labeller.modality, one_line(error, 200)))
             return
         for image, labels in zip(group, found, strict=True):
             assert image.rgb is not None
@@ -246,5 +245,6 @@ def _make_trainer(accelerator: str, devices: int, num_nodes: int) -> pl.Trainer:
             inference_mode=False,
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"accelerator {accelerator!r} with {devices} devices can't be used here: {reason}") from error
+        raise UserError(
+            f"accelerator {accelerator!r} with {devices} devices can't be used here: {one_line(error)}"
+        ) from error

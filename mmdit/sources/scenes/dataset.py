@@ -6,7 +6,6 @@ beside it (more with variety). It is a function of (seed, split, index) alone.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mmdit.sources.processes import map_in_processes, usable_cores
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, category_of, sample_layout
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
 from mmdit.storage.files import write_atomically
+from mmdit.storage.versions import version_of
 
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
 DEPTH_SCALE = 2.5e-4  # metres per unit of the 16-bit depth PNG: reaches 16 m
@@ -161,13 +161,6 @@ def _check_arguments(
         raise UserError(f"max_distractors {max_distractors}: must be 0 or more")
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def _write_description(output: Path, seed: int, size: int, variety: bool, max_distractors: int) -> None:
     """Write dataset.json, or check that the one that is there was written for the same scenes."""
     settings = {
@@ -196,7 +189,7 @@ def _write_description(output: Path, seed: int, size: int, variety: bool, max_di
         "segmentation_classes": list(SEGMENTATION_CLASSES),
         "depth_scale": DEPTH_SCALE,
         "licence": "CC0-1.0",
-        "provenance": settings | {name: _version(name) for name in ("mitsuba", "trimesh", "numpy")},
+        "provenance": settings | {name: version_of(name) for name in ("mitsuba", "trimesh", "numpy")},
     }
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
