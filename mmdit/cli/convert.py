@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmdit.bounds import PositiveInt
 from mmdit.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def convert(
     output: Path,
     vae: str = "stabilityai/sd-vae-ft-mse",
     weights: Literal["ema", "model"] = "ema",
-    num_heads: int | None = None,
+    num_heads: PositiveInt | None = None,
 ) -> None:
     """Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.
 
@@ -53,8 +54,6 @@ def convert(
         weights: ema (averaged) or model (raw).
         num_heads: Attention heads, only for a width that is not one of S, B, L and XL.
     """
-    if num_heads is not None and num_heads < 1:
-        raise UserError(f"--num_heads is {num_heads}: give at least 1")
     _check_output(output)
     import torch
 

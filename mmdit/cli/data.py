@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from mmdit.bounds import NonNegativeInt, PositiveInt, Seed
 from mmdit.errors import UserError
 from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
 
@@ -15,13 +16,13 @@ _MARIGOLD, _MASKS = MarigoldSettings(), MaskSettings()
 
 def render(
     output: Path,
-    num_samples: int = 1000,
+    num_samples: PositiveInt = 1000,
     split: str = "train",
     size: int = 64,
-    seed: int = 0,
-    num_workers: int | None = None,
+    seed: Seed = 0,
+    num_workers: NonNegativeInt | None = None,
     variety: bool = False,
-    max_distractors: int | None = None,
+    max_distractors: NonNegativeInt | None = None,
 ) -> None:
     """Render procedural scenes with exact ground truth.
 
@@ -59,11 +60,11 @@ def label(
     marigold: MarigoldSettings = _MARIGOLD,
     masks: MaskSettings = _MASKS,
     dtype: DtypeName = "float32",
-    batch_size: int = 8,
-    num_workers: int = 0,
+    batch_size: PositiveInt = 8,
+    num_workers: NonNegativeInt = 0,
     accelerator: str = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
+    devices: PositiveInt = 1,
+    num_nodes: PositiveInt = 1,
 ) -> int:
     """Label a folder of images with depth, normals and segmentation.
 
@@ -94,14 +95,6 @@ def label(
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("devices", devices, 1),
-        ("num_nodes", num_nodes, 1),
-    ):
-        if value < least:
-            raise UserError(f"--{option} is {value}: give at least {least}")
     from transformers.utils import logging as transformers_logging
 
     from mmdit.cli.common.model import note, quiet_libraries
@@ -129,7 +122,7 @@ def hypersim(
     split: str = "train",
     split_csv: Path | None = None,
     cameras_csv: Path | None = None,
-    num_workers: int | None = None,
+    num_workers: NonNegativeInt | None = None,
 ) -> int:
     """Import Hypersim's own layout as a dataset.
 
@@ -202,13 +195,13 @@ def encode(
     depth_quantiles: tuple[float, float] = (0.02, 0.98),
     mirrored: bool = True,
     teacher: str | None = None,
-    patch_size: int = 2,
-    batch_size: int = 32,
-    shard_size: int = 1024,
-    num_workers: int = 0,
+    patch_size: PositiveInt = 2,
+    batch_size: PositiveInt = 32,
+    shard_size: PositiveInt = 1024,
+    num_workers: NonNegativeInt = 0,
     accelerator: str = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
+    devices: PositiveInt = 1,
+    num_nodes: PositiveInt = 1,
 ) -> None:
     """Encode a dataset into latents for training.
 
@@ -236,15 +229,6 @@ def encode(
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
-    for option, value in (
-        ("patch_size", patch_size),
-        ("batch_size", batch_size),
-        ("shard_size", shard_size),
-        ("devices", devices),
-        ("num_nodes", num_nodes),
-    ):
-        if value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
     from mmdit.cli.common.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space

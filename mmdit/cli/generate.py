@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
 
 def generate(
     categories: list[str],
-    num_images: int = 1,
+    num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 2.0,
+    num_inference_steps: PositiveInt = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/generate"),
@@ -66,9 +67,9 @@ def generate(
 def understand(
     images: list[str],
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 1,
+    num_inference_steps: PositiveInt = 1,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/understand"),
@@ -94,7 +95,6 @@ def understand(
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
         overwrite: Replace results of other requests that have the same name.
     """
-    check_seed(seed)
     from PIL import Image
 
     from mmdit.cli.common.inputs import find_images, read_sizes
@@ -137,12 +137,12 @@ def condition(
     segmentation: Path | None = None,
     rgb: Path | None = None,
     category: str | None = None,
-    num_images: int = 1,
+    num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 2.0,
+    num_inference_steps: PositiveInt = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/condition"),

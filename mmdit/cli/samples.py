@@ -8,22 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
 
 def samples(
     output: Path,
-    num_samples: int = 50000,
+    num_samples: PositiveInt = 50000,
     model: str = BUNDLED_MODEL,
     labels: Literal["balanced", "random", "none"] = "balanced",
-    num_inference_steps: int = 250,
+    num_inference_steps: PositiveInt = 250,
     scheduler: str = "euler_maruyama",
-    guidance_scale: float = 1.0,
+    guidance_scale: NonNegativeNumber = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-    batch_size: int = 64,
-    block_size: int = 256,
+    seed: Seed = 0,
+    batch_size: PositiveInt = 64,
+    block_size: PositiveInt = 256,
     ema: bool | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -53,10 +54,6 @@ def samples(
         device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine a GPU of its own.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
-    check_seed(seed)
-    check_sampling(num_inference_steps, guidance_scale)
-    if batch_size < 1:
-        raise UserError(f"--batch_size is {batch_size}: give at least 1")
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import make_scheduler
@@ -117,7 +114,7 @@ def evaluate_generation(
     output: Path,
     inception: str | None = "download",
     dinov2: str | None = None,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     device: str = "auto",
 ) -> None:
     """Measure generated images against a reference: FID, sFID, IS, precision, recall, FD-DINOv2.
@@ -138,8 +135,6 @@ def evaluate_generation(
         batch_size: Images at a time.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch_size is {batch_size}: give at least 1")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if inception is None and dinov2 is None:
@@ -147,7 +142,7 @@ def evaluate_generation(
     from mmdit.cli.common.model import choose_device, quiet_libraries
     from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.image_sets import open_images
-    from mmdit.storage.json_files import write_json
+    from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
     made, real = open_images(images), open_images(reference)
@@ -226,11 +221,11 @@ def ema_of(model: str) -> bool | None:
 
 def settings_of(images: Path) -> dict[str, Any] | None:
     """What made the samples, where they lie in a folder of ``mmdit samples``; None = unknown."""
-    from mmdit.storage.json_files import read_json
+    from mmdit.storage.json_object import read_object
 
     folder = images if images.is_dir() else images.parent
     with suppress(UserError):  # a file of somebody else's
-        return read_json(folder / "samples.json")
+        return read_object(folder / "samples.json")
     return None
 
 

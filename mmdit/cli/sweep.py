@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed, note
+from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, note
 from mmdit.errors import UserError
 from mmdit.storage.files import write_atomically
-from mmdit.storage.json_files import read_json, write_json
+from mmdit.storage.json_object import read_object, write_json
 from mmdit.storage.requests import Request
 
 TABLE, SETTINGS, CHART = "sweep.csv", "sweep.json", "sweep.png"
@@ -27,12 +28,12 @@ def sweep(
     model: str = BUNDLED_MODEL,
     tasks: list[str] | None = None,
     schedulers: list[str] | None = None,
-    steps: list[int] | None = None,
-    num_samples: int | None = 64,
-    guidance_scale: float = 2.0,
+    steps: list[PositiveInt] | None = None,
+    num_samples: PositiveInt | None = 64,
+    guidance_scale: NonNegativeNumber = 2.0,
     condition: str = "depth",
-    seed: int = 0,
-    batch_size: int = 32,
+    seed: Seed = 0,
+    batch_size: PositiveInt = 32,
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -61,11 +62,6 @@ def sweep(
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
-    check_seed(seed)
-    check_sampling(1, guidance_scale)
-    for option, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
     from mmdit.cli.common.charts import figure_class
@@ -140,7 +136,7 @@ class SweepTable:
         self._write_settings({})
 
     def _check_settings(self) -> None:
-        found = read_json(self.folder / SETTINGS, f"it says what made {TABLE}: choose another --output")
+        found = read_object(self.folder / SETTINGS, f"it says what made {TABLE}: choose another --output")
         self.request.refuse_other(found.object("settings"), self.folder, "the sweep")
 
     def has(self, task: str, scheduler: str, num_inference_steps: int) -> bool:

@@ -1,45 +1,14 @@
-"""``mmdit train``: one typed function, whose arguments are the keys of a training configuration."""
+"""``mmdit train``: one typed function, whose options are the keys of a training configuration."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from mmdit.training.config import (
-    AlignmentConfig,
-    AutoencoderConfig,
-    DataConfig,
-    EMAConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PreviewConfig,
-    TaskConfig,
-    TeacherConfig,
-    TrainerConfig,
-)
-
-if TYPE_CHECKING:
-    from mmdit.training.config import TrainingConfig
+from mmdit.training.config import TrainingConfig
 
 
-def train(
-    output: Path,
-    recipe: str = "transformer",
-    seed: int = 0,
-    model: ModelConfig = ModelConfig(),
-    autoencoder: AutoencoderConfig = AutoencoderConfig(),
-    teacher: TeacherConfig = TeacherConfig(),
-    data: DataConfig = DataConfig(),
-    task: TaskConfig = TaskConfig(),
-    objective: ObjectiveConfig = ObjectiveConfig(),
-    alignment: AlignmentConfig | None = None,
-    optimizer: OptimizerConfig = OptimizerConfig(),
-    trainer: TrainerConfig = TrainerConfig(),
-    ema: EMAConfig | None = EMAConfig(),
-    preview: PreviewConfig = PreviewConfig(),
-    resume: str | None = None,
-) -> None:
+def train(output: Path, resume: str | None = None, **config: Any) -> None:
     """Train a transformer, an autoencoder or a teacher.
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
@@ -48,42 +17,13 @@ def train(
 
     Args:
         output: the run folder.
-        recipe: what is trained: transformer, autoencoder or teacher.
-        seed: of weights, data order, roles, timesteps and noise.
-        model: the transformer.
-        autoencoder: the VAE, for recipe autoencoder.
-        teacher: the ViT, for recipe teacher.
-        data: what it is trained on.
-        task: which tasks are mixed.
-        objective: the flow-matching loss.
-        alignment: alignment with a teacher's features; null = off.
-        optimizer: AdamW or Muon, and the learning rate over time.
-        trainer: steps, devices, precision.
-        ema: moving average of the weights; null = off.
-        preview: sample grids.
         resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
+        config: the keys of a training configuration.
     """
     from mmdit.training.signals import leaving_quietly
 
     with leaving_quietly():
-        from mmdit.training.config import TrainingConfig
-
-        config = TrainingConfig(
-            recipe,
-            seed,
-            model,
-            autoencoder,
-            teacher,
-            data,
-            task,
-            objective,
-            alignment,
-            optimizer,
-            trainer,
-            ema,
-            preview,
-        )
-        folder = _train(config, output, resume)
+        folder = _train(TrainingConfig(**config), output, resume)
     if folder is not None:
         print(folder)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmdit.encoders.scene_teacher import CLASS_NAME, CONFIG_NAME, WEIGHTS_NAME, SceneTeacher
 from mmdit.errors import UserError, first_line
-from mmdit.storage.json_files import JsonObject, read_json
+from mmdit.storage.json_object import JsonObject, read_object
 
 DEFAULT_TEACHER = "vit_base_patch14_dinov2"
 
@@ -94,7 +94,7 @@ def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher |
 
 
 def _from_folder(folder: Path, grid: tuple[int, int]) -> FeatureTeacher | SceneTeacher:
-    config = read_json(folder / CONFIG_NAME)
+    config = read_object(folder / CONFIG_NAME)
     if config.get("_class_name") != CLASS_NAME:
         architecture, settings = _architecture(config)
         with torch.device("meta"):  # a look at the patch size
@@ -128,7 +128,7 @@ def timm_from_folder(folder: Path, image_size: int | tuple[int, int]) -> Any:
     Raises:
         UserError: an unknown architecture, or weights that are missing, damaged, or another architecture's.
     """
-    config, weights = read_json(folder / CONFIG_NAME), folder / WEIGHTS_NAME
+    config, weights = read_object(folder / CONFIG_NAME), folder / WEIGHTS_NAME
     architecture, settings = _architecture(config)
     model = _build(architecture, settings, config.where, img_size=image_size)
     try:

@@ -26,12 +26,11 @@ from mmdit.data.manifest import list_splits
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs
+from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs, write_json
 from mmdit.errors import UserError
 from mmdit.modalities.modality import Modality
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights, write_atomically
-from mmdit.storage.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -118,14 +117,14 @@ def encode_dataset(
     if processes.rank == 0:
         for split in splits:
             shards = [{"ids": job.ids} for job in jobs if job.split == split and job.kind == "shard"]
-            write_json(output / split / "index.json", {"shards": shards}, indent=1)
+            write_json(output / split / "index.json", {"shards": shards})
         if any(m.latents_mean is None for m in info.modalities.values()):
             info = _with_statistics(
                 output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
             )
         vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
         share_weights(output / "vae")
-        write_json(output / "latents.json", info.to_dict(), indent=1)
+        write_json(output / "latents.json", info.to_dict())
         say(f"{output}: {', '.join(f'{split} {len(folders[split])}' for split in splits)} samples encoded")
     processes.barrier()
     return read_latents_info(output)

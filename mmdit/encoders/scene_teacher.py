@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmdit.errors import UserError
 from mmdit.storage.files import write_atomically
-from mmdit.storage.json_files import read_json, write_json
+from mmdit.storage.json_object import read_object, write_json
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CLASS_NAME = "SceneTeacher"
@@ -103,7 +103,7 @@ class SceneTeacher(nn.Module):
         """Load what ``save_pretrained`` wrote, frozen and in evaluation mode. Raises UserError if it is incomplete."""
         folder = Path(folder)
         try:
-            config = read_json(folder / CONFIG_NAME)
+            config = read_object(folder / CONFIG_NAME)
             if config.pop("_class_name", None) != CLASS_NAME:
                 raise ValueError(f"its _class_name is not {CLASS_NAME}")
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS_NAME).items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, features_name, shard_name
 from mmdit.errors import UserError
-from mmdit.storage.digests import digest_json
+from mmdit.storage.files import write_atomically
 
 # Free space that is left alone: other programs write to the disk too.
 DISK_MARGIN = 64 * 2**20
@@ -76,7 +79,7 @@ def content_digest(job: ShardJob, info: LatentsInfo) -> str:
     codecs = {name: [modality.codec, dict(modality.settings)] for name, modality in info.modalities.items()}
     made_by = info.vae["fingerprint"] if job.kind == "shard" else info.features
     values = [job.ids, made_by, codecs, info.source.get("size"), info.num_views]
-    return digest_json(values)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:
@@ -98,3 +101,8 @@ def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None
             f"{output}: needs {needed / 2**20:.1f} MiB and {DISK_MARGIN // 2**20} to spare, and {free / 2**20:.1f} are free: "
             "free some, choose another disk, or store no features or no mirrored views"
         )
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write to a temporary name and rename."""
+    write_atomically(path, json.dumps(values, indent=1).encode())

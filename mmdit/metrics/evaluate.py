@@ -18,7 +18,7 @@ from mmdit.metrics.maps import batched
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.pipelines.frozen import find_teacher, native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.storage.json_files import json_safe
+from mmdit.storage.json_object import json_safe
 
 _MAX_DEPTH_UNITS = 65535  # of a 16-bit depth image
 

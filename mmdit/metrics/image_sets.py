@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
 from mmdit.modalities.raw import load_rgb
-from mmdit.storage.files import write_atomically
+from mmdit.storage.files import atomic_file
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 BLOCKS = "blocks"
@@ -148,15 +148,12 @@ def write_npz(path: Path, images: Iterable[np.ndarray], shape: Sequence[int], la
         labels: int64 (N,), stored as arr_1 as ADM's own samplers do.
     """
 
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
-                npy.write_array_header_1_0(member, header)
-                for batch in images:
-                    member.write(np.ascontiguousarray(batch).tobytes())
-            if labels is not None:
-                with archive.open("arr_1.npy", "w") as member:
-                    npy.write_array(member, labels, allow_pickle=False)
-
-    write_atomically(path, write)
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+            npy.write_array_header_1_0(member, header)
+            for batch in images:
+                member.write(np.ascontiguousarray(batch).tobytes())
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                npy.write_array(member, labels, allow_pickle=False)

@@ -18,8 +18,8 @@ from mmdit.metrics.image_sets import BLOCKS, write_npz
 from mmdit.metrics.maps import batched, sample_generators
 from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.storage.files import write_atomically
-from mmdit.storage.json_files import read_json, write_json
+from mmdit.storage.files import atomic_file
+from mmdit.storage.json_object import read_object, write_json
 from mmdit.storage.requests import Request
 
 LABELS = ("balanced", "random", "none")
@@ -94,7 +94,7 @@ class SampleFolder:
         path = folder / SETTINGS
         request = Request(settings)
         if path.exists():
-            found = read_json(path).object("settings")
+            found = read_object(path).object("settings")
             request.refuse_other(found, folder, "samples")
         else:
             write_json(path, {"settings": request.values, "hardware": dict(hardware)})
@@ -114,7 +114,8 @@ class SampleFolder:
         return images
 
     def write(self, number: int, images: np.ndarray) -> None:
-        write_atomically(self.path(number), lambda file: np.save(file, images, allow_pickle=False))
+        with atomic_file(self.path(number)) as file:
+            np.save(file, images, allow_pickle=False)
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not there yet."""

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import out_of_reach
-from mmdit.storage.json_files import JsonObject, read_json
+from mmdit.storage.json_object import JsonObject, read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,7 +111,7 @@ def check_weights(folder: Path, module: nn.Module) -> None:
 
 
 def _read_json(path: Path) -> JsonObject:
-    return read_json(path, "a model folder needs it")
+    return read_object(path, "a model folder needs it")
 
 
 def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs: Mapping[str, Any]) -> Path:

@@ -34,12 +34,14 @@ _MAX_ATTEMPTS = 100
 _MAX_STEM = 200  # bytes of a temporary name, whose file's own name may have all 255
 
 
-def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object], *, durable: bool = False) -> None:
-    """Write a file whole. Whatever ends the write, a crash and a full disk included, leaves the older file as it was.
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Open a binary file that gets the name ``path`` when the block ends without an error.
+
+    Whatever ends it before, a crash and a full disk included, leaves the older file as it was.
 
     Args:
         path: replaced if there; its folder is made.
-        content: the bytes, or a function that writes them into a binary file.
         durable: return when the disk has the file, so that a power cut does not lose it.
 
     Raises:
@@ -50,16 +52,19 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object],
         with _temporary(path, _open_file, _remove_file) as (descriptor, temporary):
             os.ftruncate(descriptor, 0)
             with open(descriptor, "wb", closefd=False) as file:
-                if callable(content):
-                    content(file)
-                else:
-                    file.write(content)
+                yield file
                 file.flush()
                 if durable:
                     os.fsync(descriptor)
             os.replace(temporary, path)
         if durable:
             _sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, as ``atomic_file`` does."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmdit.errors import UserError, first_line
-from mmdit.storage.files import remedy, system_error, write_atomically
+from mmdit.storage.files import atomic_file, remedy, system_error
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write ``checkpoint``. Raises UserError where the disk can't take it, naming the checkpoint that is left."""
         path = Path(path)
         try:
-            write_atomically(path, lambda file: torch.save(checkpoint, file), durable=True)
+            with atomic_file(path, durable=True) as file:
+                torch.save(checkpoint, file)
         except Exception as error:
             cause = system_error(error)
             if cause is None:

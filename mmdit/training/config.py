@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmdit.bounds import ClosedUnitInterval, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Seed
 from mmdit.training.optimizers import OptimizerConfig
 
 __all__ = [
@@ -42,12 +43,12 @@ class ModelConfig:
 
     size: str = "nano"
     modalities: list[str] | None = None
-    hidden_size: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float = 4.0
-    patch_size: int = 2
-    class_dropout_prob: float = 0.1
+    hidden_size: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: PositiveNumber = 4.0
+    patch_size: PositiveInt = 2
+    class_dropout_prob: ClosedUnitInterval = 0.1
     drop_class_given_rgb: bool = False
     qk_norm: str | None = None
     position_embedding: str = "sincos"
@@ -71,8 +72,8 @@ class DataConfig:
     """
 
     path: str | None = None
-    batch_size: int = 32
-    num_workers: int = 0
+    batch_size: PositiveInt = 32
+    num_workers: NonNegativeInt = 0
     train_split: str = "train"
     val_split: str | None = "val"
     whitening: str = "dataset"
@@ -88,7 +89,7 @@ class TaskConfig:
     """
 
     mixture: str | dict[str, float] = "any_to_any"
-    absent_share: float | None = None
+    absent_share: ClosedUnitInterval | None = None
 
 
 @dataclass
@@ -108,8 +109,8 @@ class ObjectiveConfig:
     timesteps: str = "uniform"
     timestep_settings: dict[str, float] = field(default_factory=dict)
     loss_weights: dict[str, float] | None = None
-    max_condition_time: float = 0.01
-    pure_noise_share: float = 0.0
+    max_condition_time: ClosedUnitInterval = 0.01
+    pure_noise_share: ClosedUnitInterval = 0.0
 
 
 @dataclass
@@ -125,9 +126,9 @@ class AlignmentConfig:
         images: with ``teacher``: the dataset folder that the latents were encoded from.
     """
 
-    weight: float = 0.5
-    depth: int = 8
-    hidden_size: int = 2048
+    weight: NonNegativeNumber = 0.5
+    depth: PositiveInt = 8
+    hidden_size: PositiveInt = 2048
     teacher: str | None = None
     images: str | None = None
 
@@ -153,20 +154,20 @@ class TrainerConfig:
         gradient_clip_val: largest norm of the gradient; null = no clipping.
     """
 
-    max_steps: int = 1000
-    max_hours: float | None = None
-    checkpoint_every: int = 500
-    validate_every: int = 500
-    log_every: int = 10
+    max_steps: PositiveInt = 1000
+    max_hours: PositiveNumber | None = None
+    checkpoint_every: PositiveInt = 500
+    validate_every: NonNegativeInt = 500
+    log_every: PositiveInt = 10
     accelerator: str = "auto"
     devices: int | str = "auto"
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     strategy: str = "auto"
     precision: str = "32-true"
     compile: bool = False
     float8: bool = False
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: PositiveInt = 1
+    gradient_clip_val: PositiveNumber | None = 1.0
 
 
 @dataclass
@@ -179,7 +180,7 @@ class EMAConfig:
             itself from the first step on, as in the official codes.
     """
 
-    decay: float = 0.9999
+    decay: ClosedUnitInterval = 0.9999
     warmup: bool = True
 
 
@@ -194,10 +195,10 @@ class PreviewConfig:
         guidance_scale: on the class.
     """
 
-    num_samples: int = 4
-    num_measured: int = 64
-    num_inference_steps: int = 10
-    guidance_scale: float = 2.0
+    num_samples: NonNegativeInt = 4
+    num_measured: NonNegativeInt = 64
+    num_inference_steps: PositiveInt = 10
+    guidance_scale: NonNegativeNumber = 2.0
 
 
 @dataclass
@@ -213,10 +214,10 @@ class AutoencoderConfig:
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
     """
 
-    unshuffle: int = 4
+    unshuffle: PositiveInt = 4
     block_out_channels: list[int] = field(default_factory=lambda: [128])
-    layers_per_block: int = 1
-    latent_channels: int = 4
+    layers_per_block: PositiveInt = 1
+    latent_channels: PositiveInt = 4
     mid_attention: bool = False
     settings: dict[str, float] = field(default_factory=dict)
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -230,18 +231,34 @@ class TeacherConfig:
         patch_size, hidden_size, depth, num_heads: as in timm's VisionTransformer.
     """
 
-    patch_size: int = 8
-    hidden_size: int = 160
-    depth: int = 5
-    num_heads: int = 5
+    patch_size: PositiveInt = 8
+    hidden_size: PositiveInt = 160
+    depth: PositiveInt = 5
+    num_heads: PositiveInt = 5
 
 
 @dataclass
 class TrainingConfig:
-    """Everything that one YAML file says; see ``mmdit.cli.train.train`` for the meaning of each section."""
+    """Everything that one YAML file says, but for the run folder.
+
+    Args:
+        recipe: what is trained: transformer, autoencoder or teacher.
+        seed: of weights, data order, roles, timesteps and noise.
+        model: the transformer.
+        autoencoder: the VAE, for recipe autoencoder.
+        teacher: the ViT, for recipe teacher.
+        data: what it is trained on.
+        task: which tasks are mixed.
+        objective: the flow-matching loss.
+        alignment: alignment with a teacher's features; null = off.
+        optimizer: AdamW or Muon, and the learning rate over time.
+        trainer: steps, devices, precision.
+        ema: moving average of the weights; null = off.
+        preview: sample grids.
+    """
 
     recipe: str = "transformer"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmdit.bounds import check_bounds
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
@@ -36,7 +37,6 @@ from mmdit.training.config import AlignmentConfig, TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import AutoencoderModule, TeacherModule, TransformerModule
 from mmdit.training.previews import Previews
-from mmdit.training.ranges import check_ranges
 from mmdit.training.run import Run
 
 # Names that the scenes give to what is no object.
@@ -148,8 +148,24 @@ def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[A
     return LatentsWithImages(latents, AlignedFolder(alignment.images, latents.split, modalities, mirrored=True))
 
 
-def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT:
-    """Build the network of a configuration for the given data."""
+def make_transformer(
+    config: TrainingConfig,
+    *,
+    modalities: Sequence[str],
+    num_classes: int,
+    latent_size: int,
+    in_channels: int,
+    feature_dim: int | None = None,
+) -> MultimodalDiT:
+    """Build the network of a configuration.
+
+    Args:
+        config: says all but what follows from the data.
+        modalities: of the data, in order.
+        num_classes: of the data.
+        latent_size, in_channels: of the latents.
+        feature_dim: width of the teacher's features, where the configuration aligns.
+    """
     model = config.model
     size = get_size(model.size)
     size.update({key: getattr(model, key) for key in size if getattr(model, key) is not None})
@@ -157,17 +173,17 @@ def make_transformer(config: TrainingConfig, data: _LatentData) -> MultimodalDiT
     if config.alignment is not None:
         alignment = {
             "alignment_depth": config.alignment.depth,
-            "alignment_dim": data.feature_dim,
+            "alignment_dim": feature_dim,
             "alignment_hidden_size": config.alignment.hidden_size,
         }
     torch.manual_seed(config.seed)
     network = MultimodalDiT(
-        modalities=list(data.modalities),
-        sample_size=data.latent_size,
-        in_channels=int(data.vae.config.latent_channels),
+        modalities=list(modalities),
+        sample_size=latent_size,
+        in_channels=in_channels,
         patch_size=model.patch_size,
         mlp_ratio=model.mlp_ratio,
-        num_classes=len(data.categories),
+        num_classes=num_classes,
         class_dropout_prob=model.class_dropout_prob,
         qk_norm=model.qk_norm,
         position_embedding=model.position_embedding,
@@ -196,7 +212,14 @@ def _start_from(network: MultimodalDiT, folder: Path) -> None:
 def transformer_run(config: TrainingConfig) -> Run:
     """Recipe "transformer": the multimodal DiT on latents."""
     data = _synthetic_data(config) if config.data.path is None else _stored_data(config)
-    network = make_transformer(config, data)
+    network = make_transformer(
+        config,
+        modalities=list(data.modalities),
+        num_classes=len(data.categories),
+        latent_size=data.latent_size,
+        in_channels=int(data.vae.config.latent_channels),
+        feature_dim=data.feature_dim,
+    )
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
     for name, weight in (config.objective.loss_weights or {}).items():
@@ -335,7 +358,7 @@ def build_run(config: TrainingConfig) -> Run:
     """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
     if config.recipe not in RECIPES:
         raise unknown_name("recipe", config.recipe, RECIPES)
-    check_ranges(config)
+    check_bounds(config)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"

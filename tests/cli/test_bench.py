@@ -59,7 +59,7 @@ def test_wrong_input(tmp_path, capsys):
     for arguments, named in (
         (["train", "--config", CONFIG, "--against", str(tmp_path)], "lacks models/sit.py"),
         (["train", "--config", CONFIG, "--num_warmup", "0"], "--num_warmup is 0: give at least 1"),
-        (["train", "--config", CONFIG, "--data.batch_size", "0"], "data.batch_size is 0: give 1 or more"),
+        (["train", "--config", CONFIG, "--data.batch_size", "0"], "--data.batch_size is 0: give at least 1"),
         (["train", "--config", CONFIG, "--latent_size", "0"], "--latent_size is 0: give at least 1"),
         (["train", "--config", CONFIG, "--report", str(tmp_path)], "is a folder; --report is a file"),
         (["sample", "--config", CONFIG, "--num_images", "0"], "--num_images is 0: give at least 1"),
@@ -68,7 +68,7 @@ def test_wrong_input(tmp_path, capsys):
         (["sample", "--config", CONFIG, "--recipe", "teacher"], "recipe 'transformer'"),
         (["sample", "--config", CONFIG, "--trainer.precision", "int8"], "trainer.precision is 'int8'"),
         (["loader", "--batch_size", "0"], "--batch_size is 0: give at least 1"),
-        (["loader", "--seconds", "0"], "--seconds is 0.0: give a number above 0"),
+        (["loader", "--seconds", "0"], "--seconds is 0: give a number above 0"),
         (["loader", "--split", "test"], "name your own with --data"),
         (["train", "--config", CONFIG, "--recipe", "teacher"], "recipe 'transformer'"),
         (["sample", "--config", CONFIG, "--against", str(tmp_path)], "no checkout of the official MMGen code"),

@@ -16,7 +16,7 @@ from mmdit.metrics.samples import EvaluationSamples
 from mmdit.metrics.understanding import understanding_report
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
-from mmdit.storage.json_files import json_safe
+from mmdit.storage.json_object import json_safe
 
 # The contract, from the interface: report.json of `mmdit evaluate`.
 DEPTH, NORMAL = {"abs_rel", "delta1", "delta1_05"}, {"mean_angle", "within_11_25", "mean_angle_objects"}

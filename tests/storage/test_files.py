@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmdit.errors import UserError
-from mmdit.storage.files import share_weights, system_error, write_atomically, writing_folder
+from mmdit.storage.files import atomic_file, share_weights, system_error, write_atomically, writing_folder
 
 
 def _content(folder: Path) -> dict[str, str]:
@@ -41,8 +41,9 @@ def _file_size_limit(num_bytes: int) -> Iterator[None]:
 @pytest.mark.parametrize("durable", [False, True])
 def test_content_replaces_the_older_one_and_nothing_else_is_left(tmp_path: Path, durable: bool):
     path = tmp_path / "new" / "a.json"
-    write_atomically(path, b"old and long", durable=durable)
-    write_atomically(path, lambda file: file.write(b"new"), durable=durable)
+    write_atomically(path, b"old and long")
+    with atomic_file(path, durable=durable) as file:
+        file.write(b"new")
     assert _content(path.parent) == {"a.json": "new"}
 
 
@@ -60,12 +61,13 @@ def test_files_are_as_shared_as_the_umask_says(tmp_path: Path):
 def test_a_failed_write_keeps_the_older_file(tmp_path: Path):
     write_atomically(tmp_path / "a", b"old")
 
-    def fail(file):
-        file.write(b"half")
-        raise RuntimeError("mine")
+    def fail() -> None:
+        with atomic_file(tmp_path / "a") as file:
+            file.write(b"half")
+            raise RuntimeError("mine")
 
     with pytest.raises(RuntimeError, match="mine"):
-        write_atomically(tmp_path / "a", fail)
+        fail()
     assert _content(tmp_path) == {"a": "old"}
 
 
@@ -80,8 +82,12 @@ def test_a_full_disk_names_the_path_and_keeps_the_older_file(tmp_path: Path):
 
 def test_a_library_that_hides_a_full_disk_is_understood(tmp_path: Path):
     path = tmp_path / "a.pt"
-    with _file_size_limit(100_000), pytest.raises(UserError, match=r"a\.pt: File too large"):
-        write_atomically(path, lambda file: torch.save(torch.zeros(1_000_000), file))
+    with (
+        _file_size_limit(100_000),
+        pytest.raises(UserError, match=r"a\.pt: File too large"),
+        atomic_file(path) as file,
+    ):
+        torch.save(torch.zeros(1_000_000), file)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,12 +121,11 @@ def test_names_as_long_as_a_file_system_takes(tmp_path: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mmdit.storage.files import write_atomically, writing_folder
+from mmdit.storage.files import atomic_file, writing_folder
 kind, path = sys.argv[1], Path(sys.argv[2])
-def half(file):
-    file.write(b"half"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
 if kind == "file":
-    write_atomically(path, half)
+    with atomic_file(path) as file:
+        file.write(b"half"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
 with writing_folder(path) as folder:
     (folder / "half").write_text("half"); os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -164,12 +169,10 @@ def test_a_folder_moved_aside_gets_its_name_back_where_the_next_write_fails(tmp_
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path):
-    def inner(file):
+    with atomic_file(tmp_path / "a") as file:
         file.write(b"outer" * 10)
         write_atomically(tmp_path / "a", b"inner")  # under way at the same time
         file.write(b"outer" * 10)
-
-    write_atomically(tmp_path / "a", inner)
     assert _content(tmp_path) == {"a": "outer" * 20}
 
 

@@ -22,7 +22,7 @@ from mmdit.errors import UserError
 from mmdit.modalities.codecs import DepthCodec, build_codec
 from mmdit.modalities.modality import MODALITIES, Modality
 from mmdit.modalities.raw import load_raw, load_rgb
-from mmdit.storage.json_files import read_json
+from mmdit.storage.json_object import read_object
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
@@ -199,7 +199,7 @@ def _depth_kind(path: Path) -> tuple[str, str | None, str | None]:
     beside = path.parent / "metadata.json"
     if path.name in ("depth.npy", "depth.png") and beside.is_file():
         with suppress(UserError):
-            return "relative", read_json(beside).get("depth_space"), "metadata.json"
+            return "relative", read_object(beside).get("depth_space"), "metadata.json"
     if path.resolve().parent.name == "depth" and (path.resolve().parents[2] / "dataset.json").is_file():
         return "metric", None, "dataset.json"
     if path.suffix == ".npy":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmdit.bounds import MAX_SEED
 from mmdit.errors import UserError, first_line, one_line
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 BUNDLED_MODEL = "scenes64"
-MAX_SEED = 2**63 - 1
 
 
 def note(message: str) -> None:
@@ -57,20 +56,10 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def check_seed(seed: int, num_images: int = 1) -> None:
-    """Refuse numbers that count nothing or seed nothing. Raises UserError."""
-    if num_images < 1:
-        raise UserError(f"--num_images is {num_images}: give at least 1")
-    if not 0 <= seed <= MAX_SEED - num_images:
+def check_seed(seed: int, num_images: int) -> None:
+    """Refuse a seed from which ``num_images`` of them don't go. Raises UserError."""
+    if seed > MAX_SEED - num_images:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
-
-
-def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
-    """Refuse values no sampler can take, before anything is loaded. Raises UserError."""
-    if num_inference_steps < 1:
-        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at least 1")
-    if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise UserError(f"--guidance_scale is {guidance_scale}: give a number >= 0; 1 is no guidance")
 
 
 def quiet_libraries() -> None:

@@ -24,7 +24,7 @@ from mmdit.errors import UserError
 from mmdit.modalities.codecs import SegmentationCodec, build_codec
 from mmdit.modalities.modality import Modality
 from mmdit.storage.files import write_atomically, writing, writing_folder
-from mmdit.storage.json_files import json_bytes, read_json
+from mmdit.storage.json_object import json_bytes, read_object
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import versions
 
@@ -192,7 +192,7 @@ class SampleWriter:
         if self.overwrite or not any(folder.iterdir()):
             return
         try:
-            found = read_json(folder / METADATA)
+            found = read_object(folder / METADATA)
         except UserError:
             found = None
         Request(request, ignored=["device"]).refuse_other(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdit.cli.common.model import DtypeName, check_sampling, load_pipeline
+from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.labels import resolve_labels
@@ -67,7 +67,6 @@ class SamplingRun:
         output: Path,
         overwrite: bool,
     ) -> None:
-        check_sampling(num_inference_steps, guidance_scale)
         prepare_folder(output)
         self.command, self.model = command, model
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale

@@ -11,7 +11,7 @@ from typing import Any
 from mmdit.errors import UserError, first_line
 from mmdit.hub import out_of_reach
 from mmdit.storage.digests import digest_files
-from mmdit.storage.json_files import read_json
+from mmdit.storage.json_object import read_object
 
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
 CARD = "README.md"
@@ -102,7 +102,7 @@ def _read_kind(folder: Path, name: str, option: str) -> tuple[str, dict[str, Any
         path = folder / description
         if path.is_file():
             try:
-                config = read_json(path)
+                config = read_object(path)
                 return config.field(key, str), config
             except UserError as error:
                 raise UserError(f"{option} {name!r}: {error}") from None
