@@ -17,13 +17,17 @@ from mmdit.errors import UserError
 __all__ = [
     "MAX_SEED",
     "RIGHT",
+    "AtATime",
     "ClosedUnitInterval",
     "Decay",
+    "Devices",
+    "Nodes",
     "NonNegativeInt",
     "NonNegativeNumber",
     "PositiveInt",
     "PositiveNumber",
     "Seed",
+    "Workers",
     "check_bounds",
     "explain",
     "plain",
@@ -35,6 +39,10 @@ if TYPE_CHECKING:
     PositiveInt = int
     NonNegativeInt = int
     Seed = int
+    AtATime = int
+    Workers = int
+    Devices = int
+    Nodes = int
     PositiveNumber = float
     NonNegativeNumber = float
     ClosedUnitInterval = float
@@ -43,6 +51,10 @@ else:
     from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
+    AtATime = restricted_number_type("AtATime", int, [(">=", 1), ("<=", 10**6)])
+    Workers = restricted_number_type("Workers", int, [(">=", 0), ("<=", 1024)])
+    Devices = restricted_number_type("Devices", int, [(">=", 1), ("<=", 4096)])
+    Nodes = restricted_number_type("Nodes", int, [(">=", 1), ("<=", 65536)])
     PositiveNumber = restricted_number_type("PositiveNumber", float, [(">", 0), ("<", math.inf)])
     NonNegativeNumber = restricted_number_type("NonNegativeNumber", float, [(">=", 0), ("<", math.inf)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
@@ -52,12 +64,16 @@ RIGHT = {
     "PositiveInt": "at least 1",
     "NonNegativeInt": "at least 0",
     "Seed": f"0 to {MAX_SEED}",
+    "AtATime": "at least 1 and at most 1000000",
+    "Workers": "at least 0 and at most 1024",
+    "Devices": "at least 1 and at most 4096",
+    "Nodes": "at least 1 and at most 65536",
     "PositiveNumber": "a number above 0",
     "NonNegativeNumber": "a number, at least 0",
     "ClosedUnitInterval": "a number from 0 to 1",
     "Decay": "a number from 0 to below 1",
 }
-_WHOLE = ("PositiveInt", "NonNegativeInt", "Seed")
+_WHOLE = ("PositiveInt", "NonNegativeInt", "Seed", "AtATime", "Workers", "Devices", "Nodes")
 
 
 def check_bounds(config: Any) -> None:

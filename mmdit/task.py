@@ -7,6 +7,7 @@ mask and the index of the role embedding; nothing about a sample's task depends 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -56,100 +57,129 @@ def embedding_roles(roles: Tensor) -> Tensor:
     return torch.where(roles == int(Role.UNSUPERVISED), torch.full_like(roles, int(Role.GENERATE)), roles)
 
 
-# A task fills (N, M) roles for N rows of the batch.
-Task = Callable[[int, Sequence[str], torch.Generator], Tensor]
+def _one_given(num_rows: int, num_modalities: int, generator: torch.Generator) -> Tensor:
+    """One random modality of each row, (N, M) bool."""
+    given = torch.randint(num_modalities, (num_rows,), generator=generator)
+    return given[:, None] == torch.arange(num_modalities)
 
 
-def _joint(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
-    return torch.full((num_rows, len(modalities)), int(Role.GENERATE))
+def _subset_given(num_rows: int, num_modalities: int, generator: torch.Generator) -> Tensor:
+    """A non-empty proper subset of each row, each equally likely, (N, M) bool: the bits of a number in 1 … 2^M - 2."""
+    subsets = torch.randint(1, 2**num_modalities - 1, (num_rows, 1), generator=generator)
+    return (subsets >> torch.arange(num_modalities)) & 1 == 1
 
 
-def _rgb_only(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
-    roles = torch.full((num_rows, len(modalities)), int(Role.UNSUPERVISED))
-    roles[:, modalities.index("rgb")] = Role.GENERATE
-    return roles
+@dataclass(frozen=True)
+class Task:
+    """A rule that deals roles to rows of the batch. All fields None = every modality is generated.
 
+    Args:
+        given: the modality that is the CONDITION.
+        supervised: the only modality in the loss; the others are UNSUPERVISED.
+        draw_given: (N, M, generator) -> (N, M) bool, the conditions of each row where they are drawn.
+    """
 
-def _rgb_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
-    roles = _joint(num_rows, modalities, generator)
-    roles[:, modalities.index("rgb")] = Role.CONDITION
-    return roles
+    given: str | None = None
+    supervised: str | None = None
+    draw_given: Callable[[int, int, torch.Generator], Tensor] | None = None
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Modalities that the model must have."""
+        return tuple(name for name in (self.given, self.supervised) if name is not None)
 
-def _one_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
-    roles = _joint(num_rows, modalities, generator)
-    given = torch.randint(len(modalities), (num_rows,), generator=generator)
-    roles[torch.arange(num_rows), given] = Role.CONDITION
-    return roles
-
-
-def _subset_given(num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
-    """A non-empty proper subset, each equally likely, as condition: the bits of a number in 1 … 2^M - 2."""
-    subsets = torch.randint(1, 2 ** len(modalities) - 1, (num_rows, 1), generator=generator)
-    bits = (subsets >> torch.arange(len(modalities))) & 1
-    return torch.where(bits == 1, int(Role.CONDITION), int(Role.GENERATE))
+    def __call__(self, num_rows: int, modalities: Sequence[str], generator: torch.Generator) -> Tensor:
+        """Deal roles (N, M) to N rows."""
+        roles = torch.full((num_rows, len(modalities)), int(Role.GENERATE))
+        if self.supervised is not None:
+            roles.fill_(int(Role.UNSUPERVISED))
+            roles[:, modalities.index(self.supervised)] = Role.GENERATE
+        if self.given is not None:
+            roles[:, modalities.index(self.given)] = Role.CONDITION
+        if self.draw_given is not None:
+            roles[self.draw_given(num_rows, len(modalities), generator)] = Role.CONDITION
+        return roles
 
 
 TASKS: dict[str, Task] = {
-    "joint": _joint,
-    "rgb_only": _rgb_only,
-    "rgb_given": _rgb_given,
-    "one_given": _one_given,
-    "subset_given": _subset_given,
+    "joint": Task(),
+    "rgb_only": Task(supervised="rgb"),
+    "rgb_given": Task(given="rgb"),
+    "one_given": Task(draw_given=_one_given),
+    "subset_given": Task(draw_given=_subset_given),
 }
 
-MIXTURES: dict[str, dict[str, float]] = {
-    "mmgen": {"rgb_only": 0.5, "joint": 0.25, "one_given": 0.25},
-    "any_to_any": {"joint": 0.4, "rgb_given": 0.3, "subset_given": 0.3},
-    "understanding": {"rgb_given": 1.0},
+
+@dataclass(frozen=True)
+class Mixture:
+    """Tasks with weights, and what is changed about the roles they deal.
+
+    Args:
+        weights: weight per name in ``TASKS``.
+        absent_share: share of the samples in which a random non-empty proper subset of the modalities is ABSENT (what
+            guidance on a condition and partial data need).
+        drop_loss: take random (sample, modality) entries out of the loss, but in rows of a task with a single
+            supervised modality (MMGen, arXiv 2503.20644).
+        protected: the modality that ``drop_loss`` never takes out.
+    """
+
+    weights: Mapping[str, float]
+    absent_share: float = 0.0
+    drop_loss: bool = False
+    protected: str | None = "rgb"
+
+
+MIXTURES: dict[str, Mixture] = {
+    "mmgen": Mixture({"rgb_only": 0.5, "joint": 0.25, "one_given": 0.25}, drop_loss=True),
+    "any_to_any": Mixture({"joint": 0.4, "rgb_given": 0.3, "subset_given": 0.3}, absent_share=0.1),
+    "understanding": Mixture({"rgb_given": 1.0}),
 }
-# Beyond the tasks: MMGen drops random loss entries outside its RGB-only rows; any_to_any makes modalities absent.
-_LOSS_DROP = {"mmgen": True}
-_ABSENT_SHARE = {"any_to_any": 0.1}
 
 
 class TaskMixture:
     """Draws roles for a batch: exact task counts, a random permutation, an explicit generator.
 
     Args:
-        mixture: a name in ``MIXTURES`` or weights per name in ``TASKS``.
+        mixture: a name in ``MIXTURES``, a ``Mixture``, or weights per name in ``TASKS``.
         modalities: the model's modalities, in order.
-        absent_share: share of the samples in which a random non-empty proper subset of the modalities is ABSENT (what
-            guidance on a condition and partial data need); None = the named mixture's own.
-        drop_loss: take random (sample, modality) entries out of the loss in all rows but the RGB-only ones, never RGB
-            (MMGen, arXiv 2503.20644); None = the named mixture's own.
+        absent_share, drop_loss: in place of the mixture's own; None = its own.
 
     Raises:
-        UserError: an unknown mixture or task, a negative weight, or weights that are all zero; a task about RGB
-            for a model that has none.
+        UserError: an unknown mixture or task, a negative weight, or weights that are all zero; a task about a modality
+            that the model lacks.
     """
 
     def __init__(
         self,
-        mixture: str | Mapping[str, float],
+        mixture: str | Mixture | Mapping[str, float],
         modalities: Sequence[str],
         absent_share: float | None = None,
         drop_loss: bool | None = None,
     ) -> None:
-        name = mixture if isinstance(mixture, str) else ""
         if isinstance(mixture, str):
             if mixture not in MIXTURES:
                 raise unknown_name("task mixture", mixture, MIXTURES)
             mixture = MIXTURES[mixture]
-        for task, weight in mixture.items():
-            if task not in TASKS:
-                raise unknown_name("task", task, TASKS)
+        elif not isinstance(mixture, Mixture):
+            mixture = Mixture(mixture)
+        for name, weight in mixture.weights.items():
+            if name not in TASKS:
+                raise unknown_name("task", name, TASKS)
             if weight < 0:
-                raise UserError(f"weight of task {task!r} is {weight}: give a number >= 0")
-            if task.startswith("rgb") and "rgb" not in modalities:
-                raise UserError(f"task {task!r} needs the modality 'rgb'; the model has {', '.join(modalities)}")
-        total = float(sum(mixture.values()))
+                raise UserError(f"weight of task {name!r} is {weight}: give a number >= 0")
+            for needed in TASKS[name].needs:
+                if needed not in modalities:
+                    raise UserError(
+                        f"task {name!r} needs the modality {needed!r}; the model has {', '.join(modalities)}"
+                    )
+        total = float(sum(mixture.weights.values()))
         if total <= 0:
             raise UserError(f"weights of the task mixture sum to {total}: give at least one positive weight")
-        self.weights = {task: weight / total for task, weight in mixture.items() if weight > 0}
+        self.weights = {name: weight / total for name, weight in mixture.weights.items() if weight > 0}
         self.modalities = tuple(modalities)
-        self.absent_share = _ABSENT_SHARE.get(name, 0.0) if absent_share is None else absent_share
-        self.drop_loss = _LOSS_DROP.get(name, False) if drop_loss is None else drop_loss
+        self.absent_share = mixture.absent_share if absent_share is None else absent_share
+        self.drop_loss = mixture.drop_loss if drop_loss is None else drop_loss
+        self.protected = mixture.protected
         if not 0 <= self.absent_share <= 1:
             raise UserError(f"absent_share is {self.absent_share}: give a share from 0 to 1")
         if len(self.modalities) == 1:  # no proper subset exists
@@ -158,9 +188,10 @@ class TaskMixture:
     def __call__(self, batch_size: int, generator: torch.Generator, present: Tensor | None = None) -> Tensor:
         """Draw roles (B, M) on the CPU. ``present`` (B, M) bool is False where the data lacks a modality."""
         counts = self._counts(batch_size, generator)
-        rows = [TASKS[task](count, self.modalities, generator) for task, count in counts.items()]
+        tasks = [TASKS[name] for name in counts]
+        rows = [task(count, self.modalities, generator) for task, count in zip(tasks, counts.values(), strict=True)]
         if self.drop_loss:
-            rows = [r if task == "rgb_only" else self._drop(r, generator) for task, r in zip(counts, rows, strict=True)]
+            rows = [r if task.supervised else self._drop(r, generator) for task, r in zip(tasks, rows, strict=True)]
         roles = torch.cat(rows)[torch.randperm(batch_size, generator=generator)]
         roles = self._make_absent(roles, generator)
         return roles if present is None else without_missing(roles, present.cpu())
@@ -180,14 +211,14 @@ class TaskMixture:
         mask = torch.zeros(roles.numel(), dtype=torch.bool)
         mask[dropped] = True
         mask = mask.view_as(roles) & (roles == Role.GENERATE)
-        mask[:, [i for i, name in enumerate(self.modalities) if name == "rgb"]] = False
+        mask[:, [name == self.protected for name in self.modalities]] = False
         return torch.where(mask, int(Role.UNSUPERVISED), roles)
 
     def _make_absent(self, roles: Tensor, generator: torch.Generator) -> Tensor:
         if self.absent_share == 0:
             return roles
         chosen = torch.rand(len(roles), 1, generator=generator) < self.absent_share
-        subset = _subset_given(len(roles), self.modalities, generator) == Role.CONDITION
+        subset = _subset_given(len(roles), len(self.modalities), generator)
         return without_missing(roles, ~(chosen & subset))
 
 

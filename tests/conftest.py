@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # official_networks.py
+sys.path.insert(0, str(Path(__file__).parent))  # official_networks.py, processes.py
+from processes import Processes
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Real processes that start in no time."""
+    server = Processes(tmp_path_factory.mktemp("logs"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

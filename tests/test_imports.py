@@ -14,7 +14,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmdit"
 # level 0: what every area may import
-BASE = frozenset(f"mmdit.{name}" for name in ["errors", "bounds", "hub", "storage", "task", "conditioning", "prompt"])
+BASE = frozenset(
+    {
+        "mmdit.errors",
+        "mmdit.bounds",
+        "mmdit.names",
+        "mmdit.hub",
+        "mmdit.progress",
+        "mmdit.storage",
+        "mmdit.task",
+        "mmdit.conditioning",
+        "mmdit.prompt",
+    }
+)
 
 
 def _areas(*names: str) -> set[str]:
@@ -25,10 +37,12 @@ def _areas(*names: str) -> set[str]:
 ALLOWED = {
     "mmdit.errors": set(),
     "mmdit.bounds": _areas("errors"),
+    "mmdit.names": set(),
     "mmdit.hub": set(),
+    "mmdit.progress": set(),
     "mmdit.storage": _areas("errors"),
     "mmdit.task": _areas("errors"),
-    "mmdit.conditioning": set(),
+    "mmdit.conditioning": _areas("errors"),
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
     "mmdit.flow": set(),
@@ -141,22 +155,6 @@ def _python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_importing_the_package_is_cheap():
-    """At most 0.3 s more than torch; the work it does is measured on the CPU's clock, which a busy machine doesn't stretch."""
-    code = """
-        import torch, time
-        start = time.process_time()
-        import mmdit
-        spent = time.process_time() - start
-        assert mmdit.__version__
-        heavy = {"diffusers", "lightning", "transformers", "timm"} & set(sys.modules)
-        print(spent, heavy)
-    """
-    spent, heavy = _python(code).split(" ", 1)
-    assert float(spent) < 0.3
-    assert heavy.strip() == "set()"
-
-
 def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
     code = """
         import importlib.abc, importlib.machinery
@@ -180,12 +178,3 @@ def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
         print(out.depth.shape, sorted({"lightning", "triton"} & set(sys.modules)))
     """
     assert _python(code, str(tiny_pipeline_dir)).strip() == "(1, 64, 64) []"
-
-
-def test_unknown_public_name():
-    import mmdit
-
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        mmdit.Nothing  # noqa: B018
-    for name in mmdit.__all__:
-        assert getattr(mmdit, name) is not None

@@ -25,7 +25,7 @@ def test_outputs_are_stripped(path):
             assert cell["execution_count"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @pytest.mark.skipif("scenes64" not in bundled_models(), reason="the model is not bundled yet")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs(path, monkeypatch):

@@ -19,7 +19,8 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 SOURCES = sorted(path for folder in ("mmdit", "kernels") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -74,6 +75,13 @@ def test_ci_runs_the_readmes_command():
     text = script.read_text(encoding="utf-8")
     assert "README.md" in text
     assert "rm -rf" in text
+
+
+def test_ci_runs_what_the_readmes_command_leaves_out():
+    options = SETTINGS["tool"]["pytest"]["ini_options"]["addopts"]
+    left_out = re.findall(r"not (\w+)", options)
+    assert left_out == ["notebook", "browser"]
+    assert f"pytest -m '{' or '.join(left_out)}'" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_example_scenes_are_small_and_whole():

@@ -10,7 +10,9 @@ from mmdit.errors import UserError
 from mmdit.task import (
     MIXTURES,
     TASKS,
+    Mixture,
     Role,
+    Task,
     TaskMixture,
     embedding_roles,
     role_timesteps,
@@ -45,6 +47,33 @@ def test_role_functions_follow_the_table() -> None:
 def test_condition_time_may_be_one_number() -> None:
     times = role_timesteps(torch.tensor([[C, G]]).expand(3, 2), torch.tensor([0.1, 0.2, 0.3]), 0.005)
     torch.testing.assert_close(times, torch.tensor([[0.005, 0.1], [0.005, 0.2], [0.005, 0.3]]))
+
+
+@pytest.mark.parametrize(
+    ("mixture", "rows"),
+    [
+        ("mmgen", ["GGGG", "GUGC", "GUUU", "GUUU", "GCUU", "GUUU"]),
+        ("any_to_any", ["GGCG", "GGGG", "CGGG", "GGCC", "CGGG", "AAAG"]),
+    ],
+)
+def test_a_seed_draws_the_same_roles_in_every_version(mixture: str, rows: list[str]) -> None:
+    """Values of version 0.1.0: a run that was started with it goes on with the same draws."""
+    drawn = TaskMixture(mixture, MODALITIES)(6, generator(3))
+    assert ["".join(Role(value).name[0] for value in row) for row in drawn.tolist()] == rows
+
+
+def test_a_task_of_another_modality_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "depth_given", Task(given="depth"))
+    monkeypatch.setitem(TASKS, "normal_only", Task(supervised="normal"))
+    names = ("depth", "normal")
+    assert TaskMixture({"depth_given": 1.0}, names)(2, generator()).tolist() == [[C, G]] * 2
+    assert TaskMixture({"normal_only": 1.0}, names, drop_loss=True)(2, generator()).tolist() == [[U, G]] * 2
+    with pytest.raises(UserError, match="task 'depth_given' needs the modality 'depth'; the model has rgb"):
+        TaskMixture({"depth_given": 1.0}, ("rgb",))
+    mixture = Mixture({"joint": 1.0}, drop_loss=True, protected="depth")
+    rows = torch.cat([TaskMixture(mixture, names)(8, generator(seed)) for seed in range(20)])
+    assert (rows[:, 0] == G).all()  # never out of the loss
+    assert (rows[:, 1] == U).any()
 
 
 def test_fixed_tasks() -> None:

@@ -25,7 +25,8 @@ from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import TransformerModule
-from mmdit.training.recipes import build_run, make_transformer
+from mmdit.training.recipes import build_run
+from mmdit.training.recipes.transformer import make_transformer
 from mmdit.training.run import make_trainer, parameter_count, prepare_network
 
 FEATURE_DIM = 768

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmdit.bounds import NonNegativeInt, PositiveInt, Seed
+from mmdit.bounds import AtATime, Devices, Nodes, NonNegativeInt, PositiveInt, Seed, Workers
 from mmdit.errors import UserError
 from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
 
@@ -20,7 +20,7 @@ def render(
     split: str = "train",
     size: int = 64,
     seed: Seed = 0,
-    num_workers: NonNegativeInt | None = None,
+    num_workers: Workers | None = None,
     variety: bool = False,
     max_distractors: NonNegativeInt | None = None,
 ) -> None:
@@ -60,11 +60,11 @@ def label(
     marigold: MarigoldSettings = _MARIGOLD,
     masks: MaskSettings = _MASKS,
     dtype: DtypeName = "float32",
-    batch_size: PositiveInt = 8,
-    num_workers: NonNegativeInt = 0,
+    batch_size: AtATime = 8,
+    num_workers: Workers = 0,
     accelerator: str = "auto",
-    devices: PositiveInt = 1,
-    num_nodes: PositiveInt = 1,
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
 ) -> int:
     """Label a folder of images with depth, normals and segmentation.
 
@@ -122,7 +122,7 @@ def hypersim(
     split: str = "train",
     split_csv: Path | None = None,
     cameras_csv: Path | None = None,
-    num_workers: NonNegativeInt | None = None,
+    num_workers: Workers | None = None,
 ) -> int:
     """Import Hypersim's own layout as a dataset.
 
@@ -161,7 +161,8 @@ def _report_bad(bad: Sequence[object], kept: str) -> int:
     return 0
 
 
-def check(data: Path, split: str | None = None) -> int:
+# Counts of processes and of images at a time; more can't be meant.
+def check(data: Path, split: str | None = None, allow_outside: bool = False) -> int:
     """Read every file of a dataset and list what is wrong.
 
     Exits with 0 where all is well and with 2 where anything is wrong, after listing every bad sample.
@@ -169,10 +170,11 @@ def check(data: Path, split: str | None = None) -> int:
     Args:
         data: Dataset folder, the one that holds dataset.json.
         split: Only this split; by default all.
+        allow_outside: Accept manifests that name files outside the folder.
     """
     from mmdit.data.check import check_dataset
 
-    report = check_dataset(data, split)
+    report = check_dataset(data, split, allow_outside=allow_outside)
     for problem in report.problems:
         print(problem)
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items()) or "no split"
@@ -195,18 +197,21 @@ def encode(
     depth_quantiles: tuple[float, float] = (0.02, 0.98),
     mirrored: bool = True,
     teacher: str | None = None,
-    patch_size: PositiveInt = 2,
-    batch_size: PositiveInt = 32,
-    shard_size: PositiveInt = 1024,
-    num_workers: NonNegativeInt = 0,
+    patch_size: AtATime = 2,
+    batch_size: AtATime = 32,
+    shard_size: AtATime = 1024,
+    num_workers: Workers = 0,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
     accelerator: str = "auto",
-    devices: PositiveInt = 1,
-    num_nodes: PositiveInt = 1,
+    devices: Devices = 1,
+    num_nodes: Nodes = 1,
 ) -> None:
     """Encode a dataset into latents for training.
 
     Stores the VAE's moments in half precision as safetensors shards, with an index and whitening statistics per modality. Says
-    first how much disk it needs. Interrupted, the same command goes on. With several devices or nodes each process takes its
+    first how much disk it needs. Interrupted, the same command goes on; after samples were corrected or added, it encodes
+    the shards that they are in. With several devices or nodes each process takes its
     share of the shards.
 
     Args:
@@ -225,6 +230,8 @@ def encode(
         batch_size: Images at a time.
         shard_size: Samples in a shard.
         num_workers: Loader processes per process.
+        skip_bad: Leave samples that can't be read out; by default all of them are named, and the split stays unfinished.
+        allow_outside: Accept manifests that name files outside the folder.
         accelerator: auto, cpu, gpu.
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
@@ -237,7 +244,7 @@ def encode(
     from mmdit.encoders.precompute import Processes, encode_dataset
     from mmdit.launch import launch
 
-    info = read_dataset_info(data)
+    info = read_dataset_info(data, allow_outside=allow_outside)
     names = list(modalities) if modalities is not None else list(info.modalities)
     space = depth_space or relative_depth_space(info) or "disparity"
     settings = {"depth": {"space": space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
@@ -246,20 +253,23 @@ def encode(
     autoencoder = load_vae(vae).to(fabric.device).eval()
     features = None
     if teacher is not None:
-        folder = AlignedFolder(data, splits[0] if splits else list_splits(data)[0], records, size=size)
-        height, width = LatentCodec(autoencoder, records).latent_size(*folder[0]["rgb"].shape[-2:])
+        split = splits[0] if splits else list_splits(data)[0]
+        folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
+        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()["rgb"].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
     encode_dataset(
         data,
         output,
         autoencoder,
         records,
-        splits,
-        size,
-        batch_size,
-        shard_size,
-        num_workers,
-        mirrored,
-        features,
-        Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
+        splits=splits,
+        size=size,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        num_workers=num_workers,
+        mirrored=mirrored,
+        teacher=features,
+        skip_bad=skip_bad,
+        allow_outside=allow_outside,
+        processes=Processes(fabric.global_rank, fabric.world_size, fabric.barrier),
     )

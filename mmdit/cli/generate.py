@@ -47,8 +47,8 @@ def generate(
         overwrite: Replace results of other requests that have the same name.
     """
     check_seed(seed, num_images * len(categories))
-    from mmdit.cli.common.inputs import safe_name
     from mmdit.cli.common.sampling import SamplingRun, resolve_category
+    from mmdit.storage.names import safe_name
 
     run = SamplingRun(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite

@@ -56,7 +56,7 @@ def samples(
     """
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder
-    from mmdit.flow.schedulers import make_scheduler
+    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
     from mmdit.pipelines.frozen import native_size, weights_digest
     from mmdit.storage.versions import versions
@@ -81,7 +81,7 @@ def samples(
         "labels": labels,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
-        "process": "SDE" if scheduler == "euler_maruyama" else "ODE",
+        "process": SCHEDULERS[scheduler].process,
         "guidance_scale": guidance_scale,
         "guidance_interval": list(guidance_interval),
         "seed": seed,

@@ -8,7 +8,7 @@ from typing import Any
 from mmdit.training.config import TrainingConfig
 
 
-def train(output: Path, resume: str | None = None, **config: Any) -> None:
+def train(output: Path, resume: str | None = None, **sections: Any) -> None:
     """Train a transformer, an autoencoder or a teacher.
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
@@ -18,12 +18,12 @@ def train(output: Path, resume: str | None = None, **config: Any) -> None:
     Args:
         output: the run folder.
         resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
-        config: the keys of a training configuration.
+        **sections: the configuration, ``TrainingConfig``.
     """
     from mmdit.training.signals import leaving_quietly
 
     with leaving_quietly():
-        folder = _train(TrainingConfig(**config), output, resume)
+        folder = _train(TrainingConfig(**sections), output, resume)
     if folder is not None:
         print(folder)
 

@@ -33,6 +33,7 @@ class AlignedFolder(Dataset):
         transform: instead of ``size``: a whole ``JointTransform``.
         mirrored: append every sample once more, mirrored: item n + i is item i flipped.
         seed: with the index and the epoch (``set_epoch``) it seeds the draw of each item.
+        allow_outside: accept a manifest that names files outside ``root``.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class AlignedFolder(Dataset):
         transform: JointTransform | None = None,
         mirrored: bool = False,
         seed: int = 0,
+        *,
+        allow_outside: bool = False,
     ) -> None:
-        self.info = read_dataset_info(root)
+        self.info = read_dataset_info(root, allow_outside=allow_outside)
         self.split = split
         self.samples: list[Sample] = read_manifest(self.info, split)
         self.modalities = dict(modalities) if modalities is not None else modalities_from_dataset(self.info)
@@ -90,6 +93,17 @@ class AlignedFolder(Dataset):
             "present": torch.tensor([name in images for name in self.modalities]),
             **{name: images.get(name, blank) for name in self.modalities},
         }
+
+    def first_good(self) -> dict[str, Any]:
+        """Return the first item that can be read. Raises the first one's error where none can."""
+        first: UserError | None = None
+        for index in range(len(self.samples)):
+            try:
+                return self[index]
+            except UserError as error:
+                first = first or error
+        assert first is not None
+        raise first
 
     def _generator(self, index: int) -> torch.Generator:
         # Any injective-enough mix will do; the primes keep neighbouring epochs and indices apart.

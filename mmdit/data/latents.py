@@ -15,7 +15,6 @@ ImageNet at 256 pixels, four modalities with 2C h w = 8 x 32 x 32, are 84 GB per
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,11 +27,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdit.data.folder import AlignedFolder
+from mmdit.data.manifest import NO_CATEGORY
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.modality import Modality
+from mmdit.storage.json_text import quoted, read_json
+from mmdit.storage.listing import list_folders
 
 FORMAT_VERSION = 1
+MAX_INDEX = 2**30  # the ids of some tens of millions of samples
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,26 @@ class LatentsInfo:
     def from_dict(cls, values: Mapping[str, Any]) -> LatentsInfo:
         """Invert ``to_dict``."""
         modalities = {entry["name"]: Modality.from_dict(entry) for entry in values["modalities"]}
+        categories, features = values["categories"], values.get("features")
+        if not isinstance(categories, list) or not all(isinstance(name, str) for name in categories):
+            raise ValueError(f"'categories' is {quoted(categories)}")
+        for key, count, sizes in (
+            ("num_views", 1, [values["num_views"]]),
+            ("moments_shape", 3, values["moments_shape"]),
+            *((("features' shape", 2, features["shape"]),) if features is not None else ()),
+        ):
+            are_sizes = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+            if not are_sizes or len(sizes) != count:
+                raise ValueError(f"{key} is {quoted(sizes)}")
+        if not isinstance(values["vae"], dict) or not isinstance(values.get("source") or {}, dict):
+            raise ValueError("'vae' or 'source' is no object")
         return cls(
             modalities=modalities,
-            categories=tuple(values["categories"]),
-            num_views=int(values["num_views"]),
+            categories=tuple(categories),
+            num_views=values["num_views"],
             moments_shape=tuple(values["moments_shape"]),
             vae=values["vae"],
-            features=values.get("features"),
+            features=features,
             source=values.get("source") or {},
         )
 
@@ -80,19 +96,16 @@ class LatentsInfo:
 def read_latents_info(root: str | Path) -> LatentsInfo:
     """Read ``root/latents.json``. Raises UserError if it is missing, damaged, or of another format."""
     path = Path(root) / "latents.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; encode the dataset first: mmdit data encode --data DIR --output {root}")
+    advice = f"encode the dataset first: mmdit data encode --data DIR --output {root}"
+    values = read_json(path, advice=advice)
+    if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
+        found = values.get("format") if isinstance(values, dict) else values
+        raise UserError(f"{path}: format {quoted(found)}, this version reads {FORMAT_VERSION}: encode again")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format {values.get('format')!r}, this version reads {FORMAT_VERSION}: encode again"
-            )
         return LatentsInfo.from_dict(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: damaged: {error!r}; encode the dataset again") from None
+        reason = str(error) if type(error) is ValueError else repr(error)
+        raise UserError(f"{path}: damaged: {reason}; encode the dataset again") from None
 
 
 def shard_name(number: int) -> str:
@@ -158,6 +171,14 @@ class LatentShards(Dataset):
             torch.cat([shard.whole(key, OpenFiles()) for shard in self._shards]) for key in ("present", "category")
         )
         self._present = self._present[:, columns]
+        wrong = (self._category < NO_CATEGORY) | (self._category >= max(1, len(self.info.categories)))
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            path = self._shards[bisect_right(self._starts, row) - 1].path
+            raise UserError(
+                f"{path}: sample {self.ids[row]!r} has the category {int(self._category[row])}, and there are "
+                f"{len(self.info.categories)} from 0 (-1 = none): delete the file and run 'mmdit data encode' again"
+            )
 
     def _add_shard(self, number: int, count: int) -> None:
         folder, views = self.root / self.split, self.info.num_views
@@ -174,14 +195,17 @@ class LatentShards(Dataset):
     def _read_index(self) -> dict[str, Any]:
         path = self.root / self.split / "index.json"
         if not path.is_file():
-            found = ", ".join(sorted(p.parent.name for p in self.root.glob("*/index.json"))) or "none"
+            folders = list_folders(self.root) if self.root.is_dir() else []
+            found = ", ".join(name for name in folders if (self.root / name / "index.json").is_file()) or "none"
             raise UserError(f"{path}: no such file; finished splits of {self.root}: {found}")
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            if not all(isinstance(shard["ids"], list) for shard in index["shards"]):
-                raise ValueError("'ids' of a shard is no list")
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: damaged: {error!r}; encode the split again") from None
+        index = read_json(path, advice="encode the split again", max_bytes=MAX_INDEX)
+        shards = index.get("shards") if isinstance(index, dict) else None
+        if not isinstance(shards, list) or not shards:
+            raise UserError(f"{path}: damaged: 'shards' is {quoted(shards)}; encode the split again")
+        for shard in shards:
+            ids = shard.get("ids") if isinstance(shard, dict) else None
+            if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
+                raise UserError(f"{path}: damaged: the 'ids' of a shard are {quoted(ids)}; encode the split again")
         return index
 
     def __len__(self) -> int:

@@ -5,31 +5,44 @@ A modality whose key a line lacks (or that is null) is missing from that sample:
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmdit.data.description import DEPTH_SCALE, FILE, parse_description
+from mmdit.data.lines import MANIFEST, Rules, parse_manifest
+from mmdit.data.problems import Problem
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.codecs import DEPTH_SPACES
-from mmdit.modalities.modality import MODALITIES, Modality, get_modalities
+from mmdit.modalities.modality import MODALITIES, Modality
+from mmdit.names import DEPTH_SPACES
+from mmdit.storage.listing import list_folders
 
 NO_CATEGORY = -1
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What ``dataset.json`` holds. ``depth_scale``: metres per unit of a 16-bit depth PNG; 0.001 where not given."""
+    """What ``dataset.json`` holds.
+
+    ``depth_scale``: metres per unit of a 16-bit depth PNG; 0.001 where not given; ``allow_outside``: whether manifests may
+    name files outside ``root``, which is the reader's word and not the file's.
+    """
 
     root: Path
     modalities: tuple[str, ...]
     categories: tuple[str, ...] = ()
     segmentation_classes: tuple[Mapping[str, Any], ...] | None = None
-    depth_scale: float = 0.001
+    depth_scale: float = DEPTH_SCALE
     licence: str = ""
     provenance: Any = None
+    allow_outside: bool = False
+
+    @cached_property
+    def category_index(self) -> Mapping[str, int]:
+        """Number of each category."""
+        return {name: index for index, name in enumerate(self.categories)}
 
 
 @dataclass(frozen=True)
@@ -44,43 +57,20 @@ class Sample:
     files: Mapping[str, Path | None] = field(default_factory=dict)
 
 
-def read_dataset_info(root: str | Path) -> DatasetInfo:
-    """Read ``root/dataset.json``. Raises UserError naming the file and what is wrong in it."""
-    path = Path(root) / "dataset.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a dataset folder needs a dataset.json (see 'mmdit data render')")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("modalities"), list) or not values["modalities"]:
-        raise UserError(f"{path}: 'modalities' must be a list of at least one of {', '.join(MODALITIES)}")
-    categories = values.get("categories") or []
-    if not isinstance(categories, list) or not all(isinstance(name, str) for name in categories):
-        raise UserError(f"{path}: 'categories' is {categories!r}: give a list of names")
-    if len(set(categories)) != len(categories):
-        raise UserError(f"{path}: 'categories' names one category twice")
-    scale = values.get("depth_scale", 0.001)
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
-        raise UserError(f"{path}: 'depth_scale' is {scale!r}: give metres per unit, a positive number")
-    try:
-        get_modalities(values["modalities"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    classes = values.get("segmentation_classes") or []
-    if not isinstance(classes, list) or not all(
-        isinstance(entry, dict) and {"id", "name", "color"} <= entry.keys() for entry in classes
-    ):
-        raise UserError(f'{path}: \'segmentation_classes\' must be a list of {{"id", "name", "color"}}, one per label')
-    return DatasetInfo(
-        root=Path(root),
-        modalities=tuple(values["modalities"]),
-        categories=tuple(str(name) for name in categories),
-        segmentation_classes=None if not classes else tuple(classes),
-        depth_scale=float(scale),
-        licence=str(values.get("licence") or ""),
-        provenance=values.get("provenance"),
-    )
+def read_dataset_info(root: str | Path, *, allow_outside: bool = False) -> DatasetInfo:
+    """Read ``root/dataset.json``.
+
+    Args:
+        root: the dataset folder.
+        allow_outside: let its manifests name files outside the folder.
+
+    Raises:
+        UserError: the first of what is wrong with it (``mmdit.data.description`` has the rules).
+    """
+    values, reasons = parse_description(Path(root))
+    if reasons:
+        raise Problem(FILE, reasons[0]).error(Path(root))
+    return DatasetInfo(root=Path(root), allow_outside=allow_outside, **values)
 
 
 def relative_depth_space(info: DatasetInfo) -> str | None:
@@ -123,57 +113,32 @@ def modalities_from_dataset(
 
 
 def list_splits(root: str | Path) -> list[str]:
-    """Return the names of the folders that have a manifest, sorted."""
-    return sorted(path.parent.name for path in Path(root).glob("*/manifest.jsonl"))
+    """Return the names of the folders that have a manifest, sorted; hidden ones are no splits."""
+    if not Path(root).is_dir():
+        return []
+    return [name for name in list_folders(root) if (Path(root) / name / MANIFEST).is_file()]
 
 
 def read_manifest(info: DatasetInfo, split: str) -> list[Sample]:
     """Read ``<root>/<split>/manifest.jsonl``; paths in it are relative to the split's folder.
 
     Raises:
-        UserError: no such split, or a line that is no JSON object, lacks an id, repeats one, or names an unknown
-            category; the message names the file and the line.
+        UserError: no such split, or the first of what is wrong with its lines (``mmdit.data.lines`` has the rules).
     """
     folder = info.root / split
-    path = folder / "manifest.jsonl"
+    path = folder / MANIFEST
     if not path.is_file():
         found = ", ".join(list_splits(info.root)) or "none"
         raise UserError(f"{path}: no such file; splits in {info.root}: {found}")
-    index_of = {name: index for index, name in enumerate(info.categories)}
     samples: list[Sample] = []
-    seen: set[str] = set()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text: {error}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict) or row.get("id") in (None, ""):
-            raise UserError(f"{path}, line {number}: every line is an object with an 'id'")
-        sample_id = str(row["id"])
-        if sample_id in seen:
-            raise UserError(f"{path}, line {number}: id {sample_id!r} appears twice")
-        seen.add(sample_id)
-        category = row.get("category")
-        if category is not None and category not in index_of:
-            raise UserError(
-                f"{path}, line {number}: {unknown_name('category', category, info.categories or ['(none)'])}"
-            )
-        files = {name: _file(folder, row.get(name), path, number) for name in info.modalities}
-        samples.append(Sample(sample_id, NO_CATEGORY if category is None else index_of[category], files))
+    rules = Rules(info.root, split, info.modalities, info.categories, info.allow_outside)
+    for row, problems in parse_manifest(rules):
+        if problems:
+            raise problems[0].error(info.root)
+        assert row is not None
+        category = NO_CATEGORY if row.category is None else info.category_index[row.category]
+        files = {name: None if name not in row.files else folder / row.files[name] for name in info.modalities}
+        samples.append(Sample(row.id, category, files))
     if not samples:
         raise UserError(f"{path}: lists no sample")
     return samples
-
-
-def _file(folder: Path, value: Any, manifest: Path, number: int) -> Path | None:
-    if value is None:
-        return None
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{manifest}, line {number}: a path is a string, not {value!r}")
-    return folder / value

@@ -6,8 +6,9 @@ map would kill the process; and network file systems serve one request per entry
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError
+from mmdit.storage.json_text import parse_json
 
 DTYPES = {"F16": np.dtype(np.float16), "BOOL": np.dtype(np.bool_), "I64": np.dtype(np.int64)}
 # Each process keeps this many files open; a process may have 1024 by default.
 MAX_OPEN = 512
+MAX_HEADER = 2**20
 _AGAIN = "delete it and run 'mmdit data encode' again"
 
 
@@ -67,23 +70,11 @@ class ShardFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                length = int.from_bytes(file.read(8), "little")
-                if not 0 < length <= size - 8:
-                    raise ValueError(f"{size} bytes")
-                header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            self.tensors = {
-                key: (str(e["dtype"]), tuple(e["shape"]), 8 + length + e["data_offsets"][0])
-                for key, e in header.items()
-            }
-            end = 8 + length + max((e["data_offsets"][1] for e in header.values()), default=0)
-            if end != size:
-                raise ValueError(f"{size} bytes, its header says {end}")
+            size, start, header = _read_header(path)
+            self.tensors = _tensors(header, start, size)
         except FileNotFoundError:
             raise _missing(path) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: truncated or damaged shard ({error}); {_AGAIN}") from None
 
     def check(self, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
@@ -119,6 +110,50 @@ class ShardFile:
             raise UserError(f"{self.path}: can't be read: {error.strerror}") from error
         if count != target.nbytes:
             raise UserError(f"{self.path}: the shard was truncated while it was in use; {_AGAIN}")
+
+
+def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
+    """The file's size, where its tensors begin, and its header. Raises ValueError where it has none."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+        raise ValueError("no regular file")
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= min(size - 8, MAX_HEADER):
+            raise ValueError(f"{size} bytes")
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    header.pop("__metadata__", None)
+    return size, 8 + length, header
+
+
+def _tensors(header: Mapping[str, Any], start: int, size: int) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """key -> (dtype, shape, offset in the file). Raises ValueError where tensors overlap, leave gaps or misfit their shapes."""
+    found, spans = {}, []
+    for key, entry in header.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"the entry of {key!r} is no object")
+        dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
+        if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+            raise ValueError(f"the entry of {key!r} has no dtype, shape and data_offsets")
+        begin, end = offsets
+        if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+            raise ValueError(f"{key!r} of shape {shape} has {end - begin} bytes")
+        found[key] = dtype, tuple(shape), start + begin
+        spans.append((begin, end, key))
+    place = 0
+    for begin, end, key in sorted(spans):
+        if begin != place or end < begin:
+            raise ValueError(f"{key!r} overlaps another tensor, or leaves a gap before it")
+        place = end
+    if start + place != size:
+        raise ValueError(f"{size} bytes, its header says {start + place}")
+    return found
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def half_batch(shape: tuple[int, ...], entry_dims: int) -> tuple[Tensor, Any]:

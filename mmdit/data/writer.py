@@ -6,17 +6,30 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mmdit.data.description import FILE
+from mmdit.data.lines import MANIFEST
 from mmdit.errors import UserError
-from mmdit.storage.files import write_atomically
+from mmdit.storage.files import atomic_file, write_atomically
+from mmdit.storage.json_text import quoted, read_json
+from mmdit.storage.names import MAX_BYTES, path_of, text_of
 
 INVALID = 0
 MAX_UNITS = np.iinfo(np.uint16).max
+
+
+def check_split(split: str) -> None:
+    """Raise UserError where ``split`` is no plain folder name."""
+    if not split or not split.replace("-", "").replace("_", "").isalnum() or len(split.encode()) > MAX_BYTES:
+        raise UserError(
+            f"split {quoted(split)}: must be a folder name of letters, digits, '-' and '_', such as 'train'"
+        )
 
 
 class DatasetWriter:
@@ -29,14 +42,17 @@ class DatasetWriter:
     """
 
     def __init__(self, root: str | Path, split: str, depth_scale: float = 0.001) -> None:
-        if not split or not split.replace("-", "").replace("_", "").isalnum():
-            raise UserError(f"split {split!r}: must be a folder name of letters, digits, '-' and '_', such as 'train'")
-        self.folder = Path(root) / split
+        check_split(split)
+        self.folder = Path(root) / path_of(split)
         self.depth_scale = depth_scale
 
     def name(self, modality: str, sample_id: str) -> str:
         """Return the path as the manifest has it, relative to the split's folder."""
         return f"{modality}/{sample_id}.png"
+
+    def path(self, modality: str, sample_id: str) -> Path:
+        """Return the file's path on this system."""
+        return self.folder / path_of(self.name(modality, sample_id))
 
     def existing(self, modality: str) -> set[str]:
         """Return the ids of the samples whose file of this modality is there, and so is whole."""
@@ -44,7 +60,7 @@ class DatasetWriter:
         found = set()
         for folder, _, names in os.walk(root):
             prefix = Path(folder).relative_to(root)
-            found |= {(prefix / name[:-4]).as_posix() for name in names if name.endswith(".png")}
+            found |= {text_of((prefix / name[:-4]).as_posix()) for name in names if name.endswith(".png")}
         return found
 
     def save(self, modality: str, sample_id: str, array: np.ndarray) -> None:
@@ -59,7 +75,7 @@ class DatasetWriter:
         """
         buffer = io.BytesIO()
         Image.fromarray(self._pixels(modality, array)).save(buffer, format="PNG")
-        write_atomically(self.folder / self.name(modality, sample_id), buffer.getvalue())
+        write_atomically(self.path(modality, sample_id), buffer.getvalue())
 
     def write_manifest(self, samples: Iterable[tuple[str, str | None]], modalities: Sequence[str]) -> int:
         """List the samples that have an RGB image, each with the modalities that are there; return how many they are.
@@ -69,16 +85,28 @@ class DatasetWriter:
             modalities: those of the dataset.
         """
         there = {modality: self.existing(modality) for modality in modalities}
-        lines = []
-        for sample_id, category in samples:
-            if sample_id not in there["rgb"]:
-                continue
-            row: dict[str, Any] = {"id": sample_id} | ({} if category is None else {"category": category})
-            row |= {m: self.name(m, sample_id) for m in modalities if sample_id in there[m]}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        if lines:
-            write_atomically(self.folder / "manifest.jsonl", "".join(lines).encode())
-        return len(lines)
+        found = ((sample_id, category) for sample_id, category in samples if sample_id in there["rgb"])
+        rows = ((name, category, [m for m in modalities if name in there[m]]) for name, category in found)
+        return self.write_rows(rows)
+
+    def write_rows(self, rows: Iterable[tuple[str, str | None, Sequence[str]]]) -> int:
+        """Write the manifest, of any length, and return how many lines it has; without any none is written.
+
+        Args:
+            rows: (id, category or None, modalities that are there), in the order of the manifest.
+        """
+        remaining = iter(rows)
+        first = next(remaining, None)
+        if first is None:
+            return 0
+        count = 0
+        with atomic_file(self.folder / MANIFEST) as file:
+            for sample_id, category, modalities in chain([first], remaining):
+                row: dict[str, Any] = {"id": sample_id} | ({} if category is None else {"category": category})
+                row |= {modality: self.name(modality, sample_id) for modality in modalities}
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                count += 1
+        return count
 
     def _pixels(self, modality: str, array: np.ndarray) -> np.ndarray:
         if modality == "depth":
@@ -93,13 +121,10 @@ class DatasetWriter:
 
 def read_description(root: Path) -> dict[str, Any] | None:
     """Return what ``dataset.json`` holds, None if there is none. Raises UserError if it can't be read."""
-    path = root / "dataset.json"
-    if not path.is_file():
+    path = root / FILE
+    if not path.exists():
         return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}; choose another --output") from None
+    values = read_json(path, advice="choose another --output")
     if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
         raise UserError(f"{path}: says nothing of its provenance; choose an empty folder for --output")
     return values
@@ -107,4 +132,4 @@ def read_description(root: Path) -> dict[str, Any] | None:
 
 def write_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write ``dataset.json``."""
-    write_atomically(root / "dataset.json", json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_atomically(root / FILE, json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -85,13 +85,14 @@ class LatentCodec:
         posterior = self.vae.encode(F.pixel_unshuffle(images, self.unshuffle)).latent_dist
         return torch.cat([posterior.mean, posterior.logvar.clamp(*LOGVAR_RANGE)], dim=1)
 
-    def sample(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw z (…, C, h, w) from the posterior ``moments`` (…, 2C, h, w); its mean if ``generator`` is None."""
+    def sample(self, moments: Tensor, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Draw z (…, C, h, w) from the posterior ``moments`` (…, 2C, h, w); its mean with neither generator nor ``noise``."""
         mean, logvar = moments.chunk(2, dim=-3)
-        if generator is None:
-            return mean
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=generator.device).to(mean.device)
-        return mean + noise * (logvar / 2).exp()
+        if noise is None:
+            if generator is None:
+                return mean
+            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=generator.device)
+        return mean + noise.to(mean.device) * (logvar / 2).exp()
 
     def latents(self, moments: Tensor, modality: str, generator: torch.Generator | None = None) -> Tensor:
         """Moments (B, 2C, h, w) of one modality -> whitened latents (B, C, h, w); the mean without a generator."""
@@ -113,10 +114,12 @@ class LatentCodec:
         self._check_modalities(images)
         return self.moments(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
-    def latents_all(self, moments: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Moments (B, M, 2C, h, w) -> whitened latents (B, M, C, h, w)."""
+    def latents_all(
+        self, moments: Tensor, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Moments (B, M, 2C, h, w) -> whitened latents (B, M, C, h, w); the posterior is drawn as by ``sample``."""
         self._check_modalities(moments)
-        return self.whiten_all(self.sample(moments, generator))
+        return self.whiten_all(self.sample(moments, generator, noise))
 
     def whiten_all(self, z: Tensor) -> Tensor:
         """Unwhitened z (B, M, C, h, w) -> latents (B, M, C, h, w)."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,35 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, default_collate
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Subset
 
 from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
+from mmdit.encoders.guarded import GuardedFolder, collate
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.encoders.shard_jobs import ShardJob, check_disk, content_digest, is_complete, shard_jobs, write_json
+from mmdit.encoders.shard_jobs import (
+    ShardJob,
+    check_disk,
+    content_key,
+    is_complete,
+    is_of_an_older_version,
+    shard_jobs,
+    write_json,
+)
+from mmdit.encoders.shard_sources import ShardRecord
 from mmdit.errors import UserError
 from mmdit.modalities.modality import Modality
+from mmdit.progress import Progress
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights, write_atomically
+from mmdit.storage.lock import FolderLock
+from mmdit.storage.requests import Request
+
+THREADS = 16
+DTYPES = {"present": torch.bool, "category": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ def encode_dataset(
     output: str | Path,
     vae: AutoencoderKL,
     modalities: Mapping[str, Modality],
+    *,
     splits: Sequence[str] | None = None,
     size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
@@ -59,10 +77,15 @@ def encode_dataset(
     num_workers: int = 0,
     mirrored: bool = True,
     teacher: FeatureTeacher | SceneTeacher | None = None,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
     processes: Processes | None = None,
     say: Callable[[str], None] = print,
 ) -> LatentsInfo:
     """Encode splits of a dataset folder; call it again to go on where it stopped.
+
+    Shards are kept as long as the samples they were made from are the same: their ids, categories, missing modalities and
+    the content of their files. All others are written again, as are those of versions that did not record it.
 
     Args:
         data, output: dataset folder, and folder to write (layout in ``mmdit.data.latents``).
@@ -73,12 +96,16 @@ def encode_dataset(
         size: image size, None = the files'.
         mirrored: store the mirror image of every sample as a second view.
         teacher: also store its patch features of RGB; may be added to an output that has none.
+        skip_bad: leave bad samples out. Otherwise all are named, the shards of the others are written, and the split stays
+            unfinished.
+        allow_outside: accept manifests that name files outside the dataset.
         processes: shards are striped over them; rank 0 writes the indices.
-        say: where the estimate of disk and the progress messages go.
+        say: where the estimate of disk, the bad samples and the progress messages go.
 
     Raises:
-        UserError: a bad sample (named); an output that is the dataset itself, or holds latents of another VAE, other
-            modalities or another size; less free disk than needed, before anything is written.
+        UserError: bad samples, after all were named; an output that is the dataset itself, or holds latents of another VAE,
+            other modalities or another size, or that another process writes into; less free disk than needed, before
+            anything is written.
     """
     processes = processes or Processes()
     data, output = Path(data), Path(output)
@@ -90,9 +117,11 @@ def encode_dataset(
     splits = sorted(available, key=lambda s: (s != "train", s)) if splits is None else list(splits)
     if not splits:
         raise UserError(f"{data}: no folder in it has a manifest.jsonl; there is nothing to encode")
-    folders = {split: AlignedFolder(data, split, modalities, size=size) for split in splits}
+    folders = {
+        split: AlignedFolder(data, split, modalities, size=size, allow_outside=allow_outside) for split in splits
+    }
     codec = LatentCodec(vae, modalities)
-    moments_shape, features_shape = _probe(folders[splits[0]], codec, teacher)
+    like, moments_shape, features_shape = _probe(folders[splits[0]], codec, teacher)
     first = folders[splits[0]].info
     info = LatentsInfo(
         modalities=modalities,
@@ -103,77 +132,129 @@ def encode_dataset(
         features=None if teacher is None else _describe(teacher, features_shape),
         source={"licence": first.licence, "provenance": first.provenance, "size": size},
     )
-    info = _merge_with_existing(output, info)
-    jobs = [job for split in splits for job in shard_jobs(output, split, folders[split], info, shard_size)]
-    todo = [job for job in jobs if not is_complete(job, info)]
-    check_disk(output, todo, say if processes.rank == 0 else lambda text: None)
-    processes.barrier()
-    loader_args = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate}
-    own = todo[processes.rank :: processes.world_size]
-    with tqdm(total=sum(job.count for job in own), unit="sample", desc="encode") as progress:
-        for job in own:
-            _write_shard(job, folders[job.split], codec, teacher, info, loader_args, progress)
-    processes.barrier()
-    if processes.rank == 0:
-        for split in splits:
-            shards = [{"ids": job.ids} for job in jobs if job.split == split and job.kind == "shard"]
-            write_json(output / split / "index.json", {"shards": shards})
-        if any(m.latents_mean is None for m in info.modalities.values()):
-            info = _with_statistics(
-                output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
-            )
-        vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
-        share_weights(output / "vae")
-        write_json(output / "latents.json", info.to_dict())
-        say(f"{output}: {', '.join(f'{split} {len(folders[split])}' for split in splits)} samples encoded")
-    processes.barrier()
+    with FolderLock(output, "mmdit data encode") if processes.rank == 0 else nullcontext():
+        info = _merge_with_existing(output, info)
+        jobs = [job for split in splits for job in shard_jobs(output, split, folders[split], info, shard_size)]
+        with ThreadPoolExecutor(THREADS) as pool:  # it mostly waits for the file system
+            done = list(pool.map(lambda job: is_complete(job, info, folders[job.split], skip_bad), jobs))
+        todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        if processes.rank == 0:
+            check_disk(output, todo, say)
+            if older := sum(is_of_an_older_version(job) for job in todo):
+                say(f"{output}: {older} files of an older version don't say what they were made from: written again")
+            _unfinish(output, todo)
+        processes.barrier()
+        bad: dict[str, str] = {}
+        # A shard and its features are one process's, for both lack the same bad samples.
+        together = list(dict.fromkeys(job.record_path for job in todo))[processes.rank :: processes.world_size]
+        own = [job for job in todo if job.record_path in set(together)]
+        with Progress(sum(job.count for job in own), "encode", "sample", enabled=bool(own)) as progress:
+            for job in own:
+                samples = GuardedFolder(folders[job.split], like)
+                loader = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": collate}
+                found: dict[str, str] = {}
+                _write_shard(job, samples, codec, teacher, info, loader, skip_bad, found, progress)
+                for sample_id, reason in found.items():
+                    if f"{job.split}/{sample_id}" not in bad:  # not once more for its features
+                        bad[f"{job.split}/{sample_id}"] = reason
+                        say(f"{job.split}: {reason}")
+        processes.barrier()
+        records = {job.record_path: ShardRecord.read(job.record_path) for job in jobs}
+        if left := [reason for record in records.values() for reason in record.bad.values()]:
+            raise UserError(_many_bad(left))
+        if processes.rank == 0:
+            counts = {}
+            for split in splits:
+                shards = [job for job in jobs if job.split == split and job.kind == "shard"]
+                ids = [[i for i in job.ids if i not in records[job.record_path].left_out] for job in shards]
+                write_json(output / split / "index.json", {"shards": [{"ids": kept} for kept in ids]})
+                counts[split] = sum(map(len, ids))
+            if any(m.latents_mean is None for m in info.modalities.values()):
+                info = _with_statistics(
+                    output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
+                )
+            vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
+            share_weights(output / "vae")
+            write_json(output / "latents.json", info.to_dict())
+            say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
+            if skipped := sum(len(record.left_out) for record in records.values()):
+                say(f"{output}: {skipped} bad samples are left out")
+        processes.barrier()
     return read_latents_info(output)
+
+
+def _many_bad(bad: Sequence[str]) -> str:
+    if len(bad) == 1:
+        return f"{bad[0]} (--skip_bad leaves such samples out)"
+    return f"{len(bad)} bad samples, listed above, first {bad[0]}: mend them, or leave them out with --skip_bad"
+
+
+def _unfinish(output: Path, todo: Sequence[ShardJob]) -> None:
+    """Until all shards of a split are written again it has no index, so that nobody trains on half of the old ones."""
+    for split in {job.split for job in todo if job.kind == "shard"}:
+        (output / split / "index.json").unlink(missing_ok=True)
 
 
 @torch.no_grad()
 def _write_shard(
     job: ShardJob,
-    folder: AlignedFolder,
+    samples: GuardedFolder,
     codec: LatentCodec,
     teacher: FeatureTeacher | SceneTeacher | None,
     info: LatentsInfo,
     loader_args: Mapping[str, Any],
-    progress: tqdm,
+    skip_bad: bool,
+    bad: dict[str, str],
+    progress: Progress,
 ) -> None:
-    loader = DataLoader(Subset(folder, range(job.start, job.start + job.count)), shuffle=False, **loader_args)
+    """Write one file, and add its bad samples to ``bad``, id -> reason; with any, and without ``skip_bad``, none is written."""
+    folder = samples.folder
+    record = ShardRecord.read(job.record_path) if job.kind == "features" else ShardRecord(job.record_path)
+    rows = [row for row, sample_id in enumerate(job.ids, job.start) if sample_id not in record.left_out]
+    loader = DataLoader(Subset(samples, rows), shuffle=False, **loader_args)
     parts: dict[str, list[Tensor]] = {key: [] for key in job.shapes}
-    for batch in loader:
+    states = dict(record.files) if job.kind == "features" else {}
+    for items, batch in loader:
+        states |= {item.id: item.state for item in items}
+        bad |= {item.id: item.problem for item in items if item.problem}
+        progress.update(len(items))
+        if batch is None:
+            continue
         views = [{name: batch[name] for name in info.modalities}]
         if info.num_views == 2:
             views.append({name: folder.codecs[name].flip(images) for name, images in views[0].items()})
         if job.kind == "features":
             assert teacher is not None
             found = [teacher.features(view["rgb"]).half().cpu() for view in views]
-            parts["features"].append(torch.stack(found, dim=1) * batch["present"][:, _rgb_row(info), None, None, None])
+            values = torch.stack(found, dim=1) * batch["present"][:, _rgb_row(info), None, None, None]
         else:
             found = [codec.encode_all(stack_modalities(view, info.modalities)).half().cpu() for view in views]
-            moments = torch.stack(found, dim=2) * batch["present"][:, :, None, None, None, None]  # (B, M, V, 2C, h, w)
-            if not moments.isfinite().all():
-                raise UserError(f"{job.path}: the VAE gave moments beyond half precision: it does not fit this data")
-            for column, name in enumerate(info.modalities):
-                parts[name].append(moments[:, column])
-            parts["present"].append(batch["present"])
-            parts["category"].append(torch.as_tensor(batch["category"]))
-        progress.update(len(batch["id"]))
-    tensors = {key: torch.cat(values).contiguous() for key, values in parts.items()}
-    write_atomically(job.path, save(tensors, metadata={"content": content_digest(job, info)}))
-
-
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples. Raises UserError where they differ in size."""
-    shapes = [next(v.shape for v in sample.values() if isinstance(v, Tensor) and v.ndim == 3) for sample in samples]
-    for sample, shape in zip(samples, shapes, strict=True):
-        if shape != shapes[0]:
-            (_, h, w), (_, h0, w0) = shape, shapes[0]
-            raise UserError(
-                f"sample {sample['id']!r} has {w} x {h} pixels, {samples[0]['id']!r} has {w0} x {h0}: give --size"
-            )
-    return default_collate(samples)
+            values = torch.stack(found, dim=2) * batch["present"][:, :, None, None, None, None]  # (B, M, V, 2C, h, w)
+        kept = values.flatten(1).isfinite().all(dim=1)
+        what = "the VAE gave moments" if job.kind == "shard" else "the teacher gave features"
+        for row in (~kept).nonzero().flatten().tolist():
+            name = batch["id"][row]
+            bad[name] = f"sample {name!r}: {what} beyond half precision: it does not fit this data"
+        if job.kind == "features":
+            parts["features"].append(values[kept])
+            continue
+        for column, name in enumerate(info.modalities):
+            parts[name].append(values[kept, column])
+        parts["present"].append(batch["present"][kept])
+        parts["category"].append(torch.as_tensor(batch["category"])[kept])
+    is_left_out = skip_bad and job.kind == "shard"
+    if job.kind == "shard":
+        record.files, record.left_out = states, bad if is_left_out else {}
+    record.bad = {} if is_left_out else bad
+    record.write()
+    if record.bad:
+        return
+    empty = {
+        key: torch.empty((0, *shape[1:]), dtype=DTYPES.get(key, torch.float16)) for key, shape in job.shapes.items()
+    }
+    tensors = {key: torch.cat([empty[key], *values]).contiguous() for key, values in parts.items()}
+    key = content_key(job, info, folder, states, record.left_out)
+    write_atomically(job.path, save(tensors, metadata={"content": key}))
 
 
 def _rgb_row(info: LatentsInfo) -> int:
@@ -183,19 +264,31 @@ def _rgb_row(info: LatentsInfo) -> int:
 @torch.no_grad()
 def _probe(
     folder: AlignedFolder, codec: LatentCodec, teacher: FeatureTeacher | SceneTeacher | None
-) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """Encode one sample to learn the shapes."""
+) -> tuple[dict[str, Any], tuple[int, int, int], tuple[int, ...]]:
+    """Encode one good sample to learn the shapes; it is returned with that of its moments and of its features."""
     if teacher is not None and "rgb" not in folder.modalities:
         raise UserError("a teacher's features are those of RGB: add 'rgb' to the modalities, or leave the teacher out")
-    sample = folder[0]
+    sample = folder.first_good()
     moments = codec.moments(sample[next(iter(folder.modalities))][None])
     features = () if teacher is None else tuple(teacher.features(sample["rgb"][None]).shape[1:])
     channels, height, width = moments.shape[1:]
-    return (channels, height, width), features
+    return sample, (channels, height, width), features
 
 
 def _codec(info: LatentsInfo, name: str) -> dict[str, Any]:
     return {"codec": info.modalities[name].codec, **info.modalities[name].settings}
+
+
+def _decisive(info: LatentsInfo) -> dict[str, Any]:
+    """What all files of an output share."""
+    return {
+        "VAE": info.vae["fingerprint"],
+        "modalities": list(info.modalities),
+        **{f"codec settings of {name}": _codec(info, name) for name in info.modalities},
+        "moments of shape": list(info.moments_shape),
+        "number of views": info.num_views,
+        "categories": list(info.categories),
+    }
 
 
 def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
@@ -203,22 +296,10 @@ def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
     if not (output / "latents.json").is_file():
         return info
     old = read_latents_info(output)
-    new_names, old_names = list(info.modalities), list(old.modalities)
-    for what, ours, theirs in (
-        ("VAE", info.vae["fingerprint"], old.vae["fingerprint"]),
-        ("modalities", new_names, old_names),
-        *((f"codec settings of {n}", _codec(info, n), _codec(old, n)) for n in new_names if n in old_names),
-        ("moments of shape", info.moments_shape, old.moments_shape),
-        ("number of views", info.num_views, old.num_views),
-        ("categories", info.categories, old.categories),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{output} already holds latents with {what} {theirs}, not {ours}: "
-                "choose another --output, or delete it"
-            )
-    if info.features is not None and old.features is not None and info.features != old.features:
-        raise UserError(f"{output} already holds features of {old.features}, not {info.features}: delete them first")
+    remedy = "choose another --output, or delete it"
+    Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
+    if info.features is not None and old.features is not None:
+        Request(info.features).refuse_other(old.features, output, "features", "delete them first")
     return LatentsInfo(**{**vars(info), "modalities": old.modalities, "features": info.features or old.features})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, features_name, shard_name
+from mmdit.data.manifest import Sample
+from mmdit.encoders.shard_sources import SampleState, ShardRecord, sample_state
 from mmdit.errors import UserError
+from mmdit.storage.digests import digest_json
 from mmdit.storage.files import write_atomically
 
 # Free space that is left alone: other programs write to the disk too.
 DISK_MARGIN = 64 * 2**20
+# Before each key, so that shards of versions that did not know what they were made from are told apart.
+KEY = "2:"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class ShardJob:
     kind: str
     split: str
     path: Path
+    record_path: Path
     start: int
     ids: list[str]
     shapes: Mapping[str, tuple[int, ...]]
@@ -41,6 +46,10 @@ class ShardJob:
     def num_bytes(self) -> int:
         return sum(2 * torch.Size(shape).numel() for shape in self.shapes.values()) + 4096
 
+    def samples(self, folder: AlignedFolder) -> list[Sample]:
+        """Return the samples that it is about."""
+        return folder.samples[self.start : self.start + self.count]
+
 
 def shard_jobs(
     output: Path, split: str, folder: AlignedFolder, info: LatentsInfo, shard_size: int
@@ -51,35 +60,72 @@ def shard_jobs(
         n, views = len(ids), info.num_views
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(info.modalities, (n, views, *info.moments_shape))
         shapes |= {"present": (n, len(info.modalities)), "category": (n,)}
-        yield ShardJob("shard", split, output / split / shard_name(number), start, ids, shapes)
+        record = output / split / f"sources-{number:05d}.json"
+        yield ShardJob("shard", split, output / split / shard_name(number), record, start, ids, shapes)
         if info.features is not None:
             shapes = {"features": (n, views, *info.features["shape"])}
-            yield ShardJob("features", split, output / split / features_name(number), start, ids, shapes)
+            yield ShardJob("features", split, output / split / features_name(number), record, start, ids, shapes)
 
 
-def is_complete(job: ShardJob, info: LatentsInfo) -> bool:
-    """A file that holds just these samples, encoded by this VAE; anything else is written again."""
+def is_complete(job: ShardJob, info: LatentsInfo, folder: AlignedFolder, skip_bad: bool = False) -> bool:
+    """Tell whether the file holds just these samples, as their files are now, encoded by this VAE.
+
+    Anything else is written again: a shard whose samples were changed, one of an older version that doesn't say what it was
+    made from, and, unless ``skip_bad``, one that bad samples were left out of.
+    """
     try:
         with safe_open(job.path, framework="pt") as file:
-            if (file.metadata() or {}).get("content") != content_digest(job, info):
-                return False
-            return all(
-                key in file.keys() and tuple(file.get_slice(key).get_shape()) == shape  # noqa: SIM118
-                for key, shape in job.shapes.items()
-            )
+            key = (file.metadata() or {}).get("content", "")
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False
+    if not key.startswith(KEY):
+        return False
+    record = ShardRecord.read(job.record_path)
+    if record.bad or (record.left_out and not skip_bad):
+        return False
+    count = sum(sample_id not in record.left_out for sample_id in job.ids)
+    if any(shapes.get(name) != (count, *shape[1:]) for name, shape in job.shapes.items()):
+        return False
+    samples = job.samples(folder)
+    states = {s.id: sample_state(s, info.modalities, record.files.get(s.id)) for s in samples}
+    return key == content_key(job, info, folder, states, record.left_out)
+
+
+def is_of_an_older_version(job: ShardJob) -> bool:
+    """Tell whether the file is a shard that doesn't say what it was made from."""
+    try:
+        with safe_open(job.path, framework="pt") as file:
+            return not (file.metadata() or {}).get("content", "").startswith(KEY)
     except (SafetensorError, OSError):
         return False
 
 
-def content_digest(job: ShardJob, info: LatentsInfo) -> str:
-    """Hash of all that decides a file's content: the ids, the network, the codecs, the size. Kept in the file.
+def content_key(
+    job: ShardJob,
+    info: LatentsInfo,
+    folder: AlignedFolder,
+    states: Mapping[str, SampleState],
+    left_out: Mapping[str, str],
+) -> str:
+    """Hash of all that decides a file's content, kept in it: the network, the codecs, the size, and of each sample the id,
+    the category, which modalities it has, and what their files hold.
 
     One entry, because safetensors writes several in any order and equal shards should be equal files.
     """
     codecs = {name: [modality.codec, dict(modality.settings)] for name, modality in info.modalities.items()}
     made_by = info.vae["fingerprint"] if job.kind == "shard" else info.features
-    values = [job.ids, made_by, codecs, info.source.get("size"), info.num_views]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    read = list(info.modalities) if job.kind == "shard" else ["rgb"]
+    sources = []
+    for sample in job.samples(folder):
+        # Of one that was left out all counts: it may be good now.
+        is_out = sample.id in left_out
+        names = list(info.modalities) if is_out else read
+        files = {name: state and state[2] for name, state in states[sample.id].items() if name in names}
+        sources.append([sample.id, is_out, sample.category if job.kind == "shard" else None, files])
+    scale = folder.info.depth_scale if job.kind == "shard" else None
+    values = [sources, made_by, codecs, scale, info.source.get("size"), info.num_views]
+    return KEY + digest_json(values)
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:

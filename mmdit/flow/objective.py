@@ -1,4 +1,4 @@
-"""The training objective: masked, per-modality-weighted flow matching.
+"""Training objectives, chosen by name from ``OBJECTIVES``: masked, per-modality-weighted flow matching.
 
 Shapes: B batch, M modalities, C H W latent. Everything random is drawn first, with an explicit generator, for the whole
 global batch; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
@@ -6,31 +6,66 @@ global batch; each process keeps its own rows. So a step depends on (seed, step)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
-from mmdit.errors import UserError
+from mmdit.errors import UserError, unknown_name
 from mmdit.flow.path import linear_path
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.timesteps import TimestepSampler
 from mmdit.task import Role, TaskMixture, role_timesteps, supervised_mask, without_missing
 
-# (x_t, timesteps, roles, conditioning) -> what the network predicts, (B, M, C, H, W)
-Network = Callable[[Tensor, Tensor, Tensor, Conditioning], Tensor]
+
+class NetworkOutput(Protocol):
+    """What a network returns: ``sample`` (B, M, C, H, W), and whatever else it has."""
+
+    @property
+    def sample(self) -> Tensor: ...
+
+
+class Network(Protocol):
+    """The network as an objective sees it."""
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        timesteps: Tensor,
+        roles: Tensor,
+        conditioning: Conditioning,
+        /,
+        *,
+        timesteps_next: Tensor | None = None,
+    ) -> NetworkOutput:
+        """Predict from x_t (B, M, C, H, W) at timesteps (B, M), and for a flow map the step to ``timesteps_next`` (B, M)."""
+        ...
 
 
 @dataclass(frozen=True)
 class FlowDraw:
-    """The random part of a step: ``roles`` (B, M), ``t`` and ``condition_t`` (B,), ``noise`` (B, M, C, H, W)."""
+    """The random part of a step.
+
+    Args:
+        roles: (B, M).
+        t, condition_t: (B,), of what is generated and of conditions.
+        noise: (B, M, C, H, W), the far end of the path.
+        posterior_noise: (B, M, C, H, W), with which the VAE's posterior is sampled; None = its mean.
+        prompt_draw: (B,), uniform in [0, 1): whether a sample's prompt is dropped; None = none is.
+        known: (B, M, H, W) bool, where a modality that is generated is given nevertheless; None = nowhere.
+    """
 
     roles: Tensor
     t: Tensor
     condition_t: Tensor
     noise: Tensor
+    posterior_noise: Tensor | None = None
+    prompt_draw: Tensor | None = None
+    known: Tensor | None = None
 
     @property
     def timesteps(self) -> Tensor:
@@ -39,19 +74,65 @@ class FlowDraw:
 
     def shard(self, rank: int, world_size: int) -> FlowDraw:
         """Rows rank, rank + world_size, …: the order in which a distributed sampler deals samples out."""
-        rows = slice(rank, None, world_size)
-        return FlowDraw(self.roles[rows], self.t[rows], self.condition_t[rows], self.noise[rows])
+        return self._map(lambda values: values[rank::world_size])
 
     def without_missing(self, present: Tensor) -> FlowDraw:
         """Make what the data lacks ABSENT; ``present`` is (B, M) bool."""
         return replace(self, roles=without_missing(self.roles, present.to(self.roles.device)))
 
     def to(self, device: torch.device | str) -> FlowDraw:
-        move = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return FlowDraw(**move)
+        """Move every tensor to ``device``."""
+        return self._map(lambda values: values.to(device, non_blocking=True))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> FlowDraw:
+        mapped: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            mapped[field.name] = None if value is None else function(value)
+        return FlowDraw(**mapped)
 
 
-class FlowObjective:
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Named scalar ``losses``, of which "loss" is minimised, and what the network returned, which may be used further."""
+
+    losses: dict[str, Tensor]
+    network_output: Any
+
+
+class Objective(ABC):
+    """What a training step minimises. A new one is one subclass and one entry in ``OBJECTIVES``."""
+
+    @abstractmethod
+    def draw(
+        self,
+        batch_size: int,
+        latent_shape: tuple[int, ...],
+        generator: torch.Generator,
+        noise_generator: torch.Generator | None = None,
+    ) -> FlowDraw:
+        """Draw all that is random about a step, for ``batch_size`` samples of shape (M, C, H, W).
+
+        Roles and times on the CPU, noise where its generator is. ``noise_generator`` None = ``generator``.
+        """
+
+    @abstractmethod
+    def __call__(
+        self,
+        network: Network,
+        clean: Tensor,
+        conditioning: Conditioning,
+        draw: FlowDraw,
+        mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> ObjectiveOutput:
+        """Compute the losses on latents ``clean`` (B, M, C, H, W).
+
+        ``mean_over_processes`` averages counts, so that averaging gradients over processes equals one process with the
+        whole batch.
+        """
+
+
+class FlowObjective(Objective):
     """Velocity (or clean-latent) regression along the linear path.
 
     Args:
@@ -67,6 +148,7 @@ class FlowObjective:
 
     def __init__(
         self,
+        *,
         mixture: TaskMixture,
         timesteps: TimestepSampler,
         loss_weights: Mapping[str, float],
@@ -89,10 +171,7 @@ class FlowObjective:
         generator: torch.Generator,
         noise_generator: torch.Generator | None = None,
     ) -> FlowDraw:
-        """Draw roles and timesteps on the CPU for ``batch_size`` samples of shape (M, C, H, W), and noise where its generator is.
-
-        ``noise_generator`` None = ``generator``.
-        """
+        # The order of the draws is part of a recipe: a seed gives the same steps in every version.
         source = noise_generator or generator
         roles = self.mixture(batch_size, generator)
         t = self.timesteps(batch_size, generator)
@@ -101,7 +180,9 @@ class FlowObjective:
         if self.pure_noise_share > 0:
             chosen = torch.rand(batch_size, generator=generator) < self.pure_noise_share
             t = torch.where(chosen & (roles == Role.CONDITION).any(dim=1), 1.0, t)
-        return FlowDraw(roles, t, condition_t, noise)
+        posterior_noise = torch.randn(batch_size, *latent_shape, generator=source, device=source.device)
+        prompt_draw = torch.rand(batch_size, generator=generator)
+        return FlowDraw(roles, t, condition_t, noise, posterior_noise, prompt_draw)
 
     def __call__(
         self,
@@ -110,20 +191,49 @@ class FlowObjective:
         conditioning: Conditioning,
         draw: FlowDraw,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
-    ) -> dict[str, Tensor]:
-        """Return named scalar losses: "loss" (weighted sum) and "loss/<modality>" (mean over its supervised entries).
+    ) -> ObjectiveOutput:
+        """Losses are "loss" (weighted sum) and "loss/<modality>", the mean over its supervised entries.
 
-        A modality that no sample of the batch supervises contributes 0. ``mean_over_processes`` averages the (M,) counts
-        of supervised entries, so that averaging gradients over processes equals one process with the whole batch.
+        A modality that no sample of the batch supervises contributes 0. What is known of a modality is at the sample's t
+        like the rest of it, as ``flow.path.place`` shows it in sampling, and is in no loss.
         """
         path = linear_path(clean, draw.noise, draw.timesteps)
         output = network(path.x_t, path.timesteps, draw.roles, conditioning)
-        error = (output.float() - self.prediction.target(path, clean).float()).square()
-        per_entry = error.flatten(2).mean(-1) * self.prediction.weight(path.timesteps)  # (B, M)
+        error = (output.sample.float() - self.prediction.target(path, clean).float()).square()
         mask = supervised_mask(draw.roles)
+        if draw.known is None:
+            per_entry = error.flatten(2).mean(-1)
+        else:
+            unknown = ~draw.known  # (B, M, H, W)
+            counted = unknown.flatten(2).sum(-1)
+            per_entry = (error.mean(2) * unknown).flatten(2).sum(-1) / counted.clamp(min=1)
+            mask = mask & (counted > 0)
+        per_entry = per_entry * self.prediction.weight(path.timesteps)  # (B, M)
         counts = mean_over_processes(mask.sum(0).to(per_entry.dtype))  # (M,)
         means = (per_entry * mask).sum(0) / torch.where(counts > 0, counts, 1)  # (M,)
         weights = means.new_tensor(list(self.loss_weights.values()))
         losses = {"loss": (weights * means).sum()}
         losses.update({f"loss/{name}": means[i] for i, name in enumerate(self.loss_weights)})
-        return losses
+        return ObjectiveOutput(losses, output)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"flow": FlowObjective}
+
+
+def make_objective(name: str, *, settings: Mapping[str, Any] | None = None, **common: Any) -> Objective:
+    """Build an objective from ``OBJECTIVES``.
+
+    Args:
+        name: of the objective.
+        settings: arguments that are this objective's own.
+        common: arguments that all take, those of ``FlowObjective``.
+
+    Raises:
+        UserError: an unknown name, or settings that the objective doesn't have.
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES)
+    try:
+        return OBJECTIVES[name](**common, **(settings or {}))
+    except TypeError as error:
+        raise UserError(f"objective {name!r} does not take the settings {dict(settings or {})}: {error}") from error

@@ -33,16 +33,39 @@ def linear_path(clean: Tensor, noise: Tensor, timesteps: Tensor) -> PathSample:
     return PathSample((1 - t) * clean + t * noise, noise - clean, timesteps)
 
 
-def place(
-    latents: Tensor, clean: Tensor, noise: Tensor, roles: Tensor, t: float, condition_time: float
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Given:
+    """What a sampler is given and keeps.
+
+    Args:
+        clean: (B, M, C, H, W), latents of what is given; anything elsewhere.
+        noise: (B, M, C, H, W), the samples' own noise. What is given is on the path to it, at every time.
+        condition_time: t at which modalities with the role CONDITION are held.
+        known: (B, M, H, W) bool, where a modality that is generated is given nevertheless; None = nowhere.
+    """
+
+    clean: Tensor
+    noise: Tensor
+    condition_time: float
+    known: Tensor | None = None
+
+
+def place(latents: Tensor, given: Given, roles: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """What a sampler shows the network at time t: latents (n B, M, C, H, W) and timesteps (n B, M).
 
     GENERATE: the state ``latents``; CONDITION: ``clean`` at ``condition_time`` on the path to its ``noise``, which stays
-    the same; ABSENT: that noise. ``roles`` is (n B, M) for n copies of the batch: guidance asks under several at once.
+    the same; ABSENT: that noise. Where a generated modality is known, it is as noisy as the rest of it, at t, for the network
+    is told one time per modality: x_t = (1 - t) x_0 + t ε, so x_0 itself at t = 0 (RePaint, arXiv 2201.09865, eq. 8a; with
+    one ε for all steps, as in Blended Latent Diffusion, arXiv 2206.02779, the path of what is known stays straight).
+
+    ``roles`` is (n B, M) for n copies of the batch: guidance asks under several at once.
     """
     branches = len(roles) // len(latents)
-    latents, clean, noise = (x.repeat(branches, 1, 1, 1, 1) for x in (latents, clean, noise))
-    timesteps = role_timesteps(roles, torch.full((len(roles),), t, device=roles.device), condition_time)  # (n B, M)
+    latents, clean, noise = (x.repeat(branches, 1, 1, 1, 1) for x in (latents, given.clean, given.noise))
+    times = torch.full((len(roles),), t, device=roles.device)
+    timesteps = role_timesteps(roles, times, given.condition_time)  # (n B, M)
     held = linear_path(clean, noise, timesteps).x_t
-    return torch.where(expand(roles == Role.GENERATE, latents), latents, held), timesteps
+    pinned = expand(roles != Role.GENERATE, latents)
+    if given.known is not None:
+        pinned = pinned | given.known.repeat(branches, 1, 1, 1)[:, :, None]
+    return torch.where(pinned, held, latents), timesteps

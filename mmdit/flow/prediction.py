@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mmdit.flow.path import PathSample, expand
+from mmdit.names import SAMPLE, VELOCITY
 
 # Bounds of 1 / t near the data end, where x_t is all but clean and the division would only amplify error.
 MIN_VELOCITY_TIME = 0.03
@@ -20,13 +21,11 @@ class Prediction:
 
     Args:
         to_velocity: (output, x_t, timesteps) -> velocity, shapes (B, M, C, H, W), (B, M, C, H, W), (B, M).
-        to_clean: the same, -> clean latent.
         target: (path sample, clean) -> what the output is regressed on.
         weight: timesteps (B, M) -> weight of the squared error (B, M).
     """
 
     to_velocity: Callable[[Tensor, Tensor, Tensor], Tensor]
-    to_clean: Callable[[Tensor, Tensor, Tensor], Tensor]
     target: Callable[[PathSample, Tensor], Tensor]
     weight: Callable[[Tensor], Tensor]
 
@@ -38,16 +37,14 @@ def _clean_to_velocity(output: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor
 
 PREDICTIONS: dict[str, Prediction] = {
     # SiT, MMGen: |v̂ - v|²
-    "velocity": Prediction(
+    VELOCITY: Prediction(
         to_velocity=lambda output, x_t, t: output,
-        to_clean=lambda output, x_t, t: x_t - expand(t, x_t) * output,
         target=lambda path, clean: path.velocity,
         weight=lambda t: t.new_ones(t.shape),
     ),
     # |x̂_0 - x_0|² / max(t, 0.1): between the flat weight of x_0 and the 1 / t² that equals the velocity loss
-    "sample": Prediction(
+    SAMPLE: Prediction(
         to_velocity=_clean_to_velocity,
-        to_clean=lambda output, x_t, t: output,
         target=lambda path, clean: clean,
         weight=lambda t: 1 / t.clamp(min=MIN_LOSS_TIME),
     ),

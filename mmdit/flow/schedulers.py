@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -101,12 +102,61 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
-SCHEDULERS: dict[str, Callable[[], SchedulerMixin]] = {
-    "euler": lambda: FlowMatchEulerDiscreteScheduler(),
-    "heun": lambda: FlowMatchHeunDiscreteScheduler(),
-    "unipc": lambda: UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-    "dpmsolver++": lambda: DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-    "euler_maruyama": EulerMaruyamaScheduler,
+Device = torch.device | str | None
+
+
+def _lay_out_as_they_do(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device) -> None:
+    scheduler.set_timesteps(len(sigmas), device=device)
+
+
+def _lay_out_given(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device) -> None:
+    scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+
+
+def _lay_out_twice(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device) -> None:
+    """Heun takes no sigmas, and lays each inner one out twice."""
+    scheduler.set_timesteps(len(sigmas), device=device)
+    twice = torch.tensor(sigmas, dtype=torch.float32).repeat_interleave(2)[1:]
+    scheduler.sigmas = torch.cat([twice, twice.new_zeros(1)])
+    scheduler.timesteps = (twice * scheduler.config.num_train_timesteps).to(device=device)
+
+
+@dataclass(frozen=True)
+class SchedulerKind:
+    """All that the repository knows about a scheduler.
+
+    Args:
+        make: builds it.
+        cls: its class.
+        process: what it integrates, "ODE" or "SDE"; reports say so, for their numbers differ.
+        color, marker: of its line in charts, whichever of them are drawn (colours of Okabe and Ito).
+        lay_out: (scheduler, times from 1 to 1/n, device): sets its timesteps.
+    """
+
+    make: Callable[[], SchedulerMixin]
+    cls: type[SchedulerMixin]
+    process: str
+    color: str
+    marker: str
+    lay_out: Callable[[SchedulerMixin, np.ndarray, Device], None] = _lay_out_as_they_do
+
+
+def _multistep(cls: type[SchedulerMixin]) -> Callable[[], SchedulerMixin]:
+    return partial(cls, prediction_type="flow_prediction", use_flow_sigmas=True)
+
+
+SCHEDULERS: dict[str, SchedulerKind] = {
+    "euler": SchedulerKind(
+        FlowMatchEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, "ODE", "#0072B2", "o", _lay_out_given
+    ),
+    "heun": SchedulerKind(
+        FlowMatchHeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler, "ODE", "#E69F00", "s", _lay_out_twice
+    ),
+    "unipc": SchedulerKind(_multistep(UniPCMultistepScheduler), UniPCMultistepScheduler, "ODE", "#009E73", "^"),
+    "dpmsolver++": SchedulerKind(
+        _multistep(DPMSolverMultistepScheduler), DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D"
+    ),
+    "euler_maruyama": SchedulerKind(EulerMaruyamaScheduler, EulerMaruyamaScheduler, "SDE", "#555555", "v"),
 }
 
 
@@ -114,12 +164,10 @@ def make_scheduler(name: str) -> SchedulerMixin:
     """Build a scheduler from ``SCHEDULERS``. Raises UserError for an unknown name."""
     if name not in SCHEDULERS:
         raise unknown_name("scheduler", name, SCHEDULERS)
-    return SCHEDULERS[name]()
+    return SCHEDULERS[name].make()
 
 
-def set_timesteps(
-    scheduler: SchedulerMixin, num_inference_steps: int, device: torch.device | str | None = None
-) -> None:
+def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: Device = None) -> None:
     """Lay out n steps that start at pure noise, t = 1.
 
     diffusers' Euler and Heun by default space n points from 1 to 1/1000 and so waste their last step; like diffusers'
@@ -133,15 +181,10 @@ def set_timesteps(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else some find their first step by its timestep, rounded to an integer
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
-        return
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    kinds = (kind for kind in SCHEDULERS.values() if isinstance(scheduler, kind.cls))
+    lay_out = next((kind.lay_out for kind in kinds), _lay_out_as_they_do)
+    lay_out(scheduler, sigmas, device)
     _check_flow_matching(scheduler)
-    if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):  # takes no sigmas; lays each inner one out twice
-        twice = torch.tensor(sigmas, dtype=torch.float32).repeat_interleave(2)[1:]
-        scheduler.sigmas = torch.cat([twice, twice.new_zeros(1)])
-        scheduler.timesteps = (twice * scheduler.config.num_train_timesteps).to(device=device)
 
 
 def _check_flow_matching(scheduler: SchedulerMixin) -> None:

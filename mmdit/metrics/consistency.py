@@ -31,9 +31,9 @@ from scipy.optimize import minimize
 
 from mmdit.errors import unknown_name
 from mmdit.metrics.arrays import Array, RunningMean, check_same_shape, map_batch
-from mmdit.metrics.depth import SPACES
 from mmdit.metrics.normal import angle_degrees, valid_normal
 from mmdit.metrics.segmentation import LabelSet
+from mmdit.names import DEPTH_SPACES
 
 FOCAL_RANGE = (0.5, 6.0)  # in half image widths: fields of view from 127 to 19 degrees
 RATIO_RANGE = (1.03, 31.0)  # distance of the farthest point over that of the nearest
@@ -116,8 +116,8 @@ def _radius(depth: Array) -> int:
 
 
 def _check_depth(depth: Any, space: str) -> Array:
-    if space not in SPACES:
-        raise unknown_name("depth space", space, SPACES)
+    if space not in DEPTH_SPACES:
+        raise unknown_name("depth space", space, DEPTH_SPACES)
     array = map_batch(depth, "depth").astype(np.float64)
     if len(array) != 1 or min(array.shape[1:]) < 3:
         raise ValueError(f"depth has shape {array.shape}: give one map of at least 3 x 3 pixels")

@@ -13,8 +13,8 @@ import numpy as np
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.arrays import Array, RunningMean, check_same_shape, map_batch, mask_batch
+from mmdit.names import DEPTH_SPACES
 
-SPACES = ("depth", "disparity")
 DEPTH_RANGE = (1e-3, 80.0)  # metres; Marigold's range for outdoor scenes
 DELTA1, DELTA1_05 = 1.25, 1.05
 
@@ -76,8 +76,8 @@ class DepthMetrics:
     """
 
     def __init__(self, space: str, depth_range: tuple[float, float] = DEPTH_RANGE) -> None:
-        if space not in SPACES:
-            raise unknown_name("depth space", space, SPACES)
+        if space not in DEPTH_SPACES:
+            raise unknown_name("depth space", space, DEPTH_SPACES)
         if not 0 < depth_range[0] < depth_range[1]:
             raise UserError(f"depth_range is {depth_range}: give two rising positive numbers of metres")
         self.space = space

@@ -18,10 +18,10 @@ from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
 from mmdit.modalities.raw import load_rgb
 from mmdit.storage.files import atomic_file
+from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 BLOCKS = "blocks"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class ImageSet(Protocol):
@@ -58,9 +58,9 @@ class FolderImages:
 
     def __init__(self, folder: Path) -> None:
         self.name, self.statistics = str(folder), {}
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        self.paths = [folder / name for name in list_images(folder, recursive=True)]
         if not self.paths:
-            raise UserError(f"{folder}: holds no image ({', '.join(_SUFFIXES)})")
+            raise UserError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
 
     name: str
     statistics: dict[str, np.ndarray]

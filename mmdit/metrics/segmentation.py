@@ -9,8 +9,7 @@ import numpy as np
 
 from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array, RunningMean, check_same_shape, map_batch
-
-BACKGROUND_NAMES = ("floor", "wall")
+from mmdit.names import BACKGROUND_CLASSES
 
 
 class LabelSet:
@@ -21,7 +20,7 @@ class LabelSet:
         background: names of the classes that are no objects; a name that no class has is ignored.
     """
 
-    def __init__(self, classes: Sequence[Mapping[str, Any]], background: Sequence[str] = BACKGROUND_NAMES) -> None:
+    def __init__(self, classes: Sequence[Mapping[str, Any]], background: Sequence[str] = BACKGROUND_CLASSES) -> None:
         if not classes:
             raise UserError("segmentation classes are an empty list: give at least one {id, name}")
         self.ids = np.array([int(entry["id"]) for entry in classes])

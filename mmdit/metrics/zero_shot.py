@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
-from mmdit.metrics.depth import SPACES, fit_scale_and_shift
+from mmdit.metrics.depth import fit_scale_and_shift
 from mmdit.metrics.geometry_benchmarks import GeometryBenchmark, GeometrySample, GeometrySamples
 from mmdit.metrics.maps import batched, depth_space, sample_generators
 from mmdit.metrics.normal import angle_degrees
+from mmdit.names import DEPTH_SPACES
 from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -51,8 +52,8 @@ def align(
     Raises:
         UserError: an unknown space, or fewer than two pixels to fit.
     """
-    if space not in SPACES:
-        raise UserError(f"alignment space is {space!r}: give one of {', '.join(SPACES)}")
+    if space not in DEPTH_SPACES:
+        raise UserError(f"alignment space is {space!r}: give one of {', '.join(DEPTH_SPACES)}")
     reference = np.array(target, dtype=np.float64)
     fitted = np.array(valid, dtype=bool)
     if space == "disparity":

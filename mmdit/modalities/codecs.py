@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.modality import Modality
+from mmdit.names import DEPTH_SPACES
 
 Raw = np.ndarray | Tensor
-DEPTH_SPACES = ("disparity", "depth")
 
 
 class Codec(Protocol):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmdit.models.layers import reset_linears
+
 
 class AlignmentProjector(nn.Module):
     """Three linear layers with SiLU: tapped tokens (B, T, D) -> (B, T, alignment_dim), to be compared with a teacher's."""
@@ -20,3 +22,7 @@ class AlignmentProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform."""
+        reset_linears(self)

@@ -2,33 +2,95 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdit.conditioning import Conditioning
 from mmdit.models.layers import (
     MLP,
+    CrossAttention,
     Rope,
     SelfAttention,
     gated_residual_layernorm_modulate,
     layernorm_modulate,
     matmul_dtype,
+    reset_linears,
+    zero_linear,
 )
 
 
-class DiTBlock(nn.Module):
-    """adaLN-zero block (DiT, arXiv 2212.09748, section 3.2): x (B, T, D), conditioning vector c (B, D)."""
+class Block(nn.Module, ABC):
+    """One layer of the transformer. A new kind is one subclass and one entry in ``BLOCKS``.
 
+    A subclass of another block can start from a model of the other (``mmdit.models.widen``), where ``start_as_base`` lets
+    what it adds begin as exactly zero.
+    """
+
+    @abstractmethod
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
         super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
+        """Tokens x (B, T, D), vector c (B, D) of times, roles and prompt, and the prompt's own tokens -> (B, T, D)."""
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+
+    def start_as_base(self) -> None:
+        """Let the block compute what the one does that it derives from, until it is trained."""
+
+
+class DiTBlock(Block):
+    """adaLN-zero block (DiT, arXiv 2212.09748, section 3.2); reads of the prompt only what is in the vector c."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
         self.attn = SelfAttention(hidden_size, num_heads, qk_norm)
         self.mlp = MLP(hidden_size, mlp_ratio)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
         dtype = matmul_dtype(x)
         y = self.attn(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope)
         x, y = gated_residual_layernorm_modulate(x, y, gate_attn, shift_mlp, scale_mlp, out_dtype=dtype)
         return x + gate_mlp[:, None] * self.mlp(y)  # (B, T, D)
 
+    def reset_parameters(self) -> None:
+        """Xavier-uniform; the modulation begins at zero, so the block as the identity."""
+        reset_linears(self)
+        zero_linear(self.modulation[-1])
 
-BLOCKS: dict[str, type[DiTBlock]] = {"dit": DiTBlock}
+
+class CrossBlock(DiTBlock):
+    """The DiT block behind a cross-attention to the prompt's tokens, which begins at zero (as in Flamingo, arXiv
+    2204.14198, section 3.1.2: new layers stand before each trained one, so that its own computation is untouched).
+
+    Samples without tokens, or with a mask that is all False, get from the cross-attention exactly zero: with them it is the
+    DiT block, bit for bit, with trained weights too.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
+        self.cross = CrossAttention(hidden_size, num_heads, qk_norm)
+
+    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
+        if context is not None and context.tokens is not None and context.tokens.shape[1] > 0:
+            normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)  # its affine part is in the projection of q
+            x = x + self.cross(normed, context.tokens, context.token_mask)
+        return super().forward(x, c, rope, context)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.start_as_base()
+
+    def start_as_base(self) -> None:
+        """Let the cross-attention add zero, until it is trained."""
+        nn.init.zeros_(self.cross.proj.weight)
+
+
+BLOCKS: dict[str, type[Block]] = {"dit": DiTBlock, "cross": CrossBlock}

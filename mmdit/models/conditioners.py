@@ -1,16 +1,18 @@
-"""Conditioners: modules that turn a prompt into ``Conditioning``."""
+"""Conditioners: modules that turn a prompt into ``Conditioning``, chosen by name from ``CONDITIONERS``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmdit.conditioning import Conditioning
+from mmdit.conditioning import Conditioner, Conditioning
+from mmdit.errors import UserError, unknown_name
 
 
-class ClassConditioner(nn.Module):
+class ClassConditioner(Conditioner):
     """A class label as a vector and no tokens, with an embedding of its own for "no label".
 
     Args:
@@ -37,10 +39,43 @@ class ClassConditioner(nn.Module):
             class_labels = class_labels.to(self.embedding_table.weight.device)
         return Conditioning(self.embedding_table(torch.where(class_labels < 0, self.num_classes, class_labels)))
 
-    def drop(self, class_labels: Tensor, draw: Tensor) -> Tensor:
-        """Replace labels (B,) by the null label -1 where ``draw`` (B,), uniform in [0, 1), is below the dropout."""
-        return torch.where(draw.to(class_labels.device) < self.dropout_prob, -1, class_labels)
-
     def null(self, batch_size: int) -> Conditioning:
         """The null label for a batch."""
         return self([None] * batch_size)
+
+    def without(self, class_labels: Tensor, rows: Tensor) -> Tensor:
+        """Replace labels (B,) by the null label -1 in ``rows`` (B,) bool."""
+        return torch.where(rows.to(class_labels.device), -1, class_labels)
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Class ids (B,)."""
+        return batch["category"]
+
+    def reset_parameters(self) -> None:
+        """DiT's: normal(0.02)."""
+        nn.init.normal_(self.embedding_table.weight, std=0.02)
+
+    @torch.no_grad()
+    def start_from(self, trained: Conditioner) -> None:
+        """Where the classes differ in number, every class begins as the null class."""
+        super().start_from(trained)
+        if isinstance(trained, ClassConditioner) and trained.num_classes != self.num_classes:
+            self.embedding_table.weight.copy_(
+                trained.embedding_table.weight[-1:].expand_as(self.embedding_table.weight)
+            )
+
+
+CONDITIONERS: dict[str, type[Conditioner]] = {"class": ClassConditioner}
+
+
+def make_conditioner(
+    name: str, num_classes: int, hidden_size: int, dropout_prob: float, settings: Mapping[str, Any] | None = None
+) -> Conditioner:
+    """Build a conditioner from ``CONDITIONERS``. Raises UserError for an unknown name or a setting it doesn't have."""
+    if name not in CONDITIONERS:
+        raise unknown_name("conditioner", name, CONDITIONERS)
+    common = {"num_classes": num_classes, "hidden_size": hidden_size, "dropout_prob": dropout_prob}
+    try:
+        return CONDITIONERS[name](**common, **(settings or {}))
+    except TypeError as error:
+        raise UserError(f"conditioner {name!r} does not take conditioner_settings {settings}: {error}") from error

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmdit.models.layers import zero_linear
 from mmdit.task import Role, embedding_roles
 
 
@@ -23,6 +24,12 @@ def sinusoid(t: Tensor, dim: int) -> Tensor:
     """[cos(t w_i), sin(t w_i)], as in DiT; t of any shape -> (..., dim), float32."""
     angles = t[..., None].float() * sinusoid_frequencies(dim, t.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def _reset_sinusoid_layers(mlp: nn.Module) -> None:
+    for layer in mlp.children():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
 
 
 class MultimodalTimestepEmbedding(nn.Module):
@@ -45,8 +52,11 @@ class MultimodalTimestepEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """DiT's initialisation of the layers that read sinusoids."""
-        for layer in (self.mlp[0], self.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+        _reset_sinusoid_layers(self.mlp)
+
+    def start_at_zero(self) -> None:
+        """Let the embedding be zero for every timestep, until it is trained."""
+        zero_linear(self.fuse[-1])
 
 
 class SummedTimestepEmbedding(nn.Module):
@@ -73,8 +83,12 @@ class SummedTimestepEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         """DiT's initialisation of the layers that read sinusoids."""
         for mlp in self.mlps:
-            for layer in (mlp[0], mlp[2]):  # type: ignore[index]
-                nn.init.normal_(layer.weight, std=0.02)
+            _reset_sinusoid_layers(mlp)
+
+    def start_at_zero(self) -> None:
+        """Let the embedding be zero for every timestep, until it is trained."""
+        for mlp in self.mlps:
+            zero_linear(list(mlp.children())[-1])
 
 
 TIMESTEP_EMBEDDINGS: dict[str, type[MultimodalTimestepEmbedding] | type[SummedTimestepEmbedding]] = {
@@ -98,6 +112,11 @@ class RoleEmbedding(nn.Module):
     def forward(self, roles: Tensor) -> Tensor:
         modalities = torch.arange(roles.shape[1], device=roles.device)
         return self.base + self.table[modalities, embedding_roles(roles)].sum(dim=1)  # (B, D)
+
+    def reset_parameters(self) -> None:
+        """normal(0.02), as DiT's embedding of the class."""
+        nn.init.normal_(self.base, std=0.02)
+        nn.init.normal_(self.table, std=0.02)
 
 
 def _grid_coordinates(grid: tuple[int, int], base_size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Attention, MLP and adaptive layer norm; the only file that imports the kernels.
 
-B batch, T tokens, D width, h heads, d head dimension.
+B batch, T tokens, L tokens of a prompt, D width, h heads, d head dimension.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ __all__ = [
     "MLP",
     "QK_NORMS",
     "AdaLayerNorm",
+    "CrossAttention",
     "SelfAttention",
     "gated_residual_layernorm_modulate",
     "layernorm_modulate",
     "matmul_dtype",
+    "reset_linears",
+    "zero_linear",
 ]
 
 Rope = tuple[Tensor, Tensor]
@@ -66,6 +69,32 @@ class SelfAttention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention from x (B, T, D) to the tokens of a prompt.
+
+    The last layer has no bias: a sample with nothing to attend to gets exactly zero, whatever the weights.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(hidden_size, hidden_size)
+        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
+        self.qk_norm = QK_NORMS[qk_norm](hidden_size // num_heads)
+        self.proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """x (B, T, D), tokens (B, L, D) or (1, L, D), token_mask (B, L) bool, True = attend -> (B, T, D)."""
+        b = len(x)
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, T, d)
+        kv = self.kv(tokens.to(x.dtype)).expand(b, -1, -1).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
+        q_weight, k_weight = self.qk_norm()
+        key_mask = None if token_mask is None else token_mask.expand(b, -1)
+        y = attention(q, k, v, q_weight=q_weight, k_weight=k_weight, key_mask=key_mask)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+
 class MLP(nn.Module):
     """Linear, GELU (tanh approximation), linear."""
 
@@ -77,6 +106,22 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+
+def reset_linears(module: nn.Module) -> None:
+    """DiT's initialisation of every linear layer inside: xavier-uniform weights, zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def zero_linear(layer: nn.Module) -> None:
+    """Let a linear layer begin as zero."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def matmul_dtype(x: Tensor) -> torch.dtype | None:
@@ -100,3 +145,7 @@ class AdaLayerNorm(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # (B, D) each
         return layernorm_modulate(x, shift, scale, out_dtype=matmul_dtype(x))
+
+    def reset_parameters(self) -> None:
+        """Begin as a plain LayerNorm."""
+        zero_linear(self.modulation[-1])

@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmdit.models.layers import AdaLayerNorm
+from mmdit.models.layers import AdaLayerNorm, reset_linears, zero_linear
 
 
 class MultimodalPatchEmbed(nn.Module):
@@ -23,6 +23,10 @@ class MultimodalPatchEmbed(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         p = self.patch_size
         return self.proj(rearrange(latents, "b m c (h p) (w q) -> b (h w) (m c p q)", p=p, q=p))  # (B, T, D)
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform."""
+        reset_linears(self)
 
 
 class MultimodalHead(nn.Module):
@@ -42,3 +46,12 @@ class MultimodalHead(nn.Module):
         )
         h, p = grid[0], self.patch_size
         return rearrange(patches, "b m (h w) (p q c) -> b m c (h p) (w q)", h=h, p=p, q=p)  # (B, M, C, H, W)
+
+    def reset_parameters(self) -> None:
+        """All zero; xavier-uniform numbers are drawn first, so that the generator goes on as in every version."""
+        reset_linears(self)
+        for layer in self.linears:
+            zero_linear(layer)
+        for norm in self.norms:
+            assert isinstance(norm, AdaLayerNorm)
+            norm.reset_parameters()

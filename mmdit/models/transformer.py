@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError, unknown_name
 from mmdit.models.alignment import AlignmentProjector
-from mmdit.models.blocks import BLOCKS
-from mmdit.models.conditioners import ClassConditioner
+from mmdit.models.blocks import BLOCKS, Block
+from mmdit.models.conditioners import CONDITIONERS, make_conditioner
 from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
-from mmdit.models.layers import QK_NORMS
+from mmdit.models.layers import QK_NORMS, reset_linears
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
-
-PREDICTION_TYPES = ("velocity", "sample")
+from mmdit.names import PREDICTION_TYPES
 
 
 @dataclass
@@ -51,7 +50,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         patch_size: p; the latent height and width must be multiples of it.
         hidden_size, depth, num_heads, mlp_ratio: the backbone; see ``models.config.SIZES``.
         num_classes: K; the null class is an embedding of its own beside them.
-        class_dropout_prob: share of labels dropped in training mode.
+        class_dropout_prob: share of prompts (of whatever kind) that training drops, for classifier-free guidance.
         qk_norm: None or "rms_norm".
         position_embedding: "sincos" (fixed, added) or "rope" (rotary, in attention).
         time_embedding: "fused" (one MLP over the timesteps of all modalities, MMGen's) or "sum" (one MLP for each, summed;
@@ -59,15 +58,18 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         prediction: what ``sample`` of the output is: "velocity" (noise - data) or "sample" (the clean latent).
         alignment_depth: number of blocks before the alignment tap, None = no projector.
         alignment_dim, alignment_hidden_size: width of the teacher's features and of the projector.
-        block: name in ``models.blocks.BLOCKS``.
+        block: name in ``models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        conditioner: name in ``models.conditioners.CONDITIONERS``: what kind of prompt the model takes.
+        conditioner_settings: further arguments of the conditioner, by name.
+        second_time: whether ``forward`` takes ``timesteps_next``, as a network that jumps from one time to another needs.
 
     Raises:
         UserError: an unknown name, sizes that don't divide, or a tap outside the depth.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["DiTBlock"]
-    _repeated_blocks: ClassVar[list[str]] = ["DiTBlock"]
+    _no_split_modules: list[str]  # what diffusers keeps on one device, and compiles once
+    _repeated_blocks: list[str]
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["patch_embed", "time_embed", "modulation", "norm"]
 
     @register_to_config
@@ -91,6 +93,9 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         alignment_hidden_size: int = 2048,
         block: str = "dit",
         time_embedding: str = "fused",
+        conditioner: str = "class",
+        conditioner_settings: dict[str, Any] | None = None,
+        second_time: bool = False,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -100,13 +105,24 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         self.position_embed = POSITION_EMBEDDINGS[position_embedding](hidden_size, num_heads, sample_size // patch_size)
         self.time_embed = TIMESTEP_EMBEDDINGS[time_embedding](num_modalities, hidden_size)
         self.role_embed = RoleEmbedding(num_modalities, hidden_size)
-        self.conditioner = ClassConditioner(num_classes, hidden_size, class_dropout_prob)
+        self.conditioner = make_conditioner(
+            conditioner, num_classes, hidden_size, class_dropout_prob, conditioner_settings
+        )
         self.blocks = nn.ModuleList(BLOCKS[block](hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.head = MultimodalHead(num_modalities, in_channels, patch_size, hidden_size)
         self.projector: AlignmentProjector | None = None
         if alignment_depth is not None:
             self.projector = AlignmentProjector(hidden_size, alignment_hidden_size, alignment_dim)
+        self.next_time_embed = None
+        if second_time:
+            self.next_time_embed = TIMESTEP_EMBEDDINGS[time_embedding](num_modalities, hidden_size)
+        self._no_split_modules = self._repeated_blocks = [type(self.blocks[0]).__name__] if depth else []
         self.initialize_weights()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return submodules before keys of the config: ``conditioner`` is both, and diffusers looks for the key first."""
+        modules = self.__dict__.get("_modules", {})
+        return modules[name] if name in modules else super().__getattr__(name)
 
     def forward(
         self,
@@ -116,6 +132,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         conditioning: Conditioning,
         output_alignment: bool = False,
         return_dict: bool = True,
+        timesteps_next: Tensor | None = None,
     ) -> MultimodalDiTOutput | tuple[Tensor, Tensor | None]:
         """Predict the velocity (or the clean latent) of every modality.
 
@@ -125,18 +142,22 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             roles: (B, M), values of ``Role``.
             conditioning: vector (B, D) or (1, D). Tokens are for blocks that attend to them; the block "dit" reads none.
             output_alignment: also return the projected tokens of the tap.
+            timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None = the output
+                is of ``timesteps`` alone, and the network the same as without ``second_time``.
 
         Raises:
             ValueError: shapes that don't fit the config.
         """
-        grid = self._token_grid(latents, timesteps, roles)
+        grid = self._token_grid(latents, timesteps, roles, timesteps_next)
         x = self.patch_embed(latents)  # (B, T, D)
         x, rope = self.position_embed(x, grid)
         c = self.time_embed(timesteps) + self.role_embed(roles) + conditioning.vector  # (B, D)
+        if self.next_time_embed is not None and timesteps_next is not None:
+            c = c + self.next_time_embed(timesteps_next)
 
         alignment = None
         for index, block in enumerate(self.blocks, start=1):
-            x = self._run(block, x, c, rope)
+            x = self._run(block, x, c, rope, conditioning)
             if self.projector is not None and output_alignment and index == self.config.alignment_depth:
                 alignment = self.projector(x)  # (B, T, alignment_dim)
 
@@ -148,7 +169,9 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _token_grid(self, latents: Tensor, timesteps: Tensor, roles: Tensor) -> tuple[int, int]:
+    def _token_grid(
+        self, latents: Tensor, timesteps: Tensor, roles: Tensor, timesteps_next: Tensor | None
+    ) -> tuple[int, int]:
         expected_axes = (len(self.config.modalities), self.config.in_channels)
         if latents.ndim != 5 or tuple(latents.shape[1:3]) != expected_axes:
             expected = f"(B, {len(self.config.modalities)}, {self.config.in_channels}, H, W)"
@@ -160,22 +183,32 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         if timesteps.shape != (b, m) or roles.shape != (b, m):
             got = f"{tuple(timesteps.shape)} and {tuple(roles.shape)}"
             raise ValueError(f"timesteps and roles are {got}: both must be (B, M) = ({b}, {m})")
+        if timesteps_next is not None and self.next_time_embed is None:
+            raise ValueError("timesteps_next is given to a model of one time: build it with second_time=True")
+        if timesteps_next is not None and timesteps_next.shape != (b, m):
+            raise ValueError(f"timesteps_next is {tuple(timesteps_next.shape)}: must be (B, M) = ({b}, {m})")
         return h // p, w // p
 
     def initialize_weights(self) -> None:
-        """adaLN-zero initialisation of DiT: xavier-uniform linears, zero modulation and heads, normal(0.02) embeddings."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for weight in (self.conditioner.embedding_table.weight, self.role_embed.base, self.role_embed.table):
-            nn.init.normal_(weight, std=0.02)
+        """adaLN-zero initialisation of DiT: every part draws its own weights (``reset_parameters``).
+
+        The order of the draws is part of a recipe: a seed gives the same weights in every version.
+        """
+        self.patch_embed.reset_parameters()
+        reset_linears(self.time_embed)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.reset_parameters()
+        self.head.reset_parameters()
+        if self.projector is not None:
+            self.projector.reset_parameters()
+        self.conditioner.reset_parameters()
+        self.role_embed.reset_parameters()
         self.time_embed.reset_parameters()
-        modulated: list[Any] = [*self.blocks, *self.head.norms]
-        zero: list[Any] = [*(module.modulation[-1] for module in modulated), *self.head.linears]
-        for layer in zero:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        if self.next_time_embed is not None:
+            reset_linears(self.next_time_embed)
+            self.next_time_embed.reset_parameters()
+            self.next_time_embed.start_at_zero()
 
 
 def _check_config(config: Any) -> None:
@@ -185,6 +218,7 @@ def _check_config(config: Any) -> None:
         "time_embedding": TIMESTEP_EMBEDDINGS,
         "prediction": PREDICTION_TYPES,
         "block": BLOCKS,
+        "conditioner": CONDITIONERS,
     }
     for key, table in tables.items():
         value = getattr(config, key)

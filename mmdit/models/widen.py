@@ -1,9 +1,10 @@
-"""Start a model from a trained one that has fewer modalities, and compute the same to begin with.
+"""Start a model from a trained one that has fewer modalities or simpler blocks, and compute the same to begin with.
 
 What the new modalities add is exactly zero at first, whatever their latents, timesteps and roles: their columns of the
 patch embedding, the way of their timesteps into the embedding, their entries of the role table and the last layer of
 their heads. Each of these receives a gradient from the first step on. So the larger model begins as the smaller one, for
-the modalities that this has.
+the modalities that this has. The same holds for what a block adds to the block it derives from, and for a second time.
+A conditioner of another kind begins as it was drawn.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError
+from mmdit.models.blocks import BLOCKS, Block
 from mmdit.models.transformer import MultimodalDiT
 
 # Config keys that must be equal for the weights to mean the same.
@@ -29,7 +31,6 @@ _SAME = (
     "position_embedding",
     "time_embedding",
     "prediction",
-    "block",
 )
 
 
@@ -40,13 +41,19 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
     one of the same shape; ``network`` keeps its own otherwise.
 
     Raises:
-        UserError: the networks differ in anything but modalities, classes, size of the latents and projector, or the
-            trained one has a modality that ``network`` lacks.
+        UserError: the networks differ in anything but modalities, prompts, size of the latents and projector; the trained one
+            has a modality or a second time that ``network`` lacks, or a block that the network's doesn't derive from.
     """
     ours, theirs = network.config, trained.config
     for key in _SAME:
         if getattr(ours, key) != getattr(theirs, key):
             raise UserError(f"{key} is {getattr(theirs, key)!r} in the trained model and {getattr(ours, key)!r} here")
+    if not issubclass(BLOCKS[ours.block], BLOCKS[theirs.block]):
+        raise UserError(
+            f"block is {theirs.block!r} in the trained model and {ours.block!r} here, which does not extend it"
+        )
+    if theirs.second_time and not ours.second_time:
+        raise UserError("second_time is true in the trained model and false here")
     lacking = [name for name in theirs.modalities if name not in ours.modalities]
     if lacking:
         raise UserError(
@@ -55,6 +62,13 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
         )
     rows = [list(ours.modalities).index(name) for name in theirs.modalities]
     network.load_state_dict(_widened(network.state_dict(), trained.state_dict(), rows, ours))
+    network.conditioner.start_from(trained.conditioner)
+    if ours.block != theirs.block:
+        for block in network.blocks:
+            assert isinstance(block, Block)
+            block.start_as_base()
+    if network.next_time_embed is not None and not theirs.second_time:
+        network.next_time_embed.start_at_zero()
 
 
 @torch.no_grad()
@@ -64,15 +78,15 @@ def _widened(
     """Put the trained weights in place; ``rows[i]`` is our index of the trained model's modality i."""
     out = {key: value.clone() for key, value in own.items()}
     for key, value in trained.items():
+        if key.startswith("conditioner."):
+            continue
         if key == "patch_embed.proj.weight":
             _put_groups(out[key], value, rows, len(config.modalities))  # (D, M C p p)
-        elif key == "time_embed.fuse.0.weight":
+        elif key.removeprefix("next_") == "time_embed.fuse.0.weight":
             _put_groups(out[key], value, rows, len(config.modalities))  # (D, M D / 2)
         elif key == "role_embed.table":
             out[key].zero_()[rows] = value.to(out[key])  # (M, roles, D)
-        elif key == "conditioner.embedding_table.weight" and out[key].shape != value.shape:
-            out[key].copy_(value[-1:].expand_as(out[key]))  # the null class
-        elif key.startswith(("head.norms.", "head.linears.", "time_embed.mlps.")):
+        elif key.removeprefix("next_").startswith(("head.norms.", "head.linears.", "time_embed.mlps.")):
             group, index, layer = _split_index(key)
             out[f"{group}.{rows[index]}.{layer}"].copy_(value)
         elif not key.startswith("projector.") or (key in out and out[key].shape == value.shape):
@@ -81,8 +95,9 @@ def _widened(
     for row in new:
         for name in ("weight", "bias"):
             out[f"head.linears.{row}.{name}"].zero_()
-            if config.time_embedding == "sum":
-                out[f"time_embed.mlps.{row}.2.{name}"].zero_()
+            for last in (f"time_embed.mlps.{row}.2.{name}", f"next_time_embed.mlps.{row}.2.{name}"):
+                if last in out:
+                    out[last].zero_()
     return out
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codecs import Codec, DepthCodec
+from mmdit.pipelines.region import Region
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,12 @@ _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I")
 
 
 def encode_conditions(
-    conditions: Mapping[str, Any], codecs: Mapping[str, Codec], height: int, width: int, may_differ: bool
+    conditions: Mapping[str, Any],
+    codecs: Mapping[str, Codec],
+    height: int,
+    width: int,
+    may_differ: bool,
+    region: Region | None = None,
 ) -> dict[str, Tensor]:
     """Encode conditions in raw units to (N, 3, height, width) float32 in [-1, 1] each; a single one counts for all N.
 
@@ -36,6 +42,7 @@ def encode_conditions(
         codecs: modality -> codec, for the modalities of the model.
         height, width: size of the output in pixels.
         may_differ: whether the conditions of one sample may have different sizes.
+        region: what of them is generated anew; it is aligned with them, and lets all modalities be given.
 
     Raises:
         UserError: unknown modalities, nothing left to generate, different counts or sizes, values a codec refuses.
@@ -47,14 +54,15 @@ def encode_conditions(
     for name in conditions:
         if name not in codecs:
             raise unknown_name("modality in conditions", name, codecs)
-    if len(conditions) == len(codecs):
+    if len(conditions) == len(codecs) and region is None:
         raise UserError(f"conditions hold all modalities ({', '.join(codecs)}): leave out at least one to be generated")
     raw = {name: _samples(name, value, codecs[name]) for name, value in conditions.items()}
     count = common_count({name: len(arrays) for name, arrays in raw.items()}, "conditions")
     raw = {name: arrays * count if len(arrays) == 1 else arrays for name, arrays in raw.items()}
     if not may_differ:
         for index in range(count):
-            _check_one_size({name: arrays[index].shape[:2] for name, arrays in raw.items()})
+            of_mask = {} if region is None else {"mask": region.given_size}
+            _check_one_size({**{name: arrays[index].shape[:2] for name, arrays in raw.items()}, **of_mask})
     sizes = {array.shape[:2] for arrays in raw.values() for array in arrays} - {(height, width)}
     if sizes:
         listed = ", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3]) + (", …" if len(sizes) > 3 else "")

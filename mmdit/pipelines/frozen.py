@@ -20,7 +20,7 @@ TEACHER_FOLDER = "teacher"
 
 def native_size(pipe: MultimodalDiTPipeline) -> int:
     """Height and width in pixels that the transformer was built for."""
-    return int(pipe.transformer.config.sample_size) * LatentCodec(pipe.vae, pipe.modalities).downsampling
+    return pipe.native_size
 
 
 def weights_digest(pipe: MultimodalDiTPipeline) -> str:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import out_of_reach
 from mmdit.storage.json_object import JsonObject, read_object
+from mmdit.storage.listing import visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +58,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
     index = _read_json(folder / INDEX)
     if index.get("_class_name") != class_name:
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
-    for path in sorted(folder.rglob("*")):
+    for path in visible(folder.rglob("*")):
         if path.suffix in _PICKLES:
             raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
     for name, value in index.items():
@@ -72,11 +73,11 @@ def _check_component(folder: Path, is_model: bool) -> None:
     _read_json(folder / ("config.json" if is_model else "scheduler_config.json"))
     if not is_model:
         return
-    for index in folder.glob("*.safetensors.index*.json"):
+    for index in visible(folder.glob("*.safetensors.index*.json")):
         for shard in sorted(set(_shards(index))):
             if not (folder / shard).is_file():
                 raise UserError(f"{folder / shard}: no such file, though {index.name} lists it")
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = visible(folder.glob("*.safetensors"))
     if not weights:
         raise UserError(f"{folder}: holds no weights; there should be a diffusion_pytorch_model.safetensors")
     for path in weights:
@@ -99,7 +100,7 @@ def check_weights(folder: Path, module: nn.Module) -> None:
         UserError: parameters that the files lack, or tensors in them that the module has no place for.
     """
     stored: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in visible(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             stored.update(file.keys())
     parameters = {name for name, _ in module.named_parameters()}

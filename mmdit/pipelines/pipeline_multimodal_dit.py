@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, first_line, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import expand, place
+from mmdit.flow.path import Given, expand, place
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.modalities.codecs import Codec, build_codec
@@ -37,6 +38,7 @@ from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.loading import check_folder, check_weights, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
+from mmdit.pipelines.region import read_region
 from mmdit.storage.files import share_weights
 from mmdit.task import Role
 
@@ -111,6 +113,16 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     def labels(self) -> dict[str, int]:
         """Every name that ``class_labels`` understands -> class id."""
         return label_ids(self._id2label)
+
+    @property
+    def native_size(self) -> int:
+        """Height and width in pixels that the transformer was built for."""
+        return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where a call computes; weights that are offloaded may be elsewhere."""
+        return self._execution_device
 
     @property
     def guidance_scale(self) -> float:
@@ -209,6 +221,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        prompt: Any = None,
+        mask: Any = None,
+        num_estimation_steps: int = 1,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
@@ -234,6 +250,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after each step; what it returns
                 replaces the latents. It may set ``pipeline._interrupt``.
             callback_on_step_end_tensor_inputs: tensors the callback is given; "latents" (float32) is the only one.
+            prompt: what the transformer's conditioner reads besides class labels, or a list of these, one sample each.
+            mask: (H, W) of the conditions' size, True or 1 = generate anew, 0 = keep: array, tensor or PIL image (black =
+                keep). Every modality is generated inside and kept outside; those that are not in ``conditions`` are
+                estimated first. Outside, the given ones come back as they are.
+            num_estimation_steps: steps of that estimate; one is enough where RGB is given.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -244,9 +265,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        self._check_inputs(
-            num_images, num_inference_steps, condition_time, output_type, callback_on_step_end_tensor_inputs
-        )
+        counts = {
+            "num_images": num_images,
+            "num_inference_steps": num_inference_steps,
+            "num_estimation_steps": num_estimation_steps,
+        }
+        self._check_inputs(counts, condition_time, output_type, callback_on_step_end_tensor_inputs)
         Guidance(guidance_scale, condition_guidance_scale, guidance_interval)  # refuses bad values before any work
         self._guidance_scale = guidance_scale
         self._interrupt = False
@@ -254,36 +278,87 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         # 1. What is asked for: labels, given images, roles
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
-        given_height, given_width = height, width
+        may_differ = height is not None and width is not None
         height, width = self._image_size(codec, height, width)
+        conditions = {} if conditions is None else conditions
+        region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        may_differ = given_height is not None and given_width is not None
-        given = encode_conditions({} if conditions is None else conditions, self.codecs, height, width, may_differ)
-        batch = common_count({"class_labels": len(labels), **{name: len(x) for name, x in given.items()}}, "inputs")
-        labels = [label for label in (labels * batch if len(labels) == 1 else labels) for _ in range(num_images)]
-        given = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in given.items()}
+        prompts = prompt if prompt is None or isinstance(prompt, list) else [prompt]
+        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region)
+        numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
+        batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
+        labels = _repeated(labels, batch, num_images)
+        prompts = None if prompts is None else _repeated(prompts, batch, num_images)
+        images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
         batch = batch * num_images
-        roles = torch.tensor([[Role.CONDITION if name in given else Role.GENERATE for name in self._modalities]])
+        roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
         roles = roles.to(device).expand(batch, -1)  # (B, M)
 
-        # 2. Prompt, clean latents of the conditions, noise
-        conditioning = self.transformer.conditioner(labels).to(device)
+        # 2. Prompt, noise, clean latents of what is given
+        conditioner = self.transformer.conditioner
+        conditioning = conditioner(conditioner.of_inputs(labels, prompts)).to(device)
         null = None
-        if any(label is not None for label in labels):
-            null = self.transformer.conditioner.null(batch).to(device)
+        if prompts is not None or any(label is not None for label in labels):
+            null = conditioner.null(batch).to(device)
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
         noise = self._noise(latents, shape, generator, device)
-        clean = self._clean_latents(codec, given, noise)  # (B, M, C, h, w), 0 where nothing is given
+        given = Given(self._clean_latents(codec, images, noise), noise, condition_time)
+        guidance = (condition_guidance_scale, guidance_interval)
+        if region is not None:
+            # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
+            unprompted = conditioner.null(batch).to(device)
+            estimated = self._denoise(unprompted, None, given, roles, guidance, num_estimation_steps, generator)
+            images = self._completed(codec, estimated, images)
+            known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
+            given = replace(given, clean=estimated, known=known)
+            roles = torch.full_like(roles, int(Role.GENERATE))
 
         # 3. Denoise
-        latents, _ = place(noise, clean, noise, roles, 1.0, condition_time)
+        latents = self._denoise(
+            conditioning,
+            null,
+            given,
+            roles,
+            guidance,
+            num_inference_steps,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+
+        # 4. Decode
+        if output_type == "latent":
+            output = MultimodalDiTPipelineOutput(latents=latents)
+        else:
+            decoded = self._decode(codec, latents, images, None if region is None else region.inside, output_type)
+            output = MultimodalDiTPipelineOutput.from_modalities(decoded)
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def _denoise(
+        self,
+        conditioning: Conditioning,
+        null: Conditioning | None,
+        given: Given,
+        roles: Tensor,
+        guidance: tuple[float, tuple[float, float]],
+        num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_tensor_inputs: Sequence[str] = (),
+    ) -> Tensor:
+        """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), with what is given in its place.
+
+        ``guidance`` is the scale on the conditions and the interval; the scale on the prompt may change in a callback.
+        """
+        latents, _ = place(given.noise, given, roles, 1.0)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
-            x_t, timesteps = place(latents, clean, noise, roles, t, condition_time)  # type: ignore[arg-type]
+            x_t, timesteps = place(latents, given, roles, t)
             output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
-        set_timesteps(self.scheduler, num_inference_steps, device)
+        set_timesteps(self.scheduler, num_inference_steps, latents.device)
         step_arguments: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             step_arguments["generator"] = generator
@@ -294,41 +369,38 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 t = sigmas[i]
-                guidance = Guidance(self._guidance_scale, condition_guidance_scale, guidance_interval)
-                guided = guided_velocity(velocity, conditioning, null, roles, guidance, t)
+                guided = guided_velocity(
+                    velocity, conditioning, null, roles, Guidance(self._guidance_scale, *guidance), t
+                )
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
-                # The scheduler moved the conditions too: back to condition_time, where they are at every t.
-                latents, _ = place(latents, clean, noise, roles, t, condition_time)
+                # The scheduler moved what is given, too: back to its place at the time that was reached.
+                latents, _ = place(latents, given, roles, sigmas[i + 1])
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    changed = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
-                    if changed.shape != latents.shape:
-                        given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
-                        raise UserError(
-                            f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}"
-                        )
-                    latents = changed
+                    latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
+        return torch.where(expand(roles == Role.CONDITION, latents), given.clean, latents)
 
-        # 4. Decode
-        latents = torch.where(expand(roles == Role.CONDITION, latents), clean, latents)
-        if output_type == "latent":
-            output = MultimodalDiTPipelineOutput(latents=latents)
-        else:
-            output = MultimodalDiTPipelineOutput.from_modalities(self._decode(codec, latents, given, output_type))
-        self.maybe_free_model_hooks()
-        return output if return_dict else output.to_tuple()
+    def _call_back(
+        self,
+        callback: Callable[..., dict[str, Any]],
+        names: Sequence[str],
+        step: int,
+        timestep: Tensor,
+        latents: Tensor,
+    ) -> Tensor:
+        """Call ``callback_on_step_end``; returns the latents to go on with."""
+        tensors = {"latents": latents} if "latents" in names else {}
+        changed = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+        if changed.shape != latents.shape:
+            given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
+            raise UserError(f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}")
+        return changed
 
     def _check_inputs(
-        self,
-        num_images: int,
-        num_inference_steps: int,
-        condition_time: float,
-        output_type: str,
-        tensor_inputs: Sequence[str],
+        self, counts: Mapping[str, Any], condition_time: float, output_type: str, tensor_inputs: Sequence[str]
     ) -> None:
-        for name, value in (("num_images", num_images), ("num_inference_steps", num_inference_steps)):
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
@@ -351,8 +423,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if size < 1 or size % unit:
                 nearest = max(unit, round(size / unit) * unit)
                 raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-        native = config.sample_size * codec.downsampling
-        return height or native, width or native
+        return height or self.native_size, width or self.native_size
 
     def _noise(
         self,
@@ -385,14 +456,34 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 clean[:, index] = codec.latents(codec.moments(given[name]).float(), name).to(clean)
         return clean
 
+    def _completed(self, codec: LatentCodec, latents: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) of every modality: those given as they are, the others decoded."""
+        return {
+            name: images[name] if name in images else codec.decode(latents[:, index], name)
+            for index, name in enumerate(self._modalities)
+        }
+
     def _decode(
-        self, codec: LatentCodec, latents: Tensor, given: Mapping[str, Tensor], output_type: str
+        self,
+        codec: LatentCodec,
+        latents: Tensor,
+        images: Mapping[str, Tensor],
+        inside: Tensor | None,
+        output_type: str,
     ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
+        """Outputs of every modality; ``images`` stand as they are, or outside the region ``inside`` (H, W) bool."""
+        kept = images if inside is None else {}
         decoded = {}
-        for index, name in enumerate(self._modalities):
-            images = given[name] if name in given else codec.decode(latents[:, index], name)  # (B, 3, H, W)
-            decoded[name] = as_output(self.codecs[name].decode(images), output_type, latents.device)
+        for name, image in self._completed(codec, latents, kept).items():
+            if inside is not None:
+                image = torch.where(inside.to(image.device), image, images[name].to(image))
+            decoded[name] = as_output(self.codecs[name].decode(image), output_type, latents.device)
         return decoded
+
+
+def _repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:
+    """One value for each sample: a single one counts for the whole batch, and each is there ``num_images`` times."""
+    return [value for value in (values * batch if len(values) == 1 else values) for _ in range(num_images)]
 
 
 def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:

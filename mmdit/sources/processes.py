@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+AHEAD = 8  # items per worker that are under way or done before their turn
+MAX_WORKERS = 1024
 
 
 def usable_cores() -> int:
@@ -19,11 +23,12 @@ def usable_cores() -> int:
 
 
 def map_in_processes(
-    function: Callable[[T], R], items: Sequence[T], workers: int, start: Callable[[], None] | None = None
+    function: Callable[[T], R], items: Iterable[T], workers: int, start: Callable[[], None] | None = None
 ) -> Iterator[R]:
     """Yield the results in the order of ``items``; with ``workers`` <= 1 from this process.
 
-    ``start`` runs first in each worker. Function and items are pickled.
+    Items are taken as they are needed, so there may be any number. ``start`` runs first in each worker. Function and items
+    are pickled.
     """
     if workers <= 1:
         yield from map(function, items)
@@ -32,8 +37,14 @@ def map_in_processes(
     executor = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(start,)
     )
+    waiting: deque[Future[R]] = deque()
     try:
-        yield from executor.map(function, items, chunksize=4)
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            while len(waiting) >= AHEAD * workers or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         executor.shutdown(cancel_futures=True)
 

@@ -31,14 +31,23 @@ class ModelConfig:
     Args:
         size: name in ``mmdit.models.config.SIZES``; hidden_size, depth and num_heads override it where given.
         modalities: what it generates and reads, in order; null = all that the data has.
-        hidden_size, depth, num_heads, mlp_ratio, patch_size: the backbone.
-        class_dropout_prob: share of labels dropped, for classifier-free guidance.
-        drop_class_given_rgb: never show the label beside an RGB condition, so that understanding can't lean on it.
+        hidden_size: width D; null = the size's.
+        depth: number of blocks; null = the size's.
+        num_heads: attention heads; null = the size's.
+        mlp_ratio: width of the blocks' MLP over D.
+        patch_size: side of a patch in latent cells.
+        class_dropout_prob: share of prompts dropped, for classifier-free guidance.
+        drop_class_given_rgb: never show the prompt beside an RGB condition, so that understanding can't lean on it.
         qk_norm: null or "rms_norm".
         position_embedding: "sincos" or "rope".
         time_embedding: "fused" (MMGen) or "sum", which a model that starts from REPA or SiT needs.
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
-        pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities; the rest must match.
+        pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities, another conditioner,
+            and the block that ``block`` derives from; the rest must match.
+        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
+        conditioner_settings: further arguments of the conditioner, by name.
+        second_time: let the network take a second time, for objectives that jump from one time to another.
     """
 
     size: str = "nano"
@@ -55,6 +64,10 @@ class ModelConfig:
     time_embedding: str = "fused"
     gradient_checkpointing: bool = False
     pretrained: str | None = None
+    block: str = "dit"
+    conditioner: str = "class"
+    conditioner_settings: dict[str, Any] = field(default_factory=dict)
+    second_time: bool = False
 
 
 @dataclass
@@ -66,7 +79,8 @@ class DataConfig:
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
-        train_split, val_split: names of the splits; a null val_split turns validation off.
+        train_split: name of the split to train on.
+        val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
             data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
     """
@@ -94,9 +108,11 @@ class TaskConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The flow-matching loss.
+    """The loss.
 
     Args:
+        name: of the objective, in ``mmdit.flow.objective.OBJECTIVES``; "flow" is flow matching.
+        settings: arguments of the objective that are its own.
         prediction: "velocity" (MMGen, SiT) or "sample" (the clean latent).
         timesteps: "uniform", "logit_normal" or "mixed".
         timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.
@@ -111,6 +127,8 @@ class ObjectiveConfig:
     loss_weights: dict[str, float] | None = None
     max_condition_time: ClosedUnitInterval = 0.01
     pure_noise_share: ClosedUnitInterval = 0.0
+    name: str = "flow"
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -144,7 +162,9 @@ class TrainerConfig:
         validate_every: steps between validations and previews; 0 = never.
         log_every: steps between log entries.
         accelerator: "auto", "cpu", "gpu", …
-        devices, num_nodes, precision: as in Lightning.
+        devices: how many, or which, as in Lightning.
+        num_nodes: machines that train together.
+        precision: "32-true", "bf16-mixed", …, as in Lightning.
         strategy: "auto", "ddp", "fsdp2" (weights, gradients and optimizer states sharded over all processes), or another of
             Lightning's.
         compile: compile the network with torch.compile, block by block.
@@ -208,7 +228,8 @@ class AutoencoderConfig:
     Args:
         unshuffle: side k of the pixel-unshuffle; the VAE has 3 k² input and output channels.
         block_out_channels: channels per level; each level after the first halves the size.
-        layers_per_block, latent_channels: as in diffusers.
+        layers_per_block: residual layers per level, as in diffusers.
+        latent_channels: C.
         mid_attention: attention in the middle block.
         settings: arguments of the loss (``mmdit.encoders.autoencoder_loss``).
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
@@ -228,7 +249,10 @@ class TeacherConfig:
     """The small ViT of recipe "teacher", for alignment and for the Fréchet distance on scenes.
 
     Args:
-        patch_size, hidden_size, depth, num_heads: as in timm's VisionTransformer.
+        patch_size: side of a patch in pixels.
+        hidden_size: width.
+        depth: number of blocks.
+        num_heads: attention heads.
     """
 
     patch_size: PositiveInt = 8
@@ -239,7 +263,7 @@ class TeacherConfig:
 
 @dataclass
 class TrainingConfig:
-    """Everything that one YAML file says, but for the run folder.
+    """Everything that one YAML file says about a run.
 
     Args:
         recipe: what is trained: transformer, autoencoder or teacher.
@@ -249,7 +273,7 @@ class TrainingConfig:
         teacher: the ViT, for recipe teacher.
         data: what it is trained on.
         task: which tasks are mixed.
-        objective: the flow-matching loss.
+        objective: the loss.
         alignment: alignment with a teacher's features; null = off.
         optimizer: AdamW or Muon, and the learning rate over time.
         trainer: steps, devices, precision.

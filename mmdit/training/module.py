@@ -6,19 +6,20 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mmdit.conditioning import Conditioning
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
-from mmdit.flow.objective import FlowObjective
+from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.modalities.codecs import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
@@ -42,7 +43,7 @@ class SteppedModule(LightningModule):
         max_steps: optimizer steps of the whole run, for the learning-rate schedule.
     """
 
-    def __init__(self, network: nn.Module, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
+    def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
         super().__init__()
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
@@ -115,23 +116,34 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
     return torch.Generator(device).manual_seed(seed)
 
 
-def _noise_like(latents: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Normal noise for ``batch_size`` samples of latents (B, M, C, h, w), on the generator's device."""
-    return torch.randn(batch_size, *latents.shape[1:], generator=generator, device=generator.device)
+@dataclass(frozen=True)
+class FrozenNetworks:
+    """Networks that a module uses and doesn't train. In a record, which makes them no submodules: checkpoints, the average
+    and the optimizer don't see them."""
+
+    codec: LatentCodec
+    teacher: FeatureTeacher | SceneTeacher | None = None
+
+    def features(self, batch: Batch, device: torch.device) -> Tensor:
+        """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""
+        if self.teacher is None:
+            return batch["features"]
+        return self.teacher.to(device).features(batch["rgb"])
 
 
 class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
-    The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``category`` (B,), ``id``, and with alignment
-    ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
+    The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``id``, what the conditioner reads of it (a class label:
+    ``category`` (B,)), and with alignment ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one
+    that runs here.
 
     Args:
         network: the transformer.
-        objective: the flow-matching loss.
+        objective: the loss.
         codec: whitens latents.
         alignment_weight: weight of the alignment loss; 0 = off.
-        drop_class_given_rgb: hide the label where RGB is a condition.
+        hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
         teacher: frozen network whose features are computed in each step; None = the batch holds them.
     """
 
@@ -140,66 +152,54 @@ class TransformerModule(SteppedModule):
     def __init__(
         self,
         network: MultimodalDiT,
-        objective: FlowObjective,
+        objective: Objective,
+        *,
         codec: LatentCodec,
         optimizer: OptimizerConfig,
         seed: int,
         max_steps: int,
         alignment_weight: float = 0.0,
-        drop_class_given_rgb: bool = False,
+        hide_prompt_beside: str | None = None,
         teacher: FeatureTeacher | SceneTeacher | None = None,
     ) -> None:
-        super().__init__(network, optimizer, seed, max_steps)
+        super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
-        self.drop_class_given_rgb = drop_class_given_rgb
-        # In a list: frozen networks are no submodules, so checkpoints, the average and the optimizer don't see them.
-        self._frozen: list[Any] = [codec, teacher]
+        self.hide_prompt_beside = hide_prompt_beside
+        self.frozen = FrozenNetworks(codec, teacher)
 
     @property
     def codec(self) -> LatentCodec:
-        return self._frozen[0]
-
-    def _features(self, batch: Batch) -> Tensor:
-        teacher = self._frozen[1]
-        if teacher is None:
-            return batch["features"]
-        if isinstance(teacher, nn.Module):
-            teacher.to(self.device)
-        return teacher.features(batch["rgb"])
+        return self.frozen.codec
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        mean, logvar = batch["moments"].float().chunk(2, dim=2)  # (B, M, C, h, w) each
+        moments = batch["moments"].float()  # (B, M, 2C, h, w)
         rank, world_size = self._processes()
-        rows, global_size = slice(rank, None, world_size), len(mean) * world_size
-        noise_generator = _generator_on(mean.device, generator)
-        draw = self.objective.draw(global_size, tuple(mean.shape[1:]), generator, noise_generator)
-        draw = draw.shard(rank, world_size)
-        posterior_noise = _noise_like(mean, global_size, noise_generator)[rows]
-        class_draw = torch.rand(global_size, generator=generator)[rows]
+        size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
+        draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
+        draw = draw.shard(rank, world_size).without_missing(batch["present"]).to(moments.device)
 
-        draw = draw.without_missing(batch["present"]).to(mean.device)
-        clean = self.codec.whiten_all(mean + posterior_noise * (logvar / 2).exp())
-        conditioning = self.network.conditioner(self._labels(batch["category"], draw.roles, class_draw))
-        projected: list[Tensor] = []
-
-        def network(x_t: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
-            output = self.network(x_t, timesteps, roles, conditioning, output_alignment=self.alignment_weight > 0)
-            projected.append(output.alignment)
-            return output.sample
-
-        losses = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
+        clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
+        conditioning = self.network.conditioner(self._prompt(batch, draw))
+        network = partial(self.network.__call__, output_alignment=self.alignment_weight > 0)
+        step = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
+        losses = dict(step.losses)
         if self.alignment_weight > 0:
-            losses["alignment"] = alignment_loss(projected[0], self._features(batch))
+            features = self.frozen.features(batch, self.device)
+            losses["alignment"] = alignment_loss(step.network_output.alignment, features)
             losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
         return losses
 
-    def _labels(self, category: Tensor, roles: Tensor, draw: Tensor) -> Tensor:
-        """Class ids with -1 = null: dropped at random in training, and beside an RGB condition where configured."""
-        labels = self.network.conditioner.drop(category, draw) if self.training else category
-        modalities = list(self.network.config.modalities)
-        if self.drop_class_given_rgb and "rgb" in modalities:
-            labels = torch.where(roles[:, modalities.index("rgb")] == Role.CONDITION, -1, labels)
-        return labels
+    def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
+        """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
+        conditioner, modalities = self.network.conditioner, list(self.network.config.modalities)
+        prompt = conditioner.of_batch(batch)
+        if self.training and draw.prompt_draw is not None:
+            prompt = conditioner.drop(prompt, draw.prompt_draw)
+        if self.hide_prompt_beside in modalities:
+            prompt = conditioner.without(
+                prompt, draw.roles[:, modalities.index(self.hide_prompt_beside)] == Role.CONDITION
+            )
+        return prompt
 
 
 class AutoencoderModule(SteppedModule):
@@ -209,9 +209,15 @@ class AutoencoderModule(SteppedModule):
     """
 
     def __init__(
-        self, codec: LatentCodec, objective: AutoencoderObjective, optimizer: OptimizerConfig, seed: int, max_steps: int
+        self,
+        codec: LatentCodec,
+        objective: AutoencoderObjective,
+        *,
+        optimizer: OptimizerConfig,
+        seed: int,
+        max_steps: int,
     ) -> None:
-        super().__init__(codec.vae, optimizer, seed, max_steps)
+        super().__init__(codec.vae, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.codec, self.objective = codec, objective
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -234,11 +240,12 @@ class TeacherModule(SteppedModule):
         network: SceneTeacher,
         objective: SceneTeacherObjective,
         segmentation: SegmentationCodec,
+        *,
         optimizer: OptimizerConfig,
         seed: int,
         max_steps: int,
     ) -> None:
-        super().__init__(network, optimizer, seed, max_steps)
+        super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.segmentation = objective, segmentation
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ from torch import nn
 from mmdit.bench import speed
 from mmdit.data.latents import LatentShards
 from mmdit.data.random_latents import write_random_latents
-from mmdit.errors import UserError
 from mmdit.modalities.modality import get_modalities
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.training import float8
 
 
 def expected_flops(d: int, depth: int, tokens: int, m: int, projector: tuple[int, int] | None) -> float:
@@ -73,50 +70,8 @@ def test_step_timer_measures_after_the_warm_up_and_counts_waiting() -> None:
     assert 0.5 < timer.data_wait_share < 0.95
 
 
-def test_random_latents_are_read_as_real_ones(tmp_path: Path) -> None:
-    write_random_latents(tmp_path, get_modalities(["rgb", "depth"]), 10, 8, features_shape=(16, 6), shard_size=4)
-    data = LatentShards(tmp_path, features=True)
-    assert len(data) == 10
-    item = data[9]
-    assert item["moments"].shape == (2, 8, 8, 8)
-    assert item["features"].shape == (16, 6)
-    assert item["moments"][:, 4:].float().mean() == pytest.approx(-8, abs=0.3)
-
-
 def test_loader_outruns_the_model(tmp_path: Path) -> None:
     """256-pixel latents of four modalities."""
     write_random_latents(tmp_path, get_modalities(["rgb", "depth", "normal", "segmentation"]), 256)
     rate = speed.measure_loader(LatentShards(tmp_path), batch_size=64, seconds=0.5)
     assert rate["samples_per_second_per_core"] > 5000
-
-
-@pytest.mark.parametrize(
-    ("capability", "installed", "named"),
-    [(None, True, "no CUDA GPU"), ((8, 0), True, "capability 8.0, FP8 needs 8.9"), ((9, 0), False, "torchao is not")],
-)
-def test_float8_is_refused_where_it_cannot_run(
-    monkeypatch: pytest.MonkeyPatch, capability: Any, installed: bool, named: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(float8.importlib.util, "find_spec", lambda name: object() if installed else None)
-    with pytest.raises(UserError, match=f"trainer.float8: .*{named}"):
-        float8.convert_to_float8(nn.Linear(16, 16))
-
-
-def test_float8_takes_the_large_products_of_blocks() -> None:
-    network = MultimodalDiT(sample_size=8, hidden_size=32, depth=1, num_heads=2, num_classes=3)
-    chosen = {name for name, module in network.named_modules() if float8.is_float8_layer(module, name)}
-    assert chosen == {f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
-
-
-def test_float8_layers_keep_names_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torchao")
-    monkeypatch.setattr(float8, "float8_problem", lambda: None)
-    network = MultimodalDiT(sample_size=8, hidden_size=32, depth=1, num_heads=2, num_classes=3)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    float8.convert_to_float8(network)
-    assert type(network.blocks[0].mlp.fc1).__name__ == "Float8Linear"  # type: ignore[union-attr]
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert before.keys() == network.state_dict().keys()

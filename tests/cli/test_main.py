@@ -31,11 +31,16 @@ def test_every_option_is_documented(name):
     documentation = docstring_parser.parse(inspect.getdoc(function))
     assert documentation.short_description == command.summary
     described = {parameter.arg_name for parameter in documentation.params if parameter.description}
-    assert set(inspect.signature(function).parameters) <= described
+    parameters = inspect.signature(function).parameters.values()
+    # further keywords are those of a dataclass, which describes them
+    named = {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+    assert named <= described
 
-    text = build_parser(function, f"mmdit {name}", command.positional, command.config).format_help()
+    parser = build_parser(function, f"mmdit {name}", command.positional, command.config)
+    assert [action.dest for action in parser._actions if not action.help] == []
+    text = parser.format_help()
     assert text.startswith(f"usage: mmdit {name}")
-    for option in set(inspect.signature(function).parameters) - set(command.positional):
+    for option in named - set(command.positional):
         assert f"--{option}" in text
 
 

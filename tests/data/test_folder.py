@@ -88,7 +88,7 @@ def test_a_sample_without_any_modality_is_refused(make_dataset):
         for name in NAMES:
             del rows[0][name]
 
-    with pytest.raises(UserError, match=r"sample '000'.*none of rgb, depth"):
+    with pytest.raises(UserError, match=r"line 1: no modality: give the path of at least one of rgb, depth"):
         AlignedFolder(make_dataset(edit_rows=edit))[0]
 
 

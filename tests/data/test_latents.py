@@ -115,6 +115,73 @@ def test_lost_truncated_and_misshaped_shards_are_named(encoded):
         LatentShards(root)
 
 
+def _rewrite_header(path, edit):
+    """Change the header of a safetensors file and leave its data as they are."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header.update(edit(header))
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def _entry(header, key, **changes):
+    return {key: header[key] | changes}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda h: _entry(h, "depth", data_offsets=h["rgb"]["data_offsets"]), "overlaps another tensor"),
+        (lambda h: _entry(h, "rgb", data_offsets=[0, 10]), "'rgb' of shape .* has 10 bytes"),
+        (lambda h: _entry(h, "rgb", data_offsets=[10, 0]), "has -10 bytes"),
+        (lambda h: _entry(h, "rgb", data_offsets=[-1, 5]), "no dtype, shape and data_offsets"),
+        (lambda h: _entry(h, "rgb", data_offsets=[0.0, True]), "no dtype, shape and data_offsets"),
+        (lambda h: _entry(h, "rgb", shape=[10**30, 1]), "'rgb' of shape"),
+        (lambda h: _entry(h, "rgb", shape="abc"), "no dtype, shape and data_offsets"),
+        (lambda h: _entry(h, "rgb", shape=[h["rgb"]["shape"][0] // 2]), "'rgb' of shape"),
+        (lambda h: _entry(h, "rgb", dtype=["F16"]), "no dtype, shape and data_offsets"),
+        (lambda h: {"rgb": None}, "the entry of 'rgb' is no object"),
+        (lambda h: {"more": h["rgb"]}, "overlaps another tensor"),
+    ],
+)
+def test_a_header_that_lies_is_refused(encoded, edit, message):
+    root, _ = encoded
+    _rewrite_header(root / "train" / shard_name(1), edit)
+    with pytest.raises(UserError, match=rf"shard-00001\.safetensors: truncated or damaged shard \(.*{message}"):
+        LatentShards(root)
+
+
+@pytest.mark.parametrize("category", [-7, 2, 2**40])
+def test_a_category_that_does_not_exist_is_refused(encoded, category):
+    root, tensors = encoded
+    part = {key: value[3:].clone() for key, value in tensors.items() if key != "features"}
+    part["category"][1] = category
+    save_file(part, root / "train" / shard_name(1))
+    message = rf"shard-00001\.safetensors: sample '1-1' has the category {category}, and there are 2"
+    with pytest.raises(UserError, match=message):
+        LatentShards(root)
+
+
+def test_damaged_indices_and_pipes_are_refused(encoded):
+    root, _ = encoded
+    for content in (
+        '{"shards": []}',
+        '{"shards": [1]}',
+        '{"shards": [{"ids": "ab"}]}',
+        '{"shards": [{"ids": [1]}]}',
+        "[]",
+    ):
+        (root / "train/index.json").write_text(content)
+        with pytest.raises(UserError, match=r"index\.json: damaged"):
+            LatentShards(root)
+    (root / "train" / shard_name(1)).unlink()
+    os.mkfifo(root / "train" / shard_name(1))
+    (root / "train/index.json").write_text('{"shards": [{"ids": ["a", "b", "c"]}, {"ids": ["d", "e"]}]}')
+    with pytest.raises(UserError, match="no regular file"):
+        LatentShards(root)
+
+
 def test_a_shard_lost_while_training_is_named(encoded):
     root, _ = encoded
     data = LatentShards(root)
@@ -157,14 +224,17 @@ def test_few_files_stay_open(encoded, monkeypatch):
 
 
 def test_imagenet_with_four_modalities_fits_in_90_gb():
-    """1,281,167 images at 256 pixels: 4 modalities x 8 x 32 x 32 in half precision, from the planned files' own sizes."""
+    """1,281,167 images at 256 pixels: 4 modalities x 8 x 32 x 32 in half precision, from the planned files' own sizes.
+
+    Of every 64th image: shards are alike but for the last.
+    """
     modalities = {name: MODALITIES[name] for name in ("rgb", "depth", "normal", "segmentation")}
-    names = [f"n01440764/n01440764_{number:05d}" for number in range(1_281_167)]
+    names = [f"n01440764/n01440764_{number:05d}" for number in range(1_281_167 // 64)]
     folder = _Sized([SimpleNamespace(id=name) for name in names])
     sizes = {}
     for views in (1, 2):
         info = LatentsInfo(modalities, ("a",), views, (8, 32, 32), {"fingerprint": "f"})
-        sizes[views] = sum(job.num_bytes for job in shard_jobs(Path("out"), "train", folder, info, 1024))
+        sizes[views] = 64 * sum(job.num_bytes for job in shard_jobs(Path("out"), "train", folder, info, 1024))
     assert sizes[1] < 90e9
     assert sizes[1] == pytest.approx(84.0e9, rel=0.01)
     assert sizes[2] == pytest.approx(2 * sizes[1], rel=0.01)
@@ -199,9 +269,17 @@ def test_missing_and_damaged_descriptions(encoded, tmp_path):
     (root / "train" / "index.json").write_text("{}")
     with pytest.raises(UserError, match=r"index\.json: damaged"):
         LatentShards(root)
-    for content in ("{", "[]", '{"format": 1}'):
+    values = json.loads((root / "latents.json").read_text())
+    changes = [{"categories": "ab"}, {"num_views": "2"}, {"num_views": 0}, {"moments_shape": [8, 4]}, {"vae": None}]
+    changes += [
+        {"moments_shape": [8, 4, 10**12, 1]},
+        {"modalities": 3},
+        {"features": {"shape": [6, True]}},
+        {"source": 1},
+    ]
+    for content in ("{", "[]", '{"format": 1}', *(json.dumps(values | change) for change in changes)):
         (root / "latents.json").write_text(content)
-        with pytest.raises(UserError, match=r"latents\.json: damaged"):
+        with pytest.raises(UserError, match=r"latents\.json: (damaged|not readable as JSON|format \[\])"):
             read_latents_info(root)
     (root / "latents.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="format 99"):

@@ -48,7 +48,7 @@ def test_modalities_take_classes_from_the_dataset_and_settings_from_the_caller(m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modalities": []}, "'modalities' must be a list"),
+        ({"modalities": []}, r"'modalities' is \[\]: must be a list"),
         ({"modalities": ["rgb", "flow"]}, "'flow'"),
         ({"categories": ["a", "a"]}, "twice"),
         ({"categories": 3}, "'categories' is 3: give a list of names"),
@@ -65,7 +65,7 @@ def test_wrong_dataset_json_is_named(make_dataset, changes, message):
 def test_manifest_that_is_no_text_is_named(make_dataset):
     info = read_dataset_info(make_dataset())
     (info.root / "train" / "manifest.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"manifest\.jsonl: not UTF-8 text"):
+    with pytest.raises(UserError, match=r"manifest\.jsonl, line 1: not UTF-8 text"):
         read_manifest(info, "train")
 
 
@@ -85,7 +85,7 @@ def test_missing_and_damaged_dataset_json(tmp_path):
         (json.dumps({"rgb": "a.png"}), "'id'"),
         (json.dumps({"id": "000"}), "twice"),
         (json.dumps({"id": "x", "category": "tours"}), "'tours': did you mean 'torus'"),
-        (json.dumps({"id": "x", "rgb": 3}), "a path is a string, not 3"),
+        (json.dumps({"id": "x", "rgb": 3}), "rgb is 3: a path is a string"),
     ],
 )
 def test_wrong_lines_are_numbered(make_dataset, line, message):

@@ -1,14 +1,17 @@
 import json
+import os
 import shutil
 import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import mmdit.encoders.precompute as precompute
 from mmdit.data.folder import AlignedFolder, stack_modalities
@@ -18,6 +21,7 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.precompute import Processes, encode_dataset
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
+from mmdit.storage.lock import FolderLock
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +202,7 @@ def test_samples_of_another_size_are_named(make_dataset, vae, tmp_path, num_work
     for name in ("rgb", "depth", "normal", "segmentation"):
         path = root / "train" / name / "001.png"
         Image.open(path).resize((8, 16), Image.Resampling.NEAREST).save(path)
-    message = "^sample '001' has 8 x 16 pixels, '000' has 16 x 16: give --size$"
+    message = "^sample '001' has 8 x 16 pixels, '000' has 16 x 16: give --size .--skip_bad leaves such samples out.$"
     with pytest.raises(UserError, match=message):  # with a worker too, whose traceback torch puts into the message
         _encode(root, tmp_path / "out", vae, num_workers=num_workers)
     assert capsys.readouterr().err.endswith("\n")  # the progress bar leaves the error a line of its own
@@ -226,7 +230,7 @@ def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
     root = make_dataset()
     _encode(root, tmp_path / "out", vae)
     other = AutoencoderKL(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
-    with pytest.raises(UserError, match="already holds latents with VAE"):
+    with pytest.raises(UserError, match=r"holds latents of another request \(VAE was"):
         _encode(root, tmp_path / "out", other)
     with pytest.raises(UserError, match=r"codec settings of depth .*'space'"):
         encode_dataset(root, tmp_path / "out", vae, modalities_from_dataset(read_dataset_info(root)))
@@ -270,3 +274,170 @@ def test_shards_record_their_origin(make_dataset, vae, tmp_path):
     with safe_open(tmp_path / "out/train/shard-00000.safetensors", framework="pt") as file:
         assert set(file.metadata()) == {"content"}
         assert file.get_slice("depth").get_dtype() == "F16"
+
+
+def _change_pixels(path):
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
+def _stamps(folder):
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.glob("train/*.safetensors")}
+
+
+def _shard_of(row):
+    return f"train/shard-{row // 2:05d}.safetensors"
+
+
+def test_corrected_samples_are_encoded_again_and_no_others(make_dataset, vae, teacher, tmp_path):
+    """A category, a file that was missing and pixels: the shards of those samples, and features only where RGB changed."""
+
+    def with_faults(rows):
+        rows[0]["category"] = "cone"
+        del rows[2]["depth"]
+
+    root = make_dataset(num_samples=8, edit_rows=with_faults)
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    before, index = _stamps(tmp_path / "out"), (tmp_path / "out/train/index.json").read_bytes()
+    manifest = root / "train/manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0]["category"], rows[2]["depth"] = "torus", "depth/002.png"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _change_pixels(root / "train/rgb/004.png")
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    after = _stamps(tmp_path / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {_shard_of(0), _shard_of(2), _shard_of(4), "train/features-00002.safetensors"}
+    assert (tmp_path / "out/train/index.json").read_bytes() == index
+    data = LatentShards(tmp_path / "out", features=True)
+    assert data[0]["category"] == 0
+    assert data[2]["present"].all()
+    _encode(root, tmp_path / "fresh", vae, teacher=teacher)
+    for name in after:
+        if "shard" in name or "features" in name:
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    assert _stamps(tmp_path / "out") == after
+
+
+def test_a_change_of_depth_scale_is_one_of_the_depth(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    before = _stamps(tmp_path / "out")
+    make_dataset(depth_scale=0.01)
+    _encode(root, tmp_path / "out", vae)
+    assert all(stamp != before[name] for name, stamp in _stamps(tmp_path / "out").items() if "shard" in name)
+
+
+@pytest.mark.parametrize("records", ["kept", "lost", "damaged"])
+def test_a_copy_with_other_times_is_the_same_data(make_dataset, vae, tmp_path, records):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    before = _stamps(tmp_path / "out")
+    for path in root.rglob("*.png"):
+        os.utime(path, (1, 1))
+    for path in (tmp_path / "out/train").glob("sources-*.json"):
+        path.unlink() if records == "lost" else records == "damaged" and path.write_text('{"files": {"000": 1}}')
+    said = []
+    _encode(root, tmp_path / "out", vae, say=said.append)
+    assert _stamps(tmp_path / "out") == before
+    assert "0 samples to encode" in said[0]
+
+
+def test_shards_of_an_older_version_are_read_and_written_again(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    whole = _files(tmp_path / "out")
+    for path in (tmp_path / "out/train").glob("shard-*"):
+        save_file(load_file(path), path, metadata={"content": "0123456789abcdef"})
+    for path in (tmp_path / "out/train").glob("sources-*.json"):
+        path.unlink()
+    assert len(LatentShards(tmp_path / "out")) == 10
+    said = []
+    _encode(root, tmp_path / "out", vae, say=said.append)
+    assert any("3 files of an older version don't say what they were made from" in line for line in said)
+    assert _files(tmp_path / "out") == whole
+
+
+def _spoil(root):
+    """Three bad samples of six; returns their ids."""
+    (root / "train/rgb/000.png").write_bytes(b"")
+    (root / "train/depth/003.png").unlink()
+    for name in ("rgb", "depth", "normal", "segmentation"):
+        path = root / "train" / name / "005.png"
+        Image.open(path).resize((8, 16), Image.Resampling.NEAREST).save(path)
+    return ["000", "003", "005"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_all_bad_samples_are_named_before_it_stops(make_dataset, vae, tmp_path, num_workers):
+    root = make_dataset(num_samples=6)
+    bad, said = _spoil(root), []
+    with pytest.raises(UserError, match=r"3 bad samples, listed above, first .*'000'.*--skip_bad"):
+        _encode(root, tmp_path / "out", vae, num_workers=num_workers, say=said.append)
+    listed = [line for line in said if line.startswith("train: sample ")]
+    assert [line.split("'")[1] for line in listed] == bad
+    assert not (tmp_path / "out/train/index.json").exists()
+    shutil.copytree(make_dataset(num_samples=6), tmp_path / "mended", dirs_exist_ok=True)
+    before = _stamps(tmp_path / "out")
+    _encode(tmp_path / "mended", tmp_path / "out", vae)
+    assert LatentShards(tmp_path / "out").ids == [f"{i:03d}" for i in range(6)]
+    assert all(_stamps(tmp_path / "out")[name] == stamp for name, stamp in before.items())
+
+
+def test_skip_bad_leaves_them_out_until_they_are_mended(make_dataset, vae, teacher, tmp_path):
+    root = make_dataset(num_samples=6)
+    _spoil(root)
+    said = []
+    _encode(root, tmp_path / "out", vae, teacher=teacher, skip_bad=True, shard_size=1, say=said.append)
+    assert sum(line.startswith("train: sample ") for line in said) == 3
+    assert said[-1].endswith("3 bad samples are left out")
+    data = LatentShards(tmp_path / "out", features=True)
+    assert data.ids == ["001", "002", "004"]
+    assert [data[i]["id"] for i in range(6)] == ["001", "002", "004"] * 2
+    before = _stamps(tmp_path / "out")
+    _encode(root, tmp_path / "out", vae, teacher=teacher, skip_bad=True, shard_size=1)
+    assert _stamps(tmp_path / "out") == before
+    with pytest.raises(UserError, match="3 bad samples"):
+        _encode(root, tmp_path / "out", vae, teacher=teacher, shard_size=1)
+    make_dataset(num_samples=6)
+    _encode(root, tmp_path / "out", vae, teacher=teacher, skip_bad=True, shard_size=1)
+    assert LatentShards(tmp_path / "out", features=True).ids == [f"{i:03d}" for i in range(6)]
+
+
+def test_two_processes_leave_out_the_same(make_dataset, vae, teacher, tmp_path):
+    root = make_dataset(num_samples=6)
+    _spoil(root)
+    settings = {"teacher": teacher, "skip_bad": True}
+    _encode(root, tmp_path / "one", vae, **settings)
+    barrier = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        ranks = [
+            pool.submit(_encode, root, tmp_path / "two", vae, processes=Processes(rank, 2, barrier.wait), **settings)
+            for rank in (0, 1)
+        ]
+        assert ranks[0].result() == ranks[1].result()
+    assert _files(tmp_path / "two") == _files(tmp_path / "one")
+
+
+def test_a_second_encoding_into_the_folder_is_refused(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    before = _files(tmp_path / "out")
+    with (
+        FolderLock(tmp_path / "out", "mmdit data encode"),
+        pytest.raises(UserError, match=r"'mmdit data encode' \(process \d+ on .*\) is writing here"),
+    ):
+        _encode(make_dataset(num_samples=7), tmp_path / "out", vae)
+    assert _files(tmp_path / "out") == before
+
+
+def test_files_outside_need_a_word(make_dataset, vae, tmp_path):
+    def outside(rows):
+        rows[0]["rgb"] = "../../elsewhere.png"
+
+    root = make_dataset(edit_rows=outside)
+    shutil.copy(root / "train/rgb/001.png", tmp_path / "elsewhere.png")
+    with pytest.raises(UserError, match="leads out of the dataset"):
+        _encode(root, tmp_path / "out", vae)
+    _encode(root, tmp_path / "out", vae, allow_outside=True)
+    assert len(LatentShards(tmp_path / "out")) == 10

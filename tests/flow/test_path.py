@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from mmdit.flow.path import linear_path, place
+from mmdit.flow.path import Given, linear_path, place
 from mmdit.task import Role
 
 SHAPE = (2, 3, 4, 5, 6)
@@ -42,10 +43,32 @@ def test_place_puts_every_role_where_it_belongs() -> None:
     clean, noise = _tensors()
     state = torch.full(SHAPE, 7.0)
     roles = torch.tensor([[Role.GENERATE, Role.CONDITION, Role.ABSENT]]).expand(4, -1)  # two branches of a batch of two
-    x_t, timesteps = place(state, clean, noise, roles, 0.6, 0.25)
+    x_t, timesteps = place(state, Given(clean, noise, condition_time=0.25), roles, 0.6)
     assert x_t.shape == (4, *SHAPE[1:])
     torch.testing.assert_close(timesteps, torch.tensor([[0.6, 0.25, 1.0]]).expand(4, -1))
     for branch in (x_t[:2], x_t[2:]):
         assert (branch[:, 0] == 7).all()
         torch.testing.assert_close(branch[:, 1], 0.75 * clean[:, 1] + 0.25 * noise[:, 1])
         torch.testing.assert_close(branch[:, 2], noise[:, 2])
+
+
+@pytest.mark.parametrize("t", [1.0, 0.6, 0.0])
+def test_what_is_known_is_as_noisy_as_the_rest(t: float) -> None:
+    clean, noise = _tensors()
+    known = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    state = torch.full(SHAPE, 7.0)
+    roles = torch.tensor([[Role.GENERATE, Role.CONDITION, Role.GENERATE]]).expand(4, -1)
+    x_t, timesteps = place(state, Given(clean, noise, 0.25, known), roles, t)
+    torch.testing.assert_close(timesteps, torch.tensor([[t, 0.25, t]]).expand(4, -1))
+    for branch in (x_t[:2], x_t[2:]):
+        for m in (0, 2):
+            for b in range(2):
+                here = known[b, m]
+                assert (branch[b, m][:, ~here] == 7).all()
+                expected = (1 - t) * clean[b, m] + t * noise[b, m]
+                torch.testing.assert_close(branch[b, m][:, here], expected[:, here])
+        torch.testing.assert_close(
+            branch[:, 1], 0.75 * clean[:, 1] + 0.25 * noise[:, 1]
+        )  # a condition is one everywhere
+    if t == 0:
+        assert torch.equal(x_t[0, 0][:, known[0, 0]], clean[0, 0][:, known[0, 0]])  # exactly, at the end

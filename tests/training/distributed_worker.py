@@ -49,7 +49,7 @@ def train(
     precision: str = "32-true",
     source: str | None = None,
 ) -> None:
-    """Four steps of two accumulated batches, with a checkpoint after two; or the last two, from ``source``'s checkpoint.
+    """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
     Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, activation checkpointing.
     """
@@ -60,9 +60,9 @@ def train(
         alignment=AlignmentConfig(depth=1, hidden_size=16),
         optimizer=OptimizerConfig(name="muon", lr=1e-3, warmup_steps=1, schedule="linear"),
         trainer=TrainerConfig(
-            max_steps=4,
-            checkpoint_every=2,
-            validate_every=4,
+            max_steps=2,
+            checkpoint_every=1,
+            validate_every=2,
             accelerator="cpu",
             devices=devices,
             strategy=strategy,
@@ -82,7 +82,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     run.callbacks.append(FirstGradients(folder))
     if source is not None:
-        checkpoint = folder / "checkpoints/step=00000002.ckpt"
+        checkpoint = folder / "checkpoints/step=00000001.ckpt"
         checkpoint.parent.mkdir(exist_ok=True)
         copy = checkpoint.with_suffix(f".{os.getpid()}")  # each process makes its own, and the last one stays
         shutil.copy(Path(source, "checkpoints", checkpoint.name), copy)

@@ -10,11 +10,13 @@ import torch
 
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
+from mmdit.flow.objective import FlowDraw
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig, TrainingConfig
 from mmdit.training.module import TransformerModule
-from mmdit.training.recipes import build_run, without_projector
+from mmdit.training.recipes import build_run
+from mmdit.training.recipes.transformer import without_projector
 from mmdit.training.run import compile_network, fit
 
 Configure = Callable[..., TrainingConfig]
@@ -56,8 +58,8 @@ def test_labels_are_hidden_beside_rgb(tiny_config: Configure) -> None:
     module = build_run(tiny_config(model=model)).module
     assert isinstance(module, TransformerModule)
     roles = torch.tensor([[Role.CONDITION, 0, 0, 0], [Role.GENERATE, Role.CONDITION, 0, 0]])
-    labels = module._labels(torch.tensor([3, 2]), roles, torch.ones(2))
-    assert labels.tolist() == [-1, 2]
+    draw = FlowDraw(roles, torch.ones(2), torch.zeros(2), torch.zeros(2, 4, 1, 1, 1), prompt_draw=torch.ones(2))
+    assert module._prompt({"category": torch.tensor([3, 2])}, draw).tolist() == [-1, 2]
 
 
 def test_a_step_depends_on_seed_and_batch_number_alone(tiny_config: Configure) -> None:

@@ -11,12 +11,13 @@ KERNELS = ("forward", "backward")
 
 
 class Config(NamedTuple):
-    """Tokens at a time, tokens in one program, warps, and stages of the software pipeline."""
+    """Tokens at a time, tokens in one program, warps, stages of the software pipeline, and columns at a time."""
 
     rows: int
     chunk: int
     num_warps: int
     num_stages: int
+    piece: int = 0  # 0 = the whole row
 
 
 def column_parts(width: int) -> tuple[int, int]:
@@ -47,13 +48,16 @@ def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Co
     columns = sum(column_parts(width))
     per_thread = 16 if kernel == "forward" else 8
     rows = max(1, 2048 // (1 << (columns - 1).bit_length()))
-    # Rows over 4096 columns wait in shared memory where a block may have 227 KiB, else in more threads.
+    chunk = 8
+    while chunk < 64 and chunk * 512 < batch * tokens:
+        chunk *= 2
+    # Rows over 4096 columns wait in shared memory where a block may have 227 KiB. Elsewhere a row and three sums over
+    # tokens are more than the registers of a block: the backward takes a piece of the columns at a time.
     staged = target in ("sm_90", "sm_100", "sm_103") or rows * columns <= 4096
+    if kernel == "backward" and not staged:
+        return Config(1, chunk, 8, 1, 2048)
     threads, limit = (64, 16) if target.startswith("gfx") else (32, 16 if staged else 32)
     warps = 4
     while warps * threads * per_thread < rows * columns and warps < limit:
         warps *= 2
-    chunk = 8
-    while chunk < 64 and chunk * 512 < batch * tokens:
-        chunk *= 2
     return Config(rows, max(chunk, rows), warps, 2 if staged else 1)

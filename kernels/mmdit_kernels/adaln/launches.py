@@ -72,6 +72,7 @@ def backward_launch(
 ) -> tuple[Launch, Gradients]:  # fmt: skip
     """Return the launch and the gradients it fills."""
     from mmdit_kernels.adaln.kernels import adaln_backward_kernel
+    from mmdit_kernels.adaln.wide import adaln_backward_wide_kernel
 
     b, t, d = h.shape
     target = target or target_of(h.device)
@@ -87,13 +88,9 @@ def backward_launch(
         *(*_strides(h, 2), *_strides(d_out, 2), *_strides(d_h, 2), *_strides(y, 2), *_strides(gate, 1)),
         *(*_strides(scale, 1), t, b * t, b * chunks * d),
     )
-    constants = {
+    constants: dict[str, int | bool] = {
         "WIDTH": d,
-        "MAIN": main,
-        "TAIL": tail,
-        "ROWS": config.rows,
         "CHUNK": config.chunk,
-        "STAGES": config.num_stages,
         "HAS_D_H": d_h is not None,
         "HAS_GATE": y is not None,
         "ALIGNED": _aligned(h, d_out, d_h, y),
@@ -101,6 +98,10 @@ def backward_launch(
         "num_stages": config.num_stages,
         "enable_fp_fusion": True,
     }
+    if config.piece:
+        launch = Launch(adaln_backward_wide_kernel, b * chunks, arguments, {**constants, "PIECE": config.piece})
+        return launch, Gradients(d_x, d_y, partial)
+    constants |= {"MAIN": main, "TAIL": tail, "ROWS": config.rows, "STAGES": config.num_stages}
     if h.dtype == torch.float32 and target.startswith("sm_"):
         # All that the block can have: left to itself the assembler makes room for more blocks, and spills a register.
         constants["maxnreg"] = min(255, 65536 // (32 * config.num_warps))

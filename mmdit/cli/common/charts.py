@@ -8,15 +8,6 @@ from typing import Any
 
 from mmdit.errors import UserError
 
-# Colour and marker belong to the sampler, whichever of them are drawn (colours of Okabe and Ito).
-STYLES = {
-    "euler": ("#0072B2", "o"),
-    "heun": ("#E69F00", "s"),
-    "unipc": ("#009E73", "^"),
-    "dpmsolver++": ("#CC79A7", "D"),
-    "euler_maruyama": ("#555555", "v"),
-}
-
 
 def figure_class() -> Any:
     """matplotlib's Figure. Raises UserError where matplotlib is not installed."""
@@ -37,6 +28,7 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
     Raises:
         UserError: matplotlib is not installed.
     """
+    from mmdit.flow.schedulers import SCHEDULERS
     from mmdit.metrics.sweep import HEADLINES, TASKS, higher_is_better
 
     panels = {
@@ -53,7 +45,7 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
     for line_of_axes, (task, names) in zip(axes, panels.items(), strict=False):
         for axis, name in zip(line_of_axes, names, strict=False):
             axis.set_visible(True)
-            for scheduler, (color, marker) in STYLES.items():
+            for scheduler, kind in SCHEDULERS.items():
                 points = sorted(
                     (row["num_inference_steps"], row[name])
                     for row in rows
@@ -61,7 +53,9 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
                 )
                 if points:
                     x, y = zip(*points, strict=True)
-                    (lines[scheduler],) = axis.plot(x, y, color=color, marker=marker, markersize=4, linewidth=1.3)
+                    (lines[scheduler],) = axis.plot(
+                        x, y, color=kind.color, marker=kind.marker, markersize=4, linewidth=1.3
+                    )
             axis.set_xscale("log")
             axis.set_xticks(steps, [str(count) for count in steps])
             axis.minorticks_off()

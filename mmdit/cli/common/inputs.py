@@ -6,7 +6,6 @@ vectors in the camera frame, segmentation (H, W) int64 label ids.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,8 +22,9 @@ from mmdit.modalities.codecs import DepthCodec, build_codec
 from mmdit.modalities.modality import MODALITIES, Modality
 from mmdit.modalities.raw import load_raw, load_rgb
 from mmdit.storage.json_object import read_object
+from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
+from mmdit.storage.names import number_repeats, safe_name, text_of
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
 DEPTH_SPACE_KEY = "mmdit_depth_space"
 DEPTH_VALUES = ("auto", "relative", "metric")
@@ -48,15 +48,10 @@ class Condition:
     note: str | None = None
 
 
-def safe_name(text: str) -> str:
-    """Turn any text into a file name: letters, digits, '.', '-' and '_'; never empty, never hidden."""
-    return re.sub(r"[^\w.\-]+", "_", text).strip("._") or "sample"
-
-
 def source_name(path: Path) -> str:
     """Name a condition's source: the file's stem, or its folder where the stem only says the modality (torus_0/depth.npy)."""
     stem = path.stem if path.stem not in MODALITIES else path.resolve().parent.name
-    return safe_name(stem)
+    return safe_name(text_of(stem))
 
 
 def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
@@ -70,15 +65,17 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
     found: list[tuple[Path, bool]] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            inside = [path / name for name in list_images(path)]
             if not inside:
-                kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+                kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
                 raise UserError(
                     f"{path}: the folder holds no image (subfolders are not searched); give a folder of {kinds}"
                 )
             found += [(p, False) for p in inside]
         elif path.is_file():
             found.append((path, True))
+        elif path.exists():
+            raise UserError(f"{path}: is a pipe, a socket or a device; give an image or a folder")
         else:
             raise UserError(f"{path}: no such image or folder")
     unique = {path.resolve(): (path, explicit) for path, explicit in found}
@@ -88,23 +85,15 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
 
 
 def _tell_apart(paths: Sequence[Path]) -> list[str]:
-    names = [safe_name(path.stem) for path in paths]
+    names = [safe_name(text_of(path.stem)) for path in paths]
     more_specific = (
-        lambda path: safe_name(f"{path.resolve().parent.name}_{path.stem}"),
-        lambda path: safe_name(f"{path.resolve().parent.name}_{path.stem}_{path.suffix[1:]}"),
+        lambda path: safe_name(text_of(f"{path.resolve().parent.name}_{path.stem}")),
+        lambda path: safe_name(text_of(f"{path.resolve().parent.name}_{path.stem}_{path.suffix[1:]}")),
     )
     for rename in more_specific:
         counts = Counter(name.casefold() for name in names)  # some file systems ignore case
         names = [rename(path) if counts[name.casefold()] > 1 else name for path, name in zip(paths, names, strict=True)]
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        number, candidate = 1, name
-        while candidate.casefold() in taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        taken.add(candidate.casefold())
-        names[index] = candidate
-    return names
+    return number_repeats(names)
 
 
 def read_sizes(files: Sequence[ImageFile]) -> tuple[dict[str, tuple[int, int]], list[str]]:

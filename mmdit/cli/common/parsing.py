@@ -63,8 +63,9 @@ class CommandParser(jsonargparse.ArgumentParser):
             kind = "nothing" if values is None else f"a {type(values).__name__}"
             raise UserError(f"--config {path}: holds {kind}; give keys with values, such as 'seed: 0'")
         sections = {name.split(".")[0] for name in self.option_names() if "." in name}
+        optional = {a.dest for a in self._actions if type(None) in typing.get_args(getattr(a, "_typehint", None))}
         for key, value in values.items():
-            if key in sections and not isinstance(value, dict):
+            if key in sections and not isinstance(value, dict) and not (value is None and key in optional):
                 raise UserError(f"--config {path}: {key} is {value!r}, but a section: give its keys with values")
 
     def _complete_switches(self, args: Sequence[str]) -> list[str]:

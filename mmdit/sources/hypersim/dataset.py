@@ -23,6 +23,7 @@ from mmdit.modalities.codecs import class_palette
 from mmdit.modalities.raw import load_rgb
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
 from mmdit.sources.processes import map_in_processes, usable_cores
+from mmdit.storage.requests import Request
 
 GENERATOR = "mmdit data hypersim"
 GENERATOR_VERSION = 1
@@ -264,8 +265,8 @@ def _describe(output: Path, exact_cameras: bool) -> None:
         "intrinsics": "per scene" if exact_cameras else "60 degrees",
     }
     old = read_description(output)
-    if old is not None and old["provenance"] != settings:
-        raise UserError(f"{output} was made otherwise ({old['provenance']}): choose another --output")
+    if old is not None:
+        Request(settings).refuse_other(old["provenance"], output, "frames")
     colors = class_palette(len(NYU40_NAMES)).tolist()
     classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(NYU40_NAMES)]
     write_description(

@@ -11,6 +11,7 @@ from mmdit.errors import UserError
 from mmdit.modalities.modality import MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
+from mmdit.storage.requests import Request
 from mmdit.storage.versions import version_of
 
 GENERATOR = "mmdit data label"
@@ -46,20 +47,14 @@ def describe(
     old = read_description(root) or {"provenance": {}}
     provenance = old["provenance"]
     settings = {"generator": GENERATOR, "generator_version": GENERATOR_VERSION, "size": size}
-    for key, value in settings.items() if provenance else ():
-        if provenance.get(key) != value:
-            raise UserError(
-                f"{root} was made with {key} {provenance.get(key)!r}, not {value!r}: choose another --output"
-            )
+    if provenance:
+        Request(settings).refuse_other(provenance, root, "labels")
     labels: dict[str, dict[str, Any]] = dict(provenance.get("labels", {}))
     for labeller in labellers:
         ours, theirs = labeller.provenance(), labels.get(labeller.modality)
-        if theirs is not None and theirs != ours:
-            changed = [key for key in ours if ours[key] != theirs.get(key)]
-            differing = "; ".join(f"{key} {theirs.get(key)!r}, not {ours[key]!r}" for key in changed)
-            raise UserError(
-                f"{root} holds {labeller.modality} made with {differing}: give the same, or choose another --output"
-            )
+        if theirs is not None:
+            remedy = "give the same, or choose another --output"
+            Request(ours).refuse_other(theirs, root, f"{labeller.modality} labels", remedy)
         labels[labeller.modality] = ours
     sources = dict(provenance.get("images", {}))
     before = sources.get(split, {"folder": images, "licence": licence})

@@ -12,6 +12,7 @@ from mmdit.errors import UserError, first_line
 from mmdit.hub import out_of_reach
 from mmdit.storage.digests import digest_files
 from mmdit.storage.json_object import read_object
+from mmdit.storage.listing import visible
 
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
 CARD = "README.md"
@@ -70,7 +71,7 @@ def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
         name,
         folder,
         kind,
-        revision or f"sha256:{digest_files(local, local.rglob('*.safetensors'))[:32]}",
+        revision or f"sha256:{digest_files(local, visible(local.rglob('*.safetensors')))[:32]}",
         _licence(folder, kind, config),
     )
 

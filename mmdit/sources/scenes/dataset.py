@@ -6,7 +6,6 @@ beside it (more with variety). It is a function of (seed, split, index) alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from mmdit.data.lines import MANIFEST
+from mmdit.data.writer import DatasetWriter, check_split, read_description, write_description
 from mmdit.errors import UserError
-from mmdit.sources.processes import map_in_processes, usable_cores
+from mmdit.progress import Progress
+from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, category_of, sample_layout
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
-from mmdit.storage.files import write_atomically
+from mmdit.storage.lock import FolderLock
+from mmdit.storage.requests import Request
 from mmdit.storage.versions import version_of
 
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
 DEPTH_SCALE = 2.5e-4  # metres per unit of the 16-bit depth PNG: reaches 16 m
-MIN_SIZE, SIZE_STEP = 64, 8
+MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
+MAX_SAMPLES = 10**8
 # Raised when the same (seed, split, index) gives another picture, so that no folder mixes two generators.
 GENERATOR_VERSION = 1
 MANIFEST_EVERY = 200
@@ -104,64 +108,76 @@ def render_dataset(
 
     Args:
         output: the dataset folder, see "A dataset on disk".
-        num_samples: scenes in the split.
+        num_samples: scenes in the split, at most 10^8.
         split: name of the split. Splits never share scenes.
-        size: height and width in pixels: 64 or more, divisible by 8.
+        size: height and width in pixels: 64 to 4096, divisible by 8.
         seed: scenes are a function of (seed, split, index), whatever the number of workers.
         num_workers: processes; by default one for each usable core.
         variety: also textures, gloss and up to three distractors.
         max_distractors: most other objects in a scene; by default 1, with variety 3.
 
     Raises:
-        UserError: a value out of range, or a folder rendered with other settings.
+        UserError: a value out of range, a folder rendered with other settings, or one that another process writes into.
     """
     _check_arguments(num_samples, split, size, seed, num_workers, max_distractors)
     output = Path(output)
     if max_distractors is None:
         max_distractors = 3 if variety else 1
-    _write_description(output, seed, size, variety, max_distractors)
-    folder = output / split
-    for modality in MODALITIES:
-        (folder / modality).mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(num_samples) if not _is_complete(folder, index)]
-    manifest = folder / "manifest.jsonl"
-    already_listed = len(manifest.read_text().splitlines()) if manifest.exists() else 0
-    render = partial(_render_to_disk, folder, seed, split, size, variety, max_distractors)
-    workers = min(num_workers if num_workers is not None else usable_cores(), max(1, len(missing)))
+    with FolderLock(output, "mmdit data render"):
+        _describe(output, seed, size, variety, max_distractors)
+        writer = DatasetWriter(output, split, DEPTH_SCALE)
+        for modality in MODALITIES:
+            (writer.folder / modality).mkdir(parents=True, exist_ok=True)
+        listed = _count_lines(writer.folder / MANIFEST)
+        render = partial(_render_to_disk, output, seed, split, size, variety, max_distractors)
+        workers = min(num_workers if num_workers is not None else usable_cores(), num_samples)
+        num_rendered, due = 0, listed + MANIFEST_EVERY
+        with Progress(num_samples, f"{split} {size}x{size}", "scene") as progress:
+            missing = _missing(writer, num_samples, progress)
+            for index in map_in_processes(render, missing, workers, _start_worker):
+                num_rendered += 1
+                progress.update()
+                # Results come in order, so all scenes before this one are complete. The longer the manifest, the more
+                # rarely it is written again.
+                if index + 1 >= due:
+                    _write_manifest(writer, seed, split, index + 1)
+                    due = index + 1 + max(MANIFEST_EVERY, (index + 1) // 10)
+        _write_manifest(writer, seed, split, max(num_samples, listed))
+        return RenderReport(writer.folder, num_rendered, num_samples - num_rendered)
 
-    since_manifest = 0
-    results = _with_progress(
-        map_in_processes(render, missing, workers, _start_worker), len(missing), f"{split} {size}x{size}"
-    )
-    for position, _ in enumerate(results):
-        since_manifest += 1
-        if since_manifest == MANIFEST_EVERY:
-            since_manifest = 0
-            # Results come in order: everything before the next missing scene is complete.
-            complete = missing[position + 1] if position + 1 < len(missing) else num_samples
-            _write_manifest(manifest, seed, split, max(complete, already_listed))
-    _write_manifest(manifest, seed, split, max(num_samples, already_listed))
-    return RenderReport(folder, len(missing), num_samples - len(missing))
+
+def _missing(writer: DatasetWriter, num_samples: int, progress: Progress) -> Iterator[int]:
+    for index in range(num_samples):
+        if all(writer.path(modality, _sample_id(index)).exists() for modality in MODALITIES):
+            progress.update()
+        else:
+            yield index
+
+
+def _count_lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _check_arguments(
     num_samples: int, split: str, size: int, seed: int, num_workers: int | None, max_distractors: int | None
 ) -> None:
-    if size < MIN_SIZE or size % SIZE_STEP:
-        raise UserError(f"size {size}: must be at least {MIN_SIZE} and divisible by {SIZE_STEP}")
-    if num_samples < 1:
-        raise UserError(f"num_samples {num_samples}: must be at least 1")
+    if not MIN_SIZE <= size <= MAX_SIZE or size % SIZE_STEP:
+        raise UserError(f"size {size}: must be at least {MIN_SIZE}, at most {MAX_SIZE} and divisible by {SIZE_STEP}")
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise UserError(f"num_samples {num_samples}: must be at least 1 and at most {MAX_SAMPLES}")
     if seed < 0:
         raise UserError(f"seed {seed}: must be 0 or more")
-    if not split or not split.replace("-", "").replace("_", "").isalnum():
-        raise UserError(f"split {split!r}: must be a folder name of letters, digits, '-' and '_', such as 'train'")
-    if num_workers is not None and num_workers < 0:
-        raise UserError(f"num_workers {num_workers}: must be 0 (no extra process) or more")
+    check_split(split)
+    if num_workers is not None and not 0 <= num_workers <= MAX_WORKERS:
+        raise UserError(f"num_workers {num_workers}: must be 0 (no extra process) or more, at most {MAX_WORKERS}")
     if max_distractors is not None and max_distractors < 0:
         raise UserError(f"max_distractors {max_distractors}: must be 0 or more")
 
 
-def _write_description(output: Path, seed: int, size: int, variety: bool, max_distractors: int) -> None:
+def _describe(output: Path, seed: int, size: int, variety: bool, max_distractors: int) -> None:
     """Write dataset.json, or check that the one that is there was written for the same scenes."""
     settings = {
         "generator": "mmdit data render",
@@ -171,17 +187,10 @@ def _write_description(output: Path, seed: int, size: int, variety: bool, max_di
         "variety": variety,
         "max_distractors": max_distractors,
     }
-    path = output / "dataset.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())["provenance"]
-            changed = [
-                f"{key} {found.get(key)!r}, not {value!r}" for key, value in settings.items() if found.get(key) != value
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: not written by 'mmdit data render'; choose an empty folder") from error
-        if changed:
-            raise UserError(f"{output} was rendered with {'; '.join(changed)}: use the same settings or another folder")
+    found = read_description(output)
+    if found is not None:
+        remedy = "use the same settings or another folder"
+        Request(settings).refuse_other(found["provenance"], output, "scenes", remedy)
         return
     description = {
         "modalities": list(MODALITIES),
@@ -191,61 +200,37 @@ def _write_description(output: Path, seed: int, size: int, variety: bool, max_di
         "licence": "CC0-1.0",
         "provenance": settings | {name: version_of(name) for name in ("mitsuba", "trimesh", "numpy")},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(description, indent=2).encode() + b"\n")
+    write_description(output, description)
 
 
 def _sample_id(index: int) -> str:
     return f"{index:06d}"
 
 
-def _is_complete(folder: Path, index: int) -> bool:
-    return all((folder / modality / f"{_sample_id(index)}.png").exists() for modality in MODALITIES)
-
-
-def _write_manifest(path: Path, seed: int, split: str, count: int) -> None:
-    lines = []
-    for index in range(count):
-        name = _sample_id(index)
-        row = {"id": name, "category": category_of(seed, split, index)}
-        lines.append(json.dumps(row | {modality: f"{modality}/{name}.png" for modality in MODALITIES}))
-    write_atomically(path, "".join(line + "\n" for line in lines).encode())
-
-
-def _png(array: np.ndarray) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
+def _write_manifest(writer: DatasetWriter, seed: int, split: str, count: int) -> None:
+    writer.write_rows((_sample_id(index), category_of(seed, split, index), MODALITIES) for index in range(count))
 
 
 def _render_to_disk(
-    folder: Path, seed: int, split: str, size: int, variety: bool, max_distractors: int, index: int
+    output: Path, seed: int, split: str, size: int, variety: bool, max_distractors: int, index: int
 ) -> int:
     sample = render_scene(seed, split, index, size, variety, max_distractors)
     depth_units = np.round(sample.depth / DEPTH_SCALE)
     if depth_units.min() < 1 or depth_units.max() > np.iinfo(np.uint16).max:
         span = f"{sample.depth.min():.3f} .. {sample.depth.max():.3f} m"
         raise RuntimeError(f"scene {index} of {split}: depth {span} does not fit 16 bits")
+    writer = DatasetWriter(output, split, DEPTH_SCALE)
+    # Version 1 of the generator rounds in float32; the writer's float64 would round a tie otherwise.
     arrays = {
         "rgb": sample.rgb,
-        "depth": depth_units.astype(np.uint16),
-        "normal": np.round((sample.normal + 1) / 2 * 255).astype(np.uint8),
+        "depth": depth_units.astype(np.float64) * DEPTH_SCALE,
+        "normal": np.round((sample.normal + 1) / 2 * 255).astype(np.float64) / 127.5 - 1,
         "segmentation": sample.segmentation,
     }
     for modality, array in arrays.items():
-        write_atomically(folder / modality / f"{_sample_id(index)}.png", _png(array))
+        writer.save(modality, _sample_id(index), array)
     return index
 
 
 def _start_worker() -> None:
     limit_render_threads(1)
-
-
-def _with_progress(results: Iterator[int], total: int, label: str) -> Iterator[int]:
-    from tqdm import tqdm
-
-    return iter(tqdm(results, total=total, desc=label, unit="scene", disable=total == 0, mininterval=0.5))

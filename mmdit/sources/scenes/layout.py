@@ -79,6 +79,9 @@ class Camera:
 class Layout:
     """A scene: objects[0] is the main object.
 
+    relation: where objects[0] stands as seen from objects[1], a name in ``subjects.RELATIONS``, for two objects that are
+    both meant; subjects: numbers that objects of the same look share in a split, () = each is met once.
+
     The points p of the wall satisfy p . wall_normal = -wall_distance (metres), with wall_normal towards the camera;
     sun_direction is the unit vector towards the sun; sun_strength its factor on the usual brightness.
     """
@@ -91,6 +94,8 @@ class Layout:
     wall: Material
     sun_direction: Vector
     sun_strength: float
+    relation: str | None = None
+    subjects: tuple[int, ...] = ()
 
     @property
     def category(self) -> str:
@@ -132,11 +137,11 @@ def sample_layout(
         max_distractors = 3 if variety else 1
     rng = scene_generator(seed, split, 1, index)
     category = category_of(seed, split, index)
-    floor, wall = _background(rng, variety)
+    floor, wall = draw_background(rng, variety)
     palette = [floor.albedo, wall.albedo]
     main = _object(rng, category, rng.uniform(0.8, 1.2), (0.0, 0.0), palette, variety)
     mesh = main.mesh(sections=16)
-    camera = _frame(rng, mesh, CATEGORIES[category].elevations)
+    camera = frame(rng, mesh, CATEGORIES[category].elevations)
     turn = math.radians(rng.uniform(-30, 30))
     reach = np.linalg.norm(mesh.vertices[:, :2], axis=1).max()
     layout = Layout(
@@ -146,13 +151,13 @@ def sample_layout(
         wall_distance=reach + rng.uniform(0.4, 1.9),
         floor=floor,
         wall=wall,
-        sun_direction=_sun(rng),
+        sun_direction=draw_sun(rng),
         sun_strength=rng.uniform(0.85, 1.1),
     )
     count = int(rng.random() < 0.65) if max_distractors == 1 else int(rng.integers(0, max_distractors + 1))
     others = [name for name in CATEGORY_NAMES if name != category]
     for _ in range(min(count, max_distractors)):
-        layout = _add_distractor(rng, layout, others, palette, variety)
+        layout = add_distractor(rng, layout, others, palette, variety)
     return layout
 
 
@@ -161,16 +166,16 @@ def _linear(red: float, green: float, blue: float) -> Vector:
     return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue))  # type: ignore[return-value]
 
 
-def _colour_distance(first: Vector, second: Vector) -> float:
+def colour_distance(first: Vector, second: Vector) -> float:
     """Euclidean distance of linear colours in gamma-compressed RGB, about what the eye tells apart."""
     return float(np.linalg.norm(np.asarray(first) ** (1 / 2.2) - np.asarray(second) ** (1 / 2.2)))
 
 
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
+def draw_colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
     return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
 
 
-def _material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
+def draw_material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
     if not variety:
         return Material(albedo)
     texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
@@ -179,12 +184,14 @@ def _material(rng: np.random.Generator, albedo: Vector, variety: bool, backgroun
     return Material(albedo, second, texture, float(rng.uniform(2.0, 5.0)), gloss)  # type: ignore[arg-type]
 
 
-def _background(rng: np.random.Generator, variety: bool) -> tuple[Material, Material]:
-    floor = _colour(rng, (0.0, 0.4), (0.5, 0.9))
+def draw_background(rng: np.random.Generator, variety: bool) -> tuple[Material, Material]:
+    floor = draw_colour(rng, (0.0, 0.4), (0.5, 0.9))
     while True:
-        wall = _colour(rng, (0.0, 0.4), (0.55, 0.95))
-        if _colour_distance(floor, wall) > 0.15:
-            return _material(rng, floor, variety, background=True), _material(rng, wall, variety, background=True)
+        wall = draw_colour(rng, (0.0, 0.4), (0.55, 0.95))
+        if colour_distance(floor, wall) > 0.15:
+            return draw_material(rng, floor, variety, background=True), draw_material(
+                rng, wall, variety, background=True
+            )
 
 
 def _object(
@@ -201,22 +208,22 @@ def _object(
     tilt, lowest_yaw, highest_yaw = kind.poses[int(rng.integers(len(kind.poses)))]
     yaw = rng.uniform(lowest_yaw, highest_yaw)
     for _ in range(50):
-        albedo = _colour(rng, (0.45, 0.95), (0.6, 1.0))
-        if min(_colour_distance(albedo, other) for other in palette) > 0.38:
+        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
+        if min(colour_distance(albedo, other) for other in palette) > 0.38:
             break
     palette.append(albedo)
     scale = tuple(float(s) for s in size * jitter)
-    return PlacedObject(name, scale, tilt, float(yaw), position, _material(rng, albedo, variety))  # type: ignore[arg-type]
+    return PlacedObject(name, scale, tilt, float(yaw), position, draw_material(rng, albedo, variety))  # type: ignore[arg-type]
 
 
-def _sun(rng: np.random.Generator) -> Vector:
+def draw_sun(rng: np.random.Generator) -> Vector:
     """From the left or the right and the viewer's side, so that neighbouring facets differ in brightness."""
     azimuth = math.radians(rng.uniform(20, 75)) * (1 if rng.random() < 0.5 else -1)
     elevation = math.radians(rng.uniform(32, 62))
     return (math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation))
 
 
-def _frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float]) -> Camera:
+def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float]) -> Camera:
     """A camera that shows the whole mesh, near the middle, over a drawn share of the image."""
     fov, elevation = rng.uniform(32, 48), rng.uniform(*elevations)
     target_cover, target_extent = rng.uniform(0.17, 0.33), rng.uniform(0.72, 0.86)
@@ -243,16 +250,16 @@ def _aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> C
     return Camera((float(eye[0]), float(eye[1]), float(eye[2])), float(elevation), float(fov))
 
 
-def _add_distractor(
+def add_distractor(
     rng: np.random.Generator, layout: Layout, others: list[str], palette: list[Vector], variety: bool
 ) -> Layout:
     """Add an object that hides a part of the main one or is partly hidden; the scene as it is where none fits."""
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
     masks = [silhouette(mesh, camera) for mesh in meshes]
-    circles = [_footprint(mesh) for mesh in meshes]
+    circles = [footprint(mesh) for mesh in meshes]
     extra = _object(rng, others[int(rng.integers(len(others)))], rng.uniform(0.55, 0.85), (0.0, 0.0), palette, variety)
-    footprint_radius = _footprint(extra.mesh(sections=16))[1]
+    footprint_radius = footprint(extra.mesh(sections=16))[1]
     for _ in range(40):
         angle, gap = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.6)
         radius = circles[0][1] + footprint_radius + gap
@@ -269,7 +276,7 @@ def _add_distractor(
         mask = silhouette(mesh, camera)
         if mask.mean() < 0.025 or mask.sum() > 0.6 * masks[0].sum():
             continue
-        seen = _visible_shares([*circles, (position, footprint_radius)], [*masks, mask], camera)
+        seen = visible_shares([*circles, (position, footprint_radius)], [*masks, mask], camera)
         overlaps = bool((mask & masks[0]).sum() > 0.04 * mask.sum())
         inside = np.abs(plane[:, 0]).max() < 1.25
         recognisable = seen[0] >= MIN_VISIBLE_MAIN and min(seen[1:]) >= MIN_VISIBLE_DISTRACTOR
@@ -280,14 +287,14 @@ def _add_distractor(
     return layout
 
 
-def _footprint(mesh: Mesh) -> tuple[np.ndarray, float]:
+def footprint(mesh: Mesh) -> tuple[np.ndarray, float]:
     """Centre (2,) and radius of a circle on the floor that holds the whole mesh."""
     corners = mesh.vertices[:, :2]
     centre = (corners.min(axis=0) + corners.max(axis=0)) / 2
     return centre, float(np.linalg.norm(corners - centre, axis=1).max())
 
 
-def _visible_shares(circles: list[tuple[np.ndarray, float]], masks: list[np.ndarray], camera: Camera) -> list[float]:
+def visible_shares(circles: list[tuple[np.ndarray, float]], masks: list[np.ndarray], camera: Camera) -> list[float]:
     """Share of each silhouette not hidden by nearer objects; objects stand apart, so the nearer centre is in front."""
     distances = [float(np.linalg.norm(centre - np.asarray(camera.eye)[:2])) for centre, _ in circles]
     shares = []

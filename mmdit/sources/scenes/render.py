@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmdit.sources.scenes.colours import encode_srgb
 from mmdit.sources.scenes.layout import Layout, Material
 from mmdit.sources.scenes.shapes import Mesh
 
@@ -184,13 +185,6 @@ def _geometry(mi: Any, scene: Any, layout: Layout, size: int) -> tuple[np.ndarra
     return image[..., :3], image[..., 3:6], np.round(image[..., 6]).astype(int)
 
 
-def _encode_srgb(linear: np.ndarray) -> np.ndarray:
-    """Linear light in [0, 1] -> 8-bit sRGB (IEC 61966-2-1)."""
-    linear = np.clip(linear, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.round(encoded * 255).astype(np.uint8)
-
-
 def render_layout(
     layout: Layout, size: int, supersampling: int = SUPERSAMPLING
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -203,7 +197,8 @@ def render_layout(
     scene = _build(mi, layout)
     to_camera = layout.camera.world_to_camera
 
-    rgb = _encode_srgb(_lit(mi, scene, layout, size, supersampling**2))
+    linear = _lit(mi, scene, layout, size, supersampling**2)
+    rgb = np.round(encode_srgb(linear) * 255).astype(np.uint8)
     position, normal, shape = _geometry(mi, scene, layout, size)
     depth = -((position - np.asarray(layout.camera.eye)) @ to_camera[2])
     camera_normal = normal @ to_camera.T

@@ -115,7 +115,12 @@ def test_metadata_keeps_file_names_that_are_not_utf8(tmp_path):
 def test_the_device_is_no_part_of_the_request(tmp_path):
     writer = SampleWriter(tmp_path, RECORDS)
     writer.write(_sample())
-    writer.check({"torus_0": {**_sample().request, "device": "cuda:0"}}, 80)
+    elsewhere = {**_sample().request, "device": "cuda:0"}
+    writer.check({"torus_0": elsewhere}, 80)
+    folder = writer.write(Sample("torus_0", _sample().arrays, elsewhere))
+    assert json.loads((folder / "metadata.json").read_text())["device"] == "cuda:0"
+    with pytest.raises(UserError, match=r"another request \(seed was 0, now 1\)"):  # the device is not named
+        writer.check({"torus_0": {**_sample(seed=1).request, "device": "cpu"}}, 80)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

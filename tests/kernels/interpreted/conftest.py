@@ -1,21 +1,34 @@
-"""These tests need the interpreter from the first import of triton on, so they run in a process of their own.
+"""Triton's interpreter is chosen when triton is first imported, for good: the bodies of these tests run in another process.
 
-``tests/kernels/test_interpreter.py`` starts it; by hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted``.
+pytest collects them here, as it does all others: each has its id, its marks and its line in the report. The bodies run in a
+child (``TRITON_INTERPRET=1 pytest`` with the ids that were selected), beside the tests that come before them, and the child
+sends each outcome back. By hand, in one process: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted``.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmdit_kernels.dispatch import interpreting
 
-if not interpreting():
+HERE = Path(__file__).parent
+OUTCOMES = "MMDIT_TEST_OUTCOMES"  # in a child's environment: the file that it writes outcomes to
+
+if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
-else:
+elif interpreting():
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -29,9 +42,131 @@ else:
     interpreter._patch_lang = patch_language_once
 
 
+class Child:
+    """A pytest that runs tests in the interpreter, in the order of ``ids``."""
+
+    def __init__(self, ids: list[str], root: Path) -> None:
+        self._found: dict[str, dict[str, Any]] = {}
+        self._folder = tempfile.TemporaryDirectory()
+        outcomes, printed = (Path(self._folder.name, name) for name in ("outcomes", "printed"))
+        outcomes.touch()
+        self._outcomes, self._printed = outcomes.open(), printed
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", OUTCOMES: str(outcomes)}
+        environment.pop("MMDIT_KERNELS", None)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *ids]
+        with printed.open("w") as output:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=root, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def _lines(self) -> Iterator[str]:
+        """Lines of the outcomes, as they are written, until the child has ended."""
+        line = ""
+        while True:
+            ended = self._process.poll() is not None  # asked first: what the child wrote last is read still
+            line += self._outcomes.readline()
+            if line.endswith("\n"):
+                yield line
+                line = ""
+            elif ended:
+                return
+            else:
+                time.sleep(0.02)
+
+    def outcome(self, test: str) -> dict[str, Any]:
+        """Wait for the end of one test: its outcome ("passed", "failed" or "skipped"), why, and its duration in seconds."""
+        if test not in self._found:
+            for line in self._lines():
+                found = json.loads(line)
+                self._found[found["test"]] = found
+                if found["test"] == test:
+                    break
+            else:
+                printed = self._printed.read_text(errors="replace")[-6000:]
+                text = f"the interpreter's process ended without this test's outcome:\n{printed}"
+                return {"outcome": "failed", "text": text, "duration": 0.0}
+        return self._found[test]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._outcomes.close()
+        self._folder.cleanup()
+
+
+CHILD = pytest.StashKey[Child]()
+SECONDS = pytest.StashKey[float]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    ids = [item.nodeid for item in session.items if item.path.is_relative_to(HERE)]
+    if ids and not interpreting() and not session.config.option.collectonly:
+        session.config.stash[CHILD] = Child(ids, session.config.rootpath)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if CHILD in config.stash:
+        config.stash[CHILD].close()
+
+
+REPORTS: list[pytest.TestReport] = []  # in the child: setup, call and teardown of the test that runs
+
+
+def _reason(report: pytest.TestReport) -> str:
+    return (
+        report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    )  # a skip's file, line, reason
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """In the child: write a line when a test has been torn down."""
+    if not interpreting() or OUTCOMES not in os.environ:
+        return
+    REPORTS.append(report)
+    if report.when != "teardown":
+        return
+    bad = [found for found in REPORTS if found.failed] or [found for found in REPORTS if found.skipped]
+    found = {
+        "test": report.nodeid,
+        "outcome": bad[0].outcome if bad else "passed",
+        "text": "\n".join(_reason(each) for each in bad),
+        "duration": sum(each.duration for each in REPORTS),
+    }
+    REPORTS.clear()
+    with open(os.environ[OUTCOMES], "a") as file:
+        file.write(json.dumps(found) + "\n")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Take a test's outcome from the child instead of calling it here."""
+    config = pyfuncitem.config
+    if CHILD not in config.stash or not pyfuncitem.path.is_relative_to(HERE):
+        return None
+    found = config.stash[CHILD].outcome(pyfuncitem.nodeid)
+    pyfuncitem.stash[SECONDS] = found["duration"]
+    if found["outcome"] == "failed":
+        pytest.fail(found["text"], pytrace=False)
+    if found["outcome"] == "skipped":
+        pytest.skip(found["text"])
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Report the time that a body took in the child, not that of waiting for it."""
+    report = yield
+    if call.when == "call" and SECONDS in item.stash:
+        report.duration = item.stash[SECONDS]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill every new tensor with NaN, so that an element no kernel writes is seen."""
+    if not interpreting():
+        yield  # the body runs in the child
+        return
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     with warnings.catch_warnings():

@@ -289,7 +289,7 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, t
     copy = tmp_path / "data"
     script = tmp_path / "render.py"
     script.write_text(
-        "from pathlib import Path\nfrom mmdit.data import scenes\nscenes.MANIFEST_EVERY = 2\n"
+        "from pathlib import Path\nfrom mmdit.sources.scenes import dataset as scenes\nscenes.MANIFEST_EVERY = 2\n"
         f"if __name__ == '__main__':\n    scenes.render_dataset(Path({str(copy)!r}), 500, seed=3, num_workers=2)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

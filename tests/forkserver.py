@@ -15,6 +15,7 @@ import torch._dynamo
 import torch.distributed.fsdp
 import torch.distributed.tensor
 import torch.utils.tensorboard
+from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation, DPTImageProcessor  # noqa: F401
 
 import mmdit.cli.train
 import mmdit.training.recipes  # noqa: F401

@@ -1,0 +1,211 @@
+"""Frozen text encoders of transformers, and pseudo-words put among their words.
+
+Shapes: B prompts, L tokens, W width of the encoder, S subjects in all prompts of a batch together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdit.errors import UserError, nearest_names
+from mmdit.prompt import Prompt
+
+NO_SUBJECT = -1
+# Per thread, so that threads can share one encoder: (S, W) vectors, and which of them stands at each token (B, L).
+_pseudo_words: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("pseudo_words", default=None)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as token ids.
+
+    Args:
+        ids: (B, L) int64.
+        mask: (B, L) bool, False = padding.
+        subjects: (B, L) int64, number of the subject whose word the token belongs to, counted over the whole batch;
+            ``NO_SUBJECT`` = text.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    subjects: Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """Move every tensor."""
+        return Tokens(self.ids.to(device), self.mask.to(device), self.subjects.to(device))
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What a text encoder makes of prompts: ``states`` (B, L, W), not pooled, and ``pooled`` (B, W)."""
+
+    states: Tensor
+    pooled: Tensor
+
+
+class TextEncoder(nn.Module):
+    """A frozen text encoder with its tokenizer: CLIP's text tower, or an encoder of the kinds of T5 and BERT.
+
+    Args:
+        model: takes ``input_ids`` and ``attention_mask``, returns ``last_hidden_state``.
+        tokenizer: a fast tokenizer of transformers; characters are matched to tokens by its offsets.
+
+    Raises:
+        UserError: a tokenizer that doesn't know where its tokens come from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        if not getattr(tokenizer, "is_fast", False):
+            raise UserError(
+                f"tokenizer {type(tokenizer).__name__} is not a fast one: its tokens have no positions in the text"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        table = self.model.get_input_embeddings().weight
+        for module in self.model.modules():  # T5 looks words up in another module with the same table
+            if isinstance(module, nn.Embedding) and module.weight is table:
+                module.register_forward_hook(_put_pseudo_words)
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return int(self.model.get_input_embeddings().embedding_dim)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens a prompt may have, with those that the tokenizer adds."""
+        positions = getattr(self.model.config, "max_position_embeddings", None) or 512
+        return min(int(self.tokenizer.model_max_length), int(positions))
+
+    def tokenize(self, prompts: Sequence[Prompt]) -> Tokens:
+        """Turn prompts into tokens, padded to the longest of them.
+
+        All tokens of a marked word belong to its subject; subjects are counted over the batch, prompt by prompt.
+
+        Raises:
+            UserError: a prompt that is too long (it names the words that would be lost), a word that the tokenizer doesn't
+                know (it names the nearest that it does), or a marked word without a token of its own.
+        """
+        encoded = self.tokenizer(
+            [prompt.text for prompt in prompts],
+            padding=True,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+            verbose=False,
+        )
+        ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
+        offsets = encoded["offset_mapping"].tolist()  # [B][L] of (start, end); (0, 0) for what is no text
+        subjects = torch.full_like(ids, NO_SUBJECT)
+        first = 0
+        for row, prompt in enumerate(prompts):
+            self._check(prompt, ids[row], mask[row], offsets[row])
+            for span in prompt.spans:
+                inside = [i for i, (start, end) in enumerate(offsets[row]) if start < span.end and end > span.start]
+                if not inside:
+                    word = prompt.text[span.start : span.end]
+                    raise UserError(
+                        f"prompt {prompt.text!r}: the text encoder has no token for {word!r}: mark another word"
+                    )
+                subjects[row, inside] = first + span.subject
+            first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
+        return Tokens(ids, mask, subjects)
+
+    def _check(self, prompt: Prompt, ids: Tensor, mask: Tensor, offsets: list[list[int]]) -> None:
+        count = int(mask.sum())
+        if count > self.max_length:
+            real = [span for span, kept in zip(offsets, mask.tolist(), strict=True) if kept and span[1] > span[0]]
+            lost = prompt.text[real[len(real) - (count - self.max_length)][0] :]
+            raise UserError(
+                f"prompt {_short(prompt.text)!r} has {count} tokens, the text encoder reads {self.max_length}: {_short(lost)!r} "
+                "would be lost; make it shorter"
+            )
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
+            return
+        for token, (start, end) in zip(ids.tolist(), offsets, strict=True):
+            if token == unknown and end > start:
+                word = prompt.text[start:end]
+                known = [w for w in self.tokenizer.get_vocab() if w.isalpha()]
+                nearest = ", ".join(nearest_names(word.lower(), known))
+                raise UserError(
+                    f"prompt {_short(prompt.text)!r}: the text encoder doesn't know {word!r}; nearest are {nearest}"
+                )
+
+    def forward(self, tokens: Tokens, words: Tensor | None = None) -> TextStates:
+        """Encode.
+
+        Args:
+            tokens: from ``tokenize``.
+            words: (S, W), the pseudo-word embedding of each subject, put in place of its tokens' own; gradients flow to
+                them through the frozen encoder (UMM-Diffusion, arXiv 2303.09319, section 3.2). None = the words themselves.
+        """
+        with torch.set_grad_enabled(words is not None and torch.is_grad_enabled()), _putting(words, tokens.subjects):
+            output = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long())
+        states = output.last_hidden_state
+        pooled = (
+            getattr(output, "pooler_output", None) if self.model.config.model_type in _POOLED_BY_THE_MODEL else None
+        )
+        return TextStates(states, _mean(states, tokens.mask) if pooled is None else pooled)
+
+
+# Pooled by the model as it was trained to (CLIP: the state at the end of the text); the others by the mean of their states.
+_POOLED_BY_THE_MODEL = ("clip", "clip_text_model")
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask[..., None].to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+@contextmanager
+def _putting(words: Tensor | None, subjects: Tensor) -> Iterator[None]:
+    token = _pseudo_words.set(None if words is None else (words, subjects))
+    try:
+        yield
+    finally:
+        _pseudo_words.reset(token)
+
+
+def _put_pseudo_words(module: nn.Module, arguments: Any, embeddings: Tensor) -> Tensor | None:
+    put = _pseudo_words.get()
+    if put is None:
+        return None
+    words, subjects = put
+    if len(words) == 0:
+        return None
+    return torch.where((subjects >= 0)[..., None], words.to(embeddings.dtype)[subjects.clamp_min(0)], embeddings)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def load_text_encoder(name_or_folder: str) -> TextEncoder:
+    """Load a text encoder by folder or Hub id: CLIP (its text tower), or any encoder that transformers has for text.
+
+    Nothing in the folder is run, and weights are read from safetensors only.
+
+    Raises:
+        UserError: no such folder, an unreachable Hub, or a model that is no text encoder.
+    """
+    from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
+
+    try:
+        config = AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+        loader = CLIPTextModel if config.model_type in _POOLED_BY_THE_MODEL else AutoModelForTextEncoding
+        model = loader.from_pretrained(name_or_folder, use_safetensors=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"text encoder {name_or_folder!r} can't be loaded ({reason}): give a folder or a Hub id"
+        ) from error
+    return TextEncoder(model, tokenizer)

@@ -1,0 +1,13 @@
+"""Names that areas which never import each other must agree on, each said once."""
+
+from __future__ import annotations
+
+# What the transformer's output is: noise - data, or the clean latent. ``models`` declares it, ``flow`` converts it.
+VELOCITY, SAMPLE = "velocity", "sample"
+PREDICTION_TYPES = (VELOCITY, SAMPLE)
+
+# The quantity that relative depth is linear in: metres, or their inverse.
+DEPTH_SPACES = ("depth", "disparity")
+
+# Segmentation classes of the scenes that are no object.
+BACKGROUND_CLASSES = ("floor", "wall")

@@ -1,0 +1,56 @@
+"""Which files of a folder count: images by their suffix, and nothing that a system leaves behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of Windows, of Synology, of macOS's archives. All else that systems leave behind starts with a dot.
+_LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx", "lost+found"})
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is none of the user's data: ``._a.png``, ``.ipynb_checkpoints``, ``Thumbs.db``."""
+    return name.startswith(".") or name.lower() in _LEFT_BEHIND
+
+
+def is_image(name: str) -> bool:
+    """Tell by its name whether a file is an image, in upper case too."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+
+
+def list_images(folder: str | Path, recursive: bool = False) -> list[str]:
+    """List the images of a folder as paths below it, with "/", in the order of their parts.
+
+    Links to folders are followed, but for those to a folder above themselves, which would never end. What is hidden, and
+    what is no file (a pipe, a device), is left out.
+    """
+    return sorted(_walk(os.fspath(folder), "", frozenset(), recursive), key=lambda name: name.split("/"))
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Sort paths, without those whose file is hidden."""
+    return sorted(path for path in paths if not is_hidden(path.name))
+
+
+def list_folders(folder: str | Path) -> list[str]:
+    """List the names of the folders in a folder that are not hidden, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+
+
+def _walk(root: str, inside: str, above: frozenset[str], recursive: bool) -> Iterator[str]:
+    here = os.path.realpath(os.path.join(root, inside))
+    if here in above:
+        return
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                if recursive:
+                    yield from _walk(root, f"{inside}{entry.name}/", above | {here}, recursive)
+            elif is_image(entry.name) and entry.is_file():
+                yield inside + entry.name

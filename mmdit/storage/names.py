@@ -1,0 +1,80 @@
+"""File names from any text, and text from any file name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Sequence
+
+# A file system takes 255 bytes. What is left is for what callers add: a seed, a suffix, ".tmp".
+MAX_BYTES = 200
+NAMELESS = "sample"
+
+
+def safe_name(text: str) -> str:
+    """Turn any text into a file name: letters, digits, '.', '-' and '_'; never empty, never hidden, of 200 bytes at most.
+
+    Letters include the marks that many scripts write vowels with, and accents are composed, so a name is the same however
+    its accents were typed. A longer name is cut and ends in a hash of the whole. Two texts may still share a name:
+    ``distinct_names`` tells them apart.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    kept = [char if unicodedata.category(char)[0] in "LMN" or char in "_.-" else " " for char in composed]
+    name = "_".join("".join(kept).split()).strip("._") or NAMELESS
+    return shorten(name, text)
+
+
+def shorten(name: str, text: str, limit: int = MAX_BYTES) -> str:
+    """Cut a name to ``limit`` bytes, the last nine of them "_" and a hash of ``text``; a name that fits is left alone."""
+    content = name.encode("utf-8", "surrogateescape")
+    if len(content) <= limit:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{content[: limit - 9].decode('utf-8', 'ignore')}_{digest}"
+
+
+def distinct_names(texts: Sequence[str]) -> list[str]:
+    """Return a safe name for each text, no two alike, even where upper and lower case are the same file.
+
+    The first text of a name keeps it; the others get "_2", "_3", … in the order given.
+    """
+    return number_repeats([safe_name(text) for text in texts])
+
+
+def number_repeats(names: Sequence[str]) -> list[str]:
+    """Add "_2", "_3", … to names that came before, without regard to case; a name so made never meets another."""
+    taken = {_folded(name) for name in names}
+    used: set[str] = set()
+    result = []
+    for name in names:
+        candidate, number = name, 1
+        while _folded(candidate) in used or (number > 1 and _folded(candidate) in taken):
+            number += 1
+            candidate = f"{name}_{number}"
+        used.add(_folded(candidate))
+        result.append(candidate)
+    return result
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def text_of(path: str | bytes) -> str:
+    """Return a file's name or path as text, the same under any locale; a byte that is not UTF-8 becomes "%E9"."""
+    content = os.fsencode(path)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("utf-8", "surrogateescape")
+        return "".join(f"%{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in text)
+
+
+def path_of(text: str) -> str:
+    """Return the path that a text on disk means: its UTF-8 bytes, whatever the locale.
+
+    Raises:
+        UnicodeEncodeError: half a surrogate pair, which no file name holds.
+    """
+    return text if text.isascii() else os.fsdecode(text.encode("utf-8", "surrogateescape"))

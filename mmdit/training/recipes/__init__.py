@@ -1,0 +1,31 @@
+"""What can be trained, by name: each recipe is a function from configuration to Run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mmdit.bounds import check_bounds
+from mmdit.errors import UserError, unknown_name
+from mmdit.training.config import TrainingConfig
+from mmdit.training.recipes.autoencoder import autoencoder_run
+from mmdit.training.recipes.teacher import teacher_run
+from mmdit.training.recipes.transformer import transformer_run
+from mmdit.training.run import Run
+
+RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
+    "transformer": transformer_run,
+    "autoencoder": autoencoder_run,
+    "teacher": teacher_run,
+}
+
+
+def build_run(config: TrainingConfig) -> Run:
+    """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
+    if config.recipe not in RECIPES:
+        raise unknown_name("recipe", config.recipe, RECIPES)
+    check_bounds(config)
+    if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
+        raise UserError(
+            f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"
+        )
+    return RECIPES[config.recipe](config)

@@ -1,0 +1,145 @@
+"""What recipes train on: latents from disk or synthetic, or the images of a dataset folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.data import Dataset
+
+from mmdit.data.datamodule import ResumableDataModule
+from mmdit.data.folder import AlignedFolder
+from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.synthetic import SyntheticLatents
+from mmdit.encoders.features import FeatureTeacher, load_teacher
+from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.errors import UserError, one_line, unknown_name
+from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.training.config import AlignmentConfig, TrainingConfig
+
+# With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
+WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
+    "dataset": lambda modality: modality,
+    "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
+}
+
+
+def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> ResumableDataModule:
+    """Batches for all steps of a run."""
+    num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    return ResumableDataModule(
+        train, val, config.data.batch_size, num_batches, config.data.num_workers, seed=config.seed
+    )
+
+
+@dataclass
+class LatentData:
+    """Latents with what is needed to use them, from disk or synthetic."""
+
+    train: Dataset[Any]
+    val: Dataset[Any] | None
+    vae: AutoencoderKL
+    modalities: dict[str, Modality]
+    categories: list[str]
+    latent_size: int
+    feature_dim: int | None
+    teacher: FeatureTeacher | SceneTeacher | None = None
+
+
+def synthetic_data(config: TrainingConfig) -> LatentData:
+    """Latents that need nothing on disk, with a VAE of random weights."""
+    names = config.model.modalities or ["rgb", "depth", "normal", "segmentation"]
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    feature_dim = 16 if config.alignment is not None else None
+    train, val = (
+        SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim)
+        for count, seed in ((64, 0), (8, 1))
+    )
+    categories = [f"class {i}" for i in range(SyntheticLatents.num_classes)]
+    return LatentData(train, val, vae, get_modalities(names), categories, SyntheticLatents.latent_size, feature_dim)
+
+
+def stored_data(config: TrainingConfig) -> LatentData:
+    """Latents that ``mmdit data encode`` wrote. Raises UserError for what is missing, damaged or unknown."""
+    root = Path(str(config.data.path))
+    info = read_latents_info(root)
+    names = config.model.modalities or list(info.modalities)
+    for name in names:
+        if name not in info.modalities:
+            raise unknown_name(f"modality of {root}", name, info.modalities)
+    stored_features = config.alignment is not None and config.alignment.teacher is None
+    splits: list[Dataset[Any] | None] = [None, None]
+    for i, split in enumerate((config.data.train_split, config.data.val_split)):
+        if split is None or (i == 1 and config.trainer.validate_every == 0):
+            continue
+        if i == 1 and not (root / split).is_dir():
+            raise UserError(
+                f"{root} has no split {split!r} to validate on: encode one, name another with --data.val_split, or give "
+                "--data.val_split null to train without"
+            )
+        latents = LatentShards(root, split, names, features=stored_features, mirrored=i == 0)
+        splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
+    vae = _stored_vae(root / "vae")
+    if config.data.whitening not in WHITENINGS:
+        raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
+    modalities = {name: WHITENINGS[config.data.whitening](info.modalities[name]) for name in names}
+    height, width = info.moments_shape[1:]
+    teacher, feature_dim = None, None
+    if stored_features and info.features is not None:
+        feature_dim = int(info.features["shape"][1])
+    elif config.alignment is not None and config.alignment.teacher is not None:
+        grid = (height // config.model.patch_size, width // config.model.patch_size)
+        teacher = load_teacher(config.alignment.teacher, grid)
+        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]  # type: ignore[index]
+    assert splits[0] is not None
+    size = max(height, width)
+    return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
+
+
+def _stored_vae(folder: Path) -> AutoencoderKL:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: damaged ({one_line(error)}); delete it and run 'mmdit data encode' again"
+        ) from error
+
+
+def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:
+    if alignment.teacher is None:
+        return latents
+    if alignment.images is None:
+        raise UserError(
+            "alignment.teacher needs alignment.images: the dataset folder that the latents were encoded from"
+        )
+    modalities = modalities_from_dataset(read_dataset_info(alignment.images), ["rgb"])
+    return LatentsWithImages(latents, AlignedFolder(alignment.images, latents.split, modalities, mirrored=True))
+
+
+def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
+    if config.data.path is None:
+        raise UserError(f"data.path is null: recipe {config.recipe!r} needs a dataset folder (see 'mmdit data render')")
+    modalities = modalities_from_dataset(
+        read_dataset_info(config.data.path), config.model.modalities, config.autoencoder.codecs
+    )
+    train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True)
+    val = None
+    if config.data.val_split is not None and config.trainer.validate_every > 0:
+        val = AlignedFolder(config.data.path, config.data.val_split, modalities)
+    return train, val, modalities

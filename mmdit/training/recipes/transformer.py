@@ -1,0 +1,175 @@
+"""Recipe "transformer": the multimodal DiT on latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from mmdit.encoders.codec import LatentCodec
+from mmdit.errors import UserError, unknown_name
+from mmdit.flow.objective import make_objective
+from mmdit.flow.schedulers import make_scheduler
+from mmdit.flow.timesteps import make_timestep_sampler
+from mmdit.models.config import get_size
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.models.widen import start_from
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.task import TaskMixture
+from mmdit.training.config import TrainingConfig
+from mmdit.training.decoded_metrics import DecodedMetrics
+from mmdit.training.module import TransformerModule
+from mmdit.training.previews import Previews
+from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
+from mmdit.training.run import Run
+
+
+def make_transformer(
+    config: TrainingConfig,
+    *,
+    modalities: Sequence[str],
+    num_classes: int,
+    latent_size: int,
+    in_channels: int,
+    feature_dim: int | None = None,
+) -> MultimodalDiT:
+    """Build the network of a configuration.
+
+    Args:
+        config: says all but what follows from the data.
+        modalities: of the data, in order.
+        num_classes: of the data.
+        latent_size, in_channels: of the latents.
+        feature_dim: width of the teacher's features, where the configuration aligns.
+    """
+    model = config.model
+    size = get_size(model.size)
+    size.update({key: getattr(model, key) for key in size if getattr(model, key) is not None})
+    alignment: dict[str, Any] = {}
+    if config.alignment is not None:
+        alignment = {
+            "alignment_depth": config.alignment.depth,
+            "alignment_dim": feature_dim,
+            "alignment_hidden_size": config.alignment.hidden_size,
+        }
+    torch.manual_seed(config.seed)
+    network = MultimodalDiT(
+        modalities=list(modalities),
+        sample_size=latent_size,
+        in_channels=in_channels,
+        patch_size=model.patch_size,
+        mlp_ratio=model.mlp_ratio,
+        num_classes=num_classes,
+        class_dropout_prob=model.class_dropout_prob,
+        qk_norm=model.qk_norm,
+        position_embedding=model.position_embedding,
+        time_embedding=model.time_embedding,
+        prediction=config.objective.prediction,
+        block=model.block,
+        conditioner=model.conditioner,
+        conditioner_settings=model.conditioner_settings or None,
+        second_time=model.second_time,
+        **size,
+        **alignment,
+    )
+    if model.pretrained is not None:
+        _start_from(network, Path(model.pretrained))
+    if model.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+def _start_from(network: MultimodalDiT, folder: Path) -> None:
+    if not (folder / "transformer").is_dir():
+        raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
+    trained = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True)
+    try:
+        start_from(network, trained)
+    except UserError as error:
+        raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
+
+
+def transformer_run(config: TrainingConfig) -> Run:
+    """Recipe "transformer": the multimodal DiT on latents."""
+    data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    network = make_transformer(
+        config,
+        modalities=list(data.modalities),
+        num_classes=len(data.categories),
+        latent_size=data.latent_size,
+        in_channels=int(data.vae.config.latent_channels),
+        feature_dim=data.feature_dim,
+    )
+    codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
+    weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
+    for name, weight in (config.objective.loss_weights or {}).items():
+        if name not in weights:
+            raise unknown_name("modality in objective.loss_weights", name, weights)
+        weights[name] = float(weight)
+    objective = make_objective(
+        config.objective.name,
+        settings=config.objective.settings,
+        mixture=TaskMixture(config.task.mixture, list(data.modalities), config.task.absent_share),
+        timesteps=make_timestep_sampler(config.objective.timesteps, **config.objective.timestep_settings),
+        loss_weights=weights,
+        prediction=config.objective.prediction,
+        max_condition_time=config.objective.max_condition_time,
+        pure_noise_share=config.objective.pure_noise_share,
+    )
+    module = TransformerModule(
+        network,
+        objective,
+        codec=codec,
+        optimizer=config.optimizer,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        alignment_weight=0.0 if config.alignment is None else config.alignment.weight,
+        hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
+        teacher=data.teacher,
+    )
+    modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
+
+    def make_pipeline() -> MultimodalDiTPipeline:
+        id2label = dict(enumerate(data.categories))
+        return MultimodalDiTPipeline(network, data.vae, make_scheduler("euler"), modalities, id2label)
+
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        id2label = dict(enumerate(data.categories))
+        trained = without_projector(network.config, network.state_dict() if weights is None else weights)
+        pipe = MultimodalDiTPipeline(trained, data.vae, make_scheduler("euler"), modalities, id2label)
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+    # Previews sample in one process, which holds no more than a slice of sharded weights.
+    callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
+    return Run(module, data_module(config, data.train, data.val), export, "pipeline", callbacks)
+
+
+def _previews(
+    config: TrainingConfig, data: LatentData, make_pipeline: Callable[[], MultimodalDiTPipeline]
+) -> list[Callback]:
+    """What samples at each validation: grids, and decoded metrics."""
+    num_samples, num_measured = config.preview.num_samples, config.preview.num_measured
+    count = max(num_samples, num_measured)
+    if data.val is None or count == 0:
+        return []
+    samples = [data.val[i] for i in range(min(count, len(data.val)))]  # type: ignore[arg-type]
+    moments = torch.stack([sample["moments"] for sample in samples])
+    labels = torch.tensor([int(sample["category"]) for sample in samples])
+    callbacks: list[Callback] = [Previews(make_pipeline, moments[:num_samples], labels[:num_samples], config.preview)]
+    if num_measured > 0:
+        whole = [i for i, sample in enumerate(samples) if sample["present"].all()][:num_measured]
+        names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]
+        callbacks.append(DecodedMetrics(make_pipeline, moments[whole], names, config.data.batch_size))
+    return callbacks
+
+
+def without_projector(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> MultimodalDiT:
+    """Build a network of its own from whole weights, without the alignment projector, which only training needs."""
+    values = {key: value for key, value in config.items() if not key.startswith("_")}
+    copy: MultimodalDiT = MultimodalDiT.from_config({**values, "alignment_depth": None})
+    copy.load_state_dict({k: v for k, v in weights.items() if not k.startswith("projector.")})
+    return copy
