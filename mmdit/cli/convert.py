@@ -170,8 +170,8 @@ def _save(pipe: Any, output: Path) -> None:
     """Write what ``save_pretrained`` writes, as a folder that appears whole."""
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-    from mmdit.cli.common.mapped import write_safetensors
     from mmdit.storage.files import share_weights, writing_folder
+    from mmdit.storage.weights import write_safetensors
 
     output.parent.mkdir(parents=True, exist_ok=True)
     num_bytes = sum(weight.nbytes for part in (pipe.transformer, pipe.vae) for weight in part.state_dict().values())

@@ -54,7 +54,7 @@ def evaluate(
 
     prepare_folder(output.parent)
     from mmdit.cli.common.model import load_pipeline
-    from mmdit.metrics.evaluate import evaluate as measure
+    from mmdit.metrics.report import evaluate as measure
 
     pipe = load_pipeline(model, device, dtype)
     report = measure(

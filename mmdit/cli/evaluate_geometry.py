@@ -70,7 +70,6 @@ def evaluate_geometry(
     prepare_folder(output.parent)
     from mmdit.cli.common.model import load_pipeline
     from mmdit.metrics.zero_shot import evaluate_geometry as measure
-    from mmdit.pipelines.frozen import weights_digest
 
     pipe = load_pipeline(model, device, dtype, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -83,7 +82,7 @@ def evaluate_geometry(
         "list_file": str(list_file),
         "list_sha256": digest_file(list_file),
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "num_inference_steps": num_inference_steps,
         "scheduler": type(pipe.scheduler).__name__,
         "seed": seed,

@@ -47,20 +47,19 @@ def generate(
         overwrite: Replace results of other requests that have the same name.
     """
     check_seed(seed, num_images * len(categories))
-    from mmdit.cli.common.sampling import SamplingRun, resolve_category
-    from mmdit.storage.names import safe_name
+    from mmdit.cli.common.sampling import SamplingRun, category_names, resolve_category
 
     run = SamplingRun(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite
     )
-    requests, labels = {}, {}
-    next_seed: dict[str, int] = {}
+    requests, labels, names = {}, {}, category_names(run.pipe)
+    next_seed: dict[int, int] = {}
     for label, category in [resolve_category(run.pipe, category) for category in categories]:
         for _ in range(num_images):
-            own_seed = next_seed.get(category, seed)
-            next_seed[category] = own_seed + 1
-            name = f"{safe_name(category)}_{own_seed}"
-            requests[name], labels[name] = run.request(own_seed, category), label
+            own_seed = next_seed.get(label, seed)
+            next_seed[label] = own_seed + 1
+            name = f"{names[label]}_{own_seed}"
+            requests[name], labels[name] = run.request(own_seed, category, label), label
     run.run(requests, lambda names: {"class_labels": [labels[name] for name in names]})
 
 
@@ -205,7 +204,7 @@ def condition(
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
     requests = {
-        f"{source}_{seed + i}": {**run.request(seed + i, label_name, files), "depth_values": depth_values}
+        f"{source}_{seed + i}": {**run.request(seed + i, label_name, label, files), "depth_values": depth_values}
         for i in range(num_images)
     }
     conditions = {name: value.array for name, value in given.items()}

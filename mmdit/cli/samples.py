@@ -58,7 +58,6 @@ def samples(
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
-    from mmdit.pipelines.frozen import native_size, weights_digest
     from mmdit.storage.versions import versions
 
     make_scheduler(scheduler)
@@ -74,10 +73,10 @@ def samples(
     plan = SamplePlan(num_samples, block_size, pipe.transformer.config.num_classes, labels, seed)
     settings = {
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "ema": ema_of(model) if ema is None else ema,
         "num_samples": num_samples,
-        "size": native_size(pipe),
+        "size": pipe.native_size,
         "labels": labels,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
@@ -93,7 +92,7 @@ def samples(
     hardware |= {"batch_size": batch_size, "versions": versions()}
     folder = SampleFolder(output, plan, settings, hardware)
     joined = 0 if list(output.glob("samples_*.npz")) else num_samples
-    prepare_folder(output, (len(folder.missing()) * block_size + joined) * native_size(pipe) ** 2 * 3)
+    prepare_folder(output, (len(folder.missing()) * block_size + joined) * pipe.native_size**2 * 3)
     mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
     for done, number in enumerate(mine, start=1):
         folder.write(

@@ -68,10 +68,10 @@ def sweep(
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
-    from mmdit.metrics.evaluate import depth_range
+    from mmdit.metrics.feature_networks import find_teacher
+    from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.sweep import STEPS, TASKS, StepSweep, sweep_rows
-    from mmdit.pipelines.frozen import find_teacher, native_size, weights_digest
     from mmdit.storage.versions import versions
 
     chosen = list(SCHEDULERS) if schedulers is None else schedulers
@@ -83,13 +83,13 @@ def sweep(
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
-    samples = EvaluationSamples(data, split, pipe.modalities, native_size(pipe), num_samples, seed)
+    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, num_samples, seed)
     measuring = StepSweep(
         pipe, samples, network, guidance_scale, condition, seed, batch_size, depth_range(samples.info.depth_scale)
     )
     settings = {
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "data": str(data),
         "split": split,
         "num_samples": len(measuring.samples),

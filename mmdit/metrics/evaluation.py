@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,11 +11,18 @@ from torch import Tensor
 
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
-from mmdit.metrics.depth import valid_depth
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import MEASURED, MapMetrics, PreviousPairs, depth_space, label_set, sample_generators, unstack
+from mmdit.metrics.maps import MEASURED, MapMetrics, PreviousPairs, depth_space, label_set
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.pipelines.frozen import reconstruct
+from mmdit.metrics.tasks import (
+    Maps,
+    TaskRunner,
+    can_condition,
+    class_labels,
+    pooled_features,
+    reconstruct,
+    to_tensor,
+)
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 STEPS = {"understanding": 1, "conditioning": 25, "generation": 25}
@@ -47,8 +53,9 @@ class Evaluation:
     ) -> None:
         self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
         self.num_inference_steps = num_inference_steps
-        self.steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
         self.guidance_scale = GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+        steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
+        self.tasks = TaskRunner(pipe, steps, guidance_scale=self.guidance_scale, seed=seed)
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         names = [name for name in MEASURED if name in samples.modalities]
@@ -68,7 +75,6 @@ class Evaluation:
         self.vae_psnr = RunningMean()
         self.category, self.classified = RunningMean(), RunningMean()
         self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
-        self.seconds = {task: RunningMean() for task in STEPS}
         self.num_samples = 0
         if network is None:
             self.notes.append("frechet_distance is null: no feature network; name one with teacher")
@@ -88,79 +94,36 @@ class Evaluation:
         self.num_samples += len(batch)
         self._understand([sample for sample in batch if "rgb" in sample.maps])
         for name in self.conditions:
-            self._condition(name, [sample for sample in batch if self._can_condition(name, sample)])
+            self._condition(name, [sample for sample in batch if can_condition(name, sample)])
         self._generate(batch)
         self._reconstruct(batch)
-
-    def _timed(self, task: str, count: int, **arguments: Any) -> Any:
-        start = time.perf_counter()
-        output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
-        if self.pipe._execution_device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
-        return output
-
-    def _noise(self, task: str, batch: Sequence[GroundTruth]) -> list[torch.Generator]:
-        return sample_generators(self.seed, task, [sample.index for sample in batch])
-
-    def _see(
-        self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], task: str
-    ) -> list[dict[str, np.ndarray]]:
-        output = self._timed(
-            "understanding",
-            len(batch),
-            conditions={"rgb": list(images)},
-            guidance_scale=1.0,
-            generator=self._noise(task, batch),
-        )
-        return unstack(output, (name for name in self.pipe.modalities if name != "rgb"), len(batch))
 
     def _understand(self, batch: Sequence[GroundTruth]) -> None:
         if not batch or len(self.pipe.modalities) < 2:
             return
-        predictions = self._see([sample.maps["rgb"] for sample in batch], batch, "understanding")
+        indices = [sample.index for sample in batch]
+        predictions = self.tasks.understand([sample.maps["rgb"] for sample in batch], indices)
         for prediction, truth in zip(predictions, batch, strict=True):
             self.right.update(prediction, truth)
             for other, its_truth in self.pairs.add(prediction, truth):
                 self.wrong.update(other, its_truth)
 
-    def _can_condition(self, name: str, sample: GroundTruth) -> bool:
-        return name in sample.maps and (name != "depth" or bool(valid_depth(sample.maps[name]).any()))
+    def _see_again(self, made: Sequence[Maps], batch: Sequence[GroundTruth]) -> list[Maps]:
+        """What the model sees in RGB images that it made."""
+        indices = [sample.index for sample in batch]
+        return self.tasks.understand([maps["rgb"] for maps in made], indices, noise="reestimation")
 
     def _condition(self, name: str, batch: Sequence[GroundTruth]) -> None:
         """X -> RGB, then X again from that RGB alone."""
         if not batch:
             return
-        given = [as_condition(name, sample.maps[name]) for sample in batch]
-        output = self._timed(
-            "conditioning",
-            len(batch),
-            conditions={name: given},
-            guidance_scale=1.0,
-            generator=self._noise(name, batch),
-        )
-        images = [maps["rgb"] for maps in unstack(output, ["rgb"], len(batch))]
-        for prediction, truth in zip(self._see(images, batch, "reestimation"), batch, strict=True):
+        made = self.tasks.condition(name, batch)
+        for prediction, truth in zip(self._see_again(made, batch), batch, strict=True):
             self.conditioned[name].update(prediction, truth)
 
-    def _class_labels(self, batch: Sequence[GroundTruth]) -> list[int | str | None]:
-        if self.pipe.id2label:
-            known = self.pipe.labels
-            return [sample.category if sample.category in known else None for sample in batch]
-        fits = len(self.info.categories) <= self.pipe.transformer.config.num_classes
-        index = {name: number for number, name in enumerate(self.info.categories)} if fits else {}
-        return [index.get(sample.category) if sample.category is not None else None for sample in batch]
-
     def _generate(self, batch: Sequence[GroundTruth]) -> None:
-        labels = self._class_labels(batch)
-        output = self._timed(
-            "generation",
-            len(batch),
-            class_labels=labels,
-            guidance_scale=self.guidance_scale,
-            generator=self._noise("generation", batch),
-        )
-        generated = unstack(output, self.pipe.modalities, len(batch))
+        labels = class_labels(self.pipe, batch, self.info.categories)
+        generated = self.tasks.generate(labels, [sample.index for sample in batch])
         if self.labels is not None:
             for maps, sample, label in zip(generated, batch, labels, strict=True):
                 wanted = self.labels.id_of(sample.category)
@@ -170,8 +133,7 @@ class Evaluation:
             self._measure_images("generated", [maps["rgb"] for maps in generated])
             self._classify([maps["rgb"] for maps in generated], batch, labels)
             if self.labels is not None:
-                seen = self._see([maps["rgb"] for maps in generated], batch, "reestimation")
-                for maps, again in zip(generated, seen, strict=True):
+                for maps, again in zip(generated, self._see_again(generated, batch), strict=True):
                     maps["reestimated"] = again["segmentation"]
         for maps in generated:
             self._agree(self.consistency, maps, maps)
@@ -190,7 +152,7 @@ class Evaluation:
         for sample in batch:
             encoded = {}
             for name, array in sample.maps.items():
-                if name in (*self.names, "rgb") and self._can_condition(name, sample):
+                if name in (*self.names, "rgb") and can_condition(name, sample):
                     encoded[name] = self.pipe.codecs[name].encode(array)[None]
             rebuilt = {name: values[0] for name, values in reconstruct(self.pipe, encoded).items()}
             measurable = {name: sample.maps[name] for name in rebuilt if name != "rgb"}
@@ -207,13 +169,13 @@ class Evaluation:
 
     def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
         if self.network is not None and images:
-            self.features[name].update(pooled_features(self.network, images, self.pipe._execution_device))
+            self.features[name].update(pooled_features(self.network, images, self.pipe.execution_device))
 
     def _classify(self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], labels: Sequence[Any]) -> None:
         if self.network is None or not hasattr(self.network, "classify"):
             return
         with torch.no_grad():
-            logits = self.network.classify(_to_tensor(images).to(self.pipe._execution_device))
+            logits = self.network.classify(to_tensor(images).to(self.pipe.execution_device))
         if logits.shape[1] != len(self.info.categories):
             return
         for row, sample, label in zip(logits.argmax(dim=1).tolist(), batch, labels, strict=True):
@@ -250,34 +212,15 @@ class Evaluation:
             "settings": {
                 "num_samples": self.num_samples,
                 # One number where the caller gave one, else what each task used.
-                "num_inference_steps": self.num_inference_steps or dict(self.steps),
+                "num_inference_steps": self.num_inference_steps or dict(self.tasks.steps),
                 "guidance_scale": self.guidance_scale,
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
-                "device": str(self.pipe._execution_device),
+                "device": str(self.pipe.execution_device),
                 "dtype": str(self.pipe.transformer.dtype).removeprefix("torch."),
                 "depth_space": self.space,
                 "depth_range": list(self.span),
                 "notes": self.notes,
             },
-            "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.seconds.items()}},
+            "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.tasks.seconds.items()}},
         }
-
-
-def as_condition(name: str, array: np.ndarray) -> np.ndarray:
-    """A map that the pipeline reads as what it is: metric depth of less than a metre would pass for a relative map."""
-    if name == "depth" and np.nanmax(array) <= 1:
-        return array * np.float32(10 / np.nanmax(array))
-    return array
-
-
-@torch.no_grad()
-def pooled_features(network: Any, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """One feature vector per uint8 image (H, W, 3), float32 (B, D): the network's own pooling, or the mean over tokens."""
-    batch = _to_tensor(images).to(device)
-    pooled = network.pooled(batch) if hasattr(network, "pooled") else network.features(batch).mean(dim=1)
-    return pooled.float()
-
-
-def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdit.encoders.features import timm_from_folder
+from mmdit.encoders.features import load_teacher, timm_from_folder
 from mmdit.encoders.scene_teacher import CONFIG_NAME, WEIGHTS_NAME
 from mmdit.errors import UserError, first_line
+from mmdit.pipelines.loading import resolve_model
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.digests import digest_tensors
 
 # TensorFlow's Inception of 2015-12-05, converted by torch-fidelity; the end of the name is the start of the SHA-256.
@@ -30,6 +32,7 @@ INCEPTION_URL = (
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 DINOV2_SIZE = 224
 SPATIAL_CHANNELS = 7
+TEACHER_FOLDER = "teacher"
 
 
 class InceptionFeatures(nn.Module):
@@ -162,3 +165,22 @@ def _download_inception() -> Path:
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> uint8 (B, 3, H, W) on a device."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+
+
+def find_teacher(pipe: MultimodalDiTPipeline, name_or_folder: str | None = None) -> nn.Module | None:
+    """Load a pipeline's feature network onto its device.
+
+    Args:
+        name_or_folder: what ``mmdit.encoders.features.load_teacher`` takes; None = the folder ``teacher`` in the model's
+            own folder, if it has one.
+
+    Returns None where nothing was named and the model has none. Raises UserError for a teacher that can't be loaded.
+    """
+    if name_or_folder is None:
+        source = getattr(pipe.config, "_name_or_path", None) or pipe.name_or_path
+        folder = resolve_model(source) if source else None
+        if not isinstance(folder, Path) or not (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
+            return None
+        name_or_folder = str(folder / TEACHER_FOLDER)
+    side = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
+    return load_teacher(name_or_folder, (side, side)).to(pipe.execution_device)

@@ -16,7 +16,6 @@ import numpy as np
 from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.image_sets import BLOCKS, write_npz
 from mmdit.metrics.maps import batched, sample_generators
-from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.files import atomic_file
 from mmdit.storage.json_object import read_object, write_json
@@ -145,7 +144,7 @@ def make_block(
 ) -> np.ndarray:
     """RGB of one block, uint8 (n, H, W, 3). ``size``: pixels, None = the model's own."""
     labels, made = plan.class_labels(), []
-    pixels = size or native_size(pipe)
+    pixels = size or pipe.native_size
     for indices in batched(plan.block(number), batch_size):
         output: Any = pipe(
             class_labels=[None if labels[index] < 0 else int(labels[index]) for index in indices],

@@ -39,6 +39,7 @@ from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.loading import check_folder, check_weights, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.pipelines.region import read_region
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
 from mmdit.task import Role
 
@@ -118,6 +119,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     def native_size(self) -> int:
         """Height and width in pixels that the transformer was built for."""
         return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+
+    def weights_digest(self) -> str:
+        """16 hexadecimal digits that change with any weight of the transformer or the VAE, or with their dtype."""
+        return digest_tensors(self.transformer.state_dict(), self.vae.state_dict(), described=True)
 
     @property
     def execution_device(self) -> torch.device:

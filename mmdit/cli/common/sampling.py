@@ -14,10 +14,10 @@ import torch
 
 from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
-from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.digests import digest_file
+from mmdit.storage.names import distinct_names
 
 BATCH_SIZE = 8
 Arrays = dict[str, np.ndarray]
@@ -30,6 +30,13 @@ def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, s
     label = resolve_labels(given, pipe.transformer.config.num_classes, pipe.id2label)[0]
     assert label is not None
     return label, pipe.id2label.get(label, str(label))
+
+
+def category_names(pipe: MultimodalDiTPipeline) -> list[str]:
+    """A file name for each class id, no two alike: different names may become the same file name, or be equal."""
+    return distinct_names(
+        [pipe.id2label.get(index, str(index)) for index in range(pipe.transformer.config.num_classes)]
+    )
 
 
 def run_pipeline(
@@ -72,10 +79,16 @@ class SamplingRun:
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.pipe = load_pipeline(model, device, dtype, scheduler)
         self.pipe.set_progress_bar_config(disable=num_inference_steps == 1, leave=False)
-        self.native = (native_size(self.pipe),) * 2
+        self.native = (self.pipe.native_size,) * 2
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
-    def request(self, seed: int, category: str | None = None, conditions: Mapping[str, Path] | None = None) -> Request:
+    def request(
+        self,
+        seed: int,
+        category: str | None = None,
+        class_id: int | None = None,
+        conditions: Mapping[str, Path] | None = None,
+    ) -> Request:
         """All that decides a sample, as JSON values for its metadata; given files by path and content."""
         return {
             "command": self.command,
@@ -85,6 +98,7 @@ class SamplingRun:
             "guidance_scale": self.guidance_scale,
             "scheduler": type(self.pipe.scheduler).__name__,
             "category": category,
+            "class_id": class_id,
             "conditions": {
                 name: {"path": str(path), "sha256": digest_file(path)} for name, path in (conditions or {}).items()
             },

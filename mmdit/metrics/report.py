@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from mmdit.errors import UserError
 from mmdit.metrics.evaluation import Evaluation, FeatureNetwork
+from mmdit.metrics.feature_networks import find_teacher
 from mmdit.metrics.maps import batched
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.pipelines.frozen import find_teacher, native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import json_safe
 
@@ -63,7 +63,7 @@ def evaluate(
     if device is not None or dtype is not None:
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
-    samples = EvaluationSamples(data, split, pipe.modalities, native_size(pipe), num_samples, seed)
+    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, num_samples, seed)
     evaluation = Evaluation(
         pipe, samples, num_inference_steps, guidance_scale, seed, network, depth_range(samples.info.depth_scale)
     )
