@@ -5,6 +5,15 @@ Public names are imported when they are first used (PEP 562), so ``import mmdit`
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # `python -m` still looks for its module, in the working directory first
+    from mmdit.cli.search_path import leave_working_directory, runs_this_package
+
+    if runs_this_package():
+        leave_working_directory()
+    del leave_working_directory, runs_this_package
+
 import importlib
 from typing import TYPE_CHECKING
 

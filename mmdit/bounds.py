@@ -18,15 +18,21 @@ __all__ = [
     "MAX_SEED",
     "RIGHT",
     "AtATime",
+    "Batch",
     "ClosedUnitInterval",
     "Decay",
     "Devices",
+    "InferenceSteps",
+    "Layers",
     "Nodes",
     "NonNegativeInt",
     "NonNegativeNumber",
     "PositiveInt",
     "PositiveNumber",
+    "Rows",
     "Seed",
+    "TrainingSteps",
+    "Width",
     "Workers",
     "check_bounds",
     "explain",
@@ -34,15 +40,35 @@ __all__ = [
 ]
 
 MAX_SEED = 2**63 - 1
+# Whole numbers: least and most. More is a slip, which would take all memory, or days, before it is noticed.
+_WHOLE = {
+    "Seed": (0, MAX_SEED),
+    "AtATime": (1, 10**6),  # samples that go through a frozen network, or a training step, together
+    "Batch": (1, 65_536),  # samples that are generated together
+    "Devices": (1, 4096),
+    "InferenceSteps": (1, 10**4),
+    "Layers": (1, 2**14),
+    "Nodes": (1, 65_536),
+    "Rows": (0, 10**6),
+    "TrainingSteps": (1, 10**8),
+    "Width": (1, 2**20),
+    "Workers": (0, 1024),
+}
 
 if TYPE_CHECKING:
     PositiveInt = int
     NonNegativeInt = int
     Seed = int
     AtATime = int
-    Workers = int
+    Batch = int
     Devices = int
+    InferenceSteps = int
+    Layers = int
     Nodes = int
+    Rows = int
+    TrainingSteps = int
+    Width = int
+    Workers = int
     PositiveNumber = float
     NonNegativeNumber = float
     ClosedUnitInterval = float
@@ -50,11 +76,8 @@ if TYPE_CHECKING:
 else:
     from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt, restricted_number_type
 
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<=", MAX_SEED)])
-    AtATime = restricted_number_type("AtATime", int, [(">=", 1), ("<=", 10**6)])
-    Workers = restricted_number_type("Workers", int, [(">=", 0), ("<=", 1024)])
-    Devices = restricted_number_type("Devices", int, [(">=", 1), ("<=", 4096)])
-    Nodes = restricted_number_type("Nodes", int, [(">=", 1), ("<=", 65536)])
+    for _name, (_least, _most) in _WHOLE.items():
+        globals()[_name] = restricted_number_type(_name, int, [(">=", _least), ("<=", _most)])
     PositiveNumber = restricted_number_type("PositiveNumber", float, [(">", 0), ("<", math.inf)])
     NonNegativeNumber = restricted_number_type("NonNegativeNumber", float, [(">=", 0), ("<", math.inf)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
@@ -63,17 +86,12 @@ else:
 RIGHT = {
     "PositiveInt": "at least 1",
     "NonNegativeInt": "at least 0",
-    "Seed": f"0 to {MAX_SEED}",
-    "AtATime": "at least 1 and at most 1000000",
-    "Workers": "at least 0 and at most 1024",
-    "Devices": "at least 1 and at most 4096",
-    "Nodes": "at least 1 and at most 65536",
+    **{name: f"{least} to {most}" for name, (least, most) in _WHOLE.items()},
     "PositiveNumber": "a number above 0",
     "NonNegativeNumber": "a number, at least 0",
     "ClosedUnitInterval": "a number from 0 to 1",
     "Decay": "a number from 0 to below 1",
 }
-_WHOLE = ("PositiveInt", "NonNegativeInt", "Seed", "AtATime", "Workers", "Devices", "Nodes")
 
 
 def check_bounds(config: Any) -> None:
@@ -102,7 +120,7 @@ def explain(message: str, given: str | None = None) -> str | None:
             found[1] if found else "", found[1] if found else "another value"
         )
     )
-    kind = "a whole number, " if match[1] in _WHOLE and not conforms else ""
+    kind = "a whole number, " if match[1] in (*_WHOLE, "PositiveInt", "NonNegativeInt") and not conforms else ""
     return f"is {value}: give {kind}{RIGHT[match[1]]}"
 
 

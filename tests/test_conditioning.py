@@ -21,3 +21,38 @@ def test_a_label_has_no_tokens() -> None:
     assert joined.tokens is None
     assert joined.token_mask is None
     assert joined.vector.shape == (4, 3)
+
+
+def test_tokens_of_unequal_length_are_padded_and_the_padding_masked() -> None:
+    long = Conditioning(torch.zeros(1, 2), torch.ones(1, 3, 2), subject_ids=torch.tensor([[-1, 0, 0]]))
+    short = Conditioning(torch.ones(2, 2), torch.full((2, 1, 2), 2.0), torch.tensor([[True], [False]]))
+    label = Conditioning(torch.full((1, 2), 3.0))
+    joined = concatenate([long, short, label])
+    assert joined.vector[:, 0].tolist() == [0, 1, 1, 3]
+    assert joined.tokens is not None
+    assert joined.tokens[:, :, 0].tolist() == [[1, 1, 1], [2, 0, 0], [2, 0, 0], [0, 0, 0]]
+    assert joined.token_mask is not None
+    assert joined.token_mask.tolist() == [[True] * 3, [True, False, False], [False] * 3, [False] * 3]
+    assert joined.subject_ids is not None
+    assert joined.subject_ids.tolist() == [[-1, 0, 0], [-1] * 3, [-1] * 3, [-1] * 3]
+    same = concatenate([short, Conditioning(torch.zeros(1, 2), torch.zeros(1, 1, 2))])
+    assert same.token_mask is not None
+    assert same.token_mask.tolist() == [[True], [False], [True]]
+    nothing = concatenate([label, Conditioning(torch.zeros(1, 2), torch.zeros(1, 0, 2))])
+    assert nothing.tokens is None
+    assert len(nothing.vector) == 2
+
+
+def test_dtype_is_that_of_numbers_only() -> None:
+    mask, ids = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.long)
+    moved = Conditioning(torch.zeros(1, 2), torch.zeros(1, 3, 2), mask, ids).to(dtype=torch.bfloat16)
+    assert [part.dtype for part in vars(moved).values()] == [torch.bfloat16, torch.bfloat16, torch.bool, torch.int64]
+    assert Conditioning(torch.zeros(1, 2)).to("meta").vector.is_meta
+
+
+def test_is_a_pytree() -> None:
+    one = Conditioning(torch.zeros(1, 2), torch.zeros(1, 3, 2))
+    doubled = torch.utils._pytree.tree_map(lambda part: None if part is None else part + 1, one)
+    assert isinstance(doubled, Conditioning)
+    assert doubled.vector.tolist() == [[1, 1]]
+    assert doubled.token_mask is None

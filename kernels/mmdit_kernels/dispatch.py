@@ -119,7 +119,8 @@ def status() -> dict[str, str]:
     problem = "the default backend is 'torch'" if backend == "torch" else device_problem(device_type)
     if problem is None and device_type == "cpu" and backend == "auto":
         problem = "the default backend is 'auto', which takes PyTorch on the CPU"
-    problems = {"attention": problem or shared_memory_problem(device_type, None, ATTENTION_SHARED_MEMORY)}
+    attention = problem or shared_memory_problem(device_type, None, ATTENTION_SHARED_MEMORY)
+    problems = {"attention": attention, "attention_packed": attention}
     problems |= {"layernorm_modulate": problem, "gated_residual_layernorm_modulate": problem}
     return {
         "default_backend": backend,

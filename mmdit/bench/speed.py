@@ -46,7 +46,7 @@ def _count(network: MultimodalDiT, depth: int) -> dict[str, float]:
         m, c, size = len(copy.config.modalities), copy.config.in_channels, copy.config.sample_size
         latents = torch.empty(1, m, c, size, size)
         timesteps, roles = torch.empty(1, m), torch.zeros(1, m, dtype=torch.long)
-        conditioning = copy.conditioner(torch.zeros(1, dtype=torch.long))
+        conditioning = copy.conditioner.null(1)
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             copy(latents, timesteps, roles, conditioning)
         with FlopCounterMode(display=False) as training:

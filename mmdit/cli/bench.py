@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, PositiveNumber
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber
 from mmdit.errors import UserError
 from mmdit.storage.json_object import write_json
 from mmdit.training.config import TrainingConfig
@@ -57,7 +57,7 @@ def bench_train(
 
 def bench_sample(
     num_images: PositiveInt = 8,
-    num_inference_steps: PositiveInt = 25,
+    num_inference_steps: InferenceSteps = 25,
     guidance_scale: NonNegativeNumber = 1.0,
     latent_size: PositiveInt = 32,
     num_classes: PositiveInt = 1000,
@@ -108,7 +108,7 @@ def bench_sample(
 def bench_loader(
     data: Path | None = None,
     split: str = "train",
-    batch_size: PositiveInt = 256,
+    batch_size: Batch = 256,
     seconds: PositiveNumber = 5.0,
     report: Path | None = None,
 ) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmdit.bounds import PositiveInt
 from mmdit.errors import UserError
+from mmdit.storage.lock import FolderLock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,13 @@ def convert(
         num_heads: Attention heads, only for a width that is not one of S, B, L and XL.
     """
     _check_output(output)
+    # Not in the output itself, which a conversion makes anew; what it prepares lies beside it.
+    with FolderLock(output.parent / f".{output.name}.lock", "mmdit convert"):
+        _check_output(output)
+        _convert(format, checkpoint, output, vae, weights, num_heads)
+
+
+def _convert(format: str, checkpoint: Path, output: Path, vae: str, weights: str, num_heads: int | None) -> None:
     import torch
 
     from mmdit.cli.common.model import load_vae, quiet_libraries
@@ -70,6 +78,8 @@ def convert(
         converted = convert_state_dict(format, state, args, num_heads)
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{checkpoint}: its training arguments are of another kind ({error})") from error
     with torch.device("meta"):
         transformer = MultimodalDiT(**converted.config)
     transformer.load_state_dict(converted.state_dict, assign=True)
@@ -110,9 +120,11 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
 
     import torch
 
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the .pt file of a checkpoint")
+    from mmdit.storage.weights import check_archive, refuse_irregular
+
+    refuse_irregular(path)
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused a line later
             # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
@@ -142,10 +154,15 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{path}: its weights are a {type(state).__name__}, not a dictionary of tensors")
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise UserError(f"{path}: is no checkpoint of such a network: {key!r} is no name of a tensor")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = f"tensor of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise UserError(f"{path}: is no checkpoint of such a network: {str(key)!r} is a {kind}")
-    return dict(state), dict(vars(args) if isinstance(args, argparse.Namespace) else args or {})
+    args = vars(args) if isinstance(args, argparse.Namespace) else args or {}
+    if not isinstance(args, Mapping):
+        raise UserError(f"{path}: its training arguments are a {type(args).__name__}, not names with values")
+    return dict(state), {str(key): value for key, value in args.items()}
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -171,7 +188,7 @@ def _save(pipe: Any, output: Path) -> None:
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
     from mmdit.storage.files import share_weights, writing_folder
-    from mmdit.storage.weights import write_safetensors
+    from mmdit.storage.mapped_weights import write_safetensors
 
     output.parent.mkdir(parents=True, exist_ok=True)
     num_bytes = sum(weight.nbytes for part in (pipe.transformer, pipe.vae) for weight in part.state_dict().values())

@@ -62,6 +62,7 @@ def label(
     dtype: DtypeName = "float32",
     batch_size: AtATime = 8,
     num_workers: Workers = 0,
+    skip_bad: bool = False,
     accelerator: str = "auto",
     devices: Devices = 1,
     num_nodes: Nodes = 1,
@@ -73,9 +74,9 @@ def label(
     none. Depth: Depth Anything V2 (Small is Apache-2.0; Base and Large are CC BY-NC-4.0) or Marigold. Normals: Marigold.
     Segmentation: SAM or SAM 2 (masks without classes, coloured by a hash of the path), Mask2Former or OneFormer (classes).
 
-    Interrupted, the same command goes on; with another split or modality it adds to the output. Images that can't be used
-    are listed at the end, and the command exits with 2; all others are kept. With several devices or nodes each process
-    takes its share of the images.
+    Interrupted, the same command goes on; images that were changed since are labelled again; with another split or modality
+    it adds to the output. Images that can't be used are listed at the end, and the command exits with 2; all others are
+    kept. With several devices or nodes each process takes its share of the images.
 
     Args:
         images: Folder of images, or of folders of images.
@@ -89,8 +90,9 @@ def label(
         marigold: Settings of Marigold's pipelines.
         masks: Settings of SAM's mask generation.
         dtype: That the networks run in.
-        batch_size: Images at a time, of one size.
+        batch_size: Images that are read at a time; labellers take them one by one.
         num_workers: Loader processes per process.
+        skip_bad: Exit with 0 where some images can't be used; they are listed and left out either way.
         accelerator: auto, cpu, gpu.
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
@@ -109,11 +111,21 @@ def label(
     chosen = {name: model for name, model in models.items() if model != "none"}
     labellers = load_labellers(chosen, LabellerSettings(dtype, marigold, masks), note)
     report = label_images(
-        images, output, labellers, split, size, licence, batch_size, num_workers, accelerator, devices, num_nodes
+        images,
+        output,
+        labellers,
+        split=split,
+        size=size,
+        licence=licence,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
     )
     if report is None:
         return 0
-    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled")
+    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
 
 
 def hypersim(
@@ -123,6 +135,8 @@ def hypersim(
     split_csv: Path | None = None,
     cameras_csv: Path | None = None,
     num_workers: Workers | None = None,
+    skip_bad: bool = False,
+    allow_outside: bool = False,
 ) -> int:
     """Import Hypersim's own layout as a dataset.
 
@@ -140,20 +154,30 @@ def hypersim(
         split_csv: Hypersim's metadata_images_split_scene_v1.csv: public frames and their splits; by default source's, if any.
         cameras_csv: Hypersim's metadata_camera_parameters.csv: each scene's intrinsics; by default source's, or 60 degrees.
         num_workers: Processes; by default one for each usable core.
+        skip_bad: Exit with 0 where some frames can't be used; they are listed and left out either way.
+        allow_outside: Accept HDF5 files that link to files outside the source.
     """
     if importlib.util.find_spec("h5py") is None:
         raise UserError("Hypersim's files need h5py: pip install 'multimodal-dit[hypersim]'")
     from mmdit.sources.hypersim.dataset import import_hypersim
 
-    report = import_hypersim(source, output, split, split_csv, cameras_csv, num_workers)
+    report = import_hypersim(
+        source,
+        output,
+        split=split,
+        split_csv=split_csv,
+        cameras_csv=cameras_csv,
+        num_workers=num_workers,
+        allow_outside=allow_outside,
+    )
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
-    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported")
+    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)
 
 
-def _report_bad(bad: Sequence[object], kept: str) -> int:
+def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
     for entry in bad:
         print(entry)
-    if bad:
+    if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} problems, listed above ({kept} all the same; the same command tries the others again)"
         )
@@ -253,7 +277,7 @@ def encode(
     autoencoder = load_vae(vae).to(fabric.device).eval()
     features = None
     if teacher is not None:
-        split = splits[0] if splits else list_splits(data)[0]
+        split = splits[0] if splits else next(iter(list_splits(data)), "train")
         folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
         height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()["rgb"].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)

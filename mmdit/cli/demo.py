@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import InferenceSteps, NonNegativeNumber, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed
 from mmdit.errors import UserError
 
@@ -17,7 +17,7 @@ def demo(
     output: Path = Path("outputs/demo"),
     model: str = BUNDLED_MODEL,
     data: Path = EXAMPLES,
-    num_inference_steps: PositiveInt = 25,
+    num_inference_steps: InferenceSteps = 25,
     guidance_scale: NonNegativeNumber = 2.0,
     seed: Seed = 0,
     device: str = "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -16,10 +16,10 @@ def evaluate(
     split: str = "test",
     model: str = BUNDLED_MODEL,
     num_samples: PositiveInt | None = 128,
-    num_inference_steps: PositiveInt | None = None,
+    num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber = 2.0,
     seed: Seed = 0,
-    batch_size: PositiveInt = 32,
+    batch_size: Batch = 32,
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmdit.bounds import PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -16,11 +16,11 @@ def evaluate_geometry(
     list_file: Path,
     output: Path,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: PositiveInt = 1,
+    num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
     seed: Seed = 0,
     num_samples: PositiveInt | None = None,
-    batch_size: PositiveInt = 8,
+    batch_size: Batch = 8,
     height: PositiveInt | None = None,
     width: PositiveInt | None = None,
     crop: str | None = None,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
@@ -19,7 +19,7 @@ def generate(
     categories: list[str],
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: PositiveInt = 25,
+    num_inference_steps: InferenceSteps = 25,
     guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
     seed: Seed = 0,
@@ -27,6 +27,7 @@ def generate(
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/generate"),
     overwrite: bool = False,
+    batch_size: Batch = 8,
 ) -> None:
     """Generate aligned images of all modalities from categories.
 
@@ -45,28 +46,30 @@ def generate(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images * len(categories))
-    from mmdit.cli.common.sampling import SamplingRun, category_names, resolve_category
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, category_names, resolve_category
 
     run = SamplingRun(
-        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite
+        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size
     )
-    requests, labels, names = {}, {}, category_names(run.pipe)
-    next_seed: dict[int, int] = {}
+    labels, names, ranges, next_seed = {}, {}, [], dict[str, int]()
+    stems = category_names(run.pipe)
     for label, category in [resolve_category(run.pipe, category) for category in categories]:
-        for _ in range(num_images):
-            own_seed = next_seed.get(label, seed)
-            next_seed[label] = own_seed + 1
-            name = f"{names[label]}_{own_seed}"
-            requests[name], labels[name] = run.request(own_seed, category, label), label
-    run.run(requests, lambda names: {"class_labels": [labels[name] for name in names]})
+        stem = stems[label]
+        labels[stem], names[stem] = label, category
+        first = next_seed.get(stem, seed)
+        next_seed[stem] = first + num_images
+        ranges.append((stem, range(first, first + num_images)))
+    requests = NumberedRequests(ranges, lambda stem, own_seed: run.request(own_seed, names[stem], labels[stem]))
+    run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch]})
 
 
 def understand(
     images: list[str],
     model: str = BUNDLED_MODEL,
-    num_inference_steps: PositiveInt = 1,
+    num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
     seed: Seed = 0,
     device: str = "auto",
@@ -74,6 +77,7 @@ def understand(
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
     overwrite: bool = False,
+    batch_size: Batch = 8,
 ) -> None:
     """Predict depth, normals and segmentation from RGB images.
 
@@ -93,6 +97,7 @@ def understand(
         output: Folder of the results.
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     from PIL import Image
 
@@ -105,7 +110,9 @@ def understand(
     sizes, bad = read_sizes(files)
     for reason in bad:
         note(f"left out: {reason}")
-    run = SamplingRun("understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite)
+    run = SamplingRun(
+        "understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite, batch_size
+    )
     if "rgb" not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
@@ -138,7 +145,7 @@ def condition(
     category: str | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: PositiveInt = 25,
+    num_inference_steps: InferenceSteps = 25,
     guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
     seed: Seed = 0,
@@ -147,6 +154,7 @@ def condition(
     output: Path = Path("outputs/condition"),
     depth_values: Literal["auto", "relative", "metric"] = "auto",
     overwrite: bool = False,
+    batch_size: Batch = 8,
 ) -> None:
     """Generate the other modalities from any subset of them.
 
@@ -173,10 +181,11 @@ def condition(
             as in our depth.npy and depth.png; auto knows our files and datasets', takes other .npy within [0, 1] and 8-bit
             images as relative and the rest as metric, and says so.
         overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images)
     from mmdit.cli.common.inputs import read_condition, source_name
-    from mmdit.cli.common.sampling import SamplingRun, resolve_category
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
 
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = {name: path for name, path in options.items() if path is not None}
@@ -186,7 +195,9 @@ def condition(
         if not path.is_file():
             raise UserError(f"--{name} {path}: {'is a folder; give a file' if path.is_dir() else 'no such file'}")
     scale = guidance_scale if category is not None else 1.0
-    run = SamplingRun("condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite)
+    run = SamplingRun(
+        "condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite, batch_size
+    )
     modalities = run.pipe.modalities
     for name in files:
         if name not in modalities:
@@ -203,9 +214,10 @@ def condition(
             note(value.note)
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
-    requests = {
-        f"{source}_{seed + i}": {**run.request(seed + i, label_name, label, files), "depth_values": depth_values}
-        for i in range(num_images)
-    }
+    request = {**run.request(seed, label_name, label, files), "depth_values": depth_values}
+    requests = NumberedRequests(
+        [(source, range(seed, seed + num_images))],
+        lambda stem, own_seed: {**request, "seed": own_seed},
+    )
     conditions = {name: value.array for name, value in given.items()}
-    run.run(requests, lambda names: {"class_labels": [label] * len(names), "conditions": conditions})
+    run.run(requests, lambda batch: {"class_labels": [label] * len(batch), "conditions": conditions})

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmdit.cli.search_path import leave_working_directory, without_working_directory
 from mmdit.errors import UserError, nearest_names
 
 EXIT_DONE, EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -150,7 +151,18 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # the process is ours
+        leave_working_directory()
+        return _main(sys.argv[1:])
+    before = list(sys.path)
+    sys.path[:] = without_working_directory(before)
+    try:
+        return _main(list(arguments))
+    finally:
+        sys.path[:] = before
+
+
+def _main(arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a file name need not be in the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     debug = "--debug" in arguments or os.environ.get("MMDIT_DEBUG", "0") not in ("", "0")

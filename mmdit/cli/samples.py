@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -18,12 +18,12 @@ def samples(
     num_samples: PositiveInt = 50000,
     model: str = BUNDLED_MODEL,
     labels: Literal["balanced", "random", "none"] = "balanced",
-    num_inference_steps: PositiveInt = 250,
+    num_inference_steps: InferenceSteps = 250,
     scheduler: str = "euler_maruyama",
     guidance_scale: NonNegativeNumber = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     seed: Seed = 0,
-    batch_size: PositiveInt = 64,
+    batch_size: Batch = 64,
     block_size: PositiveInt = 256,
     ema: bool | None = None,
     device: str = "auto",
@@ -113,7 +113,7 @@ def evaluate_generation(
     output: Path,
     inception: str | None = "download",
     dinov2: str | None = None,
-    batch_size: PositiveInt = 64,
+    batch_size: Batch = 64,
     device: str = "auto",
 ) -> None:
     """Measure generated images against a reference: FID, sFID, IS, precision, recall, FD-DINOv2.
@@ -179,21 +179,32 @@ def evaluate_generation(
 def process_place() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this machine), as torchrun or SLURM's srun tells them; (0, 1, 0) without.
 
+    A shell of salloc, or a batch script, has SLURM_NTASKS of its allocation and is one process all the same: only srun
+    says how many its step has.
+
     Raises:
         UserError: variables that are no whole numbers.
     """
-    for names in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    ):
-        values = [os.environ.get(name) for name in names]
-        if all(value is not None for value in values):
-            try:
-                rank, world_size, local_rank = (int(value or "") for value in values)
-            except ValueError:
-                raise UserError(f"{', '.join(names)} are {values}: give whole numbers") from None
-            return rank, world_size, local_rank
-    return 0, 1, 0
+    environment = os.environ
+    torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if all(name in environment for name in torchrun):
+        return _numbers(torchrun)
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        slurm = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:  # of srun before 20.11 the tasks after the first are known by their number
+        slurm = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        if environment.get("SLURM_PROCID", "0") == "0":
+            return 0, 1, 0
+    return _numbers(slurm) if all(name in environment for name in slurm) else (0, 1, 0)
+
+
+def _numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
+    values = [os.environ[name] for name in names]
+    try:
+        rank, world_size, local_rank = map(int, values)
+    except ValueError:
+        raise UserError(f"{', '.join(names)} are {values}: give whole numbers") from None
+    return rank, world_size, local_rank
 
 
 def own_device(device: str, local_rank: int) -> str:
@@ -206,14 +217,14 @@ def own_device(device: str, local_rank: int) -> str:
 
 def ema_of(model: str) -> bool | None:
     """Whether a pipeline folder of a training run holds averaged weights: what the run's config.yaml says; None = unknown."""
-    import yaml
+    from mmdit.storage.yaml_text import read_yaml
 
     config = Path(model).expanduser().resolve().parent / "config.yaml"
     if not Path(model).expanduser().is_dir() or not config.is_file():
         return None
     try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        values = read_yaml(config)
+    except UserError:
         return None
     return bool(values["ema"]) if isinstance(values, dict) and "ema" in values else None
 

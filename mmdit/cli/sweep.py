@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, note
 from mmdit.errors import UserError
 from mmdit.storage.files import write_atomically
@@ -28,12 +28,12 @@ def sweep(
     model: str = BUNDLED_MODEL,
     tasks: list[str] | None = None,
     schedulers: list[str] | None = None,
-    steps: list[PositiveInt] | None = None,
+    steps: list[InferenceSteps] | None = None,
     num_samples: PositiveInt | None = 64,
     guidance_scale: NonNegativeNumber = 2.0,
     condition: str = "depth",
     seed: Seed = 0,
-    batch_size: PositiveInt = 32,
+    batch_size: Batch = 32,
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",

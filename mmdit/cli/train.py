@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mmdit.storage.lock import FolderLock
 from mmdit.training.config import TrainingConfig
 
 
@@ -13,16 +15,19 @@ def train(output: Path, resume: str | None = None, **sections: Any) -> None:
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
     ``teacher/``) into the run folder. ``--config`` can be given more than once: a later file overlays an earlier one.
-    SIGTERM, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
+    SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Args:
         output: the run folder.
         resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
         **sections: the configuration, ``TrainingConfig``.
     """
+    from mmdit.training.processes import is_first_process
     from mmdit.training.signals import leaving_quietly
 
-    with leaving_quietly():
+    # The first process of a run holds its folder; the others write nothing of their own into it.
+    lock = FolderLock(output, "mmdit train") if is_first_process() else nullcontext()
+    with leaving_quietly(), lock:
         folder = _train(TrainingConfig(**sections), output, resume)
     if folder is not None:
         print(folder)

@@ -13,6 +13,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_colla
 from mmdit.errors import UserError
 
 
+def numbered_generator(seed: int, number: int) -> torch.Generator:
+    """The generator of a numbered thing, such as a step or a pass over the data, in a run of any seed from 0 to 2^63 - 1."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**64)
+
+
 class StepSampler(Sampler[list[int]]):
     """Batches of indices for steps ``start`` … ``num_batches`` of a run: shuffled passes over the data, without end.
 
@@ -43,7 +48,7 @@ class StepSampler(Sampler[list[int]]):
             for position in range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size):
                 epoch, offset = divmod(position, self.num_samples)
                 if cached[0] != epoch:
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    generator = numbered_generator(self.seed, epoch)
                     cached = (epoch, torch.randperm(self.num_samples, generator=generator).tolist())
                 indices.append(cached[1][offset])
             yield indices

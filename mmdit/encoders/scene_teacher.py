@@ -16,8 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mmdit.errors import UserError
+from mmdit.storage.component import check_component
 from mmdit.storage.files import write_atomically
-from mmdit.storage.json_object import read_object, write_json
+from mmdit.storage.json_object import write_json
+from mmdit.storage.weights import refuse_non_finite
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CLASS_NAME = "SceneTeacher"
@@ -103,14 +105,12 @@ class SceneTeacher(nn.Module):
         """Load what ``save_pretrained`` wrote, frozen and in evaluation mode. Raises UserError if it is incomplete."""
         folder = Path(folder)
         try:
-            config = read_object(folder / CONFIG_NAME)
-            if config.pop("_class_name", None) != CLASS_NAME:
-                raise ValueError(f"its _class_name is not {CLASS_NAME}")
+            config = check_component(folder, cls)
+            teacher = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS_NAME).items()}
-            with torch.device("meta"):  # sizes that the weights don't have take no memory
-                teacher = cls(**{key: config.field(key, int) for key in config})
-            teacher.load_state_dict(state, assign=True)
-        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            teacher.load_state_dict(state)
+            refuse_non_finite(teacher, folder / WEIGHTS_NAME)
+        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{folder}: no usable scene teacher ({CONFIG_NAME} and {WEIGHTS_NAME}): {error}") from None
         return teacher.eval().requires_grad_(False)
 

@@ -6,10 +6,7 @@ that a later run reads again only those that changed; without it, all are read o
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,30 +14,12 @@ from typing import Any
 
 from mmdit.data.manifest import Sample
 from mmdit.errors import UserError
+from mmdit.storage.file_state import FileState, read_state
 from mmdit.storage.files import write_atomically
 from mmdit.storage.json_text import read_json
 
 MAX_RECORD = 2**28
-# modality -> [size in bytes, time of change in nanoseconds, hash of the content]; None = no such file
-FileState = tuple[int, int, str]
-SampleState = dict[str, FileState | None]
-
-
-def read_state(path: Path, known: FileState | None = None) -> FileState | None:
-    """Return a file's state, its content read only where size or time are not those of ``known``."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        if known is not None and (status.st_size, status.st_mtime_ns) == known[:2]:
-            return known
-        with path.open("rb") as file:
-            digest = hashlib.blake2b(digest_size=16)
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, digest.hexdigest()
+SampleState = dict[str, FileState | None]  # modality -> None where there is no such file
 
 
 def sample_state(sample: Sample, modalities: Mapping[str, Any], known: SampleState | None = None) -> SampleState:
@@ -86,11 +65,6 @@ class ShardRecord:
         values = {"files": self.files, "left_out": self.left_out, "bad": self.bad}
         write_atomically(self.path, json.dumps(values, separators=(",", ":")).encode())
 
-    def remove(self) -> None:
-        """Forget it on disk too."""
-        if self.path.exists():
-            os.unlink(self.path)
-
 
 def _state(size: int, time: int, digest: str) -> FileState:
-    return int(size), int(time), str(digest)
+    return FileState(int(size), int(time), str(digest))

@@ -59,6 +59,7 @@ def guided_velocity(
     conditioning: Conditioning,
     null: Conditioning | None,
     roles: Tensor,
+    *,
     guidance: Guidance,
     t: float,
 ) -> Tensor:

@@ -6,9 +6,9 @@ All integrate from t = 1 (noise) to t = 0 (data) and take a velocity ε - x_0. `
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,37 +126,28 @@ class SchedulerKind:
     """All that the repository knows about a scheduler.
 
     Args:
-        make: builds it.
         cls: its class.
         process: what it integrates, "ODE" or "SDE"; reports say so, for their numbers differ.
         color, marker: of its line in charts, whichever of them are drawn (colours of Okabe and Ito).
         lay_out: (scheduler, times from 1 to 1/n, device): sets its timesteps.
+        settings: what it is built with.
     """
 
-    make: Callable[[], SchedulerMixin]
-    cls: type[SchedulerMixin]
+    cls: type[Any]
     process: str
     color: str
     marker: str
     lay_out: Callable[[SchedulerMixin, np.ndarray, Device], None] = _lay_out_as_they_do
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _multistep(cls: type[SchedulerMixin]) -> Callable[[], SchedulerMixin]:
-    return partial(cls, prediction_type="flow_prediction", use_flow_sigmas=True)
-
-
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS: dict[str, SchedulerKind] = {
-    "euler": SchedulerKind(
-        FlowMatchEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, "ODE", "#0072B2", "o", _lay_out_given
-    ),
-    "heun": SchedulerKind(
-        FlowMatchHeunDiscreteScheduler, FlowMatchHeunDiscreteScheduler, "ODE", "#E69F00", "s", _lay_out_twice
-    ),
-    "unipc": SchedulerKind(_multistep(UniPCMultistepScheduler), UniPCMultistepScheduler, "ODE", "#009E73", "^"),
-    "dpmsolver++": SchedulerKind(
-        _multistep(DPMSolverMultistepScheduler), DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D"
-    ),
-    "euler_maruyama": SchedulerKind(EulerMaruyamaScheduler, EulerMaruyamaScheduler, "SDE", "#555555", "v"),
+    "euler": SchedulerKind(FlowMatchEulerDiscreteScheduler, "ODE", "#0072B2", "o", _lay_out_given),
+    "heun": SchedulerKind(FlowMatchHeunDiscreteScheduler, "ODE", "#E69F00", "s", _lay_out_twice),
+    "unipc": SchedulerKind(UniPCMultistepScheduler, "ODE", "#009E73", "^", settings=_FLOW),
+    "dpmsolver++": SchedulerKind(DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D", settings=_FLOW),
+    "euler_maruyama": SchedulerKind(EulerMaruyamaScheduler, "SDE", "#555555", "v"),
 }
 
 
@@ -164,7 +155,7 @@ def make_scheduler(name: str) -> SchedulerMixin:
     """Build a scheduler from ``SCHEDULERS``. Raises UserError for an unknown name."""
     if name not in SCHEDULERS:
         raise unknown_name("scheduler", name, SCHEDULERS)
-    return SCHEDULERS[name].make()
+    return SCHEDULERS[name].cls(**SCHEDULERS[name].settings)
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: Device = None) -> None:

@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdit.encoders.features import load_teacher, timm_from_folder
-from mmdit.encoders.scene_teacher import CONFIG_NAME, WEIGHTS_NAME
+from mmdit.encoders.features import load_teacher
+from mmdit.encoders.timm_folder import CONFIG_NAME, WEIGHTS_NAME, load_timm_folder
 from mmdit.errors import UserError, first_line
 from mmdit.pipelines.loading import resolve_model
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.digests import digest_tensors
+from mmdit.storage.weights import check_archive, refuse_integers, refuse_irregular, refuse_non_finite
 
 # TensorFlow's Inception of 2015-12-05, converted by torch-fidelity; the end of the name is the start of the SHA-256.
 INCEPTION_URL = (
@@ -62,6 +63,8 @@ class InceptionFeatures(nn.Module):
         except RuntimeError as error:
             reason = first_line(error)
             raise UserError(f"{path}: not the weights of torch-fidelity's Inception v3 ({reason})") from error
+        refuse_integers(state, self.network, path)
+        refuse_non_finite(self.network, path)
         self.name = f"inception-v3-compat, sha256 {digest_tensors(state)}"
         self._spatial: Tensor | None = None
         # "mixed_6/conv" of the TensorFlow graph: the 1 x 1 branch of the fourth block of 17 x 17, after its ReLU.
@@ -100,12 +103,13 @@ class DinoFeatures(nn.Module):
             for name in (CONFIG_NAME, WEIGHTS_NAME):
                 if not (folder / name).is_file():
                     raise UserError(f"{folder}: a feature network's folder needs {CONFIG_NAME} and {WEIGHTS_NAME}")
-            model: Any = timm_from_folder(folder, DINOV2_SIZE)
+            model: Any = load_timm_folder(folder, lambda patch: DINOV2_SIZE)
         elif timm.is_model(name_or_folder.split(".")[0]):
             try:
                 model = timm.create_model(name_or_folder, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
             except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
                 raise UserError(f"feature network {name_or_folder!r} can't be loaded: {first_line(error)}") from error
+            refuse_non_finite(model, f"feature network {name_or_folder!r}")
         else:
             raise UserError(f"feature network {name_or_folder!r} is neither a folder nor a timm model such as {DINOV2}")
         self.model = model.eval().requires_grad_(False)
@@ -132,14 +136,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: no such file, a damaged one, or one that holds anything but tensors by name.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the weights' file")
+    refuse_irregular(path)
     try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            check_archive(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
         raise UserError(f"{path}: not readable as weights without running code ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

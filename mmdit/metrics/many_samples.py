@@ -22,6 +22,7 @@ from mmdit.storage.json_object import read_object, write_json
 from mmdit.storage.requests import Request
 
 LABELS = ("balanced", "random", "none")
+MAX_SAMPLES = 10_000_000  # more can't be meant
 SETTINGS = "samples.json"
 
 
@@ -44,8 +45,8 @@ class SamplePlan:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "block_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+            if not 1 <= getattr(self, name) <= MAX_SAMPLES:
+                raise UserError(f"{name} is {getattr(self, name)}: give 1 to {MAX_SAMPLES}")
         if self.labels not in LABELS:
             raise unknown_name("kind of labels", self.labels, LABELS)
 

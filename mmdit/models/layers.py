@@ -6,7 +6,7 @@ B batch, T tokens, L tokens of a prompt, D width, h heads, d head dimension.
 from __future__ import annotations
 
 import torch
-from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
 from torch import Tensor, nn
 
 __all__ = [
@@ -63,9 +63,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
         b, t, _ = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, T, d) each
+        qkv = self.qkv(x).view(b, t, 3, self.num_heads, -1)  # (B, T, 3, h, d)
         q_weight, k_weight = self.qk_norm()
-        y = attention(q, k, v, q_weight=q_weight, k_weight=k_weight, rope=rope)
+        y = attention_packed(qkv, q_weight=q_weight, k_weight=k_weight, rope=rope)  # (B, h, T, d)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 
 from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import out_of_reach
-from mmdit.storage.json_object import JsonObject, read_object
+from mmdit.storage.component import check_component, check_types, read_config
+from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 INDEX = "model_index.json"
+SCHEDULER = "scheduler"
+# component -> class -> library: all that a folder's index may name, besides the schedulers of diffusers
+COMPONENTS: dict[str, dict[str, str]] = {
+    "transformer": {"MultimodalDiT": "mmdit.models.transformer"},
+    "vae": {"AutoencoderKL": "diffusers"},
+    SCHEDULER: {"FlowMatchEulerDiscreteScheduler": "diffusers", "EulerMaruyamaScheduler": "mmdit.flow.schedulers"},
+}
+MAX_TRAIN_TIMESTEPS = 100_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -52,67 +60,103 @@ def resolve_model(name: str | os.PathLike[str]) -> Path | str:
 def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> None:
     """Check a pipeline folder before anything is loaded; ``passed`` names components that come from elsewhere.
 
+    Nothing is imported that isn't in ``COMPONENTS``, whatever the folder names.
+
     Raises:
-        UserError: a file that is missing or damaged, another pipeline's folder, or pickled weights, which can run code.
+        UserError: a file that is missing, damaged or of the wrong type; another pipeline's folder; other classes than
+            ours; weights that are pickled, which can run code, or that are not those of their configuration.
     """
-    index = _read_json(folder / INDEX)
+    index = read_object(folder / INDEX)
     if index.get("_class_name") != class_name:
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
     for path in visible(folder.rglob("*")):
         if path.suffix in _PICKLES:
             raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
+    _check_index(index, folder / INDEX)
+    for name in COMPONENTS:
+        if name in passed:
+            continue
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder / name}: no such folder, though {INDEX} lists it")
+        if name == SCHEDULER:
+            check_scheduler(folder / name, *index[name])
+        else:
+            _check_shards(folder / name)
+            check_component(folder / name, _class_of(*index[name]))
+
+
+def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for name, value in index.items():
-        is_component = isinstance(value, list) and len(value) == 2 and not name.startswith("_")
-        if is_component and value[0] is not None and name not in passed:
-            _check_component(folder / name, is_model=name != "scheduler")
+        is_component = isinstance(value, list) and not name.startswith("_")
+        if is_component and name not in COMPONENTS:
+            raise UserError(f"{path}: {name} is {value!r}; the components are {', '.join(COMPONENTS)}")
+    for name, allowed in COMPONENTS.items():
+        value = index.get(name)
+        if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)):
+            raise UserError(f"{path}: {name} is {value!r}; give a library and a class")
+        library, class_name = value
+        if allowed.get(class_name) != library and not (name == SCHEDULER and _is_diffusers_scheduler(*value)):
+            known = ", ".join(f"{known} of {where}" for known, where in allowed.items())
+            raise UserError(f"{path}: {name} is {class_name} of {library}, which is never loaded: it can be {known}")
+    for name in ("modalities", "id2label"):
+        if not isinstance(index.get(name), dict | None):
+            raise UserError(f"{path}: {name} is a {type(index[name]).__name__}; give an object or null")
+    for key, value in (index.get("id2label") or {}).items():
+        if not (key.isdecimal() and key.isascii() and len(key) < 10 and isinstance(value, str)):
+            raise UserError(f"{path}: id2label holds {key!r}: {value!r}; give class ids with names")
+    for name, values in (index.get("modalities") or {}).items():
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: modality {name!r} is a {type(values).__name__}; give an object")
 
 
-def _check_component(folder: Path, is_model: bool) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder, though {INDEX} lists it")
-    _read_json(folder / ("config.json" if is_model else "scheduler_config.json"))
-    if not is_model:
-        return
-    for index in visible(folder.glob("*.safetensors.index*.json")):
-        for shard in sorted(set(_shards(index))):
+def _is_diffusers_scheduler(library: str, class_name: str) -> bool:
+    import diffusers
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    found = (
+        getattr(diffusers, class_name, None) if library == "diffusers" and class_name.endswith("Scheduler") else None
+    )
+    return isinstance(found, type) and issubclass(found, SchedulerMixin)
+
+
+def _class_of(library: str, class_name: str) -> Any:
+    """A class of ``COMPONENTS`` or a scheduler of diffusers: the names were checked."""
+    return getattr(importlib.import_module(library), class_name)
+
+
+def check_scheduler(folder: Path, library: str, class_name: str) -> None:
+    """Check a scheduler's settings by building it and laying out steps. Raises UserError where that can't be done."""
+    from mmdit.flow.schedulers import set_timesteps  # diffusers; ``mmdit env`` and the help don't wait for it
+
+    path = folder / "scheduler_config.json"
+    config, cls = read_config(path, class_name), _class_of(library, class_name)
+    check_types(config, cls, path)
+    for key, value in config.items():
+        if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value <= MAX_TRAIN_TIMESTEPS:
+            raise UserError(f"{path}: {key} is {value}: give a number from 0 to {MAX_TRAIN_TIMESTEPS}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scheduler = cls.from_config(config)
+            set_timesteps(scheduler, 3, "cpu")
+        sigmas = torch.as_tensor(scheduler.sigmas).double()
+        descends = bool((sigmas.diff() <= 0).all() and sigmas[0] > sigmas[-1] and torch.isfinite(sigmas).all())
+    except Exception as error:  # whatever arithmetic on wrong numbers ends in
+        raise UserError(f"{path}: no scheduler has such settings ({first_line(error)})") from error
+    if not descends:
+        raise UserError(f"{path}: these settings give no steps from noise to data ({sigmas.tolist()})")
+
+
+def _check_shards(folder: Path) -> None:
+    for path in visible(folder.glob("*.safetensors.index*.json")):
+        shards = read_object(path).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise UserError(f"{path}: its weight_map is no object of file names")
+        for shard in sorted(set(shards.values())):
+            if Path(shard).name != shard:
+                raise UserError(f"{path}: names {shard!r}, which is not in its folder")
             if not (folder / shard).is_file():
-                raise UserError(f"{folder / shard}: no such file, though {index.name} lists it")
-    weights = visible(folder.glob("*.safetensors"))
-    if not weights:
-        raise UserError(f"{folder}: holds no weights; there should be a diffusion_pytorch_model.safetensors")
-    for path in weights:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
-
-
-def _shards(index: Path) -> list[str]:
-    weights = _read_json(index).object("weight_map")
-    return [weights.field(name, str) for name in weights]
-
-
-def check_weights(folder: Path, module: nn.Module) -> None:
-    """Check that a loaded module got each of its parameters from ``folder``: diffusers leaves the others random.
-
-    Raises:
-        UserError: parameters that the files lack, or tensors in them that the module has no place for.
-    """
-    stored: set[str] = set()
-    for path in visible(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            stored.update(file.keys())
-    parameters = {name for name, _ in module.named_parameters()}
-    lacking, left_over = sorted(parameters - stored), sorted(stored - parameters - module.state_dict().keys())
-    if lacking or left_over:
-        what = f"the weights lack {lacking[0]!r}" if lacking else f"the weights hold {left_over[0]!r} besides"
-        count = len(lacking) + len(left_over)
-        raise UserError(f"{folder}: {what} ({count} tensors in all): they are not those of its config.json")
-
-
-def _read_json(path: Path) -> JsonObject:
-    return read_object(path, "a model folder needs it")
+                raise UserError(f"{folder / shard}: no such file, though {path.name} lists it")
 
 
 def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs: Mapping[str, Any]) -> Path:

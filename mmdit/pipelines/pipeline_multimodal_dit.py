@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,11 +36,21 @@ from mmdit.modalities.modality import Modality, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.loading import check_folder, check_weights, download, resolve_model
+from mmdit.pipelines.limits import (
+    FiniteWatch,
+    check_call,
+    check_size,
+    check_steps,
+    in_batches,
+    predict_in_batches,
+    refuse_decoded,
+)
+from mmdit.pipelines.loading import check_folder, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
 from mmdit.pipelines.region import read_region
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
+from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
@@ -169,16 +179,12 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
         try:
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
-        except OSError as error:
+        except UserError as error:
+            raise UserError(f"model {name!r} can't be loaded: {error}") from error
+        except Exception as error:  # a folder is data: whatever it makes the libraries raise is about it
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        except (RuntimeError, ValueError) as error:
-            # torch's words, and those of diffusers where accelerate is installed
-            if isinstance(error, UserError) or not re.search("loading state_dict|^Cannot load .* shape", str(error)):
-                raise
-            reason = " ".join(" ".join(str(error).split("\n")[:2]).split()).partition(". If you want")[0]
-            raise UserError(f"model {name!r}: the weights are not those of its config.json: {reason}") from error
-        if "transformer" not in kwargs:
-            check_weights(folder / "transformer", pipeline.transformer)
+        for component in {"transformer", "vae"} - set(kwargs):
+            refuse_non_finite(getattr(pipeline, component), folder / component)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
@@ -240,7 +246,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given.
-            num_images: samples per label and condition, next to each other in the output.
+            num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
+                as fit into memory.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.
             num_inference_steps: steps of the sampler; one is enough for understanding.
@@ -292,6 +299,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         images = encode_conditions(conditions, self.codecs, height, width, may_differ, region)
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
         batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
+        check_call(batch * num_images, height, width)
         labels = _repeated(labels, batch, num_images)
         prompts = None if prompts is None else _repeated(prompts, batch, num_images)
         images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
@@ -311,8 +319,15 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         guidance = (condition_guidance_scale, guidance_interval)
         if region is not None:
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
-            unprompted = conditioner.null(batch).to(device)
-            estimated = self._denoise(unprompted, None, given, roles, guidance, num_estimation_steps, generator)
+            estimated = self._denoise(
+                conditioner.null(batch).to(device),
+                None,
+                given,
+                roles,
+                guidance=guidance,
+                num_inference_steps=num_estimation_steps,
+                generator=generator,
+            )
             images = self._completed(codec, estimated, images)
             known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
             given = replace(given, clean=estimated, known=known)
@@ -324,11 +339,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             null,
             given,
             roles,
-            guidance,
-            num_inference_steps,
-            generator,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            guidance=guidance,
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
 
         # 4. Decode
@@ -346,6 +361,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         null: Conditioning | None,
         given: Given,
         roles: Tensor,
+        *,
         guidance: tuple[float, tuple[float, float]],
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -360,7 +376,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, given, roles, t)
-            output = self.transformer(x_t.to(self.transformer.dtype), timesteps, roles, conditioning).sample
+            x_in = x_t.to(self.transformer.dtype)
+            output = predict_in_batches(self.transformer, x_in, timesteps, roles, conditioning)
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
         set_timesteps(self.scheduler, num_inference_steps, latents.device)
@@ -369,21 +386,23 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             step_arguments["generator"] = generator
         sigmas = self.scheduler.sigmas.tolist()
         self._num_timesteps = len(self.scheduler.timesteps)
+        finite = FiniteWatch(self._num_timesteps, self.transformer.dtype)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 t = sigmas[i]
-                guided = guided_velocity(
-                    velocity, conditioning, null, roles, Guidance(self._guidance_scale, *guidance), t
-                )
+                scales = Guidance(self._guidance_scale, *guidance)  # a callback may have changed the first
+                guided = guided_velocity(velocity, conditioning, null, roles, guidance=scales, t=t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
+                finite.see(latents, i)
                 # The scheduler moved what is given, too: back to its place at the time that was reached.
                 latents, _ = place(latents, given, roles, sigmas[i + 1])
                 if callback_on_step_end is not None:
                     latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
+        finite.check()
         return torch.where(expand(roles == Role.CONDITION, latents), given.clean, latents)
 
     def _call_back(
@@ -408,6 +427,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
+            if name.endswith("_steps"):
+                check_steps(value, name)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
@@ -428,7 +449,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if size < 1 or size % unit:
                 nearest = max(unit, round(size / unit) * unit)
                 raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-        return height or self.native_size, width or self.native_size
+        height, width = height or self.native_size, width or self.native_size
+        check_size(height, width)
+        return height, width
 
     def _noise(
         self,
@@ -458,15 +481,21 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         clean = torch.zeros_like(noise)
         for index, name in enumerate(self._modalities):
             if name in given:
-                clean[:, index] = codec.latents(codec.moments(given[name]).float(), name).to(clean)
+                moments = in_batches(codec.moments, given[name], given[name].shape[-2:].numel())
+                clean[:, index] = codec.latents(moments.float(), name).to(clean)
         return clean
 
     def _completed(self, codec: LatentCodec, latents: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Images (B, 3, H, W) of every modality: those given as they are, the others decoded."""
-        return {
-            name: images[name] if name in images else codec.decode(latents[:, index], name)
-            for index, name in enumerate(self._modalities)
-        }
+        pixels = latents.shape[-2:].numel() * codec.downsampling**2
+        completed = {}
+        for index, name in enumerate(self._modalities):
+            if name in images:
+                completed[name] = images[name]
+                continue
+            decoded = in_batches(partial(codec.decode, modality=name), latents[:, index], pixels)
+            completed[name] = refuse_decoded(decoded, name, self.vae.dtype)
+        return completed
 
     def _decode(
         self,

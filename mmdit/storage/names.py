@@ -42,17 +42,18 @@ def distinct_names(texts: Sequence[str]) -> list[str]:
     return number_repeats([safe_name(text) for text in texts])
 
 
-def number_repeats(names: Sequence[str]) -> list[str]:
-    """Add "_2", "_3", … to names that came before, without regard to case; a name so made never meets another."""
-    taken = {_folded(name) for name in names}
+def number_repeats(names: Sequence[str], ignore_case: bool = True) -> list[str]:
+    """Add "_2", "_3", … to names that came before; a name so made never meets another."""
+    key = _folded if ignore_case else str
+    taken = {key(name) for name in names}
     used: set[str] = set()
     result = []
     for name in names:
         candidate, number = name, 1
-        while _folded(candidate) in used or (number > 1 and _folded(candidate) in taken):
+        while key(candidate) in used or (number > 1 and key(candidate) in taken):
             number += 1
             candidate = f"{name}_{number}"
-        used.add(_folded(candidate))
+        used.add(key(candidate))
         result.append(candidate)
     return result
 

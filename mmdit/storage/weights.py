@@ -1,53 +1,115 @@
-"""Weights that lie memory-mapped in a file, written to another one tensor by tensor."""
+"""Files of weights, checked before anything is built from them: whole, of floating point, and finite."""
 
 from __future__ import annotations
 
-import ctypes
-import json
-import mmap
-import sys
-from collections.abc import Mapping
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from mmdit.errors import UserError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4; unlike MADV_DONTNEED it loses nothing, whatever the memory is
+_ARCHIVE = b"PK\x03\x04"  # how PyTorch tells, too
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file as diffusers does, with one tensor at a time in memory where the system lets go of pages.
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype as safetensors names it, shape) of every tensor, without reading one.
 
     Raises:
-        UserError: a tensor holds NaN or infinity.
+        UserError: no file, or a header that doesn't describe the file: truncated, overlapping, of other sizes.
     """
-    import torch
-
-    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(
-                    f"the weights hold NaN or infinity, in {name} and perhaps others: give another checkpoint"
-                )
-            file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-            _let_go(tensor)
+    refuse_irregular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError, OverflowError, TypeError) as error:
+        raise UserError(f"{path}: truncated or damaged safetensors file ({error})") from error
 
 
-def _let_go(tensor: Tensor) -> None:
-    if sys.platform == "linux":
-        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = tensor.data_ptr() + tensor.nbytes - first
-        if size >= mmap.PAGESIZE:  # where the kernel has no such advice, nothing happens
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _PAGE_OUT)
+def refuse_irregular(path: Path) -> None:
+    """Raise UserError where there is no file, or something else, such as a pipe, that would be waited for."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise UserError(f"{path}: {'no such file' if missing else error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise UserError(f"{path}: is {kind}, not a file")
+
+
+def check_dtypes(path: Path, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Raise UserError where a tensor is of another kind than floating point: cast, integers would be another model."""
+    for name, (dtype, _) in header.items():
+        if dtype not in FLOATING:
+            raise UserError(f"{path}: {name} is of {dtype}; weights are {', '.join(sorted(FLOATING))}")
+
+
+@lru_cache(maxsize=16)
+def _damaged_part(path: Path, size: int, changed: int) -> str | None:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Compare every part of a .pt or .ckpt file with its checksum: PyTorch itself never does, and loads flipped bits.
+
+    Files of PyTorch before 1.6 are no archives and have no checksums. Raises ValueError naming the damaged part.
+    """
+    path = Path(path)
+    status = path.stat()
+    with open(path, "rb") as file:
+        if file.read(4) != _ARCHIVE:
+            return
+    try:
+        damaged = _damaged_part(path, status.st_size, status.st_mtime_ns)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise ValueError(f"the archive is damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"the checksum of its part {damaged} is wrong")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; one pass, and no copy."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def refuse_non_finite(weights: Iterable[tuple[str, Tensor]] | nn.Module, where: object) -> None:
+    """Raise UserError where a weight is NaN or infinite, also after it was cast to half precision; names the first."""
+    named = weights.state_dict().items() if isinstance(weights, nn.Module) else weights
+    for name, tensor in named:
+        if not is_finite(tensor):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{where}: weight {name} holds NaN or infinity as {dtype}: take another copy of the weights"
+                + (", or --dtype float32" if tensor.dtype == torch.float16 else "")
+            )
+
+
+def refuse_integers(state: Mapping[str, Tensor], module: nn.Module, where: object) -> None:
+    """Raise UserError where a tensor is no floating point and the module's of that name is: loading would cast it."""
+    for name, own in module.state_dict().items():
+        if name in state and own.is_floating_point() and not state[name].is_floating_point():
+            raise UserError(f"{where}: weight {name} is of {state[name].dtype}; it must be of floating point")

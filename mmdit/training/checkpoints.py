@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-from functools import lru_cache
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmdit.errors import UserError, first_line
 from mmdit.storage.files import atomic_file, remedy, system_error
+from mmdit.storage.weights import check_archive, refuse_irregular
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = system_error(error)
             if cause is None:
                 raise
-            left = max(path.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, default=None)
+            left = next(iter(by_step(path.parent)), None)
             raise UserError(
                 f"checkpoint {path} can't be written: {cause.strerror}; the newest one that is whole: {left or 'none'}. "
                 f"{remedy(cause).capitalize()}, then go on with --resume auto"
             ) from error
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says; -1 for another name."""
+    match = re.fullmatch(r"step=(\d+)(-v\d+)?\.ckpt", path.name)
+    return int(match[1]) if match else -1
+
+
+def by_step(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, the furthest step first; those of other names last, the newest of them first.
+
+    By what they hold, not by when they were written: a copied or restored folder has times of its own.
+    """
+    found = [(step_of(path), path.stat().st_mtime_ns, path) for path in folder.glob("*.ckpt") if path.is_file()]
+    return [path for step, time, path in sorted(found, key=lambda each: (-each[0], -each[1], each[2].name))]
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -87,49 +102,69 @@ class StepCheckpoint(ModelCheckpoint):
         self.last_saved_path = filepath
         if trainer.is_global_zero:
             # Lightning forgets which files a run before this one left behind.
-            older = sorted(
-                path for path in Path(filepath).parent.glob("step=*.ckpt") if path.name < Path(filepath).name
-            )
-            for path in older[: len(older) - self.save_top_k + 1]:
+            step = step_of(Path(filepath))
+            older = [path for path in by_step(Path(filepath).parent) if -1 < step_of(path) < step]
+            for path in older[self.save_top_k - 1 :]:
                 path.unlink(missing_ok=True)
-
-
-@lru_cache(maxsize=16)
-def _damaged_part(path: Path, size: int, changed: int) -> str | None:
-    """Name of the first part of a checkpoint whose content is not what its checksum says: PyTorch itself never compares."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a training checkpoint without unpickling code. Raises UserError if it is damaged or no checkpoint of ours."""
     try:
-        status = path.stat()
-        damaged = _damaged_part(path, status.st_size, status.st_mtime_ns)
-        if damaged is not None:
-            raise ValueError(f"the checksum of its part {damaged} is wrong")
+        refuse_irregular(path)
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path}: no such file") from None
+    except UserError as error:
+        raise UserError(f"checkpoint {error}") from None
     except Exception as error:
         raise UserError(f"checkpoint {path} is damaged or no training checkpoint: {first_line(error)}") from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: it lacks {', '.join(missing)}")
+    for key, right, is_right in (
+        ("state_dict", "tensors by name", _is_state_dict),
+        ("optimizer_states", "a list with each optimizer's param_groups", _are_optimizer_states),
+        ("global_step", "a count", _is_count),
+        ("batches_seen", "a count", _is_count),
+    ):
+        if not is_right(checkpoint[key]):
+            kind = type(checkpoint[key]).__name__
+            raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: {key} is a {kind}, not {right}")
     return checkpoint
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    )
+
+
+def _are_optimizer_states(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_has_param_groups, value))
+
+
+def _has_param_groups(state: Any) -> bool:
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    return isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to go on from, or None for a fresh start.
 
     Args:
-        resume: None, "auto" (newest readable checkpoint in ``folder``, none = fresh start) or a path.
+        resume: None, "auto" (the readable checkpoint of the furthest step in ``folder``, none = fresh start) or a path.
         folder: the run's checkpoints.
 
     Raises:
         UserError: a given checkpoint is unreadable; or a fresh start would write over an existing run.
     """
-    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = by_step(folder)
     if resume is None:
         if found:
             raise UserError(

@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdit.bounds import ClosedUnitInterval, NonNegativeInt, NonNegativeNumber, PositiveInt, PositiveNumber, Seed
+from mmdit.bounds import (
+    AtATime,
+    ClosedUnitInterval,
+    InferenceSteps,
+    Layers,
+    Nodes,
+    NonNegativeInt,
+    NonNegativeNumber,
+    PositiveInt,
+    PositiveNumber,
+    Rows,
+    Seed,
+    TrainingSteps,
+    Width,
+    Workers,
+)
 from mmdit.training.optimizers import OptimizerConfig
 
 __all__ = [
@@ -52,11 +67,11 @@ class ModelConfig:
 
     size: str = "nano"
     modalities: list[str] | None = None
-    hidden_size: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
+    hidden_size: Width | None = None
+    depth: Layers | None = None
+    num_heads: Layers | None = None
     mlp_ratio: PositiveNumber = 4.0
-    patch_size: PositiveInt = 2
+    patch_size: Layers = 2
     class_dropout_prob: ClosedUnitInterval = 0.1
     drop_class_given_rgb: bool = False
     qk_norm: str | None = None
@@ -86,8 +101,8 @@ class DataConfig:
     """
 
     path: str | None = None
-    batch_size: PositiveInt = 32
-    num_workers: NonNegativeInt = 0
+    batch_size: AtATime = 32
+    num_workers: Workers = 0
     train_split: str = "train"
     val_split: str | None = "val"
     whitening: str = "dataset"
@@ -145,8 +160,8 @@ class AlignmentConfig:
     """
 
     weight: NonNegativeNumber = 0.5
-    depth: PositiveInt = 8
-    hidden_size: PositiveInt = 2048
+    depth: Layers = 8
+    hidden_size: Width = 2048
     teacher: str | None = None
     images: str | None = None
 
@@ -174,19 +189,19 @@ class TrainerConfig:
         gradient_clip_val: largest norm of the gradient; null = no clipping.
     """
 
-    max_steps: PositiveInt = 1000
+    max_steps: TrainingSteps = 1000
     max_hours: PositiveNumber | None = None
     checkpoint_every: PositiveInt = 500
     validate_every: NonNegativeInt = 500
     log_every: PositiveInt = 10
     accelerator: str = "auto"
     devices: int | str = "auto"
-    num_nodes: PositiveInt = 1
+    num_nodes: Nodes = 1
     strategy: str = "auto"
     precision: str = "32-true"
     compile: bool = False
     float8: bool = False
-    accumulate_grad_batches: PositiveInt = 1
+    accumulate_grad_batches: Width = 1
     gradient_clip_val: PositiveNumber | None = 1.0
 
 
@@ -215,9 +230,9 @@ class PreviewConfig:
         guidance_scale: on the class.
     """
 
-    num_samples: NonNegativeInt = 4
-    num_measured: NonNegativeInt = 64
-    num_inference_steps: PositiveInt = 10
+    num_samples: Rows = 4
+    num_measured: Rows = 64
+    num_inference_steps: InferenceSteps = 10
     guidance_scale: NonNegativeNumber = 2.0
 
 
@@ -235,10 +250,10 @@ class AutoencoderConfig:
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
     """
 
-    unshuffle: PositiveInt = 4
+    unshuffle: Layers = 4
     block_out_channels: list[int] = field(default_factory=lambda: [128])
-    layers_per_block: PositiveInt = 1
-    latent_channels: PositiveInt = 4
+    layers_per_block: Layers = 1
+    latent_channels: Width = 4
     mid_attention: bool = False
     settings: dict[str, float] = field(default_factory=dict)
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -255,10 +270,10 @@ class TeacherConfig:
         num_heads: attention heads.
     """
 
-    patch_size: PositiveInt = 8
-    hidden_size: PositiveInt = 160
-    depth: PositiveInt = 5
-    num_heads: PositiveInt = 5
+    patch_size: Layers = 8
+    hidden_size: Width = 160
+    depth: Layers = 5
+    num_heads: Layers = 5
 
 
 @dataclass

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
@@ -54,7 +55,7 @@ class SteppedModule(LightningModule):
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.batches_seen)
+        generator = numbered_generator(self.seed, self.batches_seen)
         self.batches_seen += 1
         losses = self.losses(batch, generator)
         if not torch.isfinite(losses["loss"]):

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError, first_line
 from mmdit.storage.files import share_weights
-from mmdit.training.callbacks import StepProgressBar, Throughput
+from mmdit.training.callbacks import ProgressLines, StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
 from mmdit.training.config import EMAConfig, TrainerConfig
 from mmdit.training.ema import EMA
@@ -61,11 +61,9 @@ def make_trainer(
     Raises UserError for devices or a precision that this machine lacks.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and summaries are no news of the run
-    callbacks = [
-        *callbacks,
-        Throughput(data.batch_size, config.log_every),
-        StepProgressBar(refresh_rate=config.log_every),
-    ]
+    on_terminal = sys.stdout.isatty()  # where Lightning's bar is written
+    progress = StepProgressBar(refresh_rate=config.log_every) if on_terminal else ProgressLines(config.log_every)
+    callbacks = [*callbacks, Throughput(data.batch_size, config.log_every), progress]
     if output is not None:
         callbacks.append(LearningRateMonitor(logging_interval="step"))
         callbacks.append(StepCheckpoint(output / "checkpoints", config.checkpoint_every))
@@ -93,6 +91,7 @@ def make_trainer(
             enable_checkpointing=output is not None,
             use_distributed_sampler=False,
             enable_model_summary=False,
+            enable_progress_bar=on_terminal,
         )
     except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer settings do not fit this machine: {first_line(error)}") from error
@@ -101,7 +100,7 @@ def make_trainer(
 def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, resume: str | None) -> Path | None:
     """Train to ``max_steps`` (or the time limit), then export with the averaged weights.
 
-    Returns the exported folder in the first process, None in the others. None too where SIGTERM, SIGUSR1 or SIGUSR2 ended
+    Returns the exported folder in the first process, None in the others. None too where SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 ended
     the run early, with a checkpoint and nothing exported. Ctrl-C does the same and raises KeyboardInterrupt.
     """
     checkpoint = find_checkpoint(run, output, resume)

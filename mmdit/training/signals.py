@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,9 +11,32 @@ from contextlib import contextmanager
 from types import FrameType
 
 # SLURM: TERM before a pre-empted or cancelled job is killed, USR1 where `--signal=USR1@90` asks for a warning.
+# HUP: the terminal was closed, or the connection to it was lost.
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
 )
+
+
+def caught_signals() -> tuple[signal.Signals, ...]:
+    """``STOP_SIGNALS`` but for SIGHUP where it is ignored: that is what nohup asks for."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (ignored and number == hangup))
+
+
+def leave_terminal(number: int) -> None:
+    """At SIGHUP, write to nowhere from now on: a write to the closed terminal would fail, and the checkpoint with it."""
+    if number != getattr(signal, "SIGHUP", None):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            is_file = os.fstat(descriptor).st_mode & 0o170000 == 0o100000
+        except OSError:
+            continue
+        if not is_file:  # a log is kept; a terminal that was closed no longer says that it is one
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextmanager
@@ -23,10 +47,12 @@ def leaving_quietly() -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         print(f"stopped by {signal.Signals(number).name} between steps: go on with --resume auto", file=sys.stderr)
         raise SystemExit(0)
 
-    numbers = set(STOP_SIGNALS) - {signal.SIGINT} if threading.current_thread() is threading.main_thread() else set()
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = set(caught_signals()) - {signal.SIGINT} if is_main else set()
     found = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield

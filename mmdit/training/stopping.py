@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
-from mmdit.training.signals import STOP_SIGNALS
+from mmdit.training.signals import caught_signals, leave_terminal
 
 
 class StopGracefully(Callback):
@@ -39,7 +39,7 @@ class StopGracefully(Callback):
 
     def __enter__(self) -> StopGracefully:
         if threading.current_thread() is threading.main_thread():
-            self._found = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+            self._found = {number: signal.getsignal(number) for number in caught_signals()}
             self._install()
         return self
 
@@ -53,6 +53,7 @@ class StopGracefully(Callback):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         again, self.received = self.received == number, number
         if again and number == signal.SIGINT:
             signal.signal(number, self._found.get(number, signal.default_int_handler))

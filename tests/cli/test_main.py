@@ -103,7 +103,7 @@ def test_broken_yaml_is_one_line(mmdit, tmp_path):
         ("- seed\n", "run.yaml: holds a list"),
         ("seed: [\n", "run.yaml: not readable as YAML"),
         ("trainer: 3\n", "run.yaml: trainer is 3, but a section"),
-        ("trainer: {max_steps: null}\n", "--trainer.max_steps is null: give at least 1"),
+        ("trainer: {max_steps: null}\n", "--trainer.max_steps is null: give 1 to 100000000"),
         ("foo: 1\n", "unknown key 'foo': did you mean"),
     ],
 )

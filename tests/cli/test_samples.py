@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_samples_refuses(mmdit, command, arguments, expected):
 
 
 def test_place_of_a_process(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"):
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:
         monkeypatch.delenv(name, raising=False)
     assert process_place() == (0, 1, 0)
     monkeypatch.setenv("SLURM_PROCID", "9")
@@ -71,6 +72,22 @@ def test_place_of_a_process(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "many")
     with pytest.raises(UserError, match="give whole numbers"):
         process_place()
+
+
+def test_a_process_started_by_hand_in_an_allocation_is_alone(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")] + ["RANK", "WORLD_SIZE", "LOCAL_RANK"]:
+        monkeypatch.delenv(name, raising=False)
+    # salloc --ntasks=4, or a batch script: the allocation's variables, and no step of srun's
+    allocation = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for name, value in allocation.items():
+        monkeypatch.setenv(name, value)
+    assert process_place() == (0, 1, 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # the shell that salloc itself starts as a step
+    assert process_place() == (0, 1, 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert process_place() == (0, 4, 0)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    assert process_place() == (2, 4, 0)
 
 
 def test_averaged_weights_are_read_from_the_run(tmp_path):

@@ -43,7 +43,7 @@ def test_closed_forms(
     guidance: Guidance, null: Conditioning | None, t: float, expected: tuple[float, float], branches: int
 ) -> None:
     field = LinearField()
-    velocity = guided_velocity(field, PROMPT, null, ROLES, guidance, t)
+    velocity = guided_velocity(field, PROMPT, null, ROLES, guidance=guidance, t=t)
     assert velocity.shape == (2, 2, 1, 1, 1)
     torch.testing.assert_close(velocity[:, 0, 0, 0, 0], torch.tensor(expected, dtype=torch.float32))
     assert field.batches == [2 * branches]  # one evaluation, however many branches
@@ -51,7 +51,7 @@ def test_closed_forms(
 
 def test_no_condition_costs_no_branch() -> None:
     field = LinearField()
-    guided_velocity(field, PROMPT, NULL, torch.zeros_like(ROLES), Guidance(condition_scale=3), 0.5)
+    guided_velocity(field, PROMPT, NULL, torch.zeros_like(ROLES), guidance=Guidance(condition_scale=3), t=0.5)
     assert field.batches == [2]
 
 

@@ -12,7 +12,13 @@ from typing import Any
 import mmdit_kernels
 import pytest
 import torch
-from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate, testing
+from mmdit_kernels import (
+    attention,
+    attention_packed,
+    gated_residual_layernorm_modulate,
+    layernorm_modulate,
+    testing,
+)
 from mmdit_kernels.adaln.registration import find_problem as adaln_problem
 from mmdit_kernels.attention.registration import find_problem as attention_problem
 from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, interpreting, shared_memory_problem
@@ -25,6 +31,7 @@ TABLES = (torch.ones(5, 8), torch.ones(5, 8))
 def calls(**options: Any) -> list[Any]:
     return [
         lambda: attention(Q, Q, Q, **options),
+        lambda: attention_packed(torch.ones(2, 5, 3, 3, 8), **options),
         lambda: layernorm_modulate(X, C, C, **options),
         lambda: gated_residual_layernorm_modulate(X, X, C, C, C, **options),
     ]
@@ -87,6 +94,17 @@ def test_status_names_every_operator() -> None:
 def test_attention_refuses_what_does_not_fit(arguments: tuple[Any, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention(*arguments, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 5, 2, 3, 8)])
+def test_packed_attention_refuses_what_is_not_packed(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"attention_packed needs qkv \(B, N, 3, H, d\); got \(2, 5, "):
+        attention_packed(torch.ones(shape))
+
+
+def test_packed_attention_on_pytorch_has_the_bits_of_the_views() -> None:
+    qkv = torch.randn(2, 5, 3, 3, 8)
+    assert torch.equal(attention_packed(qkv, rope=TABLES), attention(*qkv.permute(2, 0, 3, 1, 4), rope=TABLES))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,69 @@ def test_starts_at_zero_velocity() -> None:
     assert all((block.modulation[1].weight == 0).all() for block in model.blocks)
 
 
+def test_a_seed_gives_the_same_weights_in_every_version() -> None:
+    """The last two numbers of some weights in version 0.1.0, and the generator's next number."""
+    expected = {
+        "patch_embed.proj.weight": [-0.1493334, 0.0860576],
+        "time_embed.mlp.0.weight": [-0.0140648, 0.0509402],
+        "time_embed.fuse.2.weight": [-0.1992694, 0.1612644],
+        "role_embed.base": [-0.0187193, 0.0141352],
+        "role_embed.table": [0.0048406, -0.0062992],
+        "conditioner.embedding_table.weight": [0.0013786, 0.0006624],
+        "blocks.0.attn.qkv.weight": [-0.1312543, 0.1690767],
+        "blocks.1.mlp.fc2.weight": [-0.0301917, -0.048267],
+        "projector.layers.4.weight": [0.2286792, 0.2468103],
+    }
+    torch.manual_seed(0)
+    size = {"sample_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = MultimodalDiT(**size, alignment_depth=1, alignment_dim=8, alignment_hidden_size=16)
+    state = model.state_dict()
+    for name, values in expected.items():
+        torch.testing.assert_close(state[name].flatten()[-2:], torch.tensor(values), atol=1e-6, rtol=0, msg=name)
+    assert torch.rand(1).item() == pytest.approx(0.8788060545921326)
+    assert len(state) == 55
+
+
+def test_a_second_time_begins_as_nothing(make_inputs: MakeInputs) -> None:
+    torch.manual_seed(0)
+    size = {"sample_size": 8, "hidden_size": 32, "depth": 1, "num_heads": 2, "num_classes": 5}
+    model = MultimodalDiT(**size, second_time=True)
+    torch.nn.init.normal_(model.head.linears[0].weight)
+    inputs, later = make_inputs(model), torch.rand(2, 4)
+    expected = model(*inputs).sample
+    assert torch.equal(model(*inputs, timesteps_next=later).sample, expected)
+    for embedding in ("fused", "sum"):
+        other = MultimodalDiT(**size, second_time=True, time_embedding=embedding)
+        assert other.next_time_embed is not None
+        assert (other.next_time_embed(later) == 0).all()
+    assert model.next_time_embed is not None
+    for part in (model.next_time_embed, model.head.norms):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert torch.equal(model(*inputs).sample, model(*inputs, timesteps_next=None).sample)
+    first = model(*inputs, timesteps_next=later).sample
+    assert (first - model(*inputs).sample).abs().max() > 1e-2
+    assert (first - model(*inputs, timesteps_next=later / 2).sample).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("block", ["dit", "cross"])
+def test_export(make_model: MakeModel, make_inputs: MakeInputs, block: str) -> None:
+    """torch.export sees through the conditioning; the program takes the very same arguments."""
+    model = make_model(block=block)
+    latents, t, roles, conditioning = make_inputs(model)
+    if block == "cross":
+        tokens = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(4))
+        mask = torch.tensor([[True, True, False], [False, False, False]])
+        conditioning = Conditioning(conditioning.vector.detach(), tokens, mask)
+    inputs = (latents, t, roles, conditioning)
+    program = torch.export.export(model, inputs, {"return_dict": False})
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*inputs, return_dict=False)[0], model(*inputs).sample)
+    again = (latents.flip(0), t.flip(0), roles, conditioning)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*again, return_dict=False)[0], model(*again).sample)
+
+
 @pytest.mark.parametrize("config", [{}, {"qk_norm": "rms_norm", "position_embedding": "rope"}], ids=["mmgen", "modern"])
 @pytest.mark.parametrize("size", [(4, 12), (16, 8)])
 def test_sizes_that_are_not_square(make_model: MakeModel, make_inputs: MakeInputs, config: dict, size: tuple) -> None:
@@ -217,6 +280,8 @@ def test_dtypes(make_model: MakeModel, make_inputs: MakeInputs, dtype: torch.dty
         ({"position_embedding": "sin"}, "'sin'.*did you mean 'sincos'"),
         ({"prediction": "noise"}, "unknown prediction 'noise'"),
         ({"block": "mmdit"}, "unknown block 'mmdit'"),
+        ({"conditioner": "clas"}, "unknown conditioner 'clas': did you mean 'class'"),
+        ({"conditioner_settings": {"width": 3}}, "conditioner 'class' does not take conditioner_settings"),
         ({"modalities": []}, r"modalities are \[\]"),
         ({"modalities": ["rgb", "rgb"]}, "different names"),
         ({"hidden_size": 30, "num_heads": 4}, "hidden_size 30 is not a multiple of num_heads 4"),
@@ -240,6 +305,10 @@ def test_bad_shapes(make_model: MakeModel, make_inputs: MakeInputs) -> None:
         model(latents[..., :7, :], t, roles, conditioning)
     with pytest.raises(ValueError, match=r"both must be \(B, M\) = \(2, 4\)"):
         model(latents, t[:, 0], roles, conditioning)
+    with pytest.raises(ValueError, match="timesteps_next is given to a model of one time"):
+        model(latents, t, roles, conditioning, timesteps_next=t)
+    with pytest.raises(ValueError, match=r"timesteps_next is \(2,\): must be \(B, M\) = \(2, 4\)"):
+        make_model(second_time=True)(latents, t, roles, conditioning, timesteps_next=t[:, 0])
 
 
 class TestDiffusersModel:
@@ -250,6 +319,14 @@ class TestDiffusersModel:
         model.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["modalities"] == ["rgb", "depth", "normal", "segmentation"]
+        assert config["conditioner"] == "class"
+        for added in (
+            "conditioner",
+            "conditioner_settings",
+            "second_time",
+        ):  # a folder of version 0.1.0 has none of these
+            del config[added]
+        (tmp_path / "config.json").write_text(json.dumps(config))
         loaded = MultimodalDiT.from_pretrained(tmp_path)
         assert not loaded.training
         inputs = make_inputs(model)

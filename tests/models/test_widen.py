@@ -85,6 +85,40 @@ def test_projector_is_copied_where_it_fits(make_model: MakeModel):
     start_from(make_model(), trained)  # without one
 
 
+def test_a_block_that_extends_the_trained_one_begins_as_it(make_model: MakeModel):
+    trained, network = make_model(modalities=["rgb", "depth"]), make_model(block="cross")
+    start_from(network, trained)
+    rows = [0, 1]
+    with torch.no_grad():
+        expected, out = outputs(trained, ["rgb", "depth"]), outputs(network, ALL)
+    assert (out[:, rows] - expected).abs().max() < 1e-6 * expected.abs().max()
+    again = make_model(block="cross")
+    start_from(again, network)  # trained cross-attention is kept
+    assert torch.equal(again.blocks[0].cross.q.weight, network.blocks[0].cross.q.weight)
+    with pytest.raises(
+        UserError, match="block is 'cross' in the trained model and 'dit' here, which does not extend it"
+    ):
+        start_from(make_model(), network)
+
+
+@pytest.mark.parametrize("time_embedding", ["fused", "sum"])
+def test_a_second_time_begins_as_nothing(make_model: MakeModel, time_embedding: str):
+    trained = make_model(modalities=["rgb"], time_embedding=time_embedding)
+    network = make_model(modalities=["rgb"], time_embedding=time_embedding, second_time=True)
+    start_from(network, trained)
+    assert network.next_time_embed is not None
+    assert (network.next_time_embed(torch.rand(2, 1)) == 0).all()
+    flow_map = make_model(modalities=["rgb"], time_embedding=time_embedding, second_time=True)
+    wider = make_model(modalities=["depth", "rgb"], time_embedding=time_embedding, second_time=True)
+    start_from(wider, flow_map)  # the second time of modalities that are new adds nothing
+    t = torch.rand(3, 2)
+    assert wider.next_time_embed is not None
+    assert flow_map.next_time_embed is not None
+    torch.testing.assert_close(wider.next_time_embed(t), flow_map.next_time_embed(t[:, 1:]), atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="second_time is true in the trained model and false here"):
+        start_from(trained, flow_map)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 
 from mmdit.cli.train import train
+from mmdit.data.datamodule import numbered_generator
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -114,6 +116,55 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path, processes: 
     assert last["batches_seen"] == last["global_step"] < STEPS
     assert "stopped by SIGTERM" in children[0].text
     assert not (tmp_path / "run/pipeline").exists()
+
+
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path: Path, processes: Any) -> None:
+    folder = tmp_path / "run"
+    child = processes.start(command(folder))
+    wait_for_checkpoint(folder)
+    os.kill(child.pid, signal.SIGHUP)
+    assert processes.wait(child) == 0, child.text
+    last = max(folder.glob("checkpoints/*.ckpt"))
+    assert f"stopped by SIGHUP at step {int(last.stem[5:])} of {STEPS}: go on with --resume {last}" in child.text
+    assert read_checkpoint(last)["global_step"] < STEPS
+    assert "\r" not in child.text  # the log of a run without a terminal is made of lines
+    assert not (folder / ".mmdit.lock").exists()
+
+
+def test_a_second_training_in_the_folder_is_refused_and_harms_nothing(
+    tmp_path: Path, whole: Path, processes: Any
+) -> None:
+    folder = tmp_path / "run"
+    child = processes.start(command(folder))
+    wait_for_checkpoint(folder)
+    os.kill(child.pid, signal.SIGSTOP)
+    try:
+        before = (folder / "config.yaml").read_bytes()
+        for more in ((), ("--resume", "auto"), ("--seed", "7", "--resume", "auto")):
+            second = processes.start(command(folder, *more))
+            assert processes.wait(second) == 2
+            assert re.search(r"mmdit: error: .*run: 'mmdit train' \(process \d+ .*\) is writing here", second.text)
+        assert (folder / "config.yaml").read_bytes() == before
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+    assert processes.wait(child) == 0, child.text
+    assert same_weights(whole / WEIGHTS, folder / WEIGHTS)
+    log = child.text
+    assert re.search(
+        rf"\d\d:\d\d:\d\d training, step {STEPS} of {STEPS}, .*loss \d.*: 100% {STEPS}/{STEPS} steps", log
+    ), log
+
+
+@pytest.mark.parametrize("seed", [2**43 + 1, 20261125154414, 2**63 - 1])
+def test_every_seed_trains(tmp_path: Path, tiny_config: Configure, seed: int) -> None:
+    config = tiny_config(max_steps=1, checkpoint_every=1)
+    assert run(replace(config, seed=seed), tmp_path / "run") is not None
+
+
+def test_seeds_that_worked_draw_what_they_drew() -> None:
+    for seed, number in ((0, 0), (3, 41), (2**43, 10**6)):
+        expected = torch.Generator().manual_seed(seed * 1_000_003 + number).initial_seed()
+        assert numbered_generator(seed, number).initial_seed() == expected
 
 
 class Interrupt(Callback):
@@ -319,15 +370,28 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path, tiny_config: Configure)
 
 
 def test_progress_counts_the_steps_of_the_whole_run(
+    tmp_path: Path, tiny_config: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_config(max_steps=2), tmp_path)
+    capsys.readouterr()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run(tiny_config(max_steps=5), tmp_path, "auto")
+    shown = capsys.readouterr()
+    assert "resuming from" in shown.err
+    assert re.search(r"Training: +80%\|.*\| 4/5 ", shown.out + shown.err)
+    assert "Epoch" not in shown.out + shown.err
+
+
+def test_without_a_terminal_progress_is_lines(
     tmp_path: Path, tiny_config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny_config(max_steps=2), tmp_path)
     capsys.readouterr()
     run(tiny_config(max_steps=5), tmp_path, "auto")
     shown = capsys.readouterr()
-    assert "resuming from" in shown.err
-    assert re.search(r"Training: +80%\|.*\| 4/5 ", shown.out + shown.err)
-    assert "Epoch" not in shown.out + shown.err
+    assert "\r" not in shown.out + shown.err
+    line = r"\d\d:\d\d:\d\d training, step 5 of 5, loss [\d.]+, img/s [\d.]+: 100% 3/3 steps, .*/s.*, 0:\d\d passed"
+    assert re.search(line, shown.err), shown.err
 
 
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdit_kernels.adaln.jvp import gated_residual_layernorm_modulate_of_duals, layernorm_modulate_of_duals
 from mmdit_kernels.adaln.reference import gated_residual_layernorm_modulate_torch, layernorm_modulate_torch
 from mmdit_kernels.adaln.registration import (
     find_problem,
@@ -63,6 +64,9 @@ def layernorm_modulate(
     _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
     if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale, out_dtype=out_dtype)):
         out_dtype = out_dtype or _out_dtype(x.dtype, x.device.type, shift, scale)
+        dual = layernorm_modulate_of_duals(x, shift, scale, eps, out_dtype)
+        if dual is not None:
+            return dual
         return layernorm_modulate_forward(x, shift, scale, eps, out_dtype)[0]
     out = layernorm_modulate_torch(x, shift, scale, eps)
     return out.to(out_dtype or out.dtype)
@@ -98,6 +102,9 @@ def gated_residual_layernorm_modulate(
     if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale, out_dtype=out_dtype)):
         h_dtype = _promote(x.dtype, gate.dtype, y.dtype)
         out_dtype = out_dtype or _out_dtype(h_dtype, x.device.type, shift, scale)
+        duals = gated_residual_layernorm_modulate_of_duals(x, y, gate, shift, scale, eps, h_dtype, out_dtype)
+        if duals is not None:
+            return duals
         h, out, _ = gated_residual_layernorm_modulate_forward(x, y, gate, shift, scale, eps, h_dtype, out_dtype)
         return h, out
     h, out = gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)

@@ -130,9 +130,13 @@ class Gradients(NamedTuple):
 
 
 def backward_launches(
-    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None
-) -> tuple[Launch, Launch, Gradients]:
-    """Return the two launches, in their order, and the gradients they fill."""
+    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Launch, Launch, Gradients]:  # fmt: skip
+    """Return the two launches, in their order, and the gradients they fill: those of q, k and v are ``into``, or new.
+
+    Each of ``into`` has a dense last dimension, and rows that start on 16 bytes.
+    """
     from mmdit_kernels.attention.backward import attention_backward_kv_kernel, attention_backward_q_kernel
 
     call = _Call(inputs, target)
@@ -143,10 +147,10 @@ def backward_launches(
     q_programs = call.programs(call.queries, q_config.block_m)
     kv_programs = call.programs(call.keys, kv_config.block_n)
     q_rows, k_rows = (0 if inputs.q_weight is None else q_programs), (0 if inputs.k_weight is None else kv_programs)
+    if into is None:
+        into = (empty_like_tokens(q, call.queries), empty_like_tokens(k, call.keys), empty_like_tokens(v, call.keys))
     gradients = Gradients(
-        empty_like_tokens(q, call.queries),
-        empty_like_tokens(k, call.keys),
-        empty_like_tokens(v, call.keys),
+        *into,
         *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
     )
     delta_dtype = torch.float64 if q.dtype == torch.float32 else torch.float32

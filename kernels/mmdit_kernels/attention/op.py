@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from mmdit_kernels.attention.jvp import attention_of_duals
+from mmdit_kernels.attention.packed import attention_packed_forward
 from mmdit_kernels.attention.reference import Rope, attention_torch, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_forward, find_problem
-from mmdit_kernels.dispatch import use_triton
+from mmdit_kernels.dispatch import constant_in_graphs, use_triton
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None
-) -> None:
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None,
+    key_mask: Tensor | None,
+) -> None:  # fmt: skip
     if q.dim() != 4 or k.dim() != 4 or v.shape != k.shape:
         raise ValueError(
             "attention needs q (B, H, N, d) and k, v (B, H, S, d); "
@@ -26,6 +32,11 @@ def _check(
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
         if weight is not None and weight.shape != (d,):
             raise ValueError(f"{name} of attention must have the shape (d,) = ({d},); got {tuple(weight.shape)}")
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (b, k.shape[2])):
+        raise ValueError(
+            f"key_mask of attention must be bool with shape ({b}, {k.shape[2]}), True = attend; "
+            f"got {key_mask.dtype} {tuple(key_mask.shape)}"
+        )
     if rope is None:
         return
     if d % 2:
@@ -35,6 +46,24 @@ def _check(
     for name, table in zip(("cos", "sin"), rope, strict=True):
         if table.shape not in ((n, d), (b, n, d)):
             raise ValueError(f"{name} of rope must have shape ({n}, {d}) or ({b}, {n}, {d}); got {tuple(table.shape)}")
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Return x in the autocast dtype, where autocast is on."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+@constant_in_graphs
+def _forward_mode() -> bool:
+    """Tell whether a level of forward-mode differentiation is open, which the packed operator has no rule for."""
+    return forward_ad._current_level >= 0
+
+
+def _differentiates(rope: Rope | None) -> bool:
+    """Tell whether a gradient of the rope tables is wanted, which the kernels do not have."""
+    return rope is not None and torch.is_grad_enabled() and any(table.requires_grad for table in rope)
 
 
 def attention(
@@ -68,23 +97,53 @@ def attention(
     Raises:
         ValueError: shapes or dtypes that do not fit together; backend "triton" where it cannot run.
     """
-    device_type = q.device.type
-    if torch.is_autocast_enabled(device_type) and q.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    _check(q, k, v, q_weight, k_weight, rope)
-    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
-        raise ValueError(
-            f"key_mask of attention must be bool with shape ({k.shape[0]}, {k.shape[2]}), True = attend; "
-            f"got {key_mask.dtype} {tuple(key_mask.shape)}"
-        )
+    q, k, v = (_autocast(x) for x in (q, k, v))
+    _check(q, k, v, q_weight, k_weight, rope, key_mask)
     arguments = (q, k, v, q_weight, k_weight, rope, key_mask, scale)
     if use_triton("attention", backend, q.device, lambda: find_problem(*arguments)):
-        if rope is not None and torch.is_grad_enabled() and any(table.requires_grad for table in rope):
+        if _differentiates(rope):
             # The kernels have no gradient for the tables: norm and rotation go before them, in PyTorch.
             q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
             q_weight = k_weight = rope = None
-        cos, sin = (None, None) if rope is None else rope
         factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        dual = attention_of_duals(q, k, v, q_weight, k_weight, rope, key_mask, factor)
+        if dual is not None:
+            return dual
+        cos, sin = (None, None) if rope is None else rope
         return attention_forward(q, k, v, q_weight, k_weight, cos, sin, key_mask, factor)[0]
     return attention_torch(*arguments)
+
+
+def attention_packed(
+    qkv: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    rope: Rope | None = None,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Self-attention of a packed projection: ``attention`` of its q, k and v.
+
+    On the Triton backend its gradient is written packed, too; that of three views would be put together by a copy of all.
+
+    Args:
+        qkv: (B, N, 3, H, d), any strides: q, k and v of every token.
+        q_weight, k_weight, rope, key_mask, scale, backend: as in ``attention``.
+
+    Returns:
+        (B, H, N, d), and errors, as ``attention``.
+    """
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"attention_packed needs qkv (B, N, 3, H, d); got {tuple(qkv.shape)}")
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    options = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope, "key_mask": key_mask, "scale": scale}
+    problem = functools.partial(find_problem, q, k, v, **options)
+    if not use_triton("attention_packed", backend, qkv.device, problem) or _differentiates(rope) or _forward_mode():
+        return attention(q, k, v, **options, backend=backend)  # type: ignore[arg-type]
+    qkv = _autocast(qkv)
+    _check(q, k, v, q_weight, k_weight, rope, key_mask)
+    cos, sin = (None, None) if rope is None else rope
+    factor = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
+    return attention_packed_forward(qkv, q_weight, k_weight, cos, sin, key_mask, factor)[0]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmdit_kernels.forward_mode import forward_mode
 
 RMS_EPS = 1e-6
 Rope = tuple[Tensor, Tensor]
@@ -80,7 +83,20 @@ def attention_torch(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute attention with PyTorch's fused operator, norm and rope in float32 or wider."""
+    """Compute attention with PyTorch's fused operator, norm and rope in float32 or wider.
+
+    In forward mode it is PyTorch's chain of products and softmax, since the fused ones have no such derivative.
+    """
+    if forward_mode():
+        with sdpa_kernel(SDPBackend.MATH):
+            return _attention_torch(q, k, v, q_weight, k_weight, rope, key_mask, scale)
+    return _attention_torch(q, k, v, q_weight, k_weight, rope, key_mask, scale)
+
+
+def _attention_torch(
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None,
+    key_mask: Tensor | None, scale: float | None,
+) -> Tensor:  # fmt: skip
     q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
     if key_mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -18,6 +18,7 @@ from mmdit_kernels.attention.launches import (
 )
 from mmdit_kernels.attention.reference import Rope
 from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, shared_memory_problem
+from mmdit_kernels.forward_mode import refuse_gradient_of_tables
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -89,6 +90,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, d_out: Tensor | None, d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out is None:
         return (None,) * 9
+    refuse_gradient_of_tables(ctx.needs_input_grad[5:7])
     tensors = ctx.saved_tensors
     d_q, d_k, d_v, *d_weights = attention_backward(d_out, *tensors, ctx.scale)
     pairs = zip(tensors[3:5], d_weights, strict=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 BUNDLED_MODEL = "scenes64"
+MAX_IMAGES = 10_000_000  # of one command: more can't be meant
 
 
 def note(message: str) -> None:
@@ -57,7 +58,9 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
 
 
 def check_seed(seed: int, num_images: int) -> None:
-    """Refuse a seed from which ``num_images`` of them don't go. Raises UserError."""
+    """Refuse more images than can be meant, and a seed from which so many don't go. Raises UserError."""
+    if num_images > MAX_IMAGES:
+        raise UserError(f"--num_images makes {num_images} images: give at most {MAX_IMAGES} to one command")
     if seed > MAX_SEED - num_images:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
 
@@ -120,6 +123,8 @@ def load_vae(name: str) -> AutoencoderKL:
 
     from mmdit.hub import out_of_reach
     from mmdit.pipelines.loading import bundled_models
+    from mmdit.storage.component import load_component, refuse_code
+    from mmdit.storage.weights import refuse_non_finite
 
     quiet_libraries()
     folder = bundled_models().get(name, Path(name))
@@ -129,14 +134,20 @@ def load_vae(name: str) -> AutoencoderKL:
         raise UserError(
             f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
-    source = str(folder) if folder.is_dir() else name
-    offline = not folder.is_dir() and out_of_reach(name)
+    if folder.is_dir():
+        try:
+            return load_component(folder, AutoencoderKL)
+        except UserError as error:
+            raise UserError(f"--vae {name!r} can't be loaded: {error}") from error
+    offline = out_of_reach(name)
     try:
-        return AutoencoderKL.from_pretrained(source, use_safetensors=True, local_files_only=offline)
+        config = AutoencoderKL.load_config(name, local_files_only=offline)
+        refuse_code(config, f"{name}: config.json")
+        vae = AutoencoderKL.from_pretrained(name, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = one_line(error)
+        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {one_line(error)}"
         if offline:
             reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
-        elif not folder.is_dir():
-            reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {reason}"
         raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error
+    refuse_non_finite(vae, f"--vae {name!r}")
+    return vae

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
+import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import docstring_parser
 import jsonargparse
-import yaml
 
 from mmdit.bounds import RIGHT, explain, plain
+from mmdit.cli.common.plain_values import PARSER_MODE, check_config_file, check_options, expand_home, sections_of
+from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
 
 
 class CommandParser(jsonargparse.ArgumentParser):
-    """An ArgumentParser whose errors are UserErrors of one line."""
+    """An ArgumentParser whose errors are UserErrors of one line, and whose values are plain data (``plain_values``)."""
+
+    sections: Mapping[str, bool] = {}
 
     def format_help(self) -> str:
         return super().format_help().replace("<class 'Path'>", "path")
@@ -33,9 +38,13 @@ class CommandParser(jsonargparse.ArgumentParser):
 
         jsonargparse names no file when a YAML file is no mapping, and takes null for any type: both are refused here.
         """
-        for path in _config_paths(args or ()):
-            self._check_config(path)
-        values = super().parse_args(None if args is None else self._complete_switches(args), *rest, **options)
+        args = sys.argv[1:] if args is None else list(args)
+        check_options(args, self.sections)
+        args = [_expand_config(before, word) for before, word in zip(["", *args], args, strict=False)]
+        for path in _config_paths(args):
+            check_config_file(path, self.sections)
+        completed = hide_bytes(self._complete_switches(args))
+        values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
@@ -52,22 +61,6 @@ class CommandParser(jsonargparse.ArgumentParser):
             setattr(values, name, plain(value))
         return values
 
-    def _check_config(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"--config {path}: no such file")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            kind = "nothing" if values is None else f"a {type(values).__name__}"
-            raise UserError(f"--config {path}: holds {kind}; give keys with values, such as 'seed: 0'")
-        sections = {name.split(".")[0] for name in self.option_names() if "." in name}
-        optional = {a.dest for a in self._actions if type(None) in typing.get_args(getattr(a, "_typehint", None))}
-        for key, value in values.items():
-            if key in sections and not isinstance(value, dict) and not (value is None and key in optional):
-                raise UserError(f"--config {path}: {key} is {value!r}, but a section: give its keys with values")
-
     def _complete_switches(self, args: Sequence[str]) -> list[str]:
         switches = {o for a in self._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
         following = [*args, ""][1:]
@@ -81,7 +74,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         return [option[2:] for action in self._actions for option in action.option_strings if option.startswith("--")]
 
     def _explain(self, message: str) -> str:
-        message = " ".join(message.split())
+        message = " ".join(show_bytes(message).split())
         if match := re.match(r"unrecognized arguments: (.*)", message):
             return self._unknown_option(match.group(1).split()[0].split("=")[0])
         if match := re.match(r"Option '([^']+)' is not accepted", message):
@@ -125,6 +118,13 @@ def _shorten_union(message: str) -> str:
     return f"{name}: expected {' or '.join(words.get(word, word) for word in expected)}, got {given}"
 
 
+def _expand_config(before: str, word: str) -> str:
+    """``~`` of ``--config FILE`` and ``--config=FILE``; that of other values is expanded when they are parsed."""
+    if before == "--config":
+        return os.path.expanduser(word)
+    return "--config=" + os.path.expanduser(word[9:]) if word.startswith("--config=") else word
+
+
 def _config_paths(args: Sequence[str]) -> list[Path]:
     """The files of ``--config FILE`` and ``--config=FILE``."""
     following = [word for before, word in pairwise(args) if before == "--config"]
@@ -152,6 +152,7 @@ def build_parser(
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
+        parser_mode=PARSER_MODE,
     )
     if config:
         parser.add_argument(
@@ -164,6 +165,7 @@ def build_parser(
         options = {"nargs": "+", "type": str} if is_list else {"type": hints[name]}
         parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
+    parser.sections = sections_of(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
     return parser
 

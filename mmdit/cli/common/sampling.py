@@ -5,7 +5,10 @@ Every sample draws its noise from a generator of its own, so that it does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,45 @@ from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.progress import Progress
 from mmdit.storage.digests import digest_file
-from mmdit.storage.names import distinct_names
+from mmdit.storage.names import number_repeats, safe_name
 
-BATCH_SIZE = 8
 Arrays = dict[str, np.ndarray]
 Request = dict[str, Any]
+
+
+class NumberedRequests(Mapping[str, Request]):
+    """Requests of samples NAME_SEED for ranges of seeds, each made when it is asked for: a million take no memory.
+
+    Args:
+        ranges: (name without the seed, its seeds), in the order of the samples; a name may come again with other seeds.
+        make: (name without the seed, seed) -> request.
+    """
+
+    def __init__(self, ranges: Sequence[tuple[str, range]], make: Callable[[str, int], Request]) -> None:
+        self.ranges, self.make = list(ranges), make
+        self._seeds: dict[str, list[range]] = {}
+        for stem, seeds in self.ranges:
+            self._seeds.setdefault(stem, []).append(seeds)
+
+    def split(self, name: str) -> tuple[str, int]:
+        """The name without the seed, and the seed. Raises KeyError for a name of no request."""
+        stem, _, digits = name.rpartition("_")
+        if not (digits.isascii() and digits.isdecimal()) or str(int(digits)) != digits:
+            raise KeyError(name)
+        if not any(int(digits) in seeds for seeds in self._seeds.get(stem, ())):
+            raise KeyError(name)
+        return stem, int(digits)
+
+    def __getitem__(self, name: str) -> Request:
+        return self.make(*self.split(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{stem}_{seed}" for stem, seeds in self.ranges for seed in seeds)
+
+    def __len__(self) -> int:
+        return sum(len(seeds) for _, seeds in self.ranges)
 
 
 def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, str]:
@@ -33,10 +69,14 @@ def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, s
 
 
 def category_names(pipe: MultimodalDiTPipeline) -> list[str]:
-    """A file name for each class id, no two alike: different names may become the same file name, or be equal."""
-    return distinct_names(
-        [pipe.id2label.get(index, str(index)) for index in range(pipe.transformer.config.num_classes)]
-    )
+    """A file name for each class id, no two alike.
+
+    Names that become the same file name ("C" and "C#"), or are equal (ImageNet's two cranes), have the class id after them.
+    """
+    names = [safe_name(pipe.id2label.get(index, str(index))) for index in range(pipe.transformer.config.num_classes)]
+    counts = Counter(name.casefold() for name in names)  # some file systems ignore case
+    told = [f"{name}_{index}" if counts[name.casefold()] > 1 else name for index, name in enumerate(names)]
+    return number_repeats(told)
 
 
 def run_pipeline(
@@ -73,12 +113,15 @@ class SamplingRun:
         dtype: DtypeName,
         output: Path,
         overwrite: bool,
+        batch_size: int = 8,
     ) -> None:
+        self.batch_size = batch_size
         prepare_folder(output)
         self.command, self.model = command, model
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.pipe = load_pipeline(model, device, dtype, scheduler)
-        self.pipe.set_progress_bar_config(disable=num_inference_steps == 1, leave=False)
+        hidden = num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
+        self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = (self.pipe.native_size,) * 2
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
@@ -125,10 +168,12 @@ class SamplingRun:
             UserError: a sample can't be written, which is found out before the first is computed where it can be.
         """
         self.writer.check(requests, num_pixels or len(requests) * self.native[0] * self.native[1])
-        names = list(requests)
-        for start in range(0, len(names), BATCH_SIZE):
-            batch = names[start : start + BATCH_SIZE]
-            seeds = [requests[name]["seed"] for name in batch]
-            outputs = run_pipeline(self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **inputs(batch))
-            for name, arrays in zip(batch, outputs, strict=True):
-                print(self.writer.write(Sample(name, finish(name, arrays), requests[name])), flush=True)
+        names = iter(requests)
+        with Progress(len(requests), self.command, "image", enabled=len(requests) > self.batch_size) as progress:
+            while batch := list(islice(names, self.batch_size)):
+                made = {name: requests[name] for name in batch}
+                seeds = [request["seed"] for request in made.values()]
+                outputs = run_pipeline(self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **inputs(batch))
+                for (name, request), arrays in zip(made.items(), outputs, strict=True):
+                    print(self.writer.write(Sample(name, finish(name, arrays), request)), flush=True)
+                    progress.update()

@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmdit.data.writer import DatasetWriter, read_description, write_description
 from mmdit.errors import UserError, one_line
 from mmdit.modalities.codecs import class_palette
 from mmdit.modalities.raw import load_rgb
+from mmdit.progress import Progress
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
-from mmdit.sources.processes import map_in_processes, usable_cores
+from mmdit.sources.hypersim.hdf5 import Reader
+from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
+from mmdit.storage.listing import list_folders
+from mmdit.storage.lock import FolderLock
 from mmdit.storage.requests import Request
 
 GENERATOR = "mmdit data hypersim"
@@ -83,10 +86,12 @@ class ImportReport:
 def import_hypersim(
     source: str | Path,
     output: str | Path,
+    *,
     split: str = "train",
     split_csv: str | Path | None = None,
     cameras_csv: str | Path | None = None,
     num_workers: int | None = None,
+    allow_outside: bool = False,
 ) -> ImportReport:
     """Import all scenes of a folder; call it again to go on where it stopped.
 
@@ -96,10 +101,14 @@ def import_hypersim(
         split: where all frames go if there is no split_csv.
         split_csv, cameras_csv: Hypersim's tables; None = those of their usual names in source, if they are there.
         num_workers: processes; None = one for each usable core.
+        allow_outside: accept HDF5 files that link to files outside source.
 
     Raises:
-        UserError: no scene; a table that can't be read; an output that something else made.
+        UserError: no scene; a table that can't be read; an output that something else made, or that another process
+            writes into.
     """
+    if num_workers is not None and not 0 <= num_workers <= MAX_WORKERS:
+        raise UserError(f"num_workers {num_workers}: must be 0 (no extra process) or more, at most {MAX_WORKERS}")
     source, output = Path(source), Path(output)
     split_table = _find_table(source, split_csv, SPLIT_CSV, "--split_csv")
     camera_table = _find_table(source, cameras_csv, CAMERAS_CSV, "--cameras_csv")
@@ -109,73 +118,91 @@ def import_hypersim(
     writers = {
         name: DatasetWriter(output, name, DEPTH_SCALE) for name in dict.fromkeys(frame.split for frame in frames)
     }
-    _describe(output, exact_cameras=camera_table is not None)
-    # RGB is written last: where it is, the frame is whole.
-    done = {name: writer.existing("rgb") for name, writer in writers.items()}
-    todo = [frame for frame in frames if frame.id not in done[frame.split]]
-    workers = min(usable_cores() if num_workers is None else num_workers, len(todo))
-    work = partial(_import_frame, source, output)
-    problems = tqdm(
-        map_in_processes(work, todo, workers), total=len(todo), desc="import", unit="frame", disable=not todo
-    )
-    bad = tuple(problem for problem in problems if problem is not None)
-    counts = {}
-    for name, writer in writers.items():
-        rows = ((frame.id, None) for frame in frames if frame.split == name)
-        counts[name] = writer.write_manifest(rows, MODALITIES)
-    return ImportReport(counts, bad)
+    with FolderLock(output, GENERATOR):
+        _describe(output, exact_cameras=camera_table is not None)
+        # RGB is written last: where it is, the frame is whole.
+        done = {name: writer.existing("rgb") for name, writer in writers.items()}
+        todo = [frame for frame in frames if frame.id not in done[frame.split]]
+        workers = min(usable_cores() if num_workers is None else num_workers, len(todo))
+        work = partial(_import_frame, Reader(source, allow_outside), output)
+        progress = Progress(len(todo), "import", "frame", enabled=bool(todo))
+        problems = progress.track(map_in_processes(work, todo, workers))
+        bad = tuple(problem for problem in problems if problem is not None)
+        counts = {}
+        for name, writer in writers.items():
+            rows = ((frame.id, None) for frame in frames if frame.split == name)
+            counts[name] = writer.write_manifest(rows, MODALITIES)
+        return ImportReport(counts, bad)
 
 
-def _import_frame(source: Path, output: Path, frame: Frame) -> BadFrame | None:
-    scene = source / frame.scene
-    stem = f"frame.{frame.number:04d}"
-    geometry = scene / "images" / f"scene_{frame.camera}_geometry_hdf5"
+def _import_frame(reader: Reader, output: Path, frame: Frame) -> BadFrame | None:
     try:
-        distance = _read(geometry / f"{stem}.depth_meters.hdf5", 2)
-        rays = camera_rays(distance.shape[0], distance.shape[1], frame.ray_matrix)
-        rotation = _orientation(scene / "_detail" / frame.camera, frame.number)
-        world = _read(geometry / f"{stem}.normal_world.hdf5", 3)
-        _check_sizes(depth=distance, normal=world)
-        normals = camera_normals(world, rotation, rays)
-        semantic = _read(geometry / f"{stem}.semantic.hdf5", 2).astype(np.int64)
-        if semantic.max() >= len(NYU40_NAMES):
-            raise UserError(f"semantic id {semantic.max()}: NYU40 ends at {len(NYU40_NAMES) - 1}")
-        arrays = {
-            "depth": planar_depth(distance, rays),
-            "normal": normals,
-            "segmentation": semantic.clip(min=0),
-            "rgb": _rgb(scene, frame, stem, geometry),
-        }
-        _check_sizes(**arrays)
-        if not (arrays["depth"] >= DEPTH_SCALE).any() or not normals.any():
-            raise UserError("no valid pixel")
+        arrays = _read_frame(reader, frame)
     except UserError as error:
         return BadFrame(frame.id, str(error))
+    except Exception as error:  # whatever its files hold, the other frames are imported
+        reason = one_line(error, 160)
+        return BadFrame(frame.id, f"{type(error).__name__}: {reason}")
     writer = DatasetWriter(output, frame.split, DEPTH_SCALE)
     for name, array in arrays.items():
         writer.save(name, frame.id, array)
     return None
 
 
-def _orientation(folder: Path, number: int) -> np.ndarray:
+def _read_frame(reader: Reader, frame: Frame) -> dict[str, np.ndarray]:
+    """Return a frame's maps in raw units, RGB last. Raises UserError naming the file that can't be used."""
+    scene = reader.root / frame.scene
+    stem = f"frame.{frame.number:04d}"
+    geometry = scene / "images" / f"scene_{frame.camera}_geometry_hdf5"
+    distance = reader.read(geometry / f"{stem}.depth_meters.hdf5", 2)
+    rays = camera_rays(distance.shape[0], distance.shape[1], frame.ray_matrix)
+    rotation = _orientation(reader, scene / "_detail" / frame.camera, frame.number)
+    world = reader.read(geometry / f"{stem}.normal_world.hdf5", 3)
+    _check_sizes(depth=distance, normal=world)
+    normals = camera_normals(world, rotation, rays)
+    semantic = reader.read(geometry / f"{stem}.semantic.hdf5", 2, kinds="iu").astype(np.int64)
+    if semantic.max() >= len(NYU40_NAMES):
+        raise UserError(f"semantic id {semantic.max()}: NYU40 ends at {len(NYU40_NAMES) - 1}")
+    arrays = {
+        "depth": planar_depth(distance, rays),
+        "normal": normals,
+        "segmentation": semantic.clip(min=0),
+        "rgb": _rgb(reader, scene, frame, stem, geometry),
+    }
+    _check_sizes(**arrays)
+    if not (arrays["depth"] >= DEPTH_SCALE).any() or not normals.any():
+        raise UserError("no valid pixel")
+    return arrays
+
+
+def _orientation(reader: Reader, folder: Path, number: int) -> np.ndarray:
     """Return a frame's rotation, camera to world (3, 3); a table beside them says whose the rows are, if not 0, 1, 2, ..."""
-    orientations, table = _read(folder / "camera_keyframe_orientations.hdf5"), "camera_keyframe_frame_indices.hdf5"
-    frames = _read(folder / table).reshape(-1) if (folder / table).is_file() else np.arange(len(orientations))
+    path, table = folder / "camera_keyframe_orientations.hdf5", folder / "camera_keyframe_frame_indices.hdf5"
+    orientations = reader.read(path)
+    if orientations.ndim != 3 or orientations.shape[1:] != (3, 3):
+        raise UserError(f"{path}: has shape {orientations.shape}, not (frames, 3, 3)")
+    frames = reader.read(table).reshape(-1) if table.exists() else np.arange(len(orientations))
     rows = np.flatnonzero(frames == number)
     if len(rows) != 1 or rows[0] >= len(orientations):
         raise UserError(f"{folder}: the camera has {len(orientations)} orientations, none for this frame")
-    return orientations[rows[0]]
+    rotation = orientations[rows[0]].astype(np.float64)
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):  # NaN is not close either
+        raise UserError(f"{path}: the orientation of this frame is no rotation")
+    return rotation
 
 
-def _rgb(scene: Path, frame: Frame, stem: str, geometry: Path) -> np.ndarray:
+def _rgb(reader: Reader, scene: Path, frame: Frame, stem: str, geometry: Path) -> np.ndarray:
     """The radiance, tone-mapped; where it was not downloaded, Hypersim's own tone-mapped preview."""
     radiance = scene / "images" / f"scene_{frame.camera}_final_hdf5" / f"{stem}.color.hdf5"
     preview = scene / "images" / f"scene_{frame.camera}_final_preview" / f"{stem}.tonemap.jpg"
     if not radiance.is_file() and preview.is_file():
         return load_rgb(preview)
-    color = _read(radiance, 3)
+    color = reader.read(radiance, 3)
     entities = geometry / f"{stem}.render_entity_id.hdf5"
-    valid = _read(entities, 2) != -1 if entities.is_file() else np.isfinite(color).all(axis=-1)
+    finite = np.isfinite(color).all(axis=-1)
+    if not finite.any():
+        raise UserError(f"{radiance}: all pixels are NaN or infinite")
+    valid = reader.read(entities, 2) != -1 if entities.exists() else finite
     _check_sizes(color=color, render_entity_id=valid)
     return tone_map(color, valid)
 
@@ -184,22 +211,6 @@ def _check_sizes(**arrays: np.ndarray) -> None:
     sizes = {name: array.shape[:2] for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(f"the files differ in size: {sizes}")
-
-
-def _read(path: Path, num_dimensions: int | None = None) -> np.ndarray:
-    """Read the one array of a file; of 2 dimensions (H, W), of 3 (H, W, 3)."""
-    import h5py
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as file:
-            array = file["dataset"][:]
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged, or not Hypersim's: {one_line(error, 160)}") from None
-    if num_dimensions and (array.ndim != num_dimensions or 0 in array.shape or array.shape[2:] not in ((), (3,))):
-        raise UserError(f"{path}: has shape {array.shape}, not (height, width{', 3' if num_dimensions == 3 else ''})")
-    return array
 
 
 def _find_table(source: Path, given: str | Path | None, name: str, option: str) -> list[dict[str, str]] | None:
@@ -233,7 +244,8 @@ def _frames(
             for row in split_table
             if row["included_in_public_release"] == "True"
         }
-    for folder in sorted(source.glob("*/images/scene_*_geometry_hdf5")):
+    found = (folder for name in list_folders(source) for folder in (source / name).glob("images/scene_*_geometry_hdf5"))
+    for folder in sorted(found):
         scene, camera = folder.parents[1].name, folder.name[len("scene_") : -len("_geometry_hdf5")]
         if camera_table is not None and scene not in matrices:
             raise UserError(f"scene {scene!r} is not in the table of cameras: its rays are unknown")

@@ -11,6 +11,7 @@ from mmdit.errors import UserError
 from mmdit.modalities.modality import MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
+from mmdit.storage.names import text_of
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import version_of
 
@@ -44,6 +45,7 @@ def describe(
         UserError: what is there was not made by this command, or with another size or another labeller, or the split of
             other images.
     """
+    images = text_of(images)
     old = read_description(root) or {"provenance": {}}
     provenance = old["provenance"]
     settings = {"generator": GENERATOR, "generator_version": GENERATOR_VERSION, "size": size}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.modalities.raw import load_rgb
+from mmdit.storage.file_state import FileState, read_state
+from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
+from mmdit.storage.names import number_repeats, shorten, text_of
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PNG = ".png"
+MAX_STEM = 240  # bytes; with ".png" and a temporary name's ends it stays below 255
 # No labeller works at more: beyond it, more pixels cost memory (SAM resizes 192 masks at a time) and tell it nothing.
 LABELLING_SIDE = 1024
 
@@ -38,9 +41,13 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """``rgb``: (H, W, 3) uint8 to store; ``view``: (h, w, 3) uint8 to label, the same box; or the ``problem``."""
+    """``rgb``: (H, W, 3) uint8 to store; ``view``: (h, w, 3) uint8 to label, the same box; or the ``problem``.
+
+    ``state``: of the file, read before its pixels.
+    """
 
     source: SourceImage
+    state: FileState | None = None
     rgb: np.ndarray | None = None
     view: np.ndarray | None = None
     problem: str = ""
@@ -49,8 +56,9 @@ class LoadedImage:
 def find_images(root: str | Path) -> list[SourceImage]:
     """List the images below a folder, sorted; the first folder on the way to an image is its category.
 
-    Names that start with a dot are left alone, as are files that are no image by their suffix. Two images whose names
-    differ in the suffix alone keep it in their ids.
+    What is hidden is left alone, as are files that are no image by their suffix. Images whose names differ in the suffix
+    alone keep it in their ids, and no two ids are the same, whatever the names. Ids and categories are text under any
+    locale: a byte of a name that is not UTF-8 is "%E9" in them.
 
     Raises:
         UserError: no such folder, or no image in it.
@@ -58,31 +66,33 @@ def find_images(root: str | Path) -> list[SourceImage]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"--images {str(root)!r}: no such folder; give a folder of images, or of class folders")
-    names = sorted(_walk(str(root), "", frozenset()))
+    names = sorted(list_images(root, recursive=True))
     if not names:
-        raise UserError(f"--images {str(root)!r}: no image in it ({', '.join(SUFFIXES)})")
-    count = Counter(os.path.splitext(name)[0] for name in names)
-    images = []
-    for name in names:
-        stem = os.path.splitext(name)[0]
-        category = sys.intern(name.split("/", 1)[0]) if "/" in name else None
-        images.append(SourceImage(stem if count[stem] == 1 else name, f"{root}/{name}", category))
-    return images
+        raise UserError(f"--images {str(root)!r}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
+    tops = sorted({name.split("/", 1)[0] for name in names if "/" in name})
+    categories = dict(zip(tops, number_repeats([text_of(top) for top in tops], ignore_case=False), strict=True))
+    return [
+        SourceImage(sample_id, f"{root}/{name}", categories[name.split("/", 1)[0]] if "/" in name else None)
+        for name, sample_id in zip(names, _ids(names), strict=True)
+    ]
 
 
-def _walk(root: str, inside: str, above: frozenset[str]) -> Iterator[str]:
-    # Class folders are often links; a link to a folder above itself would never end.
-    here = os.path.realpath(os.path.join(root, inside))
-    if here in above:
-        return
-    with os.scandir(here) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(root, f"{inside}{entry.name}/", above | {here})
-            elif entry.name.lower().endswith(SUFFIXES):
-                yield inside + entry.name
+def _ids(names: Sequence[str]) -> list[str]:
+    whole = [_within_limits(text_of(name)) for name in names]
+    stems = [_within_limits(text_of(os.path.splitext(name)[0])) for name in names]
+    folders = {name.rsplit("/", 1)[0] for name in stems if "/" in name}
+    folders |= {folder[:end] for folder in folders for end, char in enumerate(folder) if char == "/"}
+    count = Counter(stems)
+    # A stem that others share, or whose file would be a folder of others.
+    ids = [w if count[s] > 1 or f"{s}{PNG}" in folders else s for s, w in zip(stems, whole, strict=True)]
+    count = Counter(ids)  # a.png, a.jpg and a.png.png: the last one's stem is the first one's whole name
+    ids = [w if count[i] > 1 else i for i, w in zip(ids, whole, strict=True)]
+    return number_repeats(ids, ignore_case=False)
+
+
+def _within_limits(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + shorten(last, last, MAX_STEM)
 
 
 class ImagesToLabel(Dataset):
@@ -102,12 +112,16 @@ class ImagesToLabel(Dataset):
 
     def __getitem__(self, index: int) -> LoadedImage:
         source = self.images[index]
+        state = read_state(source.path)
         try:
             pixels = load_rgb(source.path)
         except UserError as error:
             return LoadedImage(source, problem=str(error).removeprefix(f"{source.path}: "))
+        except Exception as error:  # whatever a file holds, the others are labelled
+            reason = one_line(error, 200)
+            return LoadedImage(source, problem=f"can't be read: {type(error).__name__}: {reason}")
         draw = self.transform.draw(*pixels.shape[:2])
-        return LoadedImage(source, crop_and_resize(pixels, draw, "area"), _view(pixels, draw))
+        return LoadedImage(source, state, crop_and_resize(pixels, draw, "area"), _view(pixels, draw))
 
 
 def _view(pixels: np.ndarray, draw: Draw) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from mmdit.errors import UserError, one_line
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
+from mmdit.storage.names import text_of
 
 
 class Labeller(ABC):
@@ -57,7 +58,7 @@ class Labeller(ABC):
     def provenance(self) -> dict[str, Any]:
         """Return what dataset.json says of these labels."""
         return {
-            "model": self.source.name,
+            "model": text_of(self.source.name),
             "kind": self.source.kind,
             "revision": self.source.revision,
             "licence": self.source.licence,

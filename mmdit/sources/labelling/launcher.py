@@ -6,8 +6,8 @@ import logging
 import signal
 import threading
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,13 +21,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from mmdit.data.writer import DatasetWriter
 from mmdit.errors import UserError, one_line
+from mmdit.progress import Progress
 from mmdit.sources.labelling.description import describe, save_description
 from mmdit.sources.labelling.images import ImagesToLabel, LoadedImage, SourceImage, find_images, fit_labels
 from mmdit.sources.labelling.labeller import Labeller
+from mmdit.sources.records import SourceRecords
+from mmdit.storage.file_state import FileState
+from mmdit.storage.lock import FolderLock
 
 # Processes meet at the end only, and the slowest of a run of days may come hours after the first.
 PATIENCE = timedelta(days=7)
@@ -81,19 +84,36 @@ class LabellingModule(pl.LightningModule):
         self.size, self.batch_size, self.num_workers = size, batch_size, num_workers
         self.bad: list[BadImage] = []
         self.there: dict[str, set[str]] = {}
-        self.progress: tqdm | None = None
+        self.records: SourceRecords | None = None
+        self.progress: Progress | None = None
 
     def predict_dataloader(self) -> DataLoader:
         # Lightning waits for all processes after this: nobody writes while another still looks.
-        self.there = {name: self.writer.existing(name) for name in ("rgb", *self.labellers)}
-        todo = [image for image in self.images if any(image.id not in there for there in self.there.values())]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        self.records = SourceRecords(self.writer.folder, rank)
+        self.there = self._current()
+        todo = [image for image in self.images if any(image.id not in there for there in self.there.values())]
         share = ImagesToLabel(todo[rank::world_size], self.size)
         if rank == 0:
             others = f", this process's of {world_size}" if world_size > 1 else ""
-            self.progress = tqdm(total=len(share), unit="image", desc=f"label {len(todo)}{others}", mininterval=0.5)
+            self.progress = Progress(len(share), f"label {len(todo)}{others}", "image")
         # By keyword, as Lightning needs to build it again for prediction.
         return DataLoader(share, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list)
+
+    def _current(self) -> dict[str, set[str]]:
+        """Ids per modality whose file is there and was made from the image as it is now.
+
+        RGB comes last: without it, or with that of another image, the labels may be of another image too.
+        """
+        assert self.records is not None
+        there = {name: self.writer.existing(name) for name in ("rgb", *self.labellers)}
+        current = {
+            image.id
+            for image in self.images
+            if image.id in there["rgb"]
+            and self.records.is_current(image.id, image.path, self.writer.path("rgb", image.id))
+        }
+        return {name: ids & current for name, ids in there.items()}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # arrays of different sizes, which each labeller prepares itself
@@ -106,49 +126,36 @@ class LabellingModule(pl.LightningModule):
             signal.signal(signal.SIGTERM, _stop)
 
     def predict_step(self, batch: list[LoadedImage], batch_idx: int) -> None:
-        good = []
+        # One image at a time: a network's last bits depend on what else is in its batch.
         for image in batch:
-            if image.rgb is None or image.view is None:
-                self.bad.append(BadImage(image.source.path, "rgb", image.problem))
+            if image.rgb is None or image.view is None or image.state is None:
+                self.bad.append(BadImage(image.source.path, "rgb", image.problem or "it was removed"))
             else:
-                good.append(image)
-        for name, labeller in self.labellers.items():
-            by_size: dict[tuple[int, ...], list[LoadedImage]] = defaultdict(list)
-            for image in good:
-                if image.source.id not in self.there[name]:
-                    assert image.view is not None
-                    by_size[image.view.shape].append(image)
-            for group in by_size.values():
-                self._label(labeller, group)
-        # RGB comes last: where it is, all that could be labelled has been.
-        for image in good:
-            if image.source.id not in self.there["rgb"]:
-                assert image.rgb is not None
-                self.writer.save("rgb", image.source.id, image.rgb)
-        if self.progress is not None:
-            self.progress.update(len(batch))
+                self._label(image.source, image.rgb, image.view, image.state)
+            if self.progress is not None:
+                self.progress.update()
 
-    def _label(self, labeller: Labeller, group: Sequence[LoadedImage]) -> None:
-        try:
-            views = [image.view for image in group if image.view is not None]
-            found = labeller.label(views, [image.source.id for image in group])
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise  # the machine's fault, not the image's
-        except (ValueError, RuntimeError) as error:
-            if len(group) > 1:
-                for image in group:
-                    self._label(labeller, [image])
-            else:
-                self.bad.append(BadImage(group[0].source.path, labeller.modality, one_line(error, 200)))
-            return
-        for image, labels in zip(group, found, strict=True):
-            assert image.rgb is not None
+    def _label(self, source: SourceImage, rgb: np.ndarray, view: np.ndarray, state: FileState) -> None:
+        for name, labeller in self.labellers.items():
+            if source.id in self.there[name]:
+                continue
+            try:
+                (labels,) = labeller.label([view], [source.id])
+            except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
+                raise  # the machine's fault, not the image's
+            except Exception as error:
+                self.bad.append(BadImage(source.path, name, one_line(error, 200)))
+                continue
             if not np.isfinite(labels).all():
                 reason = f"the labeller gave NaN or infinity in {labeller.dtype}"
-                self.bad.append(BadImage(image.source.path, labeller.modality, reason))
+                self.bad.append(BadImage(source.path, name, reason))
                 continue
-            fitted = fit_labels(labels, labeller.modality, *image.rgb.shape[:2])
-            self.writer.save(labeller.modality, image.source.id, fitted)
+            self.writer.save(name, source.id, fit_labels(labels, name, *rgb.shape[:2]))
+        # RGB comes last: where it is, all that could be labelled has been.
+        if source.id not in self.there["rgb"]:
+            assert self.records is not None
+            self.writer.save("rgb", source.id, rgb)
+            self.records.add(source.id, state)
 
     def teardown(self, stage: str) -> None:
         if self.progress is not None:
@@ -159,6 +166,7 @@ def label_images(
     images: str | Path,
     output: str | Path,
     labellers: Sequence[Labeller],
+    *,
     split: str = "train",
     size: int | None = None,
     licence: str = "unknown",
@@ -179,7 +187,7 @@ def label_images(
         split: to write.
         size: square that images are cropped and resized to, None = their own size.
         licence: of the images.
-        batch_size: images of one size that a labeller takes at a time, at most.
+        batch_size: images that are read at a time; labellers take them one by one, so that no file depends on it.
         num_workers: loader processes per process.
         accelerator, devices, num_nodes: as Lightning's.
 
@@ -187,7 +195,8 @@ def label_images(
         What was done, on the first process; None on the others.
 
     Raises:
-        UserError: no images; an output made otherwise, or among the images; an accelerator that isn't there.
+        UserError: no images; an output made otherwise, among the images, or that another process writes into; an
+            accelerator that isn't there.
     """
     output = Path(output)
     if output.resolve().is_relative_to(Path(images).resolve()):
@@ -199,21 +208,24 @@ def label_images(
     scales = [labeller.depth_scale for labeller in labellers if labeller.depth_scale is not None]
     writer = DatasetWriter(output, split, *scales)
     categories = {image.category for image in found if image.category is not None}
-    values = describe(output, split, str(images), licence, categories, size, labellers)
     trainer = _make_trainer(accelerator, devices, num_nodes)
-    if trainer.is_global_zero:
-        save_description(output, values)  # before the first label, so that no other labeller can be mixed in
-    module = LabellingModule(found, labellers, writer, size, batch_size, num_workers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        try:
-            trainer.predict(module, return_predictions=False)
-        except SystemExit:  # Lightning's answer to Ctrl+C
-            raise KeyboardInterrupt from None
-    bad = _gather(module.bad)
-    if not trainer.is_global_zero:
-        return None
-    count = writer.write_manifest(((image.id, image.category) for image in found), values["modalities"])
+    with FolderLock(output, "mmdit data label") if trainer.is_global_zero else nullcontext():
+        values = describe(output, split, str(images), licence, categories, size, labellers)
+        if trainer.is_global_zero:
+            save_description(output, values)  # before the first label, so that no other labeller can be mixed in
+        module = LabellingModule(found, labellers, writer, size, batch_size, num_workers)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            try:
+                trainer.predict(module, return_predictions=False)
+            except SystemExit:  # Lightning's answer to Ctrl+C
+                raise KeyboardInterrupt from None
+        bad = _gather(module.bad)
+        if not trainer.is_global_zero:
+            return None
+        count = writer.write_manifest(((image.id, image.category) for image in found), values["modalities"])
+        if module.records is not None:
+            module.records.join(image.id for image in found)
     return LabelReport(output / split, count, tuple(sorted(bad, key=lambda entry: (entry.path, entry.modality))))
 
 
@@ -245,6 +257,5 @@ def _make_trainer(accelerator: str, devices: int, num_nodes: int) -> pl.Trainer:
             inference_mode=False,
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        raise UserError(
-            f"accelerator {accelerator!r} with {devices} devices can't be used here: {one_line(error)}"
-        ) from error
+        reason = one_line(error)
+        raise UserError(f"accelerator {accelerator!r} with {devices} devices can't be used here: {reason}") from error

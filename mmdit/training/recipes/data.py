@@ -18,8 +18,9 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.errors import UserError, one_line, unknown_name
+from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.storage.component import load_component
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
 # With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
@@ -104,7 +105,8 @@ def stored_data(config: TrainingConfig) -> LatentData:
     elif config.alignment is not None and config.alignment.teacher is not None:
         grid = (height // config.model.patch_size, width // config.model.patch_size)
         teacher = load_teacher(config.alignment.teacher, grid)
-        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]  # type: ignore[index]
+        assert splits[0] is not None
+        feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]
     assert splits[0] is not None
     size = max(height, width)
     return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
@@ -114,11 +116,9 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
     try:
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: damaged ({one_line(error)}); delete it and run 'mmdit data encode' again"
-        ) from error
+        return load_component(folder, AutoencoderKL, low_cpu_mem_usage=False)
+    except UserError as error:
+        raise UserError(f"{folder}: damaged ({error}); delete it and run 'mmdit data encode' again") from error
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:

@@ -19,6 +19,7 @@ from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
@@ -86,7 +87,7 @@ def make_transformer(
 def _start_from(network: MultimodalDiT, folder: Path) -> None:
     if not (folder / "transformer").is_dir():
         raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
-    trained = MultimodalDiT.from_pretrained(folder / "transformer", use_safetensors=True)
+    trained = load_component(folder / "transformer", MultimodalDiT)
     try:
         start_from(network, trained)
     except UserError as error:

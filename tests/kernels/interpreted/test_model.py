@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mmdit_kernels.attention import registration
+from mmdit_kernels.attention import packed
 from torch import Tensor
 
 pytest.importorskip("diffusers")
@@ -41,8 +41,8 @@ def run(model: MultimodalDiT, backend: str, monkeypatch: pytest.MonkeyPatch, com
 def test_outputs_and_gradients(qk_norm: str | None, position_embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(qk_norm, position_embedding)
     calls = []
-    forward_launch = registration.forward_launch
-    monkeypatch.setattr(registration, "forward_launch", lambda inputs: calls.append(inputs) or forward_launch(inputs))
+    forward_launch = packed.forward_launch
+    monkeypatch.setattr(packed, "forward_launch", lambda inputs: calls.append(inputs) or forward_launch(inputs))
     ours = run(model, "triton", monkeypatch)
     assert len(calls) == 2  # one for each block
     assert all((inputs.q_weight is None) == (qk_norm is None) == (inputs.cos is None) for inputs in calls)

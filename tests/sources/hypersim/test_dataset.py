@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mmdit.modalities.modality import MODALITIES
 from mmdit.modalities.raw import load_raw
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
 from mmdit.sources.hypersim.dataset import import_hypersim
+from mmdit.storage.lock import FolderLock
 
 h5py = pytest.importorskip("h5py")
 
@@ -257,3 +259,128 @@ def test_wrong_input_is_named(tmp_path):
     (tmp_path / "out/dataset.json").write_text(json.dumps({"modalities": ["rgb"], "provenance": {"generator": "me"}}))
     with pytest.raises(UserError, match="choose another --output"):
         import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
+
+
+def _replace(path, make):
+    path.unlink()
+    with h5py.File(path, "w") as file:
+        make(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("depth_meters", lambda h: h.create_group("dataset"), "'dataset' is a group"),
+        ("depth_meters", lambda h: h.create_dataset("other", data=[1.0]), "damaged, or not Hypersim's"),
+        (
+            "depth_meters",
+            lambda h: h.create_dataset("dataset", (24, 32), h5py.string_dtype()),
+            "holds object, not numb",
+        ),
+        ("depth_meters", lambda h: h.create_dataset("dataset", (24, 32), [("a", "f4")]), "not numbers"),
+        ("depth_meters", lambda h: h.create_dataset("dataset", (24, 32), "c8"), "holds complex64, not numbers"),
+        (
+            "depth_meters",
+            lambda h: h.create_dataset("dataset", (10**6, 10**6), "f4", chunks=(99, 99)),
+            "over the limit",
+        ),
+        ("depth_meters", lambda h: h.create_dataset("dataset", data=h5py.Empty("f4")), "is no array"),
+        ("depth_meters", lambda h: h.create_dataset("dataset", data=np.full((24, 32), np.nan)), "no valid pixel"),
+        ("semantic", lambda h: h.create_dataset("dataset", data=np.full((24, 32), np.nan)), "not whole numbers"),
+        ("normal_world", lambda h: h.create_dataset("dataset", data=np.full((24, 32, 3), np.nan)), "no valid pixel"),
+    ],
+)
+def test_whatever_a_frame_holds_the_others_are_imported(tmp_path, name, make, message):
+    _write_scene(tmp_path / "hypersim", frames=(0, 1))
+    _replace(_geometry(tmp_path / "hypersim", 1).parent / f"frame.0001.{name}.hdf5", make)
+    report = import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
+    assert report.num_samples == {"train": 1}
+    (bad,) = report.bad
+    assert bad.id == "ai_001_001/cam_00/0001"
+    assert message in bad.reason
+    assert check_dataset(tmp_path / "out").problems == ()
+
+
+def test_colours_and_orientations_that_are_no_numbers(tmp_path):
+    _write_scene(tmp_path / "hypersim", frames=(0, 1))
+    images = tmp_path / "hypersim/ai_001_001/images"
+    _save(images / "scene_cam_00_final_hdf5/frame.0001.color.hdf5", np.full((HEIGHT, WIDTH, 3), np.nan))
+    report = import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
+    assert [("all pixels are NaN" in bad.reason, bad.id[-1]) for bad in report.bad] == [(True, "1")]
+    detail = tmp_path / "hypersim/ai_001_001/_detail/cam_00"
+    for wrong, message in ((np.full((2, 3, 3), np.nan), "no rotation"), (np.eye(3), r"has shape \(3, 3\)")):
+        _save(detail / "camera_keyframe_orientations.hdf5", wrong)
+        report = import_hypersim(tmp_path / "hypersim", tmp_path / f"out{wrong.ndim}", num_workers=0)
+        assert len(report.bad) == 2
+        assert all(re.search(message, bad.reason) for bad in report.bad)
+
+
+def _external_link(target):
+    return lambda h: h.__setitem__("dataset", h5py.ExternalLink(str(target), "dataset"))
+
+
+def _soft_to_external(target):
+    def make(file):
+        file["elsewhere"] = h5py.ExternalLink(str(target), "/")
+        file["dataset"] = h5py.SoftLink("/elsewhere/dataset")
+
+    return make
+
+
+def _virtual(target):
+    def make(file):
+        layout = h5py.VirtualLayout((HEIGHT, WIDTH), "f8")
+        layout[:] = h5py.VirtualSource(str(target), "dataset", (HEIGHT, WIDTH))
+        file.create_virtual_dataset("dataset", layout)
+
+    return make
+
+
+def _raw(target):
+    def make(file):
+        file.create_dataset("dataset", (HEIGHT, WIDTH), "u1", external=[(str(target), 0, HEIGHT * WIDTH)])
+
+    return make
+
+
+@pytest.mark.parametrize("make", [_external_link, _soft_to_external, _virtual, _raw])
+def test_links_out_of_the_source_need_a_word(tmp_path, make):
+    source = tmp_path / "hypersim"
+    _write_scene(source, frames=(0, 1))
+    depth = _geometry(source, 1).parent / "frame.0001.depth_meters.hdf5"
+    for place, refused in ((tmp_path / "secret.hdf5", True), (source / "shared.hdf5", False)):
+        _save(place, np.full((HEIGHT, WIDTH), 2.0))
+        _replace(depth, make(place))
+        for allow in (False, True):
+            output = tmp_path / f"out-{place.stem}-{allow}"
+            report = import_hypersim(source, output, num_workers=0, allow_outside=allow)
+            outside = [bad for bad in report.bad if "--allow_outside accepts that" in bad.reason]
+            assert bool(outside) == (refused and not allow), report.bad
+
+
+def test_links_within_the_file_and_chains_of_them(tmp_path):
+    _write_scene(tmp_path / "hypersim", frames=(0,))
+    path = _geometry(tmp_path / "hypersim", 0).parent / "frame.0000.depth_meters.hdf5"
+
+    def chain(file):
+        file["real/values"] = np.full((HEIGHT, WIDTH), 2.0)
+        file["dataset"] = h5py.SoftLink("/real/values")
+
+    _replace(path, chain)
+    assert import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0).bad == ()
+    _replace(path, lambda file: file.__setitem__("dataset", h5py.SoftLink("/dataset")))
+    (bad,) = import_hypersim(tmp_path / "hypersim", tmp_path / "other", num_workers=0).bad
+    assert "chain of more than 8 links" in bad.reason
+
+
+def test_a_second_import_is_refused_and_hidden_folders_are_no_scenes(tmp_path):
+    _write_scene(tmp_path / "hypersim", frames=(0,))
+    (tmp_path / "hypersim/.trash").symlink_to(tmp_path / "hypersim/ai_001_001")
+    with (
+        FolderLock(tmp_path / "out", "mmdit data hypersim"),
+        pytest.raises(UserError, match="is writing here"),
+    ):
+        import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
+    assert import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0).num_samples == {"train": 1}
+    with pytest.raises(UserError, match="num_workers 1000000000"):
+        import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=10**9)

@@ -24,6 +24,7 @@ from mmdit.modalities.raw import load_raw
 from mmdit.sources.labelling.launcher import label_images
 from mmdit.sources.labelling.settings import LabellerSettings, MaskSettings
 from mmdit.sources.labelling.table import load_labellers
+from mmdit.storage.lock import FolderLock
 
 MASKS = MaskSettings(points_per_side=2, points_per_batch=4, iou_threshold=-1e6, stability_threshold=0.0)
 
@@ -148,7 +149,7 @@ def test_bad_images_are_listed_and_the_others_kept(depth_anything, image_folder,
     again = _label(image_folder, tmp_path / "out", [depth])
     assert (again.num_samples, again.bad) == (4, ())
     changed = {name for name, stamp in before.items() if (tmp_path / "out" / name).stat().st_mtime_ns != stamp}
-    assert changed == {"train/manifest.jsonl"}
+    assert changed == {"train/manifest.jsonl", "train/sources.jsonl"}
 
 
 def test_splits_and_modalities_are_added_and_labellers_never_mixed(
@@ -220,6 +221,9 @@ def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
         "--masks.stability_threshold",
         "0",
     ]
+    assert main([*arguments, "--skip_bad"]) == 0
+    assert "the file is empty" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
     assert main(arguments) == 2
     result = capsys.readouterr()
     assert result.out.splitlines() == [f"{image_folder / 'n01/c.png'}: the file is empty"]
@@ -271,11 +275,82 @@ def test_killed_runs_go_on_in_two_processes(depth_anything, pixels, tmp_path, pr
     report = _label(images, tmp_path / "whole", _load(depth=depth_anything), batch_size=2)
     assert report.num_samples == 30
     assert _files(train / "rgb") == _files(tmp_path / "whole/train/rgb")
-    depths = {name: sorted((tmp_path / name / "train/depth").rglob("*.png")) for name in ("out", "whole")}
-    for one, other in zip(depths["out"], depths["whole"], strict=True):  # other batches: the last bits may differ
-        np.testing.assert_allclose(np.asarray(Image.open(one), int), np.asarray(Image.open(other), int), atol=3)
+    assert _files(train / "depth") == _files(tmp_path / "whole/train/depth")
     assert (tmp_path / "out/dataset.json").read_text() == (tmp_path / "whole/dataset.json").read_text()
     assert check_dataset(tmp_path / "out").problems == ()
+
+
+def test_bytes_do_not_depend_on_batches(depth_anything, marigold_normals, mask2former, image_folder, tmp_path):
+    labellers = _load(depth=depth_anything, normal=marigold_normals, segmentation=mask2former)
+    for batch_size in (1, 3, 5):
+        _label(image_folder, tmp_path / f"out{batch_size}", labellers, batch_size=batch_size)
+    for batch_size in (3, 5):
+        assert _files(tmp_path / f"out{batch_size}") == _files(tmp_path / "out1")
+
+
+def _stamps(out):
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*.png")}
+
+
+def test_images_that_were_changed_are_labelled_again_and_no_others(depth_anything, pixels, image_folder, tmp_path):
+    labellers, out = _load(depth=depth_anything), tmp_path / "out"
+    _label(image_folder, out, labellers)
+    before = _stamps(out)
+    changed = image_folder / "n01/d.png"
+    Image.fromarray(pixels(77, 44, 30)).save(changed)
+    os.utime(changed, (1, 1))  # an older file took its place
+    touched = image_folder / "n02/a.jpg"
+    os.utime(touched)  # other times, the same content
+    _label(image_folder, out, labellers)
+    after = _stamps(out)
+    assert {name for name in before if before[name] != after[name]} == {"train/rgb/n01/d.png", "train/depth/n01/d.png"}
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "train/rgb/n01/d.png")), pixels(77, 44, 30))
+    _label(image_folder, tmp_path / "fresh", labellers)
+    assert _files(tmp_path / "fresh/train/depth") == _files(out / "train/depth")
+    _label(image_folder, out, labellers)
+    assert _stamps(out) == after
+
+
+def test_a_folder_of_an_older_version_has_no_records(depth_anything, image_folder, tmp_path):
+    """What is newer than its image is taken to be made from it."""
+    labellers, out = _load(depth=depth_anything), tmp_path / "out"
+    _label(image_folder, out, labellers)
+    (out / "train/sources.jsonl").unlink()
+    before = _stamps(out)
+    later = time.time() + 60
+    os.utime(image_folder / "n01/c.png", (later, later))
+    _label(image_folder, out, labellers)
+    changed = {name for name, stamp in _stamps(out).items() if before[name] != stamp}
+    assert changed == {"train/rgb/n01/c.png", "train/depth/n01/c.png"}
+    assert len((out / "train/sources.jsonl").read_text().splitlines()) == 5
+
+
+def test_names_that_clash_or_are_no_utf8(depth_anything, pixels, tmp_path):
+    images = tmp_path / os.fsdecode(b"im\xe1genes")
+    long = "x" * 251
+    names = [b"a.png", b"a.jpg", b"a.png.png", b"caf\xe9.png", "e\u0301.png".encode(), "\u00e9.png".encode()]
+    names += [f"{long}.png".encode(), b"d.jpg", b"d.png/e.png", b"caf\xe9/f.png", b"caf%E9/f.png"]
+    for number, name in enumerate(names):
+        path = Path(os.fsdecode(os.fsencode(images) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(number, 30, 30)).save(path)
+    report = _label(images, tmp_path / "out", _load(depth=depth_anything))
+    assert (report.num_samples, report.bad) == (len(names), ())
+    assert check_dataset(tmp_path / "out").problems == ()
+    info = read_dataset_info(tmp_path / "out")
+    assert set(info.categories) == {"d.png", "caf%E9", "caf%E9_2"}
+    found = [np.asarray(Image.open(sample.files["rgb"])).tobytes() for sample in read_manifest(info, "train")]
+    assert len(set(found)) == len(names)
+    assert _label(images, tmp_path / "out", _load(depth=depth_anything)).num_samples == len(names)
+
+
+def test_a_second_labelling_into_the_folder_is_refused(depth_anything, image_folder, tmp_path):
+    labellers = _load(depth=depth_anything)
+    _label(image_folder, tmp_path / "out", labellers)
+    before = _files(tmp_path / "out")
+    with FolderLock(tmp_path / "out", "mmdit data label"), pytest.raises(UserError, match="is writing here"):
+        _label(image_folder, tmp_path / "out", labellers, split="val")
+    assert _files(tmp_path / "out") == before
 
 
 def test_wrong_input_is_named(depth_anything, image_folder, tmp_path):

@@ -1,0 +1,149 @@
+"""Compile the kernels ahead of time, with no GPU, with the triton that is imported, and save what the code needs, as CSV.
+
+Other versions of triton stand beside: ``pip install --no-deps --target /tmp/triton-3.6 triton==3.6.0``, then
+``PYTHONPATH=/tmp/triton-3.6:kernels:. python kernels/benchmarks/compile_grid.py``. Rows of a version (and label) that the file
+has already are replaced. ``--table`` compiles nothing: it prints the file's rows of the XL/2 shapes as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmdit_kernels.compile_cases import GRID, TRIED, WORK, XL2, Case
+from mmdit_kernels.launch import compile_ahead
+from mmdit_kernels.testing import SHARED_MEMORY, Code, Resources, code, resources
+
+RESULTS = Path(__file__).parent / "results" / "compiled.csv"
+KEYS = ("label", "triton", "op", "kernel", "target", "dtype", "d", "features")
+FIELDS = (*KEYS, "tiles", *Resources._fields, *Code._fields, "tensors", "matrix_products", "note")
+TILES = ("BLOCK_M", "BLOCK_N", "ROWS", "CHUNK", "PIECE", "num_warps", "num_stages", "maxnreg")
+
+
+def describe(case: Case, label: str) -> dict[str, Any]:
+    """Compile one case; a case that does not compile has a note and nothing else."""
+    import triton
+
+    version = ".".join(triton.__version__.split(".")[:2])
+    values = (label, version, type(case).__name__.lower(), *case)
+    row: dict[str, Any] = dict.fromkeys(FIELDS, "") | dict(zip(KEYS, values, strict=True))
+    launch = case.launch()
+    row["tiles"] = " ".join(f"{key}={launch.constants[key]}" for key in TILES if launch.constants.get(key))
+    row["tensors"], row["matrix_products"] = WORK.get((row["op"], case.kernel), ("", ""))
+    try:
+        compiled = compile_ahead(launch, case.target)
+    except Exception as error:  # what a version of the compiler cannot do is a result too
+        return row | {"note": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    used = resources(compiled)
+    row |= used._asdict() | code(compiled, used, case.target)._asdict()
+    if used.shared > SHARED_MEMORY[case.target]:
+        row["note"] = f"{used.shared} bytes of shared memory, of {SHARED_MEMORY[case.target]}"
+    elif used.spilled:
+        row["note"] = f"{used.spilled} bytes spilled"
+    return row
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def table(rows: list[dict[str, str]]) -> Iterator[str]:
+    """Yield lines of Markdown: for each label and kernel registers / blocks by version, and what they have in common."""
+    versions = sorted({row["triton"] for row in rows})
+    yield (
+        "| | "
+        + " | ".join(f"triton {version}" for version in versions)
+        + " | waits | loads ≥ 16 B | products | tensors |"
+    )
+    yield "|---" * (len(versions) + 5) + "|"
+    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        if row["target"] == "sm_90":
+            key = row["op"], row["kernel"], row["dtype"], row["d"], row["features"], row["label"]
+            groups.setdefault(key, {})[row["triton"]] = row
+    for (op, kernel, dtype, d, features, label), found in sorted(groups.items()):
+        last = found[max(found)]
+        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{'' if features in ('plain', 'True') else f', {features}'}: {label}"
+        cells = []
+        for version in versions:
+            row = found.get(version)
+            cell = "" if row is None else f"{row['registers']} / {row['blocks']}"
+            cells.append(cell + (f" ({row['note']})" if row and row["note"] else ""))
+        loads = f"{last['wide']} of {int(last['wide'] or 0) + int(last['narrow'] or 0)}"
+        yield (
+            f"| {title} | "
+            + " | ".join(cells)
+            + (f" | {last['waits'] or '-'} | {loads} | {last['matrix_products'] or '-'} | {last['tensors']} |")
+        )
+
+
+def selected(options: argparse.Namespace) -> list[Case]:
+    cases: list[Case] = XL2 if options.grid == "xl2" else GRID
+    for field in ("kernel", "target", "dtype", "d"):
+        wanted = getattr(options, field)
+        cases = [case for case in cases if wanted is None or str(getattr(case, field)) in wanted]
+    return cases
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--grid", choices=["xl2", "whole"], default="xl2", help="XL/2's shapes, or all (an hour)")
+    parser.add_argument("--label", default="after", help='a name for the state of the code, as "before"')
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the CSV file")
+    parser.add_argument("--table", action="store_true", help="print the file as Markdown, and compile nothing")
+    for field in ("kernel", "target", "dtype", "d"):
+        parser.add_argument(f"--{field}", nargs="+", help="only these")
+    options = parser.parse_args(arguments)
+    if options.table:
+        print("\n".join(table(read(options.output))))
+        return
+    try:
+        import triton
+    except ImportError:
+        print("error: this script needs triton, which is not installed", file=sys.stderr)
+        raise SystemExit(2) from None
+    rows: list[dict[str, Any]] = list(read(options.output))
+    version = ".".join(triton.__version__.split(".")[:2])
+    if version not in TRIED:
+        print(f"triton {version} is none of {', '.join(TRIED)}, which the tiles were chosen with")
+    bad = 0
+    for case in selected(options):
+        row = describe(case, options.label)
+        key = [str(row[field]) for field in KEYS]
+        rows = [other for other in rows if [str(other[field]) for field in KEYS] != key]
+        rows.append(row)
+        bad += bool(row["note"])
+        print(
+            *(f"{row[field]}" for field in KEYS[1:]),
+            row["tiles"],
+            *(
+                f"{key}={row[key]}"
+                for key in ("registers", "blocks", "waits", "shared", "wide", "narrow", "note")
+                if row[key] != ""
+            ),
+            sep=" ",
+            flush=True,
+        )
+        write(options.output, rows)
+    print(f"{bad} of {len(selected(options))} cases spill or do not fit; saved in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

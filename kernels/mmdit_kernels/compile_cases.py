@@ -1,0 +1,96 @@
+"""The kernels as they would be launched on targets that are not here: what is compiled ahead of time, and what came out.
+
+Shared by ``tests/kernels/test_compile.py`` and ``benchmarks/compile_grid.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+
+from mmdit_kernels.launch import Launch
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPES = ("float32", "float16", "bfloat16")
+HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128)
+WIDTHS = (48, 384, 768, 1152, 1408, 4096, 8192)
+FEATURES = ("plain", "transforms", "mask", "all")
+# Versions of triton that the whole grid was compiled with (kernels/README.md).
+TRIED = ("3.5", "3.6", "3.7", "3.8", "3.9")
+
+
+class Attention(NamedTuple):
+    """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all"."""
+
+    kernel: str
+    target: str
+    dtype: str
+    d: int
+    features: str = "plain"
+
+    def launch(self) -> Launch:
+        from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        b, h, n = 2, 16, 1000 if self.features in ("mask", "all") else 1024
+        qkv = empty(b, n, 3, h, self.d, dtype=getattr(torch, self.dtype)).permute(2, 0, 3, 1, 4)
+        transforms = self.features in ("transforms", "all")
+        weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
+        mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
+        inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
+        forward, out, stats = forward_launch(inputs, self.target)
+        queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
+        return {"forward": forward, "backward_q": queries, "backward_kv": keys}[self.kernel]
+
+
+class AdaLN(NamedTuple):
+    """One adaptive layer norm kernel."""
+
+    kernel: str
+    target: str
+    dtype: str
+    d: int
+    gated: bool = True
+
+    def launch(self) -> Launch:
+        from mmdit_kernels.adaln.launches import backward_launch, forward_launch
+
+        dtype = getattr(torch, self.dtype)
+        x, y = (torch.empty(8, 256, self.d, dtype=dtype, device="meta") for _ in range(2))
+        gate, shift, scale = torch.empty(8, 3 * self.d, dtype=dtype, device="meta").chunk(3, 1)
+        more = (y, gate) if self.gated else (None, None)
+        forward, _, _, stats = forward_launch(x, *more, shift, scale, 1e-6, dtype, dtype, self.target)
+        if self.kernel == "forward":
+            return forward
+        return backward_launch(x, x, y if self.gated else None, *more, scale, stats, dtype, self.target)[0]
+
+
+Case = Attention | AdaLN
+KERNELS = ("forward", "backward_q", "backward_kv")
+GRID: list[Case] = [
+    *itertools.starmap(Attention, itertools.product(KERNELS, TARGETS, DTYPES, HEAD_DIMS, FEATURES)),
+    *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, DTYPES, WIDTHS, (False, True))),
+]
+# The kernels of an XL/2 model on the four targets, and of its neighbours on the first.
+XL2: list[Case] = [
+    *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_90",), ("bfloat16",), (64, 72, 128), FEATURES[:2])),
+    *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_80", "sm_100", "gfx942"), ("bfloat16",), (72,))),
+    *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, ("bfloat16", "float32"), (1152,))),
+]
+# Tensors of q's size (of x's) that each kernel reads or writes at least once, and matrix products of the method.
+WORK = {
+    ("attention", "forward"): (4, 2),
+    ("attention", "backward_q"): (6, 3),
+    ("attention", "backward_kv"): (6, 4),
+    ("adaln", "forward"): (4, ""),
+    ("adaln", "backward"): (6, ""),
+}
+
+
+def name(case: Case) -> str:
+    """Return "attention-forward-sm_90-bfloat16-72-plain", …."""
+    return f"{type(case).__name__.lower()}-" + "-".join(str(field) for field in case)
