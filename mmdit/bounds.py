@@ -48,7 +48,7 @@ _WHOLE = {
     "Devices": (1, 4096),
     "InferenceSteps": (1, 10**4),
     "Layers": (1, 2**14),
-    "Nodes": (1, 65_536),
+    "Nodes": (1, 100_000),
     "Rows": (0, 10**6),
     "TrainingSteps": (1, 10**8),
     "Width": (1, 2**20),

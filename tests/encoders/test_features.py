@@ -122,9 +122,9 @@ def test_numbers_of_the_config_are_the_models(timm_folder, tmp_path):
     assert len(teacher.model.blocks) == 2
     torch.testing.assert_close(teacher.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     for name, value, wrong in (
-        ("checkpoint_path", "a.pth", "'checkpoint_path' is 'a.pth': give a number"),
-        ("depth", 0.5, "can't be built so"),
-        ("no_such_size", 3, "can't be built so"),
+        ("checkpoint_path", "a.pth", "checkpoint_path = 'a.pth': only sizes and settings"),
+        ("depth", 0.5, "can't be loaded as test_vit"),
+        ("no_such_size", 3, "can't be loaded as test_vit"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {name: value}}))
         with pytest.raises(UserError, match=wrong):
