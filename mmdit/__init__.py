@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mmdit.encoders.codec import LatentCodec
     from mmdit.errors import UserError
     from mmdit.flow.schedulers import EulerMaruyamaScheduler, make_scheduler
-    from mmdit.modalities.modality import MODALITIES, Modality
+    from mmdit.modalities.modality import Modality
+    from mmdit.modalities.table import MODALITIES
     from mmdit.models.config import SIZES
     from mmdit.models.transformer import MultimodalDiT, MultimodalDiTOutput
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -51,7 +52,8 @@ _MODULES = {
     "mmdit.errors": ["UserError"],
     "mmdit.flow.schedulers": ["EulerMaruyamaScheduler", "make_scheduler"],
     "mmdit.encoders.codec": ["LatentCodec"],
-    "mmdit.modalities.modality": ["MODALITIES", "Modality"],
+    "mmdit.modalities.modality": ["Modality"],
+    "mmdit.modalities.table": ["MODALITIES"],
     "mmdit.models.config": ["SIZES"],
     "mmdit.models.transformer": ["MultimodalDiT", "MultimodalDiTOutput"],
     "mmdit.pipelines.pipeline_multimodal_dit": ["MultimodalDiTPipeline"],

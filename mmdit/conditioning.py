@@ -6,8 +6,8 @@ B samples, L tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,36 @@ def _with_subjects(one: Conditioning) -> Conditioning:
         return one
     subjects = torch.full(one.tokens.shape[:2], NO_SUBJECT, device=one.tokens.device)
     return Conditioning(one.vector, one.tokens, one.token_mask, subjects)
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Prompts as frozen encoders give them, for a conditioner with weights of its own to go on from.
+
+    Args:
+        states: (B, L, W), the text encoder's states of the pure text, not pooled (h_y of UMM-Diffusion, arXiv 2303.09319).
+        mask: (B, L) bool, False = padding.
+        subjects: (B, L) int64, the subject whose word a token belongs to, counted over the batch; ``NO_SUBJECT`` = text.
+        subject_embeddings: (S, P), an image embedding of each subject.
+        restate: (S, W) pseudo-word embeddings -> states (B, L, W) with them in place of the subjects' words (h_r).
+        present: (B,) bool, False = the sample has no prompt.
+    """
+
+    states: Tensor
+    mask: Tensor
+    subjects: Tensor
+    subject_embeddings: Tensor
+    restate: Callable[[Tensor], Tensor]
+    present: Tensor
+
+    def text_only(self, rows: Tensor | None = None) -> EncodedPrompts:
+        """The same words without the subjects' images, in ``rows`` (B,) bool, None = all."""
+        chosen = torch.ones_like(self.present) if rows is None else rows.to(self.present.device)
+        return replace(self, subjects=self.subjects.masked_fill(chosen[:, None], NO_SUBJECT))
+
+    def without(self, rows: Tensor) -> EncodedPrompts:
+        """No prompt at all in ``rows`` (B,) bool."""
+        return replace(self, present=self.present & ~rows.to(self.present.device))
 
 
 class Conditioner(nn.Module, ABC):

@@ -29,7 +29,7 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL
 
     from mmdit.flow.schedulers import make_scheduler
-    from mmdit.modalities.modality import get_modalities
+    from mmdit.modalities import get_modalities
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
     from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES

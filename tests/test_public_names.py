@@ -44,7 +44,7 @@ print(time.process_time() - start, *{name.split(".")[0] for name in sys.modules}
 def test_every_public_name_resolves_to_its_own() -> None:
     for name in mmdit.__all__:
         assert getattr(mmdit, name) is not None
-    from mmdit.modalities.modality import MODALITIES
+    from mmdit.modalities import MODALITIES
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
     assert mmdit.MultimodalDiTPipeline is MultimodalDiTPipeline

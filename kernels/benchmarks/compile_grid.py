@@ -80,7 +80,8 @@ def table(rows: list[dict[str, str]]) -> Iterator[str]:
             groups.setdefault(key, {})[row["triton"]] = row
     for (op, kernel, dtype, d, features, label), found in sorted(groups.items()):
         last = found[max(found)]
-        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{'' if features in ('plain', 'True') else f', {features}'}: {label}"
+        more = "" if features in ("plain", "True") else f", {features}"
+        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{more}: {label}"
         cells = []
         for version in versions:
             row = found.get(version)
@@ -130,17 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [other for other in rows if [str(other[field]) for field in KEYS] != key]
         rows.append(row)
         bad += bool(row["note"])
-        print(
-            *(f"{row[field]}" for field in KEYS[1:]),
-            row["tiles"],
-            *(
-                f"{key}={row[key]}"
-                for key in ("registers", "blocks", "waits", "shared", "wide", "narrow", "note")
-                if row[key] != ""
-            ),
-            sep=" ",
-            flush=True,
-        )
+        seen = ("registers", "spilled", "shared", "blocks", "waits", "note")
+        print(*(row[key] for key in KEYS[1:]), row["tiles"], *(f"{key}={row[key]}" for key in seen), flush=True)
         write(options.output, rows)
     print(f"{bad} of {len(selected(options))} cases spill or do not fit; saved in {options.output}")
 

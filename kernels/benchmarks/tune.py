@@ -35,7 +35,7 @@ ATTENTION_GRID: dict[str, list[tuple[int, ...]]] = {
 }
 ADALN_GRID = {
     "forward": list(itertools.product((1, 2, 4), (8,), (1, 2, 4, 8), (1,))),
-    "backward": list(itertools.product((1, 2, 4), (8, 16, 32, 64), (2, 4, 8), (1, 2, 3))),
+    "backward": list(itertools.product((1, 2, 4), (8, 16, 32, 64), (2, 4, 8), (1, 2, 3, 4))),
 }
 
 
@@ -43,7 +43,7 @@ ADALN_GRID = {
 def forced(module: Any, values: tuple[int, ...]) -> Any:
     """Let ``module.tuned`` answer with these tiles whatever is asked."""
     original = module.tuned
-    module.tuned = lambda key: list(values)
+    module.tuned = lambda key, device=None: list(values)
     try:
         yield
     finally:
@@ -110,21 +110,23 @@ def tune_attention(configs: dict[str, list[int]], options: argparse.Namespace, s
 
 
 def tune_adaln(configs: dict[str, list[int]], options: argparse.Namespace, save: Callable[[], None]) -> None:
-    for width, tokens in itertools.product(options.widths, (8192, 32768)):
+    half = torch.bfloat16
+    for width, tokens, stream in itertools.product(options.widths, (8192, 32768), (half, torch.float32)):
         b = tokens // 256
-        x, y = (torch.randn(b, 256, width, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-        gate, shift, scale = torch.randn(b, 3 * width, dtype=torch.bfloat16, device="cuda").chunk(3, dim=1)
-        dtypes = (x.dtype, x.dtype)
+        x = torch.randn(b, 256, width, dtype=stream, device="cuda")
+        y = torch.randn(b, 256, width, dtype=half, device="cuda")
+        gate, shift, scale = torch.randn(b, 3 * width, dtype=half, device="cuda").chunk(3, dim=1)
+        dtypes = (stream, half)
         launch, h, _, stats = adaln.forward_launch(x, y, gate, shift, scale, 1e-6, *dtypes)
         launch.run(x)
         builders = {
             "forward": lambda: adaln.forward_launch(x, y, gate, shift, scale, 1e-6, *dtypes)[0],  # noqa: B023
-            "backward": lambda: adaln.backward_launch(h, x, y, y, gate, scale, stats, x.dtype)[0],  # noqa: B023
+            "backward": lambda: adaln.backward_launch(h, y, x, y, gate, scale, stats, x.dtype)[0],  # noqa: B023
         }
         for kernel, build in builders.items():
             values, time = best(adaln_configs, ADALN_GRID[kernel], build, x, options.repeats)
             if values is not None:
-                key = f"adaln_{kernel}/w{width}/t{bucket(tokens)}"
+                key = adaln_configs.key(kernel, stream, half, width, tokens)
                 configs[key] = values
                 save()
                 print(f"{key}: {values}, {time:.3f} ms", flush=True)

@@ -36,19 +36,21 @@ def target_of(device: torch.device) -> str:
     return "interpreter" if interpreting() else _target(device)
 
 
-def tuned_path() -> Path:
-    """Return the file of measured tiles: ``MMDIT_KERNELS_TUNED``, or one in the user's cache named after the GPU."""
+def tuned_path(device: torch.device | None = None) -> Path:
+    """Return the file of measured tiles: ``MMDIT_KERNELS_TUNED``, or one in the user's cache named after the GPU.
+
+    ``device``: whose GPU; None = the current one.
+    """
     given = os.environ.get(ENVIRONMENT_VARIABLE)
     if given:
         return Path(given)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "cpu"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "mmdit_kernels" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-').lower()}.json"
 
 
 @functools.cache
-def _table() -> dict[str, list[int]]:
-    path = tuned_path()
+def _table(path: Path) -> dict[str, list[int]]:
     if not path.is_file():
         return {}
     try:
@@ -58,6 +60,13 @@ def _table() -> dict[str, list[int]]:
     return {key: [int(value) for value in values] for key, values in table["configs"].items()}
 
 
-def tuned(key: str) -> list[int] | None:
-    """Return the measured tile sizes for a key, or None."""
-    return None if interpreting() else _table().get(key)
+@functools.cache
+def _path(device: torch.device | None) -> Path:
+    return tuned_path(device)
+
+
+def tuned(key: str, device: torch.device | None = None) -> list[int] | None:
+    """Return the measured tile sizes for a key, or None; ``device`` is that of the tensors, None = the current GPU."""
+    if interpreting():
+        return None
+    return _table(_path(device if device is not None and device.type == "cuda" else None)).get(key)

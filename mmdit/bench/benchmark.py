@@ -20,7 +20,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.random_latents import write_random_latents
 from mmdit.errors import UserError
 from mmdit.flow.schedulers import make_scheduler
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # All three multiply the latents of Stable Diffusion's VAE by this.
+# How MMGen maps raw values to three channels, where that differs from ours.
+MMGEN_SETTINGS = {"depth": {"space": "disparity", "quantiles": [0.0, 1.0]}}
 LATENT_SCALE = 0.18215
 IMAGENET_CLASSES = 1000
 
@@ -67,7 +69,7 @@ def _convert(format: str, checkpoint: Path, output: Path, vae: str, weights: str
 
     from mmdit.cli.common.model import load_vae, quiet_libraries
     from mmdit.flow.schedulers import make_scheduler
-    from mmdit.modalities.modality import get_modalities
+    from mmdit.modalities import get_modalities
     from mmdit.models.convert import convert_state_dict
     from mmdit.models.transformer import MultimodalDiT
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -95,9 +97,10 @@ def _convert(format: str, checkpoint: Path, output: Path, vae: str, weights: str
             f"--vae {vae!r} scales its latents by {scale} and shifts them by {shift}: these checkpoints need the VAE of "
             f"Stable Diffusion 1 or 2, which scales by {LATENT_SCALE}, such as stabilityai/sd-vae-ft-mse"
         )
-    modalities = get_modalities(converted.config["modalities"])
-    if "depth" in modalities:
-        modalities["depth"] = modalities["depth"].replace(space="disparity", quantiles=[0.0, 1.0])
+    modalities = {
+        name: modality.replace(**MMGEN_SETTINGS.get(name, {}))
+        for name, modality in get_modalities(converted.config["modalities"]).items()
+    }
     id2label = _imagenet_names() if converted.config["num_classes"] == IMAGENET_CLASSES else None
     pipe = MultimodalDiTPipeline(transformer.eval(), autoencoder, make_scheduler("euler"), modalities, id2label)
     _save(pipe, output)

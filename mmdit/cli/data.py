@@ -267,11 +267,14 @@ def encode(
     from mmdit.encoders.features import load_teacher
     from mmdit.encoders.precompute import Processes, encode_dataset
     from mmdit.launch import launch
+    from mmdit.modalities import IMAGE
+    from mmdit.modalities.table import codec_class, get_modalities
 
     info = read_dataset_info(data, allow_outside=allow_outside)
     names = list(modalities) if modalities is not None else list(info.modalities)
     space = depth_space or relative_depth_space(info) or "disparity"
-    settings = {"depth": {"space": space, "quantiles": list(depth_quantiles)}} if "depth" in names else {}
+    options = {"depth_space": space, "depth_quantiles": list(depth_quantiles)}
+    settings = {name: codec_class(record).option_settings(options) for name, record in get_modalities(names).items()}
     records = modalities_from_dataset(info, names, settings)
     fabric = launch(accelerator, devices, num_nodes)
     autoencoder = load_vae(vae).to(fabric.device).eval()
@@ -279,7 +282,7 @@ def encode(
     if teacher is not None:
         split = splits[0] if splits else next(iter(list_splits(data)), "train")
         folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
-        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()["rgb"].shape[-2:])
+        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()[IMAGE].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
     encode_dataset(
         data,

@@ -23,6 +23,7 @@ def evaluate(
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    allow_outside: bool = False,
 ) -> None:
     """Measure a model on a dataset and write every metric as JSON.
 
@@ -43,6 +44,7 @@ def evaluate(
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        allow_outside: Accept a manifest that names files outside the dataset's folder.
     """
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
@@ -58,7 +60,16 @@ def evaluate(
 
     pipe = load_pipeline(model, device, dtype)
     report = measure(
-        pipe, data, split, num_samples, num_inference_steps, guidance_scale, seed, batch_size, teacher=teacher
+        pipe,
+        data,
+        split,
+        num_samples,
+        num_inference_steps,
+        guidance_scale,
+        seed,
+        batch_size,
+        teacher=teacher,
+        allow_outside=allow_outside,
     )
     report["settings"] |= {"model": model, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
     report["settings"]["versions"] = versions()

@@ -14,6 +14,8 @@ from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, 
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
+DepthValues = Literal["auto", "metric", "relative", "near_white"]
+
 
 def generate(
     categories: list[str],
@@ -26,6 +28,8 @@ def generate(
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/generate"),
+    given: list[str] | None = None,
+    depth_values: DepthValues = "auto",
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -45,11 +49,16 @@ def generate(
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
+        given: NAME=FILE: a modality that is given and not generated; repeat it for others. See mmdit condition.
+        depth_values: What a given depth file holds; see mmdit condition.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images * len(categories))
+    from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, category_names, resolve_category
+
+    files = given_files({}, given)
 
     run = SamplingRun(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size
@@ -62,8 +71,16 @@ def generate(
         first = next_seed.get(stem, seed)
         next_seed[stem] = first + num_images
         ranges.append((stem, range(first, first + num_images)))
-    requests = NumberedRequests(ranges, lambda stem, own_seed: run.request(own_seed, names[stem], labels[stem]))
-    run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch]})
+    inputs: dict[str, Any] = {}
+    reading: dict[str, Any] = {}
+    if files:
+        inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
+        conditions = run.request(seed, conditions=files)["conditions"]
+        reading = {"conditions": conditions, "depth_values": depth_values}
+    requests = NumberedRequests(
+        ranges, lambda stem, own_seed: {**run.request(own_seed, names[stem], labels[stem]), **reading}
+    )
+    run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch], **inputs})
 
 
 def understand(
@@ -102,9 +119,9 @@ def understand(
     from PIL import Image
 
     from mmdit.cli.common.inputs import find_images, read_sizes
-    from mmdit.cli.common.output import resize_output
     from mmdit.cli.common.sampling import SamplingRun
-    from mmdit.modalities.raw import load_rgb
+    from mmdit.modalities import IMAGE
+    from mmdit.modalities.rgb import read_picture
 
     files = find_images(images)
     sizes, bad = read_sizes(files)
@@ -113,23 +130,23 @@ def understand(
     run = SamplingRun(
         "understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite, batch_size
     )
-    if "rgb" not in run.pipe.modalities:
+    if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
     requests = {
-        name: {**run.request(seed, conditions={"rgb": path}), "match_input_size": match_input_size}
+        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size}
         for name, path in paths.items()
     }
 
     def inputs(names: Sequence[str]) -> dict[str, Any]:
-        pictures = [Image.fromarray(load_rgb(paths[name])) for name in names]
-        return {"conditions": {"rgb": [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
+        pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
+        return {"conditions": {IMAGE: [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
 
     def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
         if not match_input_size:
             return arrays
-        resized = {key: resize_output(value, run.pipe.modalities[key], sizes[name]) for key, value in arrays.items()}
-        return {**resized, "rgb": load_rgb(paths[name])}
+        resized = {key: run.pipe.codecs[key].resize_output(value, *sizes[name]) for key, value in arrays.items()}
+        return {**resized, IMAGE: read_picture(paths[name])}
 
     run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
     if bad:
@@ -152,7 +169,8 @@ def condition(
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/condition"),
-    depth_values: Literal["auto", "relative", "metric"] = "auto",
+    given: list[str] | None = None,
+    depth_values: DepthValues = "auto",
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -163,7 +181,7 @@ def condition(
     Writes a folder OUTPUT/SOURCE_from_GIVEN_SEED for each sample, such as torus_0_from_depth_0.
 
     Args:
-        depth: Depth: .npy, or a grey PNG of 8 or 16 bits; see --depth_values.
+        depth: Depth: .npy, .exr, or a grey image of 8, 16 or 32 bits; see --depth_values.
         normal: Normals: .npy of unit vectors (x right, y up, z towards the viewer), or an RGB image, (n + 1) / 2 x 255.
         segmentation: Label ids: an indexed image, or a grey one of 8 or 16 bits.
         rgb: An RGB image.
@@ -177,41 +195,28 @@ def condition(
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
+        given: NAME=FILE: any modality of the model, such as one of your own; repeat it for others.
         depth_values: What the depth file holds: metric = distances in any unit, 0 invalid; relative = the model's own space,
-            as in our depth.npy and depth.png; auto knows our files and datasets', takes other .npy within [0, 1] and 8-bit
-            images as relative and the rest as metric, and says so.
+            as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
+            takes other floats within [0, 1] and 8-bit images as relative and the rest as metric, and says so.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results do not depend on it but for rounding.
     """
     check_seed(seed, num_images)
-    from mmdit.cli.common.inputs import read_condition, source_name
+    from mmdit.cli.common.given import given_files, read_given
+    from mmdit.cli.common.inputs import source_name
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
 
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
-    files = {name: path for name, path in options.items() if path is not None}
+    files = given_files(options, given)
     if not files:
-        raise UserError(f"nothing is given: give at least one of {', '.join('--' + name for name in options)}")
-    for name, path in files.items():
-        if not path.is_file():
-            raise UserError(f"--{name} {path}: {'is a folder; give a file' if path.is_dir() else 'no such file'}")
+        listed = ", ".join(f"--{name}" for name in options)
+        raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
     scale = guidance_scale if category is not None else 1.0
     run = SamplingRun(
         "condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite, batch_size
     )
-    modalities = run.pipe.modalities
-    for name in files:
-        if name not in modalities:
-            raise UserError(f"--{name} is no modality of --model {model!r}, which has {', '.join(modalities)}")
-    if len(files) == len(modalities):
-        raise UserError(f"all modalities are given ({', '.join(files)}): leave out at least one to be generated")
-    given = {name: read_condition(path, modalities[name], depth_values) for name, path in files.items()}
-    sizes = {value.array.shape[:2] for value in given.values()}
-    if len(sizes) > 1:
-        listed = ", ".join(f"--{name} {v.array.shape[1]} x {v.array.shape[0]}" for name, v in given.items())
-        raise UserError(f"the given maps differ in size (width x height): {listed}; give aligned maps of one size")
-    for value in given.values():
-        if value.note:
-            note(value.note)
+    conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
     request = {**run.request(seed, label_name, label, files), "depth_values": depth_values}
@@ -219,5 +224,4 @@ def condition(
         [(source, range(seed, seed + num_images))],
         lambda stem, own_seed: {**request, "seed": own_seed},
     )
-    conditions = {name: value.array for name, value in given.items()}
     run.run(requests, lambda batch: {"class_labels": [label] * len(batch), "conditions": conditions})

@@ -58,6 +58,7 @@ def samples(
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
+    from mmdit.modalities import IMAGE
     from mmdit.storage.versions import versions
 
     make_scheduler(scheduler)
@@ -66,7 +67,7 @@ def samples(
     prepare_folder(output)
     pipe = load_pipeline(model, own_device(device, local_rank), dtype, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    if "rgb" not in pipe.modalities:
+    if IMAGE not in pipe.modalities:
         raise UserError(f"--model {model!r} makes no RGB; its modalities are {', '.join(pipe.modalities)}")
     if labels != "none" and pipe.transformer.config.num_classes == 0:
         raise UserError(f"--labels is {labels}, and --model {model!r} has no classes: give none")

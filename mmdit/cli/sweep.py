@@ -37,6 +37,7 @@ def sweep(
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
+    allow_outside: bool = False,
 ) -> None:
     """Measure quality against the number of steps, for each sampler and task.
 
@@ -61,6 +62,7 @@ def sweep(
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        allow_outside: Accept a manifest that names files outside the dataset's folder.
     """
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
@@ -83,7 +85,9 @@ def sweep(
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
-    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, num_samples, seed)
+    samples = EvaluationSamples(
+        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
+    )
     measuring = StepSweep(
         pipe, samples, network, guidance_scale, condition, seed, batch_size, depth_range(samples.info.depth_scale)
     )
@@ -149,7 +153,8 @@ class SweepTable:
         self.rows.append({**row, **{name: float(value) for name, value in values.items()}})
         self.rows.sort(key=lambda line: tuple(line[key] for key in KEYS))  # whatever order a resumed sweep came in
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [*KEYS, *self.columns], restval="", lineterminator="\n")
+        fields = dict.fromkeys([*KEYS, *self.columns, *(key for line in self.rows for key in line)])
+        writer = csv.DictWriter(buffer, list(fields), restval="", lineterminator="\n")
         writer.writeheader()
         for line in self.rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})

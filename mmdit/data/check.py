@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from mmdit.data.description import FILE, parse_description
 from mmdit.data.lines import MANIFEST, Row, Rules, parse_manifest
 from mmdit.data.manifest import list_splits
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError
+from mmdit.modalities import Codec, build_codecs
+from mmdit.modalities.depth import DEPTH_SCALE
+from mmdit.modalities.sample import judge_sample
+from mmdit.modalities.table import MODALITIES, codec_class
 
 T = TypeVar("T")
 
-# Rounded to 8 bits a component is off by up to 1/255, truncated by 2/255; the length by up to sqrt(3) of that.
-UNIT_TOLERANCE = 0.015
+# So that files are judged as a dataset's even where dataset.json can't be read.
+MISSING_FACTS: Mapping[str, Any] = {"depth_scale": DEPTH_SCALE}
 BATCH = 256
 
 
@@ -38,17 +39,6 @@ class CheckReport:
     def bad_samples(self) -> tuple[str, ...]:
         """ "split/id" of every sample with a problem, each once."""
         return tuple(dict.fromkeys(problem.sample for problem in self.problems if problem.sample))
-
-
-@dataclass(frozen=True)
-class _Description:
-    """What of dataset.json the files are compared with; None = not known, so not compared."""
-
-    label_ids: np.ndarray | None
-
-
-class _Unreadable(Exception):
-    """A file that is missing, damaged or of the wrong kind; the message is the reason."""
 
 
 def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool = False) -> CheckReport:
@@ -75,8 +65,9 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
         raise UserError(f"{path} has no split {split!r}: known are {', '.join(splits) or 'none'}")
     values, reasons = parse_description(path)
     problems = [Problem(FILE, reason) for reason in reasons]
-    classes = values.get("segmentation_classes")
-    description = _Description(None if classes is None else np.unique([entry["id"] for entry in classes]))
+    facts = {**MISSING_FACTS, **values.get("facts", {})}
+    settings = {name: codec_class(modality).dataset_settings(facts) for name, modality in MODALITIES.items()}
+    codecs = build_codecs({name: modality.replace(**settings[name]) for name, modality in MODALITIES.items()})
     if not splits:
         problems.append(Problem(f"*/{MANIFEST}", "missing: the dataset has no split"))
     num_samples = {}
@@ -86,7 +77,7 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
             num_samples[name] = 0
             for rows in _batches(_rows(rules)):
                 num_samples[name] += sum(row is not None for row, _ in rows)
-                work = partial(_check_sample, path / name, description=description)
+                work = partial(_check_sample, path / name, codecs=codecs, facts=facts)
                 found = pool.map(work, [row for row, _ in rows])
                 for (_, in_line), in_files in zip(rows, found, strict=True):
                     problems += [*in_line, *in_files]
@@ -107,116 +98,16 @@ def _batches(rows: Iterator[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def _check_sample(folder: Path, row: Row | None, *, description: _Description) -> list[Problem]:
+def _check_sample(
+    folder: Path, row: Row | None, *, codecs: Mapping[str, Codec], facts: Mapping[str, Any]
+) -> list[Problem]:
     if row is None:
         return []
-    problems = []
     sample = f"{folder.name}/{row.id}"
-    sizes: dict[str, tuple[int, int]] = {}
-    for modality, name in row.files.items():
-        try:
-            array = _read_array(folder / name, modality)
-            sizes[modality] = array.shape[:2]
-            reasons = _CHECKS[modality](array, description)
-        except _Unreadable as error:
-            reasons = [str(error)]
-        except Exception as error:  # whatever a file holds, the others are looked at
-            reasons = [f"can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}"]
-        problems += [Problem(f"{folder.name}/{name}", reason, sample) for reason in reasons]
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{modality} {width}x{height}" for modality, (height, width) in sizes.items())
-        problems.append(Problem(f"{folder.name}/{MANIFEST}", f"the files differ in size: {listed}", sample, row.line))
-    return problems
-
-
-def _read_array(path: Path, modality: str) -> np.ndarray:
-    """Pixels as (H, W) or (H, W, channels): of a palette image the indices, of .npy the array."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise _Unreadable("missing")
-    if path.stat().st_size == 0:
-        raise _Unreadable("empty file")
-    try:
-        if path.suffix == ".npy":
-            if modality not in ("depth", "normal"):
-                raise _Unreadable(f".npy is for depth and normals; {modality} must be an image")
-            array = np.load(path, allow_pickle=False)
-        else:
-            # verify() reads the checksums to the end of the file, which decoding does not.
-            with Image.open(path) as image:
-                if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                    raise _Unreadable(
-                        f"{image.width}x{image.height} pixels: over the limit of {Image.MAX_IMAGE_PIXELS}"
-                    )
-                image.verify()
-            with Image.open(path) as image:
-                array = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise _Unreadable(f"damaged or not an image: {error}") from error
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise _Unreadable(f"has shape {array.shape}: must be (height, width) or (height, width, channels)")
-    return array
-
-
-def _non_finite(array: np.ndarray) -> list[str]:
-    if not np.issubdtype(array.dtype, np.floating):
-        return []
-    count = int((~np.isfinite(array)).sum())
-    return [f"{count} values are NaN or infinite"] if count else []
-
-
-def _check_rgb(array: np.ndarray, description: _Description) -> list[str]:
-    if array.dtype == np.uint8 and (array.ndim == 2 or array.shape[-1] in (3, 4)):
-        return []
-    return [f"holds {array.dtype} of shape {array.shape}: must be an 8-bit image"]
-
-
-def _check_depth(array: np.ndarray, description: _Description) -> list[str]:
-    if array.ndim != 2 or array.dtype == np.uint8 or array.dtype == bool:
-        return [f"holds {array.dtype} of shape {array.shape}: must be one channel, 16-bit PNG or float .npy"]
-    if reasons := _non_finite(array):
-        return reasons
-    if array.min() < 0:
-        return [f"{int((array < 0).sum())} pixels are negative, down to {array.min()}: 0 marks an invalid pixel"]
-    return [] if array.max() > 0 else ["no valid pixel: all are 0"]
-
-
-def _check_normal(array: np.ndarray, description: _Description) -> list[str]:
-    if array.ndim != 3 or array.shape[-1] != 3:
-        return [f"has shape {array.shape}: must be (height, width, 3)"]
-    if np.issubdtype(array.dtype, np.floating):
-        if reasons := _non_finite(array):
-            return reasons
-        vectors = array.astype(np.float32)
-    elif array.dtype == np.uint8:
-        vectors = array.astype(np.float32) * (2 / 255) - 1
-    else:
-        return [f"holds {array.dtype}: must be an 8-bit PNG or float .npy"]
-    lengths = np.linalg.norm(vectors, axis=-1)
-    absent = lengths < UNIT_TOLERANCE
-    wrong = (np.abs(lengths - 1) > UNIT_TOLERANCE) & ~absent
-    if wrong.any():
-        worst = lengths[wrong][np.abs(lengths[wrong] - 1).argmax()]
-        return [f"{int(wrong.sum())} normals are not of unit length: one has {worst:.3f}"]
-    return ["no valid pixel: all are (0, 0, 0)"] if absent.all() else []
-
-
-def _check_segmentation(array: np.ndarray, description: _Description) -> list[str]:
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        return [f"holds {array.dtype} of shape {array.shape}: must be one channel of label ids"]
-    if description.label_ids is None:
-        return []
-    unknown = np.setdiff1d(array, description.label_ids)
-    if not unknown.size:
-        return []
-    listed = ", ".join(map(str, unknown[:8])) + (", ..." if unknown.size > 8 else "")
-    return [f"unknown labels {listed} on {int(np.isin(array, unknown).sum())} pixels"]
-
-
-_CHECKS: dict[str, Callable[[np.ndarray, _Description], list[str]]] = {
-    "rgb": _check_rgb,
-    "depth": _check_depth,
-    "normal": _check_normal,
-    "segmentation": _check_segmentation,
-}
+    _, found = judge_sample({modality: folder / name for modality, name in row.files.items()}, codecs, facts)
+    return [
+        Problem(f"{folder.name}/{row.files[modality]}", reason, sample)
+        if modality
+        else Problem(f"{folder.name}/{MANIFEST}", reason, sample, row.line)
+        for modality, reason in found
+    ]

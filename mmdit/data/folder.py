@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from mmdit.data.manifest import Sample, modalities_from_dataset, read_dataset_info, read_manifest
 from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
+from mmdit.modalities import build_codecs
 from mmdit.modalities.modality import Modality
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities.sample import read_sample
 
 
 class AlignedFolder(Dataset):
@@ -52,7 +52,7 @@ class AlignedFolder(Dataset):
         self.split = split
         self.samples: list[Sample] = read_manifest(self.info, split)
         self.modalities = dict(modalities) if modalities is not None else modalities_from_dataset(self.info)
-        self.codecs = {name: build_codec(modality) for name, modality in self.modalities.items()}
+        self.codecs = build_codecs(self.modalities)
         self.transform = transform or JointTransform(size)
         self.mirrored, self.seed, self.epoch = mirrored, seed, 0
 
@@ -67,23 +67,20 @@ class AlignedFolder(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         sample = self.samples[index % len(self.samples)]
-        raw = {}
-        for name, modality in self.modalities.items():
-            path = sample.files.get(name)
-            if path is not None:
-                try:
-                    raw[name] = load_raw(path, modality, self.info.depth_scale)
-                except UserError as error:
-                    raise UserError(f"sample {sample.id!r}: {name}: {error}") from None
-        if not raw:
+        files = {name: path for name in self.modalities if (path := sample.files.get(name)) is not None}
+        if not files:
             raise UserError(
                 f"sample {sample.id!r} of {self.info.root / self.split} has none of {', '.join(self.modalities)}"
             )
         try:
+            raw = read_sample(files, self.codecs, self.info.facts)
+        except UserError as error:
+            raise UserError(f"sample {sample.id!r}: {error}") from None
+        try:
             images = self.transform(raw, self.codecs, self._generator(index))
         except UserError as error:
-            files = ", ".join(str(sample.files[name]) for name in raw)
-            raise UserError(f"sample {sample.id!r}: {error} ({files})") from None
+            listed = ", ".join(map(str, files.values()))
+            raise UserError(f"sample {sample.id!r}: {error} ({listed})") from None
         if index >= len(self.samples):
             images = {name: self.codecs[name].flip(image) for name, image in images.items()}
         blank = torch.zeros_like(next(iter(images.values())))

@@ -30,7 +30,7 @@ from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import NO_CATEGORY
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality
+from mmdit.modalities import IMAGE, Modality
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.listing import list_folders
 
@@ -280,4 +280,4 @@ class LatentsWithImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         view, sample = divmod(index, len(self._rows))
         image = self.images[view * len(self.images.samples) + self._rows[sample]]
-        return {**self.latents[index], "rgb": image["rgb"]}
+        return {**self.latents[index], IMAGE: image[IMAGE]}

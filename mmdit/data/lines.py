@@ -18,7 +18,7 @@ from typing import Any
 
 from mmdit.data.problems import Problem
 from mmdit.errors import nearest_names
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES
 from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 from mmdit.storage.names import path_of
 

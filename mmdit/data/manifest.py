@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmdit.data.description import DEPTH_SCALE, FILE, parse_description
+from mmdit.data.description import FILE, parse_description
 from mmdit.data.lines import MANIFEST, Rules, parse_manifest
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import MODALITIES, Modality
+from mmdit.modalities.depth import DEPTH_SCALE
+from mmdit.modalities.modality import Modality
+from mmdit.modalities.table import MODALITIES, codec_class
 from mmdit.names import DEPTH_SPACES
 from mmdit.storage.listing import list_folders
 
@@ -26,18 +28,27 @@ NO_CATEGORY = -1
 class DatasetInfo:
     """What ``dataset.json`` holds.
 
-    ``depth_scale``: metres per unit of a 16-bit depth PNG; 0.001 where not given; ``allow_outside``: whether manifests may
+    ``facts``: what codecs read of it, see ``Codec.read_facts``; ``allow_outside``: whether manifests may
     name files outside ``root``, which is the reader's word and not the file's.
     """
 
     root: Path
     modalities: tuple[str, ...]
     categories: tuple[str, ...] = ()
-    segmentation_classes: tuple[Mapping[str, Any], ...] | None = None
-    depth_scale: float = DEPTH_SCALE
+    facts: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     provenance: Any = None
     allow_outside: bool = False
+
+    @property
+    def depth_scale(self) -> float:
+        """Metres per unit of a 16-bit depth PNG; 0.001 where not given."""
+        return float(self.facts.get("depth_scale", DEPTH_SCALE))
+
+    @property
+    def segmentation_classes(self) -> tuple[Mapping[str, Any], ...] | None:
+        """The classes, {"id", "name", "color"} each; None where not given."""
+        return self.facts.get("segmentation_classes")
 
     @cached_property
     def category_index(self) -> Mapping[str, int]:
@@ -103,8 +114,7 @@ def modalities_from_dataset(
         if name not in info.modalities:
             raise unknown_name(f"modality of {info.root}", name, info.modalities)
         modality = MODALITIES[name]
-        if modality.codec == "segmentation" and info.segmentation_classes is not None:
-            modality = modality.replace(classes=[dict(entry) for entry in info.segmentation_classes])
+        modality = modality.replace(**codec_class(modality).dataset_settings(info.facts))
         chosen[name] = modality.replace(**(settings or {}).get(name, {}))
     for name in settings or {}:
         if name not in chosen:

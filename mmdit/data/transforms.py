@@ -2,21 +2,20 @@
 
 Raw arrays are transformed before their codec sees them, so a depth map is normalised over the pixels that are kept, and
 labels, depth and normals are resized by the nearest pixel: an average of two labels or across an edge is no value.
-Mirroring is the codec's (``flip``), for it alone knows which signs change.
+Resizing and mirroring are the codec's (``resize``, ``flip``): it alone knows what may be averaged and which signs change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
+from mmdit.modalities.codec import Codec
 
 CROPS = ("center", "random", "none")
 
@@ -75,7 +74,7 @@ class JointTransform:
     def __call__(
         self,
         raw: Mapping[str, np.ndarray],
-        codecs: Mapping[str, Any],
+        codecs: Mapping[str, Codec],
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Transform and encode ``raw``, name -> (H, W[, 3]) of one size, to name -> (3, height, width) in [-1, 1]."""
@@ -87,20 +86,12 @@ class JointTransform:
         draw = self.draw(height, width, generator)
         encoded = {}
         for name, array in raw.items():
-            image = codecs[name].encode(crop_and_resize(array, draw, codecs[name].resample))
+            image = codecs[name].encode(crop_and_resize(array, draw, codecs[name]))
             encoded[name] = codecs[name].flip(image) if draw.flip else image
         return encoded
 
 
-def crop_and_resize(array: np.ndarray, draw: Draw, resample: str) -> np.ndarray:
-    """Crop (H, W[, 3]) to the box of ``draw`` and resize it: "area" = antialiased Lanczos (uint8), or "nearest"."""
+def crop_and_resize(array: np.ndarray, draw: Draw, codec: Codec) -> np.ndarray:
+    """Crop (H, W[, C]) to the box of ``draw`` and resize it as the codec does."""
     box = array[draw.top : draw.top + draw.crop_height, draw.left : draw.left + draw.crop_width]
-    if box.shape[:2] == (draw.height, draw.width):
-        return box
-    if resample == "area":
-        if box.dtype != np.uint8:
-            raise UserError(f"an image of type {box.dtype} can't be resized: give uint8")
-        return np.asarray(Image.fromarray(box).resize((draw.width, draw.height), Image.Resampling.LANCZOS))
-    rows = ((np.arange(draw.height) + 0.5) * box.shape[0] / draw.height).astype(np.int64)
-    columns = ((np.arange(draw.width) + 0.5) * box.shape[1] / draw.width).astype(np.int64)
-    return box[rows[:, None], columns[None, :]]
+    return codec.resize(box, draw.height, draw.width)

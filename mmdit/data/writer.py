@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmdit.data.description import FILE
 from mmdit.data.lines import MANIFEST
 from mmdit.errors import UserError
+from mmdit.modalities import IMAGE, build_codec, get_modalities
+from mmdit.modalities.files import png
 from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.names import MAX_BYTES, path_of, text_of
-
-INVALID = 0
-MAX_UNITS = np.iinfo(np.uint16).max
 
 
 def check_split(split: str) -> None:
@@ -73,9 +70,8 @@ class DatasetWriter:
             sample_id: may have slashes, which are folders.
             array: the raw values.
         """
-        buffer = io.BytesIO()
-        Image.fromarray(self._pixels(modality, array)).save(buffer, format="PNG")
-        write_atomically(self.path(modality, sample_id), buffer.getvalue())
+        codec = build_codec(get_modalities([modality])[modality])
+        write_atomically(self.path(modality, sample_id), png(codec.pixels(array, {"depth_scale": self.depth_scale})))
 
     def write_manifest(self, samples: Iterable[tuple[str, str | None]], modalities: Sequence[str]) -> int:
         """List the samples that have an RGB image, each with the modalities that are there; return how many they are.
@@ -85,7 +81,7 @@ class DatasetWriter:
             modalities: those of the dataset.
         """
         there = {modality: self.existing(modality) for modality in modalities}
-        found = ((sample_id, category) for sample_id, category in samples if sample_id in there["rgb"])
+        found = ((sample_id, category) for sample_id, category in samples if sample_id in there[IMAGE])
         rows = ((name, category, [m for m in modalities if name in there[m]]) for name, category in found)
         return self.write_rows(rows)
 
@@ -107,16 +103,6 @@ class DatasetWriter:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 count += 1
         return count
-
-    def _pixels(self, modality: str, array: np.ndarray) -> np.ndarray:
-        if modality == "depth":
-            units = np.round(np.nan_to_num(array.astype(np.float64), nan=0, posinf=0, neginf=0) / self.depth_scale)
-            return np.where((units < 1) | (units > MAX_UNITS), INVALID, units).astype(np.uint16)
-        if modality == "normal":
-            return np.round((array.astype(np.float64).clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
-        if modality == "segmentation":
-            return array.astype(np.uint8 if array.max(initial=0) < 256 else np.uint16)
-        return np.ascontiguousarray(array)
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import SegmentationCodec, build_codec
+from mmdit.modalities import Codec, build_codecs
 from mmdit.modalities.modality import Modality
+
+# (codec, output, images (N, 3, H, W)) -> (N,)
+Term = Callable[[Any, Tensor, Tensor], Tensor]
 
 # Object pixels of normals and labels are few and matter most downstream; depth is smooth and easy.
 DEFAULT_WEIGHTS = {"rgb": 1.0, "depth": 1.0, "normal": 2.0, "segmentation": 2.0}
@@ -25,8 +29,10 @@ class AutoencoderObjective:
         weights: weight per modality name of its reconstruction terms; 1 where not named.
         kl_weight: weight of the KL divergence to N(0, 1), mean over latent values.
         edge_weight: weight of the L1 distance between horizontal and vertical differences.
-        cosine_weight: weight of 1 - cos(angle), normals only, pixels without a normal left out.
-        label_weight: weight of the cross-entropy over ``-temperature |x - colour_k|^2``, segmentation only.
+        cosine_weight: weight of 1 - cos(angle), for codecs whose ``reconstruction_term`` is "cosine" (normals); pixels without a
+            normal are left out.
+        label_weight: weight of the cross-entropy over ``-temperature |x - colour_k|^2``, codecs whose term is "label"
+            (segmentation).
         temperature: sharpness of that cross-entropy.
         latent_noise: most noise added to z before decoding, in units of the batch's per-channel std of z; each image
             draws its share uniformly from [0, latent_noise]. The decoder then forgives the errors of a diffusion model.
@@ -52,8 +58,8 @@ class AutoencoderObjective:
                 raise UserError(f"weight of modality {name!r} is {weight}: give a number >= 0")
         self.names = list(modalities)
         self.weights = torch.tensor([float(weights.get(name, 1.0)) for name in self.names])
-        self.codecs = {i: build_codec(modality) for i, modality in enumerate(modalities.values())}
-        self.normal_rows = [i for i, m in enumerate(modalities.values()) if m.codec == "normal"]
+        self.codecs = list(build_codecs(modalities).values())
+        self._terms: dict[str, Term] = {"cosine": self._cosine, "label": self._label}
         self.kl_weight, self.edge_weight, self.latent_noise = kl_weight, edge_weight, latent_noise
         self.cosine_weight, self.label_weight, self.temperature = cosine_weight, label_weight, temperature
 
@@ -81,31 +87,32 @@ class AutoencoderObjective:
         for d in (-1, -2):
             edge = edge + (output.diff(dim=d) - images.diff(dim=d)).abs().mean(dim=(1, 2, 3))
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        cosine, label = torch.zeros(batch, device=images.device), torch.zeros(batch, device=images.device)
-        for row, row_codec in self.codecs.items():
+        terms = {name: torch.zeros(batch, device=images.device) for name in self._terms}
+        counts = dict.fromkeys(self._terms, torch.zeros((), dtype=torch.int64, device=images.device))
+        for row, row_codec in enumerate(self.codecs):
+            name = row_codec.reconstruction_term
             chosen = (modality_ids == row).nonzero()[:, 0]
-            if not len(chosen):
-                continue
-            if row in self.normal_rows:
-                cosine = cosine.index_copy(0, chosen, self._cosine(output[chosen], images[chosen]))
-            elif isinstance(row_codec, SegmentationCodec):
-                logits = self.temperature * row_codec.logits(output[chosen])
-                target = row_codec.logits(images[chosen]).argmax(dim=1)
-                label = label.index_copy(0, chosen, F.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2)))
+            if name is not None and len(chosen):
+                values = self._terms[name](row_codec, output[chosen], images[chosen])
+                terms[name] = terms[name].index_copy(0, chosen, values)
+                counts[name] = counts[name] + len(chosen)
+        cosine, label = terms["cosine"], terms["label"]
         per_image = l1 + self.edge_weight * edge + self.cosine_weight * cosine + self.label_weight * label
         loss = (weights * per_image).mean() + self.kl_weight * kl
         parts = {"l1": l1.mean(), "edge": edge.mean(), "kl": kl, "cosine": cosine.sum(), "label": label.sum()}
-        counts = {
-            "cosine": sum((modality_ids == row).sum() for row in self.normal_rows),
-            "label": sum((modality_ids == r).sum() for r, c in self.codecs.items() if isinstance(c, SegmentationCodec)),
-        }
         for name, count in counts.items():
-            parts[name] = parts[name] / torch.as_tensor(count, device=images.device).clamp_min(1)
+            parts[name] = parts[name] / count.clamp_min(1)
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
     @staticmethod
-    def _cosine(output: Tensor, images: Tensor) -> Tensor:
+    def _cosine(codec: Codec, output: Tensor, images: Tensor) -> Tensor:
         """1 - cos, mean over pixels that have a normal, per image: (N, 3, H, W) -> (N,)."""
         valid = (images.norm(dim=1) > 0.5).float()
         distance = 1 - F.cosine_similarity(output, images, dim=1, eps=1e-4)
         return (distance * valid).sum(dim=(1, 2)) / valid.sum(dim=(1, 2)).clamp_min(1)
+
+    def _label(self, codec: Any, output: Tensor, images: Tensor) -> Tensor:
+        """Cross-entropy over the palette of a codec with ``logits``, per image: (N, 3, H, W) -> (N,)."""
+        target = codec.logits(images).argmax(dim=1)
+        logits = self.temperature * codec.logits(output)
+        return F.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))

@@ -39,7 +39,7 @@ from mmdit.encoders.shard_jobs import (
 )
 from mmdit.encoders.shard_sources import ShardRecord
 from mmdit.errors import UserError
-from mmdit.modalities.modality import Modality
+from mmdit.modalities import IMAGE, Modality
 from mmdit.progress import Progress
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights, write_atomically
@@ -225,7 +225,7 @@ def _write_shard(
             views.append({name: folder.codecs[name].flip(images) for name, images in views[0].items()})
         if job.kind == "features":
             assert teacher is not None
-            found = [teacher.features(view["rgb"]).half().cpu() for view in views]
+            found = [teacher.features(view[IMAGE]).half().cpu() for view in views]
             values = torch.stack(found, dim=1) * batch["present"][:, _rgb_row(info), None, None, None]
         else:
             found = [codec.encode_all(stack_modalities(view, info.modalities)).half().cpu() for view in views]
@@ -258,7 +258,7 @@ def _write_shard(
 
 
 def _rgb_row(info: LatentsInfo) -> int:
-    return list(info.modalities).index("rgb")
+    return list(info.modalities).index(IMAGE)
 
 
 @torch.no_grad()
@@ -266,11 +266,11 @@ def _probe(
     folder: AlignedFolder, codec: LatentCodec, teacher: FeatureTeacher | SceneTeacher | None
 ) -> tuple[dict[str, Any], tuple[int, int, int], tuple[int, ...]]:
     """Encode one good sample to learn the shapes; it is returned with that of its moments and of its features."""
-    if teacher is not None and "rgb" not in folder.modalities:
+    if teacher is not None and IMAGE not in folder.modalities:
         raise UserError("a teacher's features are those of RGB: add 'rgb' to the modalities, or leave the teacher out")
     sample = folder.first_good()
     moments = codec.moments(sample[next(iter(folder.modalities))][None])
-    features = () if teacher is None else tuple(teacher.features(sample["rgb"][None]).shape[1:])
+    features = () if teacher is None else tuple(teacher.features(sample[IMAGE][None]).shape[1:])
     channels, height, width = moments.shape[1:]
     return sample, (channels, height, width), features
 

@@ -2,12 +2,16 @@
 
 v = v_full + (s_y - 1) (v_full - v_without_class) + (s_c - 1) (v_full - v_without_condition), each term where it is
 asked for, and only while t is inside the guidance interval (arXiv 2404.07724).
+
+Where a prompt has subjects, v_full fuses what text and images ask for together (u) with what the text asks for alone (y), all
+the time: v_full = α v_u + (1 - α) v_y. With s_y = w this is eq. 8 of UMM-Diffusion (arXiv 2303.09319),
+α w v_u + (1 - α) w v_y + (1 - w) v_none, whose coefficients sum to one, so that it holds for velocities as for noise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -27,11 +31,13 @@ class Guidance:
         scale: s_y, guidance on the class; 1 = none.
         condition_scale: s_c, guidance on the condition modalities; 1 = none.
         interval: (low, high), the timesteps between which guidance is on, 0 = data, 1 = noise.
+        fusing_scale: α, from 0 (the text alone) to 1 (text and subjects' images).
     """
 
     scale: float = 1.0
     condition_scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    fusing_scale: float = 1.0
 
     def __post_init__(self) -> None:
         pair = tuple(self.interval) if isinstance(self.interval, Iterable) else ()
@@ -40,6 +46,10 @@ class Guidance:
         for name, value in (("guidance_scale", self.scale), ("condition_guidance_scale", self.condition_scale)):
             if not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value!r}: give a number >= 0 (1 = no guidance)")
+        if not isinstance(self.fusing_scale, Real) or not 0 <= self.fusing_scale <= 1:
+            raise UserError(
+                f"fusing_scale is {self.fusing_scale!r}: give a number from 0 (text) to 1 (subjects' images)"
+            )
 
     def is_active(self, t: float) -> bool:
         return self.interval[0] <= t <= self.interval[1]
@@ -62,30 +72,47 @@ def guided_velocity(
     *,
     guidance: Guidance,
     t: float,
+    text: Conditioning | None = None,
 ) -> Tensor:
-    """Evaluate what guidance at timestep t needs, 1 to 3 times the batch in one call of ``velocity``, and combine.
+    """Evaluate what guidance at timestep t needs, 1 to 5 times the batch in one call of ``velocity``, and combine.
 
     Args:
-        velocity: is called with the full prompt first, then without it, then without the conditions.
+        velocity: is called with the full prompt first, then with its text alone, then without it, then without the conditions.
         conditioning: the prompt of B samples.
         null: the null prompt, or None where no prompt was given.
         roles: (B, M).
+        text: the prompt without its subjects' images; None = it has none, and ``fusing_scale`` has nothing to do.
 
     Returns:
         (B, M, C, H, W).
     """
-    branches = [(conditioning, roles)]
-    excess = []  # s - 1 of each further branch
+    alpha = guidance.fusing_scale
+    fused: list[tuple[float, Conditioning]] = [(1.0, conditioning)]
+    if text is not None and alpha < 1:
+        fused = [(1.0, text)] if alpha == 0 else [(alpha, conditioning), (1 - alpha, text)]
+    branches = [(prompt, roles) for _, prompt in fused]
+    terms: list[tuple[float, list[float]]] = []  # s - 1, and the weights of the branches of what is left out
     if guidance.is_active(t):
         if null is not None and guidance.scale != 1:
             branches.append((null, roles))
-            excess.append(guidance.scale - 1)
+            terms.append((guidance.scale - 1, [1.0]))
         if guidance.condition_scale != 1 and bool((roles == Role.CONDITION).any()):
-            branches.append((conditioning, without_conditions(roles)))
-            excess.append(guidance.condition_scale - 1)
+            branches += [(prompt, without_conditions(roles)) for _, prompt in fused]
+            terms.append((guidance.condition_scale - 1, [weight for weight, _ in fused]))
     prompts, branch_roles = zip(*branches, strict=True)
-    full, *others = velocity(concatenate(prompts), torch.cat(branch_roles)).chunk(len(branches))
+    results = iter(velocity(concatenate(prompts), torch.cat(branch_roles)).chunk(len(branches)))
+    full = _mean([weight for weight, _ in fused], results)
     guided = full
-    for scale, other in zip(excess, others, strict=True):
-        guided = guided + scale * (full - other)
+    for scale, weights in terms:
+        guided = guided + scale * (full - _mean(weights, results))
     return guided
+
+
+def _mean(weights: Sequence[float], results: Iterator[Tensor]) -> Tensor:
+    """Weighted sum of the next results, exactly the result itself for a single weight 1."""
+    if list(weights) == [1.0]:
+        return next(results)
+    total = weights[0] * next(results)
+    for weight in weights[1:]:
+        total = total + weight * next(results)
+    return total

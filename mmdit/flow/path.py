@@ -50,6 +50,14 @@ class Given:
     known: Tensor | None = None
 
 
+def settle(latents: Tensor, given: Given, roles: Tensor) -> Tensor:
+    """Latents at the end: what is given is exactly as it was given, whatever the last step left of it."""
+    kept = expand(roles == Role.CONDITION, latents)
+    if given.known is not None:
+        kept = kept | given.known[:, :, None]
+    return torch.where(kept, given.clean, latents)
+
+
 def place(latents: Tensor, given: Given, roles: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """What a sampler shows the network at time t: latents (n B, M, C, H, W) and timesteps (n B, M).
 

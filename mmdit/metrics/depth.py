@@ -7,7 +7,7 @@ a disparity is then inverted, depth is clamped to the range of the data, and err
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -75,6 +75,9 @@ class DepthMetrics:
     prediction that is not finite at a valid pixel makes the image's errors, and so the mean, NaN: it is never dropped.
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("abs_rel", "delta1", "delta1_05")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset({"delta1", "delta1_05"})
+
     def __init__(self, space: str, depth_range: tuple[float, float] = DEPTH_RANGE) -> None:
         if space not in DEPTH_SPACES:
             raise unknown_name("depth space", space, DEPTH_SPACES)
@@ -86,6 +89,14 @@ class DepthMetrics:
         self.abs_rel_objects = RunningMean()
         self.num_skipped = 0
         self.invalid_pixels = 0
+
+    @classmethod
+    def for_codec(cls, codec: Any, depth_range: tuple[float, float]) -> DepthMetrics:
+        return cls(codec.space, depth_range)
+
+    def add(self, prediction: Any, truth: Any, *, objects: Any = None, category: str | None = None) -> None:
+        """Add one image, as ``update`` does."""
+        self.update(prediction, truth, objects)
 
     def update(self, prediction: Any, target: Any, objects: Any | None = None) -> None:
         """Add images.

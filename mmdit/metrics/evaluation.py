@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import MEASURED, MapMetrics, PreviousPairs, depth_space, label_set
+from mmdit.metrics.maps import MapMetrics, PreviousPairs, depth_space, first_of_kind, label_set, measured
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.metrics.tasks import (
     Maps,
@@ -23,6 +23,8 @@ from mmdit.metrics.tasks import (
     reconstruct,
     to_tensor,
 )
+from mmdit.metrics.values import PeakSignalToNoise
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 STEPS = {"understanding": 1, "conditioning": 25, "generation": 25}
@@ -58,13 +60,21 @@ class Evaluation:
         self.tasks = TaskRunner(pipe, steps, guidance_scale=self.guidance_scale, seed=seed)
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
-        names = [name for name in MEASURED if name in samples.modalities]
-        if "segmentation" in names and not self._same_classes():
-            names.remove("segmentation")
+        self.depth: Any
+        self.normal: Any
+        self.labelled: Any
+        self.depth, self.normal, self.labelled = (
+            first_of_kind(pipe.codecs, kind) for kind in ("depth", "normal", "segmentation")
+        )
+        self.codecs = dict(pipe.codecs)
+        names = measured(samples.modalities)
+        if self.labelled in names and not self._same_classes():
+            names.remove(self.labelled)
+            del self.codecs[self.labelled]
             self.labels = None
-            self.notes.append("segmentation is not measured: the dataset's classes are not the model's")
+            self.notes.append(f"{self.labelled} is not measured: the dataset's classes are not the model's")
         self.names = names
-        self.has_rgb = "rgb" in samples.modalities
+        self.has_rgb = IMAGE in samples.modalities
         self.conditions = [name for name in names if self.has_rgb and len(pipe.modalities) > 1]
         self.right, self.wrong, self.vae = self._maps(names), self._maps(names), self._maps(names)
         self.conditioned = {name: self._maps([name]) for name in self.conditions}
@@ -72,7 +82,7 @@ class Evaluation:
             ConsistencyMetrics(self.space, self.labels) for _ in range(4)
         )
         self.pairs, self.generated_pairs = PreviousPairs(), PreviousPairs()
-        self.vae_psnr = RunningMean()
+        self.vae_psnr = PeakSignalToNoise()
         self.category, self.classified = RunningMean(), RunningMean()
         self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
         self.num_samples = 0
@@ -87,14 +97,14 @@ class Evaluation:
         return theirs is None or {int(entry["id"]): str(entry["name"]) for entry in theirs} == ours
 
     def _maps(self, names: Iterable[str]) -> MapMetrics:
-        return MapMetrics(names, self.space, self.labels, self.span)
+        return MapMetrics(names, self.codecs, self.span)
 
     def update(self, batch: Sequence[GroundTruth]) -> None:
         """Run every task on a batch of samples."""
         self.num_samples += len(batch)
-        self._understand([sample for sample in batch if "rgb" in sample.maps])
+        self._understand([sample for sample in batch if IMAGE in sample.maps])
         for name in self.conditions:
-            self._condition(name, [sample for sample in batch if can_condition(name, sample)])
+            self._condition(name, [sample for sample in batch if can_condition(self.pipe, name, sample)])
         self._generate(batch)
         self._reconstruct(batch)
 
@@ -102,7 +112,7 @@ class Evaluation:
         if not batch or len(self.pipe.modalities) < 2:
             return
         indices = [sample.index for sample in batch]
-        predictions = self.tasks.understand([sample.maps["rgb"] for sample in batch], indices)
+        predictions = self.tasks.understand([sample.maps[IMAGE] for sample in batch], indices)
         for prediction, truth in zip(predictions, batch, strict=True):
             self.right.update(prediction, truth)
             for other, its_truth in self.pairs.add(prediction, truth):
@@ -111,7 +121,7 @@ class Evaluation:
     def _see_again(self, made: Sequence[Maps], batch: Sequence[GroundTruth]) -> list[Maps]:
         """What the model sees in RGB images that it made."""
         indices = [sample.index for sample in batch]
-        return self.tasks.understand([maps["rgb"] for maps in made], indices, noise="reestimation")
+        return self.tasks.understand([maps[IMAGE] for maps in made], indices, noise="reestimation")
 
     def _condition(self, name: str, batch: Sequence[GroundTruth]) -> None:
         """X -> RGB, then X again from that RGB alone."""
@@ -128,13 +138,13 @@ class Evaluation:
             for maps, sample, label in zip(generated, batch, labels, strict=True):
                 wanted = self.labels.id_of(sample.category)
                 if label is not None and wanted is not None:
-                    self.category.update(self.labels.majority_object(maps["segmentation"]) == wanted)
-        if "rgb" in self.pipe.modalities:
-            self._measure_images("generated", [maps["rgb"] for maps in generated])
-            self._classify([maps["rgb"] for maps in generated], batch, labels)
+                    self.category.update(self.labels.majority_object(maps[self.labelled]) == wanted)
+        if IMAGE in self.pipe.modalities:
+            self._measure_images("generated", [maps[IMAGE] for maps in generated])
+            self._classify([maps[IMAGE] for maps in generated], batch, labels)
             if self.labels is not None:
                 for maps, again in zip(generated, self._see_again(generated, batch), strict=True):
-                    maps["reestimated"] = again["segmentation"]
+                    maps["reestimated"] = again[self.labelled]
         for maps in generated:
             self._agree(self.consistency, maps, maps)
             for other, own in self.generated_pairs.add(maps, maps):
@@ -142,30 +152,29 @@ class Evaluation:
 
     def _agree(self, metrics: ConsistencyMetrics, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
         """Depth and labels of the first sample against normals and re-estimated labels of the second."""
-        if self.space is not None and "normal" in second:
-            metrics.update_geometry(first["depth"], second["normal"])
+        if self.depth is not None and self.normal is not None:
+            metrics.update_geometry(first[self.depth], second[self.normal])
         if "reestimated" in second:
-            metrics.update_segmentation(first["segmentation"], second["reestimated"])
+            metrics.update_segmentation(first[self.labelled], second["reestimated"])
 
     def _reconstruct(self, batch: Sequence[GroundTruth]) -> None:
         """Ground truth through the VAE and back, and through the codec alone."""
         for sample in batch:
             encoded = {}
             for name, array in sample.maps.items():
-                if name in (*self.names, "rgb") and can_condition(name, sample):
+                if name in (*self.names, IMAGE) and can_condition(self.pipe, name, sample):
                     encoded[name] = self.pipe.codecs[name].encode(array)[None]
             rebuilt = {name: values[0] for name, values in reconstruct(self.pipe, encoded).items()}
-            measurable = {name: sample.maps[name] for name in rebuilt if name != "rgb"}
+            measurable = {name: sample.maps[name] for name in measured(rebuilt)}
             self.vae.update(rebuilt, GroundTruth(sample.index, sample.id, sample.category, measurable))
-            if self.space is not None and {"depth", "normal"} <= rebuilt.keys():
-                self.vae_consistency.update_geometry(rebuilt["depth"], rebuilt["normal"])
-                relative = self.pipe.codecs["depth"].decode(encoded["depth"])[0]
-                self.true_consistency.update_geometry(relative, sample.maps["normal"])
-            if "rgb" in rebuilt:
-                error = rebuilt["rgb"].astype(np.float64) - sample.maps["rgb"]
-                self.vae_psnr.update(-10 * np.log10(max((error**2).mean() / 255**2, 1e-10)))
-                self._measure_images("real", [sample.maps["rgb"]])
-                self._measure_images("vae", [rebuilt["rgb"]])
+            if self.depth in rebuilt and self.normal in rebuilt:
+                self.vae_consistency.update_geometry(rebuilt[self.depth], rebuilt[self.normal])
+                relative = self.pipe.codecs[self.depth].decode(encoded[self.depth])[0]
+                self.true_consistency.update_geometry(relative, sample.maps[self.normal])
+            if IMAGE in rebuilt:
+                self.vae_psnr.add(rebuilt[IMAGE], sample.maps[IMAGE])
+                self._measure_images("real", [sample.maps[IMAGE]])
+                self._measure_images("vae", [rebuilt[IMAGE]])
 
     def _measure_images(self, name: str, images: Sequence[np.ndarray]) -> None:
         if self.network is not None and images:
@@ -203,7 +212,7 @@ class Evaluation:
                 "shuffled_consistency": self.wrong_consistency.compute(),
                 "vae_only": {
                     **self.vae.compute(),
-                    "rgb": {"psnr": self.vae_psnr.compute()},
+                    IMAGE: {"psnr": self.vae_psnr.compute()["psnr"]},
                     "frechet_distance": feature_distance(self.features["real"], self.features["vae"]),
                     "consistency": {key: self.vae_consistency.compute()[key] for key in geometry},
                 },

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities.depth import DepthCodec
+from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.table import MODALITIES, codec_class
 
 Array = np.ndarray
 KITTI_HEIGHT, KITTI_WIDTH = 352, 1216
@@ -65,6 +66,11 @@ class GeometryBenchmark:
     max_fit_width: int | None = None
     average: str = "images"
 
+    @property
+    def channels(self) -> int | None:
+        """Of the ground truth; None = a map (H, W), depth."""
+        return codec_class(MODALITIES[self.modality]).channels
+
 
 def _columns(count: int) -> Callable[[Sequence[str]], list[str] | None]:
     """Marigold's lists: the first ``count`` words of a line; "None" stands for a missing file."""
@@ -88,7 +94,7 @@ def _dsine_files(words: Sequence[str]) -> list[str]:
 
 def _png_depth(units_per_metre: float) -> Callable[[Sequence[Path], tuple[int, int]], tuple[Array, Array]]:
     def read(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
-        values = load_raw(files[0], Modality("depth", codec="depth"), depth_scale=1.0)
+        values = DepthCodec().read(files[0], {"depth_scale": 1.0}).values
         depth = values.astype(np.float64) / units_per_metre
         return depth, np.ones(depth.shape, dtype=bool)
 
@@ -209,14 +215,14 @@ class GeometrySamples:
     def __getitem__(self, index: int) -> GeometrySample:
         names = self.samples[index]
         image, *others = (self.root / name for name in names)
-        rgb = load_raw(image, Modality("rgb", codec="rgb"))
+        rgb = read_picture(image)
         target, valid = self.benchmark.read([_existing(path) for path in others], rgb.shape[:2])
-        shape = (3,) if self.benchmark.modality == "normal" else ()
+        shape = () if self.benchmark.channels is None else (self.benchmark.channels,)
         if valid.ndim != 2 or target.shape != (*valid.shape, *shape):
             raise UserError(f"{others[0]}: has shape {target.shape}, mask {valid.shape}: not one {names[0]}'s map has")
         if self.benchmark.cut is not None:
             rgb, target, valid = (self.benchmark.cut(array, image) for array in (rgb, target, valid))
-        if self.benchmark.modality == "depth":
+        if self.benchmark.channels is None:
             valid = valid & self._in_range(target) & self._inside(valid.shape)
         return GeometrySample(names[0], rgb, target, valid)
 

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
-from mmdit.modalities.raw import load_rgb
+from mmdit.modalities.rgb import read_picture
 from mmdit.storage.files import atomic_file
 from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 
@@ -72,7 +72,7 @@ class FolderImages:
         """Raises UserError for an image that can't be read, or one of another size than the first."""
         size = None
         for paths in batched(self.paths, batch_size):
-            images = [load_rgb(path) for path in paths]
+            images = [read_picture(path) for path in paths]
             for path, image in zip(paths, images, strict=True):
                 size = size or image.shape
                 if image.shape != size:

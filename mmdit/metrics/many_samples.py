@@ -16,6 +16,7 @@ import numpy as np
 from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.image_sets import BLOCKS, write_npz
 from mmdit.metrics.maps import batched, sample_generators
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.files import atomic_file
 from mmdit.storage.json_object import read_object, write_json
@@ -157,5 +158,5 @@ def make_block(
             generator=sample_generators(plan.seed, "samples", indices),
             output_type="np",
         )
-        made.append((np.asarray(output["rgb"]) * 255).round().astype(np.uint8))
+        made.append(pipe.codecs[IMAGE].from_output(output[IMAGE]))
     return np.concatenate(made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,9 @@ class NormalMetrics:
     valid pixel makes the means NaN: it is never dropped.
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("mean_angle", "within_11_25", "mean_angle_objects")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset({"within_11_25"})
+
     def __init__(self) -> None:
         self.mean_angle = RunningMean()
         self.mean_angle_objects = RunningMean()
@@ -66,6 +69,14 @@ class NormalMetrics:
         self.histogram = AngleHistogram(BINS_PER_DEGREE)
         self.invalid_pixels = 0
         self.num_images = 0
+
+    @classmethod
+    def for_codec(cls, codec: Any, depth_range: tuple[float, float]) -> NormalMetrics:
+        return cls()
+
+    def add(self, prediction: Any, truth: Any, *, objects: Any = None, category: str | None = None) -> None:
+        """Add one image, as ``update`` does."""
+        self.update(prediction, truth, objects)
 
     def update(self, prediction: Any, target: Any, objects: Any | None = None) -> None:
         """Add images.

@@ -36,6 +36,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     teacher: FeatureNetwork | str | None = None,
     progress: bool = True,
+    allow_outside: bool = False,
 ) -> dict[str, Any]:
     """Measure a pipeline on a dataset and return the report, ready for JSON: what could not be measured is None.
 
@@ -51,6 +52,7 @@ def evaluate(
         teacher: feature network for the Fréchet distance and ``classifier_accuracy``: an object, a folder, or the name
             of a timm model; None = the folder ``teacher`` of the model, if there is one.
         progress: show a bar.
+        allow_outside: accept a manifest that names files outside the dataset.
 
     Raises:
         UserError: a model, dataset, split or number that can't be used.
@@ -63,7 +65,9 @@ def evaluate(
     if device is not None or dtype is not None:
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
-    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, num_samples, seed)
+    samples = EvaluationSamples(
+        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
+    )
     evaluation = Evaluation(
         pipe, samples, num_inference_steps, guidance_scale, seed, network, depth_range(samples.info.depth_scale)
     )

@@ -11,10 +11,9 @@ import numpy as np
 from mmdit.data.manifest import DatasetInfo, Sample, read_dataset_info, read_manifest
 from mmdit.data.transforms import JointTransform, crop_and_resize
 from mmdit.errors import UserError
+from mmdit.modalities import build_codecs
 from mmdit.modalities.modality import Modality
-from mmdit.modalities.raw import load_raw
-
-_RESAMPLE = {"rgb": "area"}
+from mmdit.modalities.sample import read_sample
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class EvaluationSamples:
         num_samples: None = the whole split; a split with fewer is used whole.
         size: height and width in pixels.
         seed: of the choice.
+        allow_outside: accept a manifest that names files outside ``root``.
 
     Raises:
         UserError: no dataset or split there, num_samples < 1, or no modality in common.
@@ -56,10 +56,12 @@ class EvaluationSamples:
         size: int,
         num_samples: int | None = None,
         seed: int = 0,
+        *,
+        allow_outside: bool = False,
     ) -> None:
         if num_samples is not None and num_samples < 1:
             raise UserError(f"num_samples is {num_samples}: give a whole number, at least 1")
-        self.info: DatasetInfo = read_dataset_info(root)
+        self.info: DatasetInfo = read_dataset_info(root, allow_outside=allow_outside)
         self.modalities = {name: record for name, record in modalities.items() if name in self.info.modalities}
         if not self.modalities:
             raise UserError(
@@ -68,6 +70,7 @@ class EvaluationSamples:
         samples = read_manifest(self.info, split)
         order = np.random.default_rng(seed).permutation(len(samples))[:num_samples]
         self.samples: list[Sample] = [samples[index] for index in order]
+        self.codecs = build_codecs(self.modalities)
         self.transform = JointTransform(size)
 
     def __len__(self) -> int:
@@ -78,17 +81,13 @@ class EvaluationSamples:
             yield self._load(index, sample)
 
     def _load(self, index: int, sample: Sample) -> GroundTruth:
-        raw = {}
-        for name, record in self.modalities.items():
-            path = sample.files.get(name)
-            if path is not None:
-                raw[name] = load_raw(path, record, self.info.depth_scale)
-        sizes = {name: array.shape[:2] for name, array in raw.items()}
-        if len(set(sizes.values())) > 1:
-            listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
-            raise UserError(f"sample {sample.id!r}: the modalities differ in size: {listed}")
+        files = {name: path for name in self.modalities if (path := sample.files.get(name)) is not None}
+        try:
+            raw = read_sample(files, self.codecs, self.info.facts)
+        except UserError as error:
+            raise UserError(f"sample {sample.id!r}: {error}") from None
         if raw:
-            draw = self.transform.draw(*next(iter(sizes.values())))
-            raw = {name: crop_and_resize(array, draw, _RESAMPLE.get(name, "nearest")) for name, array in raw.items()}
+            draw = self.transform.draw(*next(iter(raw.values())).shape[:2])
+            raw = {name: crop_and_resize(array, draw, self.codecs[name]) for name, array in raw.items()}
         category = self.info.categories[sample.category] if sample.category >= 0 else None
         return GroundTruth(index, sample.id, category, raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,11 @@ class LabelSet:
         self.is_object = np.array([name not in background for name in self.names])
         self._row_of_id = np.full(int(self.ids.max()) + 1, -1)
         self._row_of_id[self.ids] = np.arange(len(self.ids))
+
+    @classmethod
+    def of_codec(cls, codec: Any) -> LabelSet:
+        """The classes of a segmentation codec."""
+        return cls([{"id": int(i), "name": name} for i, name in zip(codec.ids.tolist(), codec.names, strict=True)])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,6 +70,9 @@ class SegmentationMetrics:
             none of them is wrong.
     """
 
+    columns: ClassVar[tuple[str, ...]] = ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset(columns)
+
     def __init__(self, labels: LabelSet) -> None:
         self.labels = labels
         self.confusion = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)  # rows: true; last column: no class
@@ -72,6 +80,14 @@ class SegmentationMetrics:
         self.num_images = 0
         self.num_without_main_object = 0
         self.invalid_pixels = 0
+
+    @classmethod
+    def for_codec(cls, codec: Any, depth_range: tuple[float, float]) -> SegmentationMetrics:
+        return cls(LabelSet.of_codec(codec))
+
+    def add(self, prediction: Any, truth: Any, *, objects: Any = None, category: str | None = None) -> None:
+        """Add one image, as ``update`` does."""
+        self.update(prediction, truth, category)
 
     def update(self, prediction: Any, target: Any, categories: Sequence[str | None] | str | None = None) -> None:
         """Add images.

@@ -17,23 +17,26 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import MEASURED, MapMetrics, batched, depth_space, label_set
+from mmdit.metrics.maps import (
+    METRICS,
+    MapMetrics,
+    batched,
+    depth_space,
+    first_of_kind,
+    label_set,
+    measured,
+    metric_class,
+)
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.metrics.tasks import TASKS, TaskRunner, can_condition, class_labels, pooled_features
+from mmdit.modalities import IMAGE, MODALITIES, build_codecs
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 STEPS = (1, 2, 5, 10, 25, 50, 250)
-# What a row reports of each modality's metrics.
-MAP_COLUMNS = {
-    "depth": ("abs_rel", "delta1", "delta1_05"),
-    "normal": ("mean_angle", "within_11_25", "mean_angle_objects"),
-    "segmentation": ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy"),
-}
 GENERATION_COLUMNS = ("frechet_distance", "category_accuracy", "depth_normal_angle", "segmentation_agreement")
 COST_COLUMNS = ("network_evaluations", "seconds_per_image")
-HIGHER_IS_BETTER = frozenset(
-    {"delta1", "delta1_05", "within_11_25", "miou", "pixel_accuracy", "object_iou", "main_object_accuracy"}
-    | {"category_accuracy", "segmentation_agreement"}
+HIGHER_IS_BETTER = frozenset({"category_accuracy", "segmentation_agreement"}).union(
+    *(metric.higher_is_better for metric in METRICS.values())
 )
 # By these a task's rows are compared and drawn.
 HEADLINES = {
@@ -45,7 +48,8 @@ HEADLINES = {
 
 def columns() -> list[str]:
     """Names of all measures of a row: <modality>_<metric>, those of generation, and the cost."""
-    maps = [f"{modality}_{metric}" for modality, metrics in MAP_COLUMNS.items() for metric in metrics]
+    codecs = build_codecs(MODALITIES)
+    maps = [f"{name}_{column}" for name in measured(codecs) for column in metric_class(codecs[name]).columns]
     return [*maps, *GENERATION_COLUMNS, *COST_COLUMNS]
 
 
@@ -104,8 +108,8 @@ class StepSweep:
         batch_size: int,
         span: tuple[float, float],
     ) -> None:
-        names = [name for name in MEASURED if name in samples.modalities]
-        if "rgb" not in samples.modalities or not names:
+        names = measured(samples.modalities)
+        if IMAGE not in samples.modalities or not names:
             raise UserError(f"a sweep needs RGB and a map of it; model and data share {', '.join(samples.modalities)}")
         if condition not in names:
             raise unknown_name("condition of the sweep", condition, names)
@@ -114,9 +118,12 @@ class StepSweep:
         self.names, self.condition, self.network = names, condition, network
         self.guidance_scale, self.seed, self.batch_size, self.span = guidance_scale, seed, batch_size, span
         self.labels, self.space = label_set(pipe), depth_space(pipe)
-        self.samples: list[GroundTruth] = [sample for sample in samples if "rgb" in sample.maps]
+        self.depth, self.normal, self.labelled = (
+            first_of_kind(pipe.codecs, kind) for kind in ("depth", "normal", "segmentation")
+        )
+        self.samples: list[GroundTruth] = [sample for sample in samples if IMAGE in sample.maps]
         self.real = FeatureStatistics()
-        self._add_features(self.real, [sample.maps["rgb"] for sample in self.samples])
+        self._add_features(self.real, [sample.maps[IMAGE] for sample in self.samples])
 
     def measure(self, row: Row, scheduler: SchedulerMixin) -> dict[str, float]:
         """Measures of one row, by column; a column that the task does not have is absent, an unmeasurable one NaN.
@@ -141,21 +148,21 @@ class StepSweep:
         return batched(self.samples, self.batch_size)
 
     def _understand(self, tasks: TaskRunner) -> dict[str, float]:
-        metrics = MapMetrics(self.names, self.space, self.labels, self.span)
+        metrics = MapMetrics(self.names, self.judge.pipe.codecs, self.span)
         for batch in self._batches():
-            images, indices = [sample.maps["rgb"] for sample in batch], [sample.index for sample in batch]
+            images, indices = [sample.maps[IMAGE] for sample in batch], [sample.index for sample in batch]
             for prediction, truth in zip(tasks.understand(images, indices), batch, strict=True):
                 metrics.update(prediction, truth)
         return _flat(metrics)
 
     def _condition(self, tasks: TaskRunner) -> dict[str, float]:
         name = self.condition
-        metrics = MapMetrics([name], self.space, self.labels, self.span)
+        metrics = MapMetrics([name], self.judge.pipe.codecs, self.span)
         for whole in self._batches():
-            batch = [sample for sample in whole if can_condition(name, sample)]
+            batch = [sample for sample in whole if can_condition(tasks.pipe, name, sample)]
             if not batch:
                 continue
-            images = [maps["rgb"] for maps in tasks.condition(name, batch)]
+            images = [maps[IMAGE] for maps in tasks.condition(name, batch)]
             judged = self.judge.understand(images, [sample.index for sample in batch])
             for prediction, truth in zip(judged, batch, strict=True):
                 metrics.update(prediction, truth)
@@ -168,18 +175,17 @@ class StepSweep:
             indices = [sample.index for sample in batch]
             labels = class_labels(tasks.pipe, batch, self.categories)
             generated = tasks.generate(labels, indices)
-            images = [maps["rgb"] for maps in generated]
+            images = [maps[IMAGE] for maps in generated]
             self._add_features(features, images)
-            for maps, again, sample, label in zip(
-                generated, self.judge.understand(images, indices), batch, labels, strict=True
-            ):
-                if self.space is not None and "normal" in maps:
-                    consistency.update_geometry(maps["depth"], maps["normal"])
-                if self.labels is not None:
-                    consistency.update_segmentation(maps["segmentation"], again["segmentation"])
+            seen = self.judge.understand(images, indices)
+            for maps, again, sample, label in zip(generated, seen, batch, labels, strict=True):
+                if self.depth is not None and self.normal is not None:
+                    consistency.update_geometry(maps[self.depth], maps[self.normal])
+                if self.labels is not None and self.labelled is not None:
+                    consistency.update_segmentation(maps[self.labelled], again[self.labelled])
                     wanted = None if label is None else self.labels.id_of(sample.category)
                     if wanted is not None:
-                        category.update(self.labels.majority_object(maps["segmentation"]) == wanted)
+                        category.update(self.labels.majority_object(maps[self.labelled]) == wanted)
         agreement = consistency.compute()
         return {
             "frechet_distance": feature_distance(self.real, features),
@@ -198,5 +204,5 @@ def _flat(metrics: MapMetrics) -> dict[str, float]:
     return {
         f"{modality}_{metric}": values[metric]
         for modality, values in metrics.compute().items()
-        for metric in MAP_COLUMNS[modality]
+        for metric in metrics.metrics[modality].columns
     }

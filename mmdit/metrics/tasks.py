@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
 from mmdit.metrics.arrays import RunningMean
-from mmdit.metrics.depth import valid_depth
-from mmdit.metrics.maps import sample_generators, unstack
+from mmdit.metrics.maps import others, sample_generators, unstack
 from mmdit.metrics.samples import GroundTruth
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 TASKS = ("understanding", "conditioning", "generation")
@@ -61,23 +61,23 @@ class TaskRunner:
         output = self._run(
             "understanding",
             len(images),
-            conditions={"rgb": list(images)},
+            conditions={IMAGE: list(images)},
             guidance_scale=1.0,
             generator=self.noise(noise, indices),
             **options,
         )
-        return unstack(output, (name for name in self.pipe.modalities if name != "rgb"), len(images))
+        return unstack(output, others(self.pipe.codecs), len(images))
 
     def condition(self, name: str, samples: Sequence[GroundTruth], noise: str | None = None) -> list[Maps]:
         """One true map -> all modalities, the given one included, for each sample."""
         output = self._run(
             "conditioning",
             len(samples),
-            conditions={name: [as_condition(name, sample.maps[name]) for sample in samples]},
+            conditions={name: [self.pipe.codecs[name].as_given(sample.maps[name]) for sample in samples]},
             guidance_scale=1.0,
             generator=self.noise(noise or name, [sample.index for sample in samples]),
         )
-        return unstack(output, self.pipe.modalities, len(samples))
+        return unstack(output, self.pipe.codecs, len(samples))
 
     def generate(self, labels: Sequence[int | str | None], indices: Sequence[int]) -> list[Maps]:
         """Class labels, None = none -> all modalities for each."""
@@ -88,7 +88,7 @@ class TaskRunner:
             guidance_scale=self.guidance_scale,
             generator=self.noise("generation", indices),
         )
-        return unstack(output, self.pipe.modalities, len(labels))
+        return unstack(output, self.pipe.codecs, len(labels))
 
     def _run(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
@@ -99,16 +99,9 @@ class TaskRunner:
         return output
 
 
-def can_condition(name: str, sample: GroundTruth) -> bool:
+def can_condition(pipe: MultimodalDiTPipeline, name: str, sample: GroundTruth) -> bool:
     """Whether a sample has a map that a condition can be made of."""
-    return name in sample.maps and (name != "depth" or bool(valid_depth(sample.maps[name]).any()))
-
-
-def as_condition(name: str, array: np.ndarray) -> np.ndarray:
-    """A map that the pipeline reads as what it is: metric depth of less than a metre would pass for a relative map."""
-    if name == "depth" and np.nanmax(array) <= 1:
-        return array * np.float32(10 / np.nanmax(array))
-    return array
+    return name in sample.maps and pipe.codecs[name].has_values(sample.maps[name])
 
 
 def class_labels(

@@ -23,6 +23,7 @@ from mmdit.metrics.geometry_benchmarks import GeometryBenchmark, GeometrySample,
 from mmdit.metrics.maps import batched, depth_space
 from mmdit.metrics.normal import AngleHistogram, angle_degrees
 from mmdit.metrics.tasks import TaskRunner
+from mmdit.modalities import IMAGE
 from mmdit.names import DEPTH_SPACES
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -174,10 +175,10 @@ def evaluate_geometry(
         UserError: a model without the modality, or a file of the benchmark that can't be read.
     """
     benchmark = samples.benchmark
-    for name in ("rgb", benchmark.modality):
+    for name in (IMAGE, benchmark.modality):
         if name not in pipe.modalities:
             raise UserError(f"the model has no {name}: it has {', '.join(pipe.modalities)}")
-    space = (alignment or str(depth_space(pipe))) if benchmark.modality == "depth" else None
+    space = (alignment or str(depth_space(pipe))) if benchmark.channels is None else None
     tasks = TaskRunner(pipe, num_inference_steps, seed=seed)
     images, pixels, num_skipped, valid_pixels = MeanOfImages(), AnglesOfPixels(), 0, 0
     with tqdm(total=len(samples), unit="image", disable=not progress) as bar:

@@ -1,17 +1,15 @@
 """What a modality is: a frozen record of how raw values map to three channels, and of its share in the loss.
 
-A new modality is one entry in ``MODALITIES`` and, if none of the codecs in ``mmdit.modalities.codecs`` fits, one codec class.
+A new modality is one entry in ``MODALITIES`` and, if none of ``CODECS`` fits, one codec class.
 The record is saved in the pipeline's config, so a folder of weights says what its outputs mean.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from mmdit.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Modality:
 
     Args:
         name: key in conditions, outputs, files and datasets.
-        codec: name in ``mmdit.modalities.codecs.CODECS``: raw array <-> 3 channels in [-1, 1].
+        codec: name in ``mmdit.modalities.CODECS``: raw array <-> 3 channels in [-1, 1].
         loss_weight: weight of this modality in the velocity loss.
         latents_mean, latents_std: per-channel statistics that whiten this modality's latents, (z - mean) / std;
             None = the VAE's own ``scaling_factor`` and ``shift_factor``.
@@ -58,24 +56,3 @@ class Modality:
     def replace(self, **changes: Any) -> Modality:
         """Return a copy with fields changed; names that are no field change the codec's settings."""
         return Modality.from_dict({**self.to_dict(), **changes})
-
-
-# Loss weights: MMGen (arXiv 2503.20644). Order: the order of the channels in its checkpoints.
-MODALITIES: dict[str, Modality] = {
-    "rgb": Modality("rgb", codec="rgb", loss_weight=1.0),
-    "depth": Modality(
-        "depth", codec="depth", loss_weight=0.2, settings={"space": "disparity", "quantiles": [0.02, 0.98]}
-    ),
-    "normal": Modality("normal", codec="normal", loss_weight=0.1),
-    "segmentation": Modality("segmentation", codec="segmentation", loss_weight=0.1, settings={"classes": None}),
-}
-
-
-def get_modalities(names: Iterable[str]) -> dict[str, Modality]:
-    """Look names up in ``MODALITIES``, keeping their order. Raises UserError for an unknown name."""
-    chosen = {}
-    for name in names:
-        if name not in MODALITIES:
-            raise unknown_name("modality", name, MODALITIES)
-        chosen[name] = MODALITIES[name]
-    return chosen

@@ -94,7 +94,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         block: str = "dit",
         time_embedding: str = "fused",
         conditioner: str = "class",
-        conditioner_settings: dict[str, Any] | None = None,
+        conditioner_settings: dict[str, Any] = {},  # noqa: B006 - never changed, and its type is what a folder's is checked by
         second_time: bool = False,
     ) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ COMPONENTS: dict[str, dict[str, str]] = {
     "vae": {"AutoencoderKL": "diffusers"},
     SCHEDULER: {"FlowMatchEulerDiscreteScheduler": "diffusers", "EulerMaruyamaScheduler": "mmdit.flow.schedulers"},
 }
+_RECORDS = ("modalities", "id2label")
 MAX_TRAIN_TIMESTEPS = 100_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -88,7 +89,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
 def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for name, value in index.items():
         is_component = isinstance(value, list) and not name.startswith("_")
-        if is_component and name not in COMPONENTS:
+        if is_component and name not in (*COMPONENTS, *_RECORDS):
             raise UserError(f"{path}: {name} is {value!r}; the components are {', '.join(COMPONENTS)}")
     for name, allowed in COMPONENTS.items():
         value = index.get(name)
@@ -98,7 +99,7 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
         if allowed.get(class_name) != library and not (name == SCHEDULER and _is_diffusers_scheduler(*value)):
             known = ", ".join(f"{known} of {where}" for known, where in allowed.items())
             raise UserError(f"{path}: {name} is {class_name} of {library}, which is never loaded: it can be {known}")
-    for name in ("modalities", "id2label"):
+    for name in _RECORDS:
         if not isinstance(index.get(name), dict | None):
             raise UserError(f"{path}: {name} is a {type(index[name]).__name__}; give an object or null")
     for key, value in (index.get("id2label") or {}).items():

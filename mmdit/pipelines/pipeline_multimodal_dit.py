@@ -28,11 +28,10 @@ from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, first_line, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import Given, expand, place
+from mmdit.flow.path import Given, place, settle
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
-from mmdit.modalities.codecs import Codec, build_codec
-from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.modalities import Codec, Modality, build_codecs, get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.conditions import common_count, encode_conditions
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
@@ -46,7 +45,7 @@ from mmdit.pipelines.limits import (
     refuse_decoded,
 )
 from mmdit.pipelines.loading import check_folder, download, resolve_model
-from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput, as_output
+from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.region import read_region
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
@@ -101,7 +100,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
             id2label=self._id2label or None,
         )
-        self.codecs: dict[str, Codec] = {name: build_codec(modality) for name, modality in self._modalities.items()}
+        self.codecs: dict[str, Codec] = build_codecs(self._modalities)
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
         if vae.config.latent_channels != transformer.config.in_channels:
             ours, theirs = transformer.config.in_channels, vae.config.latent_channels
@@ -226,6 +225,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         condition_guidance_scale: float = 1.0,
         condition_time: float = 0.005,
+        depth_values: str = "auto",
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
@@ -255,6 +255,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
             condition_guidance_scale: guidance on the conditions, through their absence; 1 = off.
             condition_time: t at which conditions are held, 0 = clean; the model was trained with t_c in [0, 0.01].
+            depth_values: what given depth holds: "metric" (distances in any unit, 0 = invalid), "relative" (the model's own
+                space, any scale and shift), "near_white" (relative, near = large), or "auto", the rule above; what it
+                guesses about a picture is logged.
             generator: one for the whole batch, or a list with one per sample.
             latents: initial noise (B, M, C, h, w) instead of the generator's; conditions take their noise from it too.
             output_type: "pil" (rgb as PIL images, the rest numpy), "np", "pt", or "latent".
@@ -296,7 +299,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
         prompts = prompt if prompt is None or isinstance(prompt, list) else [prompt]
-        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region)
+        options = {"depth_values": depth_values}
+        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region, options)
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
         batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
         check_call(batch * num_images, height, width)
@@ -317,7 +321,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         noise = self._noise(latents, shape, generator, device)
         given = Given(self._clean_latents(codec, images, noise), noise, condition_time)
         guidance = (condition_guidance_scale, guidance_interval)
-        if region is not None:
+        if region is not None and len(images) < len(self._modalities):
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
             estimated = self._denoise(
                 conditioner.null(batch).to(device),
@@ -329,8 +333,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 generator=generator,
             )
             images = self._completed(codec, estimated, images)
+            given = replace(given, clean=estimated)
+        if region is not None:
             known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
-            given = replace(given, clean=estimated, known=known)
+            given = replace(given, known=known)
             roles = torch.full_like(roles, int(Role.GENERATE))
 
         # 3. Denoise
@@ -403,7 +409,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
                     progress_bar.update()
         finite.check()
-        return torch.where(expand(roles == Role.CONDITION, latents), given.clean, latents)
+        return settle(latents, given, roles)
 
     def _call_back(
         self,
@@ -428,7 +434,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
             if name.endswith("_steps"):
-                check_steps(value, name)
+                check_steps(int(value), name)
         if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
             raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
         if output_type not in OUTPUT_TYPES:
@@ -511,7 +517,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         for name, image in self._completed(codec, latents, kept).items():
             if inside is not None:
                 image = torch.where(inside.to(image.device), image, images[name].to(image))
-            decoded[name] = as_output(self.codecs[name].decode(image), output_type, latents.device)
+            decoded[name] = self.codecs[name].output(self.codecs[name].decode(image), output_type, latents.device)
         return decoded
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
@@ -43,15 +42,3 @@ class MultimodalDiTPipelineOutput(BaseOutput):
         for name in values.keys() - own.keys():
             output[name] = values[name]
         return output
-
-
-def as_output(raw: np.ndarray, output_type: str, device: torch.device) -> list[Image.Image] | np.ndarray | Tensor:
-    """A codec's batch as the caller wants it; colour images are what codecs decode to uint8."""
-    is_image = raw.dtype == np.uint8
-    if output_type == "pil":
-        return [Image.fromarray(image) for image in raw] if is_image else raw
-    values = raw.astype(np.float32) / 255 if is_image else raw
-    if output_type == "np":
-        return values
-    tensor = torch.from_numpy(values).to(device)
-    return tensor.permute(0, 3, 1, 2).contiguous() if is_image else tensor  # (N, 3, H, W) for images, as in diffusers

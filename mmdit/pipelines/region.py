@@ -44,7 +44,7 @@ def read_region(mask: Any, conditions: Mapping[str, Any], height: int, width: in
     Raises:
         UserError: nothing to keep, no such mask, another shape, other values, or nothing inside.
     """
-    if not conditions:
+    if isinstance(conditions, Mapping) and not conditions:
         raise UserError(
             "mask says what to keep of a picture, and none is given: give conditions, such as {'rgb': image}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ def read_config(path: Path, class_name: str) -> dict[str, Any]:
     Raises:
         UserError: it is no JSON object, another class's, or names code.
     """
-    config = read_object(path)
+    config = read_object(path, constants=True)  # a scheduler of diffusers has a setting of -Infinity
     found = config.get("_class_name")
     if found != class_name:
         raise UserError(f"{path}: _class_name is {found!r}, not {class_name!r}")
@@ -61,8 +60,10 @@ def _wanted(value: Any, default: Any) -> str | None:
     """What a value should have been; None = it is right."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
     if default is None:  # may be anything simple
-        right = isinstance(value, str | bool) or is_number or isinstance(value, list)
+        right = value is None or isinstance(value, str | bool) or is_number or isinstance(value, list)
         return None if right else "a text, a number, a list or null"
+    if value == default and type(value) is type(default):
+        return None
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(default, int):
@@ -71,6 +72,9 @@ def _wanted(value: Any, default: Any) -> str | None:
         return None if is_number else "a number"
     if isinstance(default, str):
         return None if isinstance(value, str) else "a text"
+    if isinstance(default, dict):
+        right = isinstance(value, dict) and all(_wanted(item, None) is None for item in value.values())
+        return None if right else "keys with a text, a number, a list or null each"
     if isinstance(default, tuple | list):
         if not isinstance(value, list):
             return "a list"
@@ -175,8 +179,8 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]]
             pending += [(name, item) for item in value]
         elif isinstance(value, dict):
             pending += [(f"{name}.{key}", item) for key, item in value.items()]
-        elif isinstance(value, int | float) and not math.isnan(value):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             most = max(len(stored), 1) if name in _COUNTS else limit
-            if abs(value) > most:
+            if not abs(value) <= most:
                 shown = f"are {len(stored)} tensors" if name in _COUNTS else f"have no side longer than {largest}"
                 raise UserError(f"{path}: {name} is {value}, but its weights {shown}")

@@ -74,9 +74,9 @@ class JsonObject(dict[str, Any]):
         return list(values or [])
 
 
-def read_object(path: Path, advice: str = "", max_bytes: int = MAX_BYTES) -> JsonObject:
+def read_object(path: Path, advice: str = "", max_bytes: int = MAX_BYTES, *, constants: bool = False) -> JsonObject:
     """Read the object that a JSON file holds; arguments and errors as ``read_json``, and for anything but an object."""
-    values = read_json(path, advice, max_bytes)
+    values = read_json(path, advice, max_bytes, constants=constants)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object{advice and f'; {advice}'}")
     return JsonObject(values, str(path))

@@ -14,8 +14,8 @@ MAX_DEPTH = 64
 BOM = b"\xef\xbb\xbf"
 
 
-def parse_json(content: bytes) -> Any:
-    """Parse UTF-8 text, with or without a byte order mark.
+def parse_json(content: bytes, constants: bool = False) -> Any:
+    """Parse UTF-8 text, with or without a byte order mark; ``constants``: NaN and Infinity are numbers, as Python writes them.
 
     Raises:
         ValueError: no UTF-8, no JSON, NaN or infinity, a key twice, or lists and objects more than 64 deep; its text
@@ -28,7 +28,7 @@ def parse_json(content: bytes) -> Any:
     if not text.strip():
         raise ValueError("not JSON: empty")
     try:
-        values = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        values = json.loads(text, parse_constant=float if constants else _no_constant, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:  # of Python's: a number with thousands of digits, with advice for programmers
@@ -39,19 +39,20 @@ def parse_json(content: bytes) -> Any:
     return values
 
 
-def read_json(path: Path, advice: str = "", max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: Path, advice: str = "", max_bytes: int = MAX_BYTES, constants: bool = False) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
         advice: what to do, at the end of the message.
         max_bytes: a larger file is refused before it is read.
+        constants: as for ``parse_json``.
 
     Raises:
         UserError: nothing there, no regular file, too large, or what ``parse_json`` refuses; the message names the file.
     """
     try:
-        return parse_json(read_bounded(path, max_bytes, advice))
+        return parse_json(read_bounded(path, max_bytes, advice), constants)
     except UserError:
         raise
     except ValueError as error:
@@ -64,15 +65,19 @@ def read_bounded(path: Path, max_bytes: int, advice: str = "") -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
-            raise UserError(f"{path}: is {kind}, not a file{rest}")
+            raise UserError(f"{path}: is {_kind(status.st_mode)}, not a file{rest}")
         if status.st_size > max_bytes:
-            raise UserError(f"{path}: has {status.st_size} bytes, over the limit of {max_bytes}{rest}")
+            raise UserError(f"{path}: has {status.st_size} bytes, at most {max_bytes} are read{rest}")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file{rest}") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}{rest}") from None
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "a device")
 
 
 def has_surrogate(text: str) -> bool:

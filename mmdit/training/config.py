@@ -98,6 +98,7 @@ class DataConfig:
         val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
             data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
+        allow_outside: accept a dataset whose manifests name files outside its folder.
     """
 
     path: str | None = None
@@ -106,6 +107,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str | None = "val"
     whitening: str = "dataset"
+    allow_outside: bool = False
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,15 +14,41 @@ from torch import Tensor
 from mmdit.encoders.codec import LatentCodec
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.depth import fit_scale_and_shift
-from mmdit.metrics.maps import MEASURED, MapMetrics, label_set
+from mmdit.metrics.maps import METRICS, MapMetric, MapMetrics, measured
 from mmdit.metrics.samples import GroundTruth
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 # One value per line of the plot; `mmdit evaluate` has the rest.
-LOGGED = {
-    "normal": ("mean_angle", "mean_angle_objects"),
-    "segmentation": ("miou", "pixel_accuracy", "object_iou", "main_object_accuracy"),
-}
+NOT_LOGGED = frozenset({"within_11_25"})
+
+
+class RelativeDepthError:
+    """Streaming RMSE of relative depth, range [0, 1], after a least-squares scale and shift per image."""
+
+    columns: ClassVar[tuple[str, ...]] = ("rmse",)
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self) -> None:
+        self.mean = RunningMean()
+
+    @classmethod
+    def for_codec(cls, codec: Any, depth_range: tuple[float, float]) -> RelativeDepthError:
+        return cls()
+
+    def add(self, prediction: Any, truth: Any, *, objects: Any = None, category: str | None = None) -> None:
+        """Add one image: relative maps (H, W) of one space."""
+        scale, shift = fit_scale_and_shift(prediction, truth)
+        error = scale * prediction + shift - truth
+        self.mean.update(np.sqrt((error.astype(np.float64) ** 2).mean()))
+
+    def compute(self) -> dict[str, float]:
+        """Return the mean over images."""
+        return {"rmse": self.mean.compute()}
+
+
+# The truth is decoded too, so depth is relative on both sides.
+DECODED_METRICS: dict[str, type[MapMetric]] = {**METRICS, "depth": RelativeDepthError}
 
 
 class DecodedMetrics(Callback):
@@ -56,14 +82,13 @@ class DecodedMetrics(Callback):
     def compute(self) -> dict[str, float]:
         """Return "understanding/<modality>/<metric>" -> value; depth's is the RMSE of relative depth, range [0, 1]."""
         pipe = self.make_pipeline()
-        if "rgb" not in pipe.modalities or len(pipe.modalities) < 2:
+        if IMAGE not in pipe.modalities or len(pipe.modalities) < 2:
             return {}
         pipe.set_progress_bar_config(disable=True)
         was_training = pipe.transformer.training
         pipe.transformer.eval()
-        names = [name for name in MEASURED if name in pipe.modalities]
-        maps = MapMetrics((name for name in names if name != "depth"), labels=label_set(pipe))
-        depth = RunningMean()
+        names = measured(pipe.modalities)
+        maps = MapMetrics(names, pipe.codecs, table=DECODED_METRICS)
         for start in range(0, len(self.moments), self.batch_size):
             rows = slice(start, start + self.batch_size)
             truth, prediction = self._maps(pipe, names, self.moments[rows])
@@ -71,19 +96,14 @@ class DecodedMetrics(Callback):
                 ours = {name: values[index] for name, values in prediction.items()}
                 true = {name: values[index] for name, values in truth.items()}
                 maps.update(ours, GroundTruth(start + index, str(start + index), category, true))
-                if "depth" in names:
-                    scale, shift = fit_scale_and_shift(ours["depth"], true["depth"])
-                    error = scale * ours["depth"] + shift - true["depth"]
-                    depth.update(np.sqrt((error.astype(np.float64) ** 2).mean()))
         pipe.transformer.train(was_training)
         computed = maps.compute()
-        logged = {
-            f"understanding/{name}/{metric}": computed[name][metric]
-            for name, metrics in LOGGED.items()
-            for metric in metrics
-            if name in computed and not np.isnan(computed[name][metric])
+        return {
+            f"understanding/{name}/{column}": computed[name][column]
+            for name, metric in maps.metrics.items()
+            for column in metric.columns
+            if column not in NOT_LOGGED and not np.isnan(computed[name][column])
         }
-        return logged | ({"understanding/depth/rmse": depth.compute()} if "depth" in names else {})
 
     def _maps(
         self, pipe: MultimodalDiTPipeline, names: Sequence[str], moments: Tensor
@@ -93,11 +113,11 @@ class DecodedMetrics(Callback):
         images = codec.decode_all(codec.latents_all(moments.to(pipe.transformer.device, torch.float32)))
         rows = list(pipe.modalities)
         truth = {name: pipe.codecs[name].decode(images[:, rows.index(name)]) for name in names}
-        rgb = images[:, rows.index("rgb")].clamp(-1, 1)
+        rgb = images[:, rows.index(IMAGE)].clamp(-1, 1)
         output: Any = pipe(
-            conditions={"rgb": list((rgb.float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy())},
+            conditions={IMAGE: list((rgb.float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy())},
             num_inference_steps=1,
             generator=torch.Generator().manual_seed(0),
             output_type="np",
         )
-        return truth, {name: np.asarray(output[name]) for name in names}
+        return truth, {name: pipe.codecs[name].from_output(output[name]) for name in names}

@@ -21,7 +21,7 @@ from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowDraw, Objective
-from mmdit.modalities.codecs import SegmentationCodec
+from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer

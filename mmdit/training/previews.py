@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import PreviewConfig
 
@@ -55,11 +56,11 @@ class Previews(Callback):
         labels = [None if label < 0 else label for label in self.class_labels.tolist()]
         generated: Any = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common)
         grids = {"generated": _grid(codec.decode_all(generated.latents))}
-        if "rgb" in codec.modalities and len(codec.modalities) > 1:
+        if IMAGE in codec.modalities and len(codec.modalities) > 1:
             truth = codec.decode_all(codec.latents_all(self.moments.to(generated.latents)))
-            rgb = truth[:, list(codec.modalities).index("rgb")].clamp(-1, 1)
+            rgb = truth[:, list(codec.modalities).index(IMAGE)].clamp(-1, 1)
             images = list((rgb.float() / 2 + 0.5).permute(0, 2, 3, 1).cpu().numpy())
-            understood: Any = pipe(conditions={"rgb": images}, **common)
+            understood: Any = pipe(conditions={IMAGE: images}, **common)
             grids["understood"] = _grid(torch.cat([truth, codec.decode_all(understood.latents)], dim=1))
         pipe.transformer.train(was_training)
         return grids

@@ -12,7 +12,7 @@ from torch import nn
 from mmdit.bench import speed
 from mmdit.data.latents import LatentShards
 from mmdit.data.random_latents import write_random_latents
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import get_modalities
 from mmdit.models.transformer import MultimodalDiT
 
 

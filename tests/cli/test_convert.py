@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from mmdit.cli.convert import convert
 from mmdit.models.convert import convert_state_dict
 
+ROOT = str(Path(__file__).parents[2])
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -243,3 +245,54 @@ def test_memory_is_that_of_the_chosen_weights(tmp_path, vae):
     print(f"peak memory: {growth:.2f} x {num_bytes / 2**20:.0f} MiB")
     assert num_bytes > 60e6
     assert growth < 1.3
+
+
+def test_a_flipped_bit_is_refused(mmdit, checkpoint, vae):
+    """A bad download: the weights load, as another model, but the archive's checksum tells."""
+    path = checkpoint()
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    content[largest.header_offset + 2000] ^= 0x40
+    path.write_bytes(bytes(content))
+    result = mmdit("convert", "mmgen", path, "--output", "out", "--vae", vae, "--num_heads", 2)
+    assert result.code == 2
+    assert f"the checksum of its part {largest.filename} is wrong" in result.error
+    assert not Path("out").exists()
+
+
+def test_a_second_conversion_into_the_folder_is_refused(mmdit, checkpoint, vae):
+    options = ("convert", "mmgen", checkpoint(), "--output", "out", "--vae", vae, "--num_heads", 2)
+    code = (
+        "import sys, time; from mmdit.storage.lock import FolderLock\nwith FolderLock('.out.lock', 'mmdit convert'):\n"
+    )
+    code += "    print('held', flush=True); time.sleep(600)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    try:
+        assert other.stdout.readline() == b"held\n"
+        result = mmdit(*options)
+        assert result.code == 2
+        assert f"'mmdit convert' (process {other.pid} on " in result.error
+        assert not Path("out").exists()
+    finally:
+        other.kill()
+        other.wait()
+    assert Path(".out.lock").exists()  # what the dead process left is taken over
+    assert mmdit(*options).code == 0
+
+
+@pytest.mark.parametrize("args", [3, ["a"], {"cfg_prob": "much"}, {"num_classes": "x"}])
+def test_training_arguments_of_another_kind(mmdit, vae, args):
+    torch.save({"ema": random_state("mmgen"), "args": args}, "odd.pt")
+    result = mmdit("convert", "mmgen", "odd.pt", "--output", "out", "--vae", vae, "--num_heads", 2)
+    assert result.code == 2
+    assert "odd.pt: its training arguments are " in result.error
+
+
+def test_a_pipe_is_no_checkpoint(mmdit):
+    os.mkfifo("pipe.pt")
+    result = mmdit("convert", "mmgen", "pipe.pt", "--output", "out")
+    assert result.code == 2
+    assert "pipe.pt: is a pipe" in result.error

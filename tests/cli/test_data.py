@@ -166,3 +166,33 @@ def test_encode_needs_a_dataset(mmdit):
     result = mmdit("data", "encode", "--data", "nowhere", "--output", "latents")
     assert result.code == 2
     assert "nowhere" in result.error
+
+
+def test_encode_names_all_bad_samples_or_leaves_them_out(mmdit, make_dataset, tiny_pipeline_dir, tmp_path):
+    root = make_dataset(num_samples=4, size=64)
+    (root / "train/rgb/001.png").write_bytes(b"")
+    (root / "train/depth/003.png").write_bytes(b"no image")
+    arguments = ("data", "encode", "--data", root, "--output", "latents", "--vae", tiny_pipeline_dir)
+    result = mmdit(*arguments, "--accelerator", "cpu")
+    assert result.code == 2
+    listed = [line for line in result.out.splitlines() if line.startswith("train: sample ")]
+    assert [line.split("'")[1] for line in listed] == ["001", "003"]
+    assert "2 bad samples, listed above" in result.err.splitlines()[-1]
+    checked = mmdit("data", "check", "--data", root)
+    assert [line.rpartition("(sample train/")[2] for line in checked.out.splitlines()] == ["001)", "003)"]
+    result = mmdit(*arguments, "--accelerator", "cpu", "--skip_bad")
+    assert result.code == 0
+    assert json.loads((tmp_path / "latents/train/index.json").read_text()) == {"shards": [{"ids": ["000", "002"]}]}
+
+
+@pytest.mark.parametrize("command", ["encode", "label", "render", "hypersim"])
+def test_counts_that_cannot_be_meant_are_refused(mmdit, make_dataset, command):
+    paths = {
+        "encode": ("--data", make_dataset(num_samples=1)),
+        "label": ("--images", "."),
+        "render": (),
+        "hypersim": ("--source", "."),
+    }
+    result = mmdit("data", command, "--output", "out", *paths[command], "--num_workers", 10**9)
+    assert result.code == 2
+    assert "1000000000" in result.error

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.cli.common.output import SAMPLE_FILES
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+SAMPLE_FILES = {
+    *("rgb.png", "depth.npy", "depth.png", "depth_vis.png", "normal.npy", "normal.png", "segmentation.png"),
+    *("grid.png", "metadata.json"),
+}
 
 
 def _folders(path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mmdit.data.check import check_dataset
+from mmdit.data.folder import AlignedFolder
 from mmdit.errors import UserError
 
 HEIGHT, WIDTH = 12, 16
@@ -111,8 +112,8 @@ def npy_with(root: Path, name: str, value: float) -> None:
 
 
 FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "missing": (lambda r: (r / "train/rgb/1.png").unlink(), "train/1", "train/rgb/1.png: missing"),
-    "empty": (lambda r: (r / "train/rgb/1.png").write_bytes(b""), "train/1", "empty file"),
+    "missing": (lambda r: (r / "train/rgb/1.png").unlink(), "train/1", "train/rgb/1.png: no such file"),
+    "empty": (lambda r: (r / "train/rgb/1.png").write_bytes(b""), "train/1", "the file is empty"),
     "truncated": (
         lambda r: (r / "train/rgb/1.png").write_bytes((r / "train/rgb/1.png").read_bytes()[:-100]),
         "train/1",
@@ -124,7 +125,7 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "damaged",
     ),
     "changed byte": (lambda r: flip_bytes(r / "train/segmentation/0.png"), "train/0", "damaged"),
-    "no image": (lambda r: (r / "train/rgb/1.png").write_text("hello"), "train/1", "damaged or not an image"),
+    "no image": (lambda r: (r / "train/rgb/1.png").write_text("hello"), "train/1", "not an image"),
     "truncated npy": (
         lambda r: (r / "train/depth/2.npy").write_bytes((r / "train/depth/2.npy").read_bytes()[:-40]),
         "train/2",
@@ -133,7 +134,7 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "pickled npy": (
         lambda r: np.save(r / "train/depth/2.npy", np.array([{}], dtype=object), allow_pickle=True),
         "train/2",
-        "damaged",
+        "holds objects (1,); give numbers",
     ),
     "other size": (
         lambda r: save(r / "train/segmentation/1.png", np.zeros((HEIGHT, WIDTH + 4), np.uint8)),
@@ -175,11 +176,7 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "train/1",
         "must be one channel of label ids",
     ),
-    "16-bit rgb": (
-        lambda r: save(r / "train/rgb/1.png", np.zeros((HEIGHT, WIDTH), np.uint16)),
-        "train/1",
-        "must be an 8-bit image",
-    ),
+    "rgb in npy": (lambda r: edit_row(r, 2, rgb="depth/2.npy"), "train/2", ".npy files are not read for rgb"),
     "bad category": (
         lambda r: edit_row(r, 1, category="tourus"),
         "train/1",
@@ -187,7 +184,11 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "twice": (lambda r: edit_row(r, 1, id="0"), "train/0", "manifest.jsonl:2: id '0' appears twice, first on line 1"),
     "no path": (lambda r: edit_row(r, 1, rgb=7), "train/1", "rgb is 7"),
-    "labels in npy": (lambda r: edit_row(r, 2, segmentation="depth/2.npy"), "train/2", ".npy is for depth and normals"),
+    "labels in npy": (
+        lambda r: edit_row(r, 2, segmentation="depth/2.npy"),
+        "train/2",
+        ".npy files are not read for segmentation",
+    ),
     "nothing": (
         lambda r: edit_row(r, 3, rgb=None, segmentation=None),
         "train/3",
@@ -203,6 +204,24 @@ def test_finds_a_bad_sample(root, kind):
     report = check_dataset(root)
     assert report.bad_samples == (sample,)
     assert any(message in str(problem) for problem in report.problems), report.problems
+
+
+@pytest.mark.parametrize("kind", FILE_CORRUPTIONS)
+def test_the_loader_refuses_the_same_samples(root, kind):
+    FILE_CORRUPTIONS[kind][0](root)
+    report = check_dataset(root)
+    try:
+        folder = AlignedFolder(root)
+    except UserError:
+        assert any(problem.file == "train/manifest.jsonl" for problem in report.problems)
+        return
+    bad = []
+    for index, sample in enumerate(folder.samples):
+        try:
+            folder[index]
+        except UserError:
+            bad.append(f"train/{sample.id}")
+    assert report.bad_samples == tuple(bad)
 
 
 def test_lists_every_bad_sample_in_order(root):
@@ -230,7 +249,7 @@ def test_finds_a_malformed_manifest_line_and_reads_on(root, line, message):
     reasons = [str(problem) for problem in check_dataset(root).problems]
     assert len(reasons) == 2
     assert message in reasons[0]
-    assert "rgb/none.png: missing" in reasons[1]
+    assert "rgb/none.png: no such file" in reasons[1]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +313,7 @@ def test_an_image_over_the_pixel_limit_is_a_problem(root, monkeypatch):
     save(root / "train/rgb/0.png", np.zeros((HEIGHT + 1, WIDTH, 3), np.uint8))
     report = check_dataset(root)
     assert report.bad_samples == ("train/0",)
-    assert "over the limit of 192" in str(report.problems[0])
+    assert "more than 192 pixels" in str(report.problems[0])
 
 
 def test_an_rgb_dataset_needs_the_name_of_its_modality_alone(tmp_path):

@@ -112,7 +112,7 @@ def test_check_lists_all_that_is_wrong_with_dataset_json_and_reads_on(root):
     manifest(root, {"id": "a", "category": "cone", "rgb": "none.png"})
     found = [str(problem) for problem in check_dataset(root).problems]
     assert len(found) == 5
-    assert found[4] == "train/none.png: missing (sample train/a)"
+    assert found[4] == "train/none.png: no such file (sample train/a)"
 
 
 def test_equal_class_names_are_no_fault(root):
@@ -226,8 +226,8 @@ def test_pipes_are_no_files(root):
     assert "no such file" in loads(root)
     (root / "dataset.json").unlink()
     os.mkfifo(root / "dataset.json")
-    assert "is a pipe" in loads(root)
-    assert any("is a pipe" in reason for reason in reasons(root))
+    assert "is a FIFO" in loads(root)
+    assert any("is a FIFO" in reason for reason in reasons(root))
 
 
 _PIECES = [

@@ -20,7 +20,7 @@ from mmdit.data.latents import (
 )
 from mmdit.encoders.shard_jobs import shard_jobs
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES
 
 COUNTS = (3, 2)
 SHAPE = (8, 4, 6)

@@ -6,7 +6,7 @@ import pytest
 
 from mmdit.data.latents import LatentShards
 from mmdit.data.random_latents import write_random_latents
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import get_modalities
 
 
 def test_random_latents_are_read_as_real_ones(tmp_path: Path) -> None:

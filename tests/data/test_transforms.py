@@ -4,8 +4,9 @@ import torch
 
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES, build_codec
+from mmdit.modalities.rgb import RGBCodec
+from mmdit.modalities.segmentation import SegmentationCodec
 
 CODECS = {name: build_codec(modality) for name, modality in MODALITIES.items()}
 
@@ -66,21 +67,23 @@ def test_center_crop_keeps_the_aspect_ratio():
 
 def test_labels_and_depth_are_never_blended():
     labels = np.where(np.arange(30) < 15, 0, 40)[None].repeat(30, axis=0)
-    resized = crop_and_resize(labels, Draw(0, 0, 30, 30, 7, 7), "nearest")
+    resized = crop_and_resize(labels, Draw(0, 0, 30, 30, 7, 7), SegmentationCodec())
     assert set(np.unique(resized)) == {0, 40}
     assert resized.shape == (7, 7)
 
 
 def test_rgb_downscaling_averages():
     checker = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
-    resized = crop_and_resize(checker, Draw(0, 0, 64, 64, 16, 16), "area")
+    resized = crop_and_resize(checker, Draw(0, 0, 64, 64, 16, 16), RGBCodec())
     assert np.abs(resized.astype(int) - 128).max() <= 8
 
 
 def test_nearest_takes_pixel_centres():
     ramp = np.arange(8)[None].repeat(8, axis=0)
-    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 2, 4), "nearest").tolist() == [[1, 3, 5, 7]] * 2
-    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 8, 16), "nearest")[0].tolist() == sorted([*range(8), *range(8)])
+    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 2, 4), SegmentationCodec()).tolist() == [[1, 3, 5, 7]] * 2
+    assert crop_and_resize(ramp, Draw(0, 0, 8, 8, 8, 16), SegmentationCodec())[0].tolist() == sorted(
+        [*range(8), *range(8)]
+    )
 
 
 def test_modalities_of_different_sizes_are_refused():

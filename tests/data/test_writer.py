@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -6,9 +9,8 @@ from PIL import Image
 
 from mmdit.data.writer import DatasetWriter, read_description
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import class_palette, generic_palette
-from mmdit.modalities.modality import MODALITIES
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities import MODALITIES, build_codec
+from mmdit.modalities.palette import class_palette, generic_palette
 
 
 def test_files_hold_what_was_saved(tmp_path):
@@ -24,7 +26,10 @@ def test_files_hold_what_was_saved(tmp_path):
     }
     for name, array in arrays.items():
         writer.save(name, "a/b", array)
-    read = {n: load_raw(tmp_path / f"train/{n}/a/b.png", MODALITIES[n], depth_scale=0.01) for n in arrays}
+    read = {
+        n: build_codec(MODALITIES[n]).read(tmp_path / f"train/{n}/a/b.png", {"depth_scale": 0.01}).values
+        for n in arrays
+    }
     np.testing.assert_array_equal(read["rgb"], arrays["rgb"])
     np.testing.assert_array_equal(read["segmentation"], arrays["segmentation"])
     np.testing.assert_allclose(read["depth"], arrays["depth"], atol=0.0051)
@@ -74,3 +79,38 @@ def test_wrong_input_is_named(tmp_path):
     (tmp_path / "dataset.json").write_text('{"modalities": ["rgb"], "provenance": "mine"}')
     with pytest.raises(UserError, match="nothing of its provenance"):
         read_description(tmp_path)
+
+
+def test_a_full_disk_names_the_path(tmp_path):
+    """Rendering and labelling write through this; the limit on a file's size stands in for the disk's."""
+    code = """
+import resource, sys
+import numpy as np
+from mmdit.cli.main import explain
+from mmdit.data.writer import DatasetWriter
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+writer = DatasetWriter(sys.argv[1], "train")
+noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+for call in (lambda: writer.save("rgb", "a", noise), lambda: writer.write_rows((f"{i:05d}", None, ["rgb"]) for i in range(999))):
+    try:
+        call()
+    except Exception as error:
+        print(*explain(error))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"2 {tmp_path}/train/rgb/a.png: File too large")
+    assert second.startswith(f"2 {tmp_path}/train/manifest.jsonl: File too large")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_names_that_are_no_utf8_or_no_folder_name_of_a_split(tmp_path):
+    writer = DatasetWriter(tmp_path, "été")
+    writer.save("rgb", "caf%E9/名", np.zeros((2, 2, 3), np.uint8))
+    assert writer.existing("rgb") == {"caf%E9/名"}
+    for split in ("", "a/b", "..", "x" * 300):
+        with pytest.raises(UserError, match="must be a folder name of letters"):
+            DatasetWriter(tmp_path, split)

@@ -7,8 +7,7 @@ from diffusers import AutoencoderKL
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
-from mmdit.modalities.modality import MODALITIES, get_modalities
+from mmdit.modalities import MODALITIES, build_codec, get_modalities
 
 RGB, NORMAL, SEGMENTATION = (list(MODALITIES).index(name) for name in ("rgb", "normal", "segmentation"))
 

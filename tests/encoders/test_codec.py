@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL
 
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES
 
 
 def make_vae(unshuffle: int = 2, levels: int = 2, latent_channels: int = 4, **kwargs) -> AutoencoderKL:

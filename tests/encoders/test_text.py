@@ -6,71 +6,19 @@ import threading
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel, WordPiece
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-)
+from tiny_encoders import VOCABULARY, make_bert, make_clip, make_model, make_tokenizer
 
 from mmdit.encoders.text import NO_SUBJECT, TextEncoder, load_text_encoder
 from mmdit.errors import UserError
 from mmdit.prompt import parse
 
-WORDS = ["a", "red", "blue", "torus", "cone", "left", "of", "in", "front", "object", "tor", "##us"]
-SPECIAL = ["<pad>", "<s>", "<unk>", "</s>"]
-VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-
-
-def _tokenizer(pieces: bool = False) -> PreTrainedTokenizerFast:
-    """By whole words, or with "torus" in two pieces."""
-    words = {word: i for word, i in VOCABULARY.items() if word != "torus"} if pieces else VOCABULARY
-    model = WordPiece(words, unk_token="<unk>") if pieces else WordLevel(words, unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=16,
-    )
-
-
-def _model(kind: str):
-    torch.manual_seed(0)
-    size = {"vocab_size": len(VOCABULARY), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    if kind == "clip":
-        return CLIPTextModel(CLIPTextConfig(**size, **layers, max_position_embeddings=16))
-    if kind == "bert":
-        return BertModel(BertConfig(**size, **layers, max_position_embeddings=16))
-    return T5EncoderModel(T5Config(vocab_size=len(VOCABULARY), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
-
 
 @pytest.fixture(scope="module", params=["bert", "t5"])
 def encoder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    _model(request.param).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    make_model(request.param).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return load_text_encoder(str(folder))
-
-
-def _clip() -> TextEncoder:
-    return TextEncoder(_model("clip"), _tokenizer())
-
-
-def _bert() -> TextEncoder:
-    return TextEncoder(_model("bert"), _tokenizer())
 
 
 def test_states_and_pooled(encoder):
@@ -84,7 +32,7 @@ def test_states_and_pooled(encoder):
 
 
 @pytest.mark.parametrize(
-    "make", [_clip, _bert, lambda: TextEncoder(_model("t5"), _tokenizer())], ids=["clip", "bert", "t5"]
+    "make", [make_clip, make_bert, lambda: TextEncoder(make_model("t5"), make_tokenizer())], ids=["clip", "bert", "t5"]
 )
 def test_independent_of_padding_and_batch_mates(make):
     encoder = make()
@@ -96,16 +44,16 @@ def test_independent_of_padding_and_batch_mates(make):
     torch.testing.assert_close(among.pooled[0], alone.pooled[0], atol=1e-6, rtol=1e-5)
 
 
-def test_clip_pools_the_end_of_the_text(tmp_path):
-    _clip().model.save_pretrained(tmp_path)
-    _tokenizer().save_pretrained(tmp_path)
+def testmake_clip_pools_the_end_of_the_text(tmp_path):
+    make_clip().model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
     encoder = load_text_encoder(str(tmp_path))
     out = encoder(encoder.tokenize([parse("a red torus"), parse("a cone left of a cone")]))
     torch.testing.assert_close(out.pooled[0], out.states[0, 4])
 
 
 def test_tokens_of_subjects_are_counted_over_the_batch():
-    encoder = _bert()
+    encoder = make_bert()
     prompts = [
         parse("a {torus} left of a {red cone}", ["x", "y"]),
         parse("a cone"),
@@ -119,7 +67,7 @@ def test_tokens_of_subjects_are_counted_over_the_batch():
 
 
 def test_a_word_of_two_pieces_has_its_subject_in_both():
-    encoder = TextEncoder(_model("bert"), _tokenizer(pieces=True))
+    encoder = TextEncoder(make_model("bert"), make_tokenizer(pieces=True))
     tokens = encoder.tokenize([parse("a red {torus}", ["x"])])
     assert tokens.subjects[0].tolist() == [-1, -1, -1, 0, 0, -1]
 
@@ -142,7 +90,7 @@ def test_pseudo_words_stand_where_the_word_stood(encoder):
 
 
 def test_threads_share_one_encoder():
-    encoder = _bert()
+    encoder = make_bert()
     tokens = encoder.tokenize([parse("a red {torus}", ["x"])])
     words = [torch.full((1, encoder.width), float(i)) for i in range(6)]
     alone = [encoder(tokens, w).states for w in words]
@@ -163,17 +111,17 @@ def test_threads_share_one_encoder():
 def test_a_prompt_that_is_too_long_names_what_would_be_lost():
     text = "a red torus left of a blue cone in front of a red cone left of a torus"
     with pytest.raises(UserError, match=r"has 20 tokens, the text encoder reads 16: 'left of a torus' would be lost"):
-        _bert().tokenize([parse(text)])
+        make_bert().tokenize([parse(text)])
 
 
 def test_an_unknown_word_names_the_nearest():
     with pytest.raises(UserError, match=r"doesn't know 'torrus'; nearest are torus"):
-        _bert().tokenize([parse("a torrus")])
+        make_bert().tokenize([parse("a torrus")])
 
 
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(UserError, match="not a fast one"):
-        TextEncoder(_model("bert"), object())
+        TextEncoder(make_model("bert"), object())
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/nowhere"])

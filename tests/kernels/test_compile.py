@@ -8,78 +8,36 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import NamedTuple
+import warnings
 
 import pytest
 import torch
-from mmdit_kernels.dispatch import interpreting
-from mmdit_kernels.launch import Launch, compile_ahead
-from mmdit_kernels.testing import SHARED_MEMORY, resources
+from mmdit_kernels.compile_cases import GRID, TRIED, AdaLN, Attention, Case, name
+from mmdit_kernels.dispatch import interpreting, triton_version
+from mmdit_kernels.launch import compile_ahead
+from mmdit_kernels.testing import SHARED_MEMORY, blocks_per_multiprocessor, code, resources
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(interpreting(), reason="the interpreter does not compile"),
 ]
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-DTYPES = ("float32", "float16", "bfloat16")
 FULL_GRID = bool(os.environ.get("MMDIT_KERNELS_FULL_GRID"))
-HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128)
+FEW_BYTES = 128  # what a compiler that nobody has tried may spill
 
 
-class Attention(NamedTuple):
-    """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all"."""
-
-    kernel: str
-    target: str
-    dtype: str
-    d: int
-    features: str = "plain"
-
-    def launch(self) -> Launch:
-        from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device="meta")
-
-        b, h, n = 2, 16, 1000 if self.features in ("mask", "all") else 1024
-        qkv = empty(b, n, 3, h, self.d, dtype=getattr(torch, self.dtype)).permute(2, 0, 3, 1, 4)
-        transforms = self.features in ("transforms", "all")
-        weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
-        mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
-        inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
-        forward, out, stats = forward_launch(inputs, self.target)
-        queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
-        return {"forward": forward, "backward_q": queries, "backward_kv": keys}[self.kernel]
-
-
-class AdaLN(NamedTuple):
-    """One adaptive layer norm kernel."""
-
-    kernel: str
-    target: str
-    dtype: str
-    d: int
-    gated: bool = True
-
-    def launch(self) -> Launch:
-        from mmdit_kernels.adaln.launches import backward_launch, forward_launch
-
-        dtype = getattr(torch, self.dtype)
-        x, y = (torch.empty(8, 256, self.d, dtype=dtype, device="meta") for _ in range(2))
-        gate, shift, scale = torch.empty(8, 3 * self.d, dtype=dtype, device="meta").chunk(3, 1)
-        more = (y, gate) if self.gated else (None, None)
-        forward, _, _, stats = forward_launch(x, *more, shift, scale, 1e-6, dtype, dtype, self.target)
-        if self.kernel == "forward":
-            return forward
-        return backward_launch(x, x, y if self.gated else None, *more, scale, stats, dtype, self.target)[0]
-
-
-def check(case: Attention | AdaLN) -> None:
+def check(case: Case) -> None:
+    """Assert that a kernel fits and spills nothing; a compiler newer than those tried may spill a little, with a warning."""
     compiled = compile_ahead(case.launch(), case.target)
     used = resources(compiled)
     assert 0 < used.shared + 1 <= SHARED_MEMORY[case.target], used
-    assert used.spilled == 0, used
+    assert used.spilled <= allowed_to_spill(triton_version() or "0"), used
+    if used.spilled:
+        warnings.warn(
+            f"triton {triton_version()} spills {used.spilled} bytes in {name(case)}; the tiles were chosen with "
+            f"{', '.join(TRIED)}: run kernels/benchmarks/compile_grid.py and choose again", stacklevel=2,
+        )  # fmt: skip
+    assert code(compiled, used, case.target).blocks >= 1
     if isinstance(case, Attention) and case.dtype != "float32":
         if case.target == "sm_90":
             assert "wgmma.mma_async" in compiled.asm["ptx"]
@@ -90,7 +48,13 @@ def check(case: Attention | AdaLN) -> None:
         assert "cp.async.cg.shared.global" in compiled.asm["ptx"] or case.dtype == "float32"  # 16 bytes at a time
 
 
-SAMPLE: list[Attention | AdaLN] = [
+def allowed_to_spill(version: str) -> int:
+    """Return 0 for the versions that were tried and older ones, ``FEW_BYTES`` for newer ones."""
+    numbers = [tuple(int(part) for part in text.split("+")[0].split(".")[:2]) for text in (version, *TRIED)]
+    return FEW_BYTES if numbers[0] > max(numbers[1:]) else 0
+
+
+SAMPLE: list[Case] = [
     Attention("forward", "sm_90", "bfloat16", 72),
     Attention("backward_q", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "bfloat16", 72),
@@ -108,21 +72,21 @@ SAMPLE: list[Attention | AdaLN] = [
     AdaLN("backward", "sm_80", "float32", 8192),
     AdaLN("forward", "gfx942", "float16", 384, False),
 ]
-GRID: list[Attention | AdaLN] = [
-    Attention(kernel, target, dtype, d, features)
-    for kernel in ("forward", "backward_q", "backward_kv")
-    for target in TARGETS
-    for dtype in DTYPES
-    for d in HEAD_DIMS
-    for features in ("plain", "transforms", "mask", "all")
-] + [
-    AdaLN(kernel, target, dtype, d, gated)
-    for kernel in ("forward", "backward")
-    for target in TARGETS
-    for dtype in DTYPES
-    for d in (48, 384, 768, 1152, 1408, 4096, 8192)
-    for gated in (False, True)
-]
+
+
+def test_only_a_compiler_that_nobody_tried_may_spill() -> None:
+    assert [allowed_to_spill(version) for version in ("3.5.0", "3.8.0", TRIED[-1] + ".1", "3.99.0+git1", "4.0")] == [
+        *(0, 0, 0, FEW_BYTES, FEW_BYTES)
+    ]
+
+
+def test_blocks_of_a_multiprocessor() -> None:
+    """By hand, on an H100 (64 Ki registers, 228 KiB): registers, shared memory, or 64 warps are the limit."""
+    from mmdit_kernels.testing import Resources
+
+    cases = [((137, 0, 81_920), 8, 1), ((128, 0, 81_920), 8, 2), ((40, 0, 2_048), 4, 12), ((32, 0, 0), 4, 16)]
+    for used, warps, blocks in cases:
+        assert blocks_per_multiprocessor(Resources(*used), warps, "sm_90") == blocks
 
 
 def test_views_are_read_in_place() -> None:
@@ -146,20 +110,16 @@ def test_a_limit_on_registers_reaches_the_compiler(monkeypatch: pytest.MonkeyPat
     from mmdit_kernels.attention import configs
 
     case = Attention("forward", "sm_90", "bfloat16", 72)
-    monkeypatch.setattr(configs, "tuned", lambda key: [128, 64, 8, 3, 128])
+    monkeypatch.setattr(configs, "tuned", lambda key, device: [128, 64, 8, 3, 128])
     assert resources(compile_ahead(case.launch(), case.target)).registers <= 128
 
 
-def name(case: Attention | AdaLN) -> str:
-    return f"{type(case).__name__.lower()}-" + "-".join(str(field) for field in case)
-
-
 @pytest.mark.parametrize("case", SAMPLE, ids=name)
-def test_sample(case: Attention | AdaLN) -> None:
+def test_sample(case: Case) -> None:
     check(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", GRID if FULL_GRID else [], ids=name)
-def test_grid(case: Attention | AdaLN) -> None:
+def test_grid(case: Case) -> None:
     check(case)

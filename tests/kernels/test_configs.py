@@ -30,9 +30,10 @@ def test_widths_fit_their_column_parts(width: int) -> None:
     assert all(part & (part - 1) == 0 for part in (main, tail))
     assert adaln.column_parts(1152) == (1024, 128)
     for kernel in adaln.KERNELS:
-        rows, chunk, warps, _ = adaln.shipped(kernel, "sm_90", width, 3, 257)
-        assert chunk % rows == 0
-        assert 4 <= warps <= 32
+        tiles = adaln.shipped(kernel, "sm_90", width, 3, 257)
+        assert tiles.chunk % tiles.rows == 0
+        assert (tiles.piece > 0) == (kernel == "backward" and main + tail > 4096)
+        assert 4 <= tiles.num_warps <= 32
 
 
 def test_bucket_rounds_up() -> None:
@@ -45,6 +46,7 @@ def test_a_tuned_file_is_read_once_and_wins_for_its_bucket(tmp_path: Path, monke
     path.write_text(json.dumps({"configs": {"attention_forward/bfloat16/d72/n256/s256/t0": [64, 32, 4, 5]}}))
     monkeypatch.setenv(tuning.ENVIRONMENT_VARIABLE, str(path))
     tuning._table.cache_clear()
+    tuning._path.cache_clear()
     try:
 
         def select(n: int) -> attention.Config:
@@ -60,3 +62,19 @@ def test_a_tuned_file_is_read_once_and_wins_for_its_bucket(tmp_path: Path, monke
             select(256)
     finally:
         tuning._table.cache_clear()
+        tuning._path.cache_clear()
+
+
+def test_the_file_of_tiles_is_named_after_the_gpu_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts of two GPUs that are not here: the second one's tensors do not get the tiles of the current one."""
+    names = {None: "NVIDIA H100", torch.device("cuda", 0): "NVIDIA H100", torch.device("cuda", 1): "NVIDIA A100"}
+    monkeypatch.delenv(tuning.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: names[device])
+    assert [tuning.tuned_path(device).name for device in names] == ["nvidia-h100.json"] * 2 + ["nvidia-a100.json"]
+
+
+def test_keys_of_the_norms_name_both_dtypes() -> None:
+    """Tiles measured in bfloat16 are not those of a float32 stream."""
+    keys = [adaln.key("backward", stream, torch.bfloat16, 1152, 8192) for stream in (torch.bfloat16, torch.float32)]
+    assert keys == ["adaln_backward/bfloat16-bfloat16/w1152/t8192", "adaln_backward/float32-bfloat16/w1152/t8192"]

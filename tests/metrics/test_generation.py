@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
 from mmdit.metrics.feature_networks import DinoFeatures, InceptionFeatures, load_state_dict
@@ -114,6 +114,35 @@ def test_dino_features(dino_folder):
     x = torch.from_numpy(x).float().permute(0, 3, 1, 2)
     expected = model.forward_features(x)[:, 0]
     np.testing.assert_allclose(tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def _copied(folder, to, weights=None, **config):
+    to.mkdir()
+    values = json.loads((folder / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(values | config))
+    state = load_file(folder / "model.safetensors")
+    save_file(state | (weights or {}), to / "model.safetensors")
+    return str(to)
+
+
+def test_feature_networks_that_are_damaged(dino_folder, inception_weights, tmp_path):
+    bad = {"cls_token": torch.full((1, 1, 16), float("nan"))}
+    with pytest.raises(UserError, match="weight cls_token holds NaN or infinity"):
+        DinoFeatures(_copied(dino_folder, tmp_path / "a", bad))
+    with pytest.raises(UserError, match="cls_token is of I64"):
+        DinoFeatures(_copied(dino_folder, tmp_path / "b", {"cls_token": torch.ones(1, 1, 16, dtype=torch.int64)}))
+    with pytest.raises(UserError, match="embed_dim is 1000000000"):
+        DinoFeatures(_copied(dino_folder, tmp_path / "c", model_args={"embed_dim": 10**9}))
+    with pytest.raises(UserError, match="model_args has checkpoint_path"):
+        DinoFeatures(_copied(dino_folder, tmp_path / "d", model_args={"checkpoint_path": "x.pth"}))
+    for number, wrong in enumerate(({"model_args": [1]}, {"pretrained_cfg": 3}, {"architecture": ["payload"]})):
+        with pytest.raises(UserError, match=r"config\.json"):
+            DinoFeatures(_copied(dino_folder, tmp_path / f"e{number}", **wrong))
+    content = bytearray(inception_weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"the checksum of its part .* is wrong"):
+        load_state_dict(tmp_path / "flipped.pth")
 
 
 def test_dino_that_can_not_be_loaded(tmp_path):

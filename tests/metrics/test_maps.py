@@ -3,9 +3,16 @@ import torch
 
 from mmdit.metrics.maps import MapMetrics, PreviousPairs, batched, sample_generators
 from mmdit.metrics.samples import GroundTruth
-from mmdit.metrics.segmentation import LabelSet
+from mmdit.modalities import MODALITIES, build_codecs
 
-LABELS = LabelSet([{"id": 0, "name": "floor"}, {"id": 1, "name": "cone"}])
+CLASSES = [{"id": 0, "name": "floor", "color": [0, 0, 0]}, {"id": 1, "name": "cone", "color": [255, 0, 0]}]
+CODECS = build_codecs(
+    {
+        **MODALITIES,
+        "depth": MODALITIES["depth"].replace(space="depth"),
+        "segmentation": MODALITIES["segmentation"].replace(classes=CLASSES),
+    }
+)
 
 
 def truth(**maps):
@@ -24,7 +31,7 @@ def test_every_modality_is_measured_over_objects_too():
         "normal": np.array([[[0, 0, 1], [0, 0, 1], [0, 1.0, 0]]]),
         "segmentation": np.array([[0, 1, 1]]),
     }
-    metrics = MapMetrics(["depth", "normal", "segmentation"], "depth", LABELS)
+    metrics = MapMetrics(["depth", "normal", "segmentation"], CODECS)
     metrics.update(prediction, truth(**maps))
     result = metrics.compute()
     np.testing.assert_allclose(result["depth"]["abs_rel"], 1 / 8)
@@ -35,7 +42,7 @@ def test_every_modality_is_measured_over_objects_too():
 
 
 def test_a_modality_that_a_sample_lacks_is_passed_over():
-    metrics = MapMetrics(["depth", "normal"], "depth")
+    metrics = MapMetrics(["depth", "normal"], CODECS)
     metrics.update({"normal": np.ones((2, 2, 3))}, truth(normal=np.ones((2, 2, 3))))
     assert metrics.compute()["depth"]["num_images"] == 0
     assert metrics.compute()["normal"]["num_images"] == 1

@@ -12,7 +12,7 @@ from mmdit.metrics.depth import DepthMetrics
 from mmdit.metrics.maps import sample_generators
 from mmdit.metrics.report import depth_range, evaluate
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.metrics.tasks import as_condition
+from mmdit.pipelines.conditions import encode_conditions
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
 from mmdit.storage.json_object import json_safe
@@ -152,10 +152,10 @@ def test_a_teacher_gives_the_frechet_distance(pipe, dataset, tmp_path):
 def test_depth_of_less_than_a_metre_is_not_taken_for_relative(pipe):
     depth = np.random.default_rng(0).uniform(0.2, 0.9, (8, 8)).astype(np.float32)
     codec = pipe.codecs["depth"]
-    given = as_condition("depth", depth)
-    assert given.max() > 1
-    np.testing.assert_allclose(codec.encode(given), codec.encode(depth), atol=1e-5)
-    np.testing.assert_array_equal(as_condition("depth", depth + 1), depth + 1)
+    given = encode_conditions({"depth": [codec.as_given(depth)]}, pipe.codecs, 8, 8, False)["depth"][0]
+    np.testing.assert_array_equal(given, codec.encode(depth))
+    relative = encode_conditions({"depth": depth}, pipe.codecs, 8, 8, False)["depth"][0]
+    np.testing.assert_array_equal(relative, codec.encode(depth, relative=True))
 
 
 def test_json_safe():

@@ -3,7 +3,7 @@ import pytest
 
 from mmdit.errors import UserError
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import get_modalities
 
 NAMES = ["rgb", "depth", "normal", "segmentation"]
 

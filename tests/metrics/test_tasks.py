@@ -89,9 +89,10 @@ def test_class_labels_with_and_without_names(tiny_pipeline_dir):
     assert class_labels(nameless, _samples(3), [*too_many, "torus"]) == [None, None, None]
 
 
-def test_depth_without_a_valid_pixel_is_no_condition():
+def test_depth_without_a_valid_pixel_is_no_condition(tiny_pipeline_dir):
+    pipe = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
     (sample,) = _samples(1)
-    assert can_condition("depth", sample)
-    assert not can_condition("normal", sample)
+    assert can_condition(pipe, "depth", sample)
+    assert not can_condition(pipe, "normal", sample)
     empty = GroundTruth(0, "0", None, {"depth": np.zeros((4, 4), np.float32)})
-    assert not can_condition("depth", empty)
+    assert not can_condition(pipe, "depth", empty)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES, Modality, get_modalities
+from mmdit.modalities import MODALITIES, Modality, get_modalities
 
 
 def test_defaults_are_mmgens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_bad_prompts(trained: Path) -> None:
         latents_of(pipe, prompt="blue torus")
     with pytest.raises(UserError, match="inputs differ in number: class_labels 2, prompt 3"):
         latents_of(pipe, class_labels=[0, 1], prompt=["red"] * 3)
+    path = trained / "transformer" / "config.json"
+    values = json.loads(path.read_text())
+    for wrong in (3, {"vocabulary": {"red": 1}}):
+        path.write_text(json.dumps({**values, "conditioner_settings": wrong}))
+        with pytest.raises(
+            UserError, match=r"conditioner_settings is .*: give keys with a text, a number, a list or null each"
+        ):
+            MultimodalDiTPipeline.from_pretrained(trained)
 
 
 def test_a_class_model_takes_no_prompt(tmp_path: Path) -> None:

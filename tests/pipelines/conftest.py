@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from mmdit.flow.schedulers import make_scheduler
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 

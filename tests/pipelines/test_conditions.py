@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
-from mmdit.modalities.modality import get_modalities
+from mmdit.modalities import build_codec, get_modalities
 from mmdit.pipelines.conditions import common_count, encode_conditions
 
 CODECS = {name: build_codec(m) for name, m in get_modalities(["rgb", "depth", "normal", "segmentation"]).items()}

@@ -169,6 +169,85 @@ def test_bad_folders(folder: Path, damage: Callable[[Path], None], message: str)
     assert "\n" not in str(caught.value)
 
 
+def _edit_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | changes))
+
+    return edit
+
+
+SCHEDULER = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            _edit_json("model_index.json", transformer=["payload", "X"]),
+            "transformer is X of payload, which is never loaded",
+        ),
+        (_edit_json("model_index.json", vae=["payload", "AutoencoderKL"]), "vae is AutoencoderKL of payload"),
+        (_edit_json("model_index.json", vae=["diffusers", "AutoencoderTiny"]), "vae is AutoencoderTiny of diffusers"),
+        (
+            _edit_json("model_index.json", scheduler=["payload", "EulerScheduler"]),
+            "scheduler is EulerScheduler of payload",
+        ),
+        (
+            _edit_json("model_index.json", scheduler=["diffusers", "DiffusionPipeline"]),
+            "scheduler is DiffusionPipeline",
+        ),
+        (_edit_json("model_index.json", extra=["payload", "X"]), "extra is .*; the components are transformer, vae"),
+        (_edit_json("model_index.json", vae=[1, 2]), r"vae is \[1, 2\]; give a library and a class"),
+        (_edit_json("model_index.json", vae=[None, None]), "vae is .*; give a library and a class"),
+        (_edit_json("model_index.json", _class_name=["payload", "X"]), "holds a .*payload"),
+        (_edit_json("model_index.json", id2label=["a"]), "id2label is a list; give an object or null"),
+        (_edit_json("model_index.json", id2label={"x": "a"}), "id2label holds 'x': 'a'"),
+        (_edit_json("model_index.json", id2label={"0": 3}), "id2label holds '0': 3"),
+        (_edit_json("model_index.json", modalities={"rgb": 3}), "modality 'rgb' is a int"),
+        (_edit_json("model_index.json", modalities={"rgb": {"codec": 3}}), "can't be loaded"),
+        (_edit_json("vae/config.json", latent_channels=10**9), "latent_channels is 1000000000"),
+        (_edit_json("vae/config.json", auto_map={"AutoModel": "payload.X"}), "'auto_map' would have other code"),
+        (_edit_json("vae/config.json", down_block_types=["payload.X"]), "no AutoencoderKL has such a configuration"),
+        (_edit_json(SCHEDULER, num_train_timesteps=10**9), "num_train_timesteps is 1000000000: give a number from 0"),
+        (_edit_json(SCHEDULER, shift=0.0), "scheduler_config.json: "),
+        (_edit_json(SCHEDULER, shift="1"), 'shift is "1": give a number'),
+        (_edit_json(SCHEDULER, shift=-1.0), "scheduler_config.json: "),
+        (_edit_json(SCHEDULER, _class_name="Other"), "_class_name is 'Other'"),
+    ],
+)
+def test_folders_that_say_something_else(
+    folder: Path, damage: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payload.py").write_text("raise SystemExit('code from data ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    damage(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        MultimodalDiTPipeline.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_scheduler_of_ours_is_saved_and_loaded(pipe: MultimodalDiTPipeline, tmp_path: Path) -> None:
+    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
+
+    for name in SCHEDULERS:
+        pipe.scheduler = make_scheduler(name)
+        pipe.register_modules(scheduler=pipe.scheduler)
+        pipe.save_pretrained(tmp_path / name)
+        assert type(MultimodalDiTPipeline.from_pretrained(tmp_path / name).scheduler) is type(pipe.scheduler)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_that_are_not_finite_are_refused(folder: Path, part: str) -> None:
+    path = folder / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[3]
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, path)
+    with pytest.raises(UserError, match=f"{part}: weight {name} holds NaN or infinity"):
+        MultimodalDiTPipeline.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, is_accelerate_available()])
 def test_weights_of_another_size_do_not_fit(folder: Path, low_cpu_mem_usage: bool) -> None:
     edit = _edit_weights(lambda weights: weights.update({"role_embed.base": torch.zeros(7)}))

@@ -73,7 +73,7 @@ def test_models_with_other_modalities(make_pipeline: MakePipeline, monkeypatch: 
     assert out.segmentation is None
     assert out.normal is None
     assert list(out) == ["rgb", "depth"]  # rgb is first whatever the order of the modalities
-    from mmdit.modalities.modality import MODALITIES, Modality
+    from mmdit.modalities import MODALITIES, Modality
 
     monkeypatch.setitem(MODALITIES, "albedo", Modality("albedo", "rgb"))
     out = make_pipeline(modalities=["rgb", "albedo"])(num_inference_steps=1, num_images=2)

@@ -150,3 +150,19 @@ def test_bad_masks(pipe: MultimodalDiTPipeline, arguments: dict[str, Any], messa
     with pytest.raises(UserError, match=message) as caught:
         edit(pipe, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_kept_is_exact_whatever_a_callback_leaves(pipe: MultimodalDiTPipeline) -> None:
+    def spoil(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        pipeline._interrupt = step == 1
+        return {"latents": tensors["latents"] + 1}
+
+    kept = edit(pipe, output_type="latent").latents
+    spoilt = edit(pipe, output_type="latent", callback_on_step_end=spoil).latents
+    assert torch.equal(spoilt[..., KNOWN], kept[..., KNOWN])
+    assert not torch.equal(spoilt, kept)
+
+
+def test_conditions_of_another_type_are_refused_beside_a_mask(pipe: MultimodalDiTPipeline) -> None:
+    with pytest.raises(UserError, match="conditions is a ndarray: give modality -> value"):
+        edit(pipe, conditions=RGB)

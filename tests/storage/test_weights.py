@@ -73,7 +73,7 @@ def test_configurations_that_are_not_the_weights(folder: Path, change: dict[str,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KB
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1, "a": 2}', "[" * 100_000, "\xff"])
 def test_configurations_that_are_no_object(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"config\.json: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ with StopGracefully() as stop:
     stop.on_train_batch_end(trainer, None, None, None, 1)
     print("stopped", first, trainer.should_stop, stop.stopped_by == signal.SIGTERM, flush=True)
 """
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """As in a terminal: a process that a shell starts in the background ignores SIGINT."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found)
 
 
 def test_a_signal_while_waiting_for_the_others_is_not_lost(tmp_path: Path, processes: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from mmdit_kernels.tuning import bucket, tuned
 
 MAXIMUM_WIDTH = 8192
@@ -33,9 +35,18 @@ def column_parts(width: int) -> tuple[int, int]:
     return (2 * main, 0) if tail == main else (main, tail)
 
 
-def select(kernel: str, target: str, width: int, batch: int, tokens: int) -> Config:
+def key(kernel: str, stream: torch.dtype, other: torch.dtype, width: int, tokens: int) -> str:
+    """Return the name of measured tiles: ``stream`` is the dtype of x or h, ``other`` that of the output or its gradient."""
+    names = (str(dtype).removeprefix("torch.") for dtype in (stream, other))
+    return f"adaln_{kernel}/{'-'.join(names)}/w{width}/t{bucket(tokens)}"
+
+
+def select(
+    kernel: str, target: str, stream: torch.dtype, other: torch.dtype, width: int, batch: int, tokens: int,
+    device: torch.device | None = None,
+) -> Config:  # fmt: skip
     """Return the tiles; the sums over tokens are split by shape alone, so that every GPU adds in the same order."""
-    found = tuned(f"adaln_{kernel}/w{width}/t{bucket(batch * tokens)}")
+    found = tuned(key(kernel, stream, other, width, batch * tokens), device)
     if found is not None:
         return Config(*found)
     if target == "interpreter":
@@ -44,20 +55,22 @@ def select(kernel: str, target: str, width: int, batch: int, tokens: int) -> Con
 
 
 def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Config:
-    """Return the tiles of the built-in rule: about 16 elements per thread, and some hundreds of programs."""
-    columns = sum(column_parts(width))
-    per_thread = 16 if kernel == "forward" else 8
-    rows = max(1, 2048 // (1 << (columns - 1).bit_length()))
+    """Return the tiles of the built-in rule: 8 to 16 elements per thread, and some hundreds of programs.
+
+    In the backward a thread reads 16 bytes of the main part, in half precision, and two steps of the loop are under way.
+    """
+    main, tail = column_parts(width)
     chunk = 8
     while chunk < 64 and chunk * 512 < batch * tokens:
         chunk *= 2
-    # Rows over 4096 columns wait in shared memory where a block may have 227 KiB. Elsewhere a row and three sums over
-    # tokens are more than the registers of a block: the backward takes a piece of the columns at a time.
-    staged = target in ("sm_90", "sm_100", "sm_103") or rows * columns <= 4096
-    if kernel == "backward" and not staged:
+    if (
+        kernel == "backward" and main + tail > 4096
+    ):  # a row and three sums over tokens are more than a block's registers
         return Config(1, chunk, 8, 1, 2048)
-    threads, limit = (64, 16) if target.startswith("gfx") else (32, 16 if staged else 32)
+    rows = max(1, 2048 // (1 << (main + tail - 1).bit_length()))
+    threads = rows * (main + tail) // 16 if kernel == "forward" else rows * main // 8
+    amd = target.startswith("gfx")
     warps = 4
-    while warps * threads * per_thread < rows * columns and warps < limit:
+    while warps * (64 if amd else 32) < threads and warps < 16:
         warps *= 2
-    return Config(rows, max(chunk, rows), warps, 2 if staged else 1)
+    return Config(rows, max(chunk, rows), warps, 2 if amd else 3)

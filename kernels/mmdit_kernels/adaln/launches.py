@@ -34,7 +34,7 @@ def forward_launch(
     from mmdit_kernels.adaln.kernels import adaln_forward_kernel
 
     b, t, d = x.shape
-    config = select("forward", target or target_of(x.device), d, b, t)
+    config = select("forward", target or target_of(x.device), x.dtype, out_dtype, d, b, t, x.device)
     main, tail = column_parts(d)
     x_rows, y, gate, shift_rows, scale_rows = (_rows(tensor) for tensor in (x, y, gate, shift, scale))
     h = None if y is None else torch.empty((b, t, d), dtype=h_dtype, device=x.device)
@@ -71,12 +71,12 @@ def backward_launch(
     x_dtype: torch.dtype, target: str | None = None,
 ) -> tuple[Launch, Gradients]:  # fmt: skip
     """Return the launch and the gradients it fills."""
-    from mmdit_kernels.adaln.kernels import adaln_backward_kernel
+    from mmdit_kernels.adaln.backward import adaln_backward_kernel
     from mmdit_kernels.adaln.wide import adaln_backward_wide_kernel
 
     b, t, d = h.shape
     target = target or target_of(h.device)
-    config = select("backward", target, d, b, t)
+    config = select("backward", target, h.dtype, d_out.dtype, d, b, t, h.device)
     main, tail = column_parts(d)
     chunks = -(-t // config.chunk)
     h, d_out, d_h, y, gate, scale = (_rows(tensor) for tensor in (h, d_out, d_h, y, gate, scale))  # type: ignore[assignment]

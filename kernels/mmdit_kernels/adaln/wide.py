@@ -1,6 +1,6 @@
 """Adaptive layer norm, backward, of rows too wide for the registers of a block: a piece of the columns at a time.
 
-h and d_out are read twice, the second time from the cache; the equations are those of ``kernels.py``.
+h and d_out are read twice, the second time from the cache; the equations are those of ``backward.py``.
 """
 
 import triton
@@ -58,6 +58,7 @@ def adaln_backward_wide_kernel(
         means_gu = tl.where(places == index, tl.sum(total_gu, axis=0) / WIDTH, means_gu)
 
     partial += tl.program_id(0).to(tl.int64) * WIDTH
+    plane = partial_size.to(tl.int64)  # 2 * partial_size may pass 2^31 where partial_size does not
     for first in range(0, WIDTH, PIECE):
         columns = first + tl.arange(0, PIECE)
         valid = columns < WIDTH
@@ -87,6 +88,6 @@ def adaln_backward_wide_kernel(
                 tl.store(d_y + offset + columns, narrow(gradient * gates, d_y.dtype.element_ty), mask=valid)
                 d_gate += gradient * load_piece(y, row_start(batch, token, y_sb, y_st, ALIGNED), columns, valid)
         tl.store(partial + columns, d_shift, mask=valid)
-        tl.store(partial + partial_size + columns, d_scale, mask=valid)
+        tl.store(partial + plane + columns, d_scale, mask=valid)
         if HAS_GATE:
-            tl.store(partial + partial_size + partial_size + columns, d_gate, mask=valid)
+            tl.store(partial + 2 * plane + columns, d_gate, mask=valid)

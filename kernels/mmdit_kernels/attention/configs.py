@@ -41,11 +41,14 @@ def column_parts(head_dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[in
 
 
 def select(
-    kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool, masked: bool
-) -> Config:
+    kernel: str, target: str, dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool, masked: bool,
+    device: torch.device | None = None,
+) -> Config:  # fmt: skip
     """Return the tiles of one kernel. ``transforms``: norm or rope run while loading; ``masked``: there is a key mask."""
     name = str(dtype).removeprefix("torch.")
-    found = tuned(f"attention_{kernel}/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}")
+    found = tuned(
+        f"attention_{kernel}/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}", device
+    )
     if found is not None:
         return Config(*found)
     if target == "interpreter":
@@ -72,6 +75,9 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
     if kernel == "forward":
         warps = 8 if width > 64 or transforms else 4
         crowded = transforms and partial and (blackwell or (amd and width > 96))
+        if target == "sm_90" and split and not transforms:
+            # 122 registers at the most, so that two blocks share a multiprocessor; with 64 keys 128 to 144 by compiler.
+            return Config(128, 32, 8, 4)
         # Left to itself the assembler aims at two blocks in 128 registers, and spills four to get there.
         registers = 255 if blackwell and split and partial and not transforms else 0
         stages = (2 if asynchronous else 1) if transforms or amd else 3
@@ -83,6 +89,10 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         if kernel == "backward_q":
             return Config(64, 32 if halved else 64, 8, stages)
         return Config(16 if halved else 32, 64, 8, stages)
+    if target == "sm_90" and width <= 80:  # two blocks share a multiprocessor, and copies run ahead by a whole step
+        if kernel == "backward_q":
+            return Config(128, 32 if split else 64, 8, 3)
+        return Config(32 if partial else 64, 64, 4, 3)
     if kernel == "backward_q":
         return Config(128 if asynchronous or not partial else 64, 32 if halved else 64, 8, 2)
     return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)

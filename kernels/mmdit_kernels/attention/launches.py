@@ -54,6 +54,7 @@ class _Call:
         self.batch, self.heads, self.queries, self.head_dim = q.shape
         self.keys = k.shape[2]
         self.dtype = q.dtype
+        self.device = q.device
         self.target = target or target_of(q.device)
         self.vectors = [None if x is None else x.contiguous() for x in inputs[3:7]]  # norm weights, cos, sin
         self.key_mask = None if inputs.key_mask is None else inputs.key_mask.contiguous().view(torch.uint8)
@@ -73,7 +74,7 @@ class _Call:
     def config(self, kernel: str) -> Config:
         transforms = any(vector is not None for vector in self.vectors)
         sizes = self.head_dim, self.queries, self.keys
-        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None)
+        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None, self.device)
 
     def programs(self, length: int, block: int) -> int:
         return self.batch * self.heads * -(-length // block)

@@ -6,13 +6,13 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from mmdit_kernels.attention.jvp import attention_of_duals
 from mmdit_kernels.attention.packed import attention_packed_forward
 from mmdit_kernels.attention.reference import Rope, attention_torch, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_forward, find_problem
-from mmdit_kernels.dispatch import constant_in_graphs, use_triton
+from mmdit_kernels.dispatch import use_triton
+from mmdit_kernels.forward_mode import forward_mode
 
 
 def _check(
@@ -53,12 +53,6 @@ def _autocast(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
-
-
-@constant_in_graphs
-def _forward_mode() -> bool:
-    """Tell whether a level of forward-mode differentiation is open, which the packed operator has no rule for."""
-    return forward_ad._current_level >= 0
 
 
 def _differentiates(rope: Rope | None) -> bool:
@@ -140,7 +134,8 @@ def attention_packed(
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     options = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope, "key_mask": key_mask, "scale": scale}
     problem = functools.partial(find_problem, q, k, v, **options)
-    if not use_triton("attention_packed", backend, qkv.device, problem) or _differentiates(rope) or _forward_mode():
+    ours = use_triton("attention_packed", backend, qkv.device, problem)
+    if not ours or _differentiates(rope) or forward_mode():  # the operator of three views has those rules
         return attention(q, k, v, **options, backend=backend)  # type: ignore[arg-type]
     qkv = _autocast(qkv)
     _check(q, k, v, q_weight, k_weight, rope, key_mask)

@@ -44,10 +44,10 @@ def attention_packed_backward(
     """Return the gradient of qkv, dense (B, N, 3, H, d), and of the norm weights in float32 (zeros where there is none)."""
     d_qkv = qkv.new_empty(qkv.shape)
     inputs = Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale)
-    *launches, gradients = backward_launches(inputs, d_out, out, stats, into=_split(d_qkv))
-    for launch in launches:
-        launch.run(qkv)  # type: ignore[union-attr]
-    return d_qkv, gradients.q_weight.sum(0), gradients.k_weight.sum(0)  # type: ignore[union-attr]
+    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats, into=_split(d_qkv))
+    q_launch.run(qkv)
+    kv_launch.run(qkv)
+    return d_qkv, gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 
 @attention_packed_backward.register_fake

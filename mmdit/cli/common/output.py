@@ -7,7 +7,6 @@ anything else is never touched.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from mmdit.cli.common.inputs import DEPTH_SPACE_KEY
-from mmdit.cli.common.pictures import color_depth, color_normal, color_segmentation, labelled_grid
+from mmdit.cli.common.pictures import labelled_grid
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import SegmentationCodec, build_codec
+from mmdit.modalities import MODALITIES, build_codecs
+from mmdit.modalities.files import png
 from mmdit.modalities.modality import Modality
 from mmdit.storage.files import write_atomically, writing, writing_folder
 from mmdit.storage.json_object import json_bytes, read_object
@@ -29,21 +28,8 @@ from mmdit.storage.requests import Request
 from mmdit.storage.versions import versions
 
 METADATA = "metadata.json"
-SAMPLE_FILES = frozenset(
-    {
-        "rgb.png",
-        "depth.npy",
-        "depth.png",
-        "depth_vis.png",
-        "normal.npy",
-        "normal.png",
-        "segmentation.png",
-        "grid.png",
-        METADATA,
-    }
-)
-# rgb 3, depth 4 + 2 + 3, normal 12 + 3, segmentation 1, grid at most 4 tiles; PNG seldom needs all of it.
-BYTES_PER_PIXEL = 40
+GRID = "grid.png"
+_GRID_BYTES = 3  # per pixel and modality; PNG seldom needs all of it
 _PROBE_BYTES = 65536
 
 
@@ -86,70 +72,16 @@ def write_image(path: Path, image: Image.Image) -> None:
     write_atomically(path, png(image))
 
 
-def png(image: Image.Image, text: Mapping[str, str] | None = None) -> bytes:
-    """Encode a PNG, with text entries."""
-    info = PngImagePlugin.PngInfo()
-    for key, value in (text or {}).items():
-        info.add_text(key, value)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return buffer.getvalue()
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def indexed_image(labels: np.ndarray, codec: SegmentationCodec) -> Image.Image:
-    """Label ids (H, W) as an indexed image with the palette of the codec; as 16-bit grey where an id is beyond 255."""
-    if max(int(labels.max()), int(codec.ids.max())) > 255:
-        return Image.fromarray(labels.astype(np.uint16))
-    image = Image.fromarray(labels.astype(np.uint8)).convert("P")
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[codec.ids.numpy()] = codec.colors
-    image.putpalette(palette.ravel().tolist())
-    return image
-
-
-def colored(name: str, array: np.ndarray, modality: Modality) -> np.ndarray:
-    """Picture (H, W, 3) uint8 of a raw array as the pipeline returns it."""
-    codec = build_codec(modality)
-    if modality.codec == "depth":
-        return color_depth(array, codec.space)
-    if modality.codec == "normal":
-        return color_normal(array)
-    if modality.codec == "segmentation":
-        return color_segmentation(array, codec)
-    return array
-
-
 def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str, bytes]:
     """All files of a sample, by name."""
     files: dict[str, bytes] = {}
     metadata = dict(sample.request)
+    codecs = build_codecs({name: modalities[name] for name in sample.arrays})
     for name, array in sample.arrays.items():
-        modality, codec = modalities[name], build_codec(modalities[name])
-        if modality.codec == "rgb":
-            files[f"{name}.png"] = png(Image.fromarray(array))
-        elif modality.codec == "depth":
-            relative = array.astype(np.float32)
-            files[f"{name}.npy"] = _npy(relative)
-            units = (np.clip(relative, 0, 1) * 65535).round().astype(np.uint16)
-            files[f"{name}.png"] = png(Image.fromarray(units), {DEPTH_SPACE_KEY: codec.space})
-            files[f"{name}_vis.png"] = png(Image.fromarray(colored(name, array, modality)))
-            metadata["depth_space"] = codec.space
-        elif modality.codec == "normal":
-            files[f"{name}.npy"] = _npy(array.astype(np.float32))
-            files[f"{name}.png"] = png(Image.fromarray(colored(name, array, modality)))
-        else:
-            files[f"{name}.png"] = png(indexed_image(array, codec))
-            present = set(np.unique(array).tolist())
-            rows = zip(codec.ids.tolist(), codec.names, codec.colors.tolist(), strict=True)
-            metadata["segmentation_classes"] = [{"id": i, "name": n, "color": c} for i, n, c in rows if i in present]
-    pictures = [colored(name, array, modalities[name]) for name, array in sample.arrays.items()]
-    files["grid.png"] = png(labelled_grid([pictures], [], list(sample.arrays)))
+        files |= codecs[name].files(array)
+        metadata |= codecs[name].metadata(array)
+    pictures = [codecs[name].picture(array) for name, array in sample.arrays.items()]
+    files[GRID] = png(labelled_grid([pictures], [], list(sample.arrays)))
     metadata["versions"] = versions()
     files[METADATA] = json_bytes(metadata)
     return files
@@ -169,6 +101,9 @@ class SampleWriter:
 
     def __init__(self, output: Path, modalities: Mapping[str, Modality], overwrite: bool = False) -> None:
         self.output, self.modalities, self.overwrite = output, modalities, overwrite
+        codecs = build_codecs({**MODALITIES, **modalities})
+        self.file_names = {GRID, METADATA}.union(*(codec.file_names() for codec in codecs.values()))
+        self.bytes_per_pixel = sum(codecs[name].bytes_per_pixel + _GRID_BYTES for name in modalities)
         prepare_folder(output)
 
     def check(self, requests: Mapping[str, Mapping[str, Any]], num_pixels: int) -> None:
@@ -177,7 +112,7 @@ class SampleWriter:
         Raises:
             UserError: a folder that holds something else, or another request's result; a full disk.
         """
-        prepare_folder(self.output, num_pixels * BYTES_PER_PIXEL)
+        prepare_folder(self.output, num_pixels * self.bytes_per_pixel)
         # What is there is compared with what is asked for, not the other way round: a million may be asked for.
         for entry in os.scandir(self.output):
             if (request := requests.get(entry.name)) is not None:
@@ -188,7 +123,7 @@ class SampleWriter:
             return
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file; the sample needs a folder of that name: choose another --output")
-        foreign = sorted(p.name for p in folder.iterdir() if p.name not in SAMPLE_FILES)
+        foreign = sorted(p.name for p in folder.iterdir() if p.name not in self.file_names)
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which is no file of a sample: choose another --output")
         if self.overwrite or not any(folder.iterdir()):
@@ -209,24 +144,3 @@ class SampleWriter:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
         return folder
-
-
-def resize_output(array: np.ndarray, modality: Modality, size: tuple[int, int]) -> np.ndarray:
-    """Resize an output to (height, width): labels by the nearest pixel, all else bilinear; normals stay of unit length."""
-    if array.shape[:2] == tuple(size):
-        return array
-    if modality.codec == "segmentation":
-        rows = ((np.arange(size[0]) + 0.5) * array.shape[0] / size[0]).astype(int)
-        columns = ((np.arange(size[1]) + 0.5) * array.shape[1] / size[1]).astype(int)
-        return array[rows[:, None], columns[None, :]]
-    if array.dtype == np.uint8:
-        return np.asarray(Image.fromarray(array).resize(size[::-1], Image.Resampling.BILINEAR))
-    planes = np.atleast_3d(array)
-    resized = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize(size[::-1], Image.Resampling.BILINEAR))
-        for c in range(planes.shape[-1])
-    ]
-    if modality.codec != "normal":
-        return resized[0]
-    vectors = np.stack(resized, axis=-1)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)

@@ -36,6 +36,8 @@ class CommandParser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """As in jsonargparse; a switch may also stand alone, ``--overwrite`` for ``--overwrite true``.
 
+        An option that is a list of words, and by default none, may be repeated: ``--given a --given b``.
+
         jsonargparse names no file when a YAML file is no mapping, and takes null for any type: both are refused here.
         """
         args = sys.argv[1:] if args is None else list(args)
@@ -43,7 +45,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         args = [_expand_config(before, word) for before, word in zip(["", *args], args, strict=False)]
         for path in _config_paths(args):
             check_config_file(path, self.sections)
-        completed = hide_bytes(self._complete_switches(args))
+        completed = hide_bytes(self._complete_lists(self._complete_switches(args)))
         values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
@@ -68,6 +70,26 @@ class CommandParser(jsonargparse.ArgumentParser):
             f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
             for word, after in zip(args, following, strict=True)
         ]
+
+    def _complete_lists(self, args: Sequence[str]) -> list[str]:
+        """``--given a`` as ``--given+=a``, which appends; a whole list in brackets, or null, stays."""
+        lists = {
+            option
+            for action in self._actions
+            if getattr(action, "_typehint", None) == list[str] | None and action.default is None
+            for option in action.option_strings
+            if not option.endswith("+")
+        }
+        done: list[str] = []
+        words = iter(args)
+        for word in words:
+            option, mark, value = word.partition("=")
+            if option not in lists:
+                done.append(word)
+                continue
+            value = value if mark else next(words, "")
+            done.append(f"{option}={value}" if value.startswith("[") or value == "null" else f"{option}+={value}")
+        return done
 
     def option_names(self) -> list[str]:
         """All option names of this parser, without the leading dashes."""

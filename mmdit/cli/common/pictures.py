@@ -1,4 +1,4 @@
-"""Maps as pictures for people: coloured depth and normals, palettes, labelled grids. All uint8 RGB."""
+"""Pictures for people in labelled grids. All uint8 RGB."""
 
 from __future__ import annotations
 
@@ -7,45 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmdit.modalities.codecs import SegmentationCodec
-
-# Rising lightness, so that order survives greyscale and colour-blind eyes: far is dark blue, near is pale yellow.
-_DEPTH_COLORS = np.array(
-    [
-        (12, 10, 48),
-        (58, 20, 110),
-        (112, 30, 122),
-        (166, 44, 106),
-        (214, 72, 78),
-        (244, 118, 52),
-        (252, 178, 70),
-        (252, 244, 176),
-    ]
-)
 _BACKGROUND, _INK = (255, 255, 255), (24, 24, 24)
 _MIN_TILE, _MAX_TILE = 128, 512
-
-
-def color_depth(relative: np.ndarray, space: str) -> np.ndarray:
-    """Colour relative depth (H, W) in [0, 1] of a codec's space: near is bright in both; returns (H, W, 3) uint8."""
-    near = relative if space == "disparity" else 1 - relative
-    position = np.clip(np.nan_to_num(near), 0, 1) * (len(_DEPTH_COLORS) - 1)
-    knots = np.arange(len(_DEPTH_COLORS))
-    return (
-        np.stack([np.interp(position, knots, _DEPTH_COLORS[:, c]) for c in range(3)], axis=-1).round().astype(np.uint8)
-    )
-
-
-def color_normal(normal: np.ndarray) -> np.ndarray:
-    """Unit vectors (H, W, 3) -> (n + 1) / 2 x 255, the layout of datasets."""
-    return ((np.clip(normal, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
-
-
-def color_segmentation(labels: np.ndarray, codec: SegmentationCodec) -> np.ndarray:
-    """Label ids (H, W) -> the palette's colours; an id outside it is grey."""
-    colors = np.full((max(int(labels.max()), int(codec.ids.max())) + 1, 3), 128, dtype=np.uint8)
-    colors[codec.ids.numpy()] = codec.colors
-    return colors[labels]
 
 
 def tile(picture: np.ndarray) -> Image.Image:

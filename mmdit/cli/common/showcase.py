@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmdit.cli.common.output import colored
 from mmdit.cli.common.pictures import labelled_grid
 from mmdit.errors import UserError
 from mmdit.metrics.consistency import ConsistencyMetrics
@@ -50,7 +49,7 @@ class Steps:
 
     def picture(self, name: str, array: np.ndarray) -> np.ndarray:
         """A raw array of a modality as (H, W, 3) uint8."""
-        return colored(name, array, self.pipe.modalities[name])
+        return self.pipe.codecs[name].picture(array)
 
 
 def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTruth], tuple[float, float]]:
@@ -149,11 +148,7 @@ def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
 
 
 def _true_picture(steps: Steps, name: str, scene: GroundTruth) -> np.ndarray:
-    array = scene.maps[name]
-    if name == "depth":  # metres -> the relative map that a perfect prediction would be
-        codec = steps.pipe.codecs["depth"]
-        array = codec.decode(codec.encode(array)[None])[0]
-    return steps.picture(name, array)
+    return steps.pipe.codecs[name].truth_picture(scene.maps[name])
 
 
 def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[GroundTruth]) -> dict[str, dict[str, float]]:

@@ -18,8 +18,8 @@ import numpy as np
 
 from mmdit.data.writer import DatasetWriter, read_description, write_description
 from mmdit.errors import UserError, one_line
-from mmdit.modalities.codecs import class_palette
-from mmdit.modalities.raw import load_rgb
+from mmdit.modalities.palette import class_palette
+from mmdit.modalities.rgb import read_picture
 from mmdit.progress import Progress
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
 from mmdit.sources.hypersim.hdf5 import Reader
@@ -196,7 +196,7 @@ def _rgb(reader: Reader, scene: Path, frame: Frame, stem: str, geometry: Path) -
     radiance = scene / "images" / f"scene_{frame.camera}_final_hdf5" / f"{stem}.color.hdf5"
     preview = scene / "images" / f"scene_{frame.camera}_final_preview" / f"{stem}.tonemap.jpg"
     if not radiance.is_file() and preview.is_file():
-        return load_rgb(preview)
+        return read_picture(preview)
     color = reader.read(radiance, 3)
     entities = geometry / f"{stem}.render_entity_id.hdf5"
     finite = np.isfinite(color).all(axis=-1)

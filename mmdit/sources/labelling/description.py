@@ -8,7 +8,7 @@ from typing import Any
 
 from mmdit.data.writer import read_description, write_description
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import IMAGE, MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
 from mmdit.storage.names import text_of
@@ -68,7 +68,7 @@ def describe(
     sources[split] = {"folder": images, "licence": before["licence"] if licence == UNKNOWN_LICENCE else licence}
     known = list(old.get("categories", []))
     values: dict[str, Any] = {
-        "modalities": [name for name in MODALITIES if name == "rgb" or name in labels],
+        "modalities": [name for name in MODALITIES if name == IMAGE or name in labels],
         "categories": known + sorted(set(categories) - set(known)),
         **{key: old[key] for key in ("segmentation_classes", "depth_scale") if key in old},
     }

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import Dataset
 
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
 from mmdit.errors import UserError, one_line
-from mmdit.modalities.raw import load_rgb
+from mmdit.modalities import MODALITIES, build_codec
+from mmdit.modalities.rgb import RGBCodec
 from mmdit.storage.file_state import FileState, read_state
 from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 from mmdit.storage.names import number_repeats, shorten, text_of
@@ -105,7 +104,7 @@ class ImagesToLabel(Dataset):
 
     def __init__(self, images: Sequence[SourceImage], size: int | None = None) -> None:
         self.images = list(images)
-        self.transform = JointTransform(size)
+        self.transform, self.codec = JointTransform(size), RGBCodec()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,14 +113,14 @@ class ImagesToLabel(Dataset):
         source = self.images[index]
         state = read_state(source.path)
         try:
-            pixels = load_rgb(source.path)
+            pixels = self.codec.read(source.path).values
         except UserError as error:
             return LoadedImage(source, problem=str(error).removeprefix(f"{source.path}: "))
         except Exception as error:  # whatever a file holds, the others are labelled
             reason = one_line(error, 200)
             return LoadedImage(source, problem=f"can't be read: {type(error).__name__}: {reason}")
         draw = self.transform.draw(*pixels.shape[:2])
-        return LoadedImage(source, state, crop_and_resize(pixels, draw, "area"), _view(pixels, draw))
+        return LoadedImage(source, state, crop_and_resize(pixels, draw, self.codec), _view(pixels, draw))
 
 
 def _view(pixels: np.ndarray, draw: Draw) -> np.ndarray:
@@ -134,25 +133,15 @@ def _view(pixels: np.ndarray, draw: Draw) -> np.ndarray:
 
 
 def fit_labels(labels: np.ndarray, modality: str, height: int, width: int) -> np.ndarray:
-    """Resize a map (h, w[, 3]) to (height, width[, 3]).
+    """Resize a map (h, w[, C]) to (height, width[, C]).
 
-    Smaller: the nearest pixel, for an average across an edge is no depth, no normal and no label. Larger: the nearest
-    pixel for labels, between pixels for depth and normals, which stay of unit length.
+    Smaller: the nearest pixel, for an average across an edge is no depth, no normal and no label. Larger: as the codec
+    does, the nearest pixel for labels, between pixels for depth and normals, which stay of unit length.
     """
     source_height, source_width = labels.shape[:2]
     if (source_height, source_width) == (height, width):
         return labels
-    if modality == "segmentation" or height < source_height or width < source_width:
-        return crop_and_resize(labels, Draw(0, 0, source_height, source_width, height, width), "nearest")
-    channels = torch.from_numpy(np.ascontiguousarray(labels.reshape(source_height, source_width, -1))).permute(2, 0, 1)
-    larger = F.interpolate(channels[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
-    if modality == "normal":
-        return unit_vectors(larger.permute(1, 2, 0).numpy())
-    return larger[0].numpy()
-
-
-def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Scale (..., 3) to unit length in float32; what is shorter than 1e-3 has no direction and becomes (0, 0, 0)."""
-    vectors = vectors.astype(np.float32)
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-3)
+    codec = build_codec(MODALITIES[modality])
+    if height < source_height or width < source_width:
+        return codec.resize(labels, height, width)
+    return codec.enlarge(labels, height, width)

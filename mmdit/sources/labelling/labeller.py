@@ -12,6 +12,7 @@ import torch
 from mmdit.errors import UserError, one_line
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
+from mmdit.storage.component import read_object
 from mmdit.storage.names import text_of
 
 
@@ -71,7 +72,12 @@ def load_transformers(auto_class: Any, source: ModelSource, dtype: torch.dtype) 
     """Load a frozen transformers model from a folder. Raises UserError where weights are missing or damaged."""
     try:
         model, info = auto_class.from_pretrained(
-            source.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+            source.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,  # unset, transformers asks on the terminal
         )
     except Exception as error:  # damaged weights surface as OSError, ValueError, RuntimeError or safetensors' own type
         raise _unloadable(source, error) from error
@@ -84,19 +90,30 @@ def load_transformers(auto_class: Any, source: ModelSource, dtype: torch.dtype) 
 def load_processor(auto_class: Any, source: ModelSource) -> Any:
     """Load what prepares a transformers model's input. Raises UserError where it is missing."""
     try:
-        return auto_class.from_pretrained(source.folder, local_files_only=True)
+        return auto_class.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise _unloadable(source, error) from error
 
 
 def load_diffusers(pipeline_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:
     """Load a diffusers pipeline from a folder. Raises UserError where parts are missing or damaged."""
+    _refuse_other_libraries(source)
     try:
         return pipeline_class.from_pretrained(
             source.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except Exception as error:
         raise _unloadable(source, error) from error
+
+
+def _refuse_other_libraries(source: ModelSource) -> None:
+    """diffusers imports whatever library a pipeline's index names for a part: it may be one of these two."""
+    for name, part in read_object(source.folder / "model_index.json").items():
+        if name.startswith("_") or not isinstance(part, list):
+            continue
+        library = part[0] if len(part) == 2 else part
+        if library not in (None, "diffusers", "transformers") or not isinstance(part[1], str | None):
+            raise UserError(f"{source.name}: its {name} is {part!r}; parts are classes of diffusers or transformers")
 
 
 def _unloadable(source: ModelSource, error: Exception) -> UserError:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from mmdit.data.writer import DatasetWriter
 from mmdit.errors import UserError, one_line
+from mmdit.modalities import IMAGE
 from mmdit.progress import Progress
 from mmdit.sources.labelling.description import describe, save_description
 from mmdit.sources.labelling.images import ImagesToLabel, LoadedImage, SourceImage, find_images, fit_labels
@@ -45,7 +46,7 @@ class BadImage:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: " + ("" if self.modality == "rgb" else f"no {self.modality}: ") + self.reason
+        return f"{self.path}: " + ("" if self.modality == IMAGE else f"no {self.modality}: ") + self.reason
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ class LabellingModule(pl.LightningModule):
         RGB comes last: without it, or with that of another image, the labels may be of another image too.
         """
         assert self.records is not None
-        there = {name: self.writer.existing(name) for name in ("rgb", *self.labellers)}
+        there = {name: self.writer.existing(name) for name in (IMAGE, *self.labellers)}
         current = {
             image.id
             for image in self.images
-            if image.id in there["rgb"]
-            and self.records.is_current(image.id, image.path, self.writer.path("rgb", image.id))
+            if image.id in there[IMAGE]
+            and self.records.is_current(image.id, image.path, self.writer.path(IMAGE, image.id))
         }
         return {name: ids & current for name, ids in there.items()}
 
@@ -129,7 +130,7 @@ class LabellingModule(pl.LightningModule):
         # One image at a time: a network's last bits depend on what else is in its batch.
         for image in batch:
             if image.rgb is None or image.view is None or image.state is None:
-                self.bad.append(BadImage(image.source.path, "rgb", image.problem or "it was removed"))
+                self.bad.append(BadImage(image.source.path, IMAGE, image.problem or "it was removed"))
             else:
                 self._label(image.source, image.rgb, image.view, image.state)
             if self.progress is not None:
@@ -152,9 +153,9 @@ class LabellingModule(pl.LightningModule):
                 continue
             self.writer.save(name, source.id, fit_labels(labels, name, *rgb.shape[:2]))
         # RGB comes last: where it is, all that could be labelled has been.
-        if source.id not in self.there["rgb"]:
+        if source.id not in self.there[IMAGE]:
             assert self.records is not None
-            self.writer.save("rgb", source.id, rgb)
+            self.writer.save(IMAGE, source.id, rgb)
             self.records.add(source.id, state)
 
     def teardown(self, stage: str) -> None:

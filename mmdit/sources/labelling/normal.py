@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import MarigoldNormalsPipeline
 
-from mmdit.sources.labelling.images import unit_vectors
+from mmdit.modalities.normal import unit_vectors
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.marigold import MarigoldRunner
 from mmdit.sources.labelling.settings import LabellerSettings

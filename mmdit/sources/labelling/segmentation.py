@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import class_palette, generic_palette
+from mmdit.modalities.palette import class_palette, generic_palette
 from mmdit.sources.labelling.labeller import Labeller, load_processor, load_transformers
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource

@@ -1,7 +1,8 @@
 """Scenes for prompts: the same subject again in other company, poses and light, and pairs in known relations.
 
-A block is four scenes of two subjects A and B of different categories and colours: A alone, B alone, and both together
-twice. So every subject is met in three pictures. Over two blocks the four pairs have the four relations, once each.
+A block is eight scenes of two subjects A and B of different categories and colours: each alone twice, the second time with
+nothing else, and both together in the four relations. So every subject is met in six pictures, and every picture of one has
+another that shows it alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mmdit.sources.scenes.colours import colour_name, encode_srgb
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, Material, PlacedObject, scene_generator
 from mmdit.sources.scenes.shapes import CATEGORIES, Mesh
 
-SCENES_PER_BLOCK = 4
+SCENES_PER_BLOCK = 8
 # relation of A to B -> direction from B to A on the floor: x right, y away from the camera
 RELATIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),
@@ -73,10 +74,17 @@ def _subject(rng: np.random.Generator, number: int, category: str, other: Subjec
             return subject
 
 
-def pair_relation(seed: int, split: str, pair: int) -> str:
-    """Relation of pair number ``pair`` of a split: every four are a permutation of all."""
-    group, place = divmod(pair, len(RELATIONS))
-    return list(RELATIONS)[int(scene_generator(seed, split, 4, group).permutation(len(RELATIONS))[place])]
+def block_relations(seed: int, split: str, block: int) -> list[str]:
+    """The order in which the four pairs of a block have the relations."""
+    names = list(RELATIONS)
+    return [names[int(i)] for i in scene_generator(seed, split, 4, block).permutation(len(names))]
+
+
+def alone_scenes(subject: int) -> tuple[int, int]:
+    """The two scenes in which subject number ``subject`` is alone; in the second one nothing else stands."""
+    block, place = divmod(subject, 2)
+    first = SCENES_PER_BLOCK * block + 2 * place
+    return first, first + 1
 
 
 def sample_subject_layout(seed: int, split: str, index: int, variety: bool = False) -> Layout:
@@ -84,16 +92,16 @@ def sample_subject_layout(seed: int, split: str, index: int, variety: bool = Fal
     block, place = divmod(index, SCENES_PER_BLOCK)
     one, other = block_subjects(seed, split, block, variety)
     rng = scene_generator(seed, split, 5, index)
-    if place < 2:
-        return _alone(rng, (one, other)[place], variety)
-    pair = (one, other) if place == 2 else (other, one)
-    return _together(rng, pair, pair_relation(seed, split, 2 * block + place - 2), variety)
+    if place < 4:
+        return _alone(rng, (one, other)[place // 2], has_company=place % 2 == 0, variety=variety)
+    pair = (one, other) if place % 2 == 0 else (other, one)
+    return _together(rng, pair, block_relations(seed, split, block)[place - 4], variety)
 
 
-def _alone(rng: np.random.Generator, subject: Subject, variety: bool) -> Layout:
+def _alone(rng: np.random.Generator, subject: Subject, has_company: bool, variety: bool) -> Layout:
     main = subject.place(rng, rng.uniform(0.8, 1.2))
     layout = _surroundings(rng, (main,), variety)
-    if rng.random() < 0.4:
+    if has_company and rng.random() < 0.6:
         others = [name for name in CATEGORY_NAMES if name != subject.category]
         palette = [layout.floor.albedo, layout.wall.albedo, main.material.albedo]
         layout = scenes.add_distractor(rng, layout, others, palette, variety)

@@ -19,7 +19,7 @@ from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities.modality import Modality, get_modalities
+from mmdit.modalities import Modality, get_modalities
 from mmdit.storage.component import load_component
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
@@ -93,7 +93,10 @@ def stored_data(config: TrainingConfig) -> LatentData:
                 "--data.val_split null to train without"
             )
         latents = LatentShards(root, split, names, features=stored_features, mirrored=i == 0)
-        splits[i] = _with_images(config.alignment, latents) if config.alignment is not None else latents
+        if config.alignment is not None:
+            splits[i] = _with_images(config.alignment, latents, config.data.allow_outside)
+        else:
+            splits[i] = latents
     vae = _stored_vae(root / "vae")
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
@@ -121,7 +124,7 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
         raise UserError(f"{folder}: damaged ({error}); delete it and run 'mmdit data encode' again") from error
 
 
-def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[Any]:
+def _with_images(alignment: AlignmentConfig, latents: LatentShards, allow_outside: bool) -> Dataset[Any]:
     if alignment.teacher is None:
         return latents
     if alignment.images is None:
@@ -129,7 +132,8 @@ def _with_images(alignment: AlignmentConfig, latents: LatentShards) -> Dataset[A
             "alignment.teacher needs alignment.images: the dataset folder that the latents were encoded from"
         )
     modalities = modalities_from_dataset(read_dataset_info(alignment.images), ["rgb"])
-    return LatentsWithImages(latents, AlignedFolder(alignment.images, latents.split, modalities, mirrored=True))
+    images = AlignedFolder(alignment.images, latents.split, modalities, mirrored=True, allow_outside=allow_outside)
+    return LatentsWithImages(latents, images)
 
 
 def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
@@ -138,8 +142,9 @@ def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | N
     modalities = modalities_from_dataset(
         read_dataset_info(config.data.path), config.model.modalities, config.autoencoder.codecs
     )
-    train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True)
+    outside = config.data.allow_outside
+    train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True, allow_outside=outside)
     val = None
     if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = AlignedFolder(config.data.path, config.data.val_split, modalities)
+        val = AlignedFolder(config.data.path, config.data.val_split, modalities, allow_outside=outside)
     return train, val, modalities

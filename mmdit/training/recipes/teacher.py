@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
@@ -25,7 +27,7 @@ def teacher_run(config: TrainingConfig) -> Run:
     if height != width:
         raise UserError(f"recipe 'teacher' takes square images: those in {config.data.path} are {height} x {width}")
     torch.manual_seed(config.seed)
-    codec = train.codecs["segmentation"]
+    codec: Any = train.codecs["segmentation"]
     teacher = SceneTeacher(len(train.info.categories), len(codec.ids), height, **vars(config.teacher))
     background = [i for i, name in enumerate(codec.names) if name in BACKGROUND_CLASSES]
     module = TeacherModule(

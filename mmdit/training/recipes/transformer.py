@@ -72,7 +72,7 @@ def make_transformer(
         prediction=config.objective.prediction,
         block=model.block,
         conditioner=model.conditioner,
-        conditioner_settings=model.conditioner_settings or None,
+        conditioner_settings=model.conditioner_settings,
         second_time=model.second_time,
         **size,
         **alignment,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,20 @@ from PIL import Image
 
 from mmdit.cli.common.inputs import find_images, read_condition, source_name
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import build_codec
-from mmdit.modalities.modality import MODALITIES
+from mmdit.modalities import MODALITIES, Modality, Reading, build_codec
 
 DEPTH = MODALITIES["depth"]  # disparity, quantiles 0.02 and 0.98
 EXACT = DEPTH.replace(quantiles=[0.0, 1.0])
+
+
+def read(path: Path, modality: Modality, **options: str) -> Reading:
+    return read_condition(path, build_codec(modality), options)
+
+
+def understood(path: Path, modality: Modality, **options: str) -> np.ndarray:
+    """What the model is given, in the codec's raw values: depth relative in [0, 1]."""
+    codec = build_codec(modality)
+    return codec.decode(codec.encode_reading(read_condition(path, codec, options))[None])[0]
 
 
 def _image(path, size=(4, 3), color=0):
@@ -62,15 +72,14 @@ def test_source_name(tmp_path):
 def test_relative_npy_is_kept(tmp_path):
     depth = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     np.save(tmp_path / "d.npy", depth)
-    condition = read_condition(tmp_path / "d.npy", EXACT)
-    np.testing.assert_allclose(condition.array, depth, atol=1e-6)
-    assert "relative disparity" in condition.note
+    np.testing.assert_allclose(understood(tmp_path / "d.npy", EXACT), depth, atol=1e-6)
+    assert "relative disparity" in read(tmp_path / "d.npy", EXACT).note
 
 
 def test_metric_npy_becomes_disparity(tmp_path):
     metres = np.array([[1.0, 2.0], [4.0, 0.0]], dtype=np.float32)  # 0 = invalid, filled with the far end
     np.save(tmp_path / "d.npy", metres)
-    array = read_condition(tmp_path / "d.npy", EXACT).array
+    array = understood(tmp_path / "d.npy", EXACT)
     np.testing.assert_allclose(array, [[1.0, (0.5 - 0.25) / 0.75], [0.0, 0.0]], atol=1e-6)
 
 
@@ -78,9 +87,7 @@ def test_unit_of_metric_depth_does_not_matter(tmp_path):
     millimetres = np.array([[1000, 2000], [4000, 8000]], dtype=np.uint16)
     Image.fromarray(millimetres).save(tmp_path / "d.png")
     np.save(tmp_path / "d.npy", millimetres / 1000)
-    np.testing.assert_allclose(
-        read_condition(tmp_path / "d.png", EXACT).array, read_condition(tmp_path / "d.npy", EXACT).array, atol=1e-6
-    )
+    np.testing.assert_allclose(understood(tmp_path / "d.png", EXACT), understood(tmp_path / "d.npy", EXACT), atol=1e-6)
 
 
 def test_our_own_files_are_relative_without_a_note(tmp_path):
@@ -89,11 +96,10 @@ def test_our_own_files_are_relative_without_a_note(tmp_path):
     depth = np.array([[0.0, 0.25], [0.75, 1.0]], dtype=np.float32)
     Image.fromarray((depth * 65535).round().astype(np.uint16)).save(folder / "depth.png")
     (folder / "metadata.json").write_text(json.dumps({"depth_space": "disparity"}))
-    condition = read_condition(folder / "depth.png", EXACT)
-    assert condition.note is None
-    np.testing.assert_allclose(condition.array, depth, atol=1e-4)
+    assert read(folder / "depth.png", EXACT).note is None
+    np.testing.assert_allclose(understood(folder / "depth.png", EXACT), depth, atol=1e-4)
     with pytest.raises(UserError, match="holds relative disparity, this model takes relative depth"):
-        read_condition(folder / "depth.png", EXACT.replace(space="depth"))
+        read(folder / "depth.png", EXACT.replace(space="depth"))
 
 
 def test_dataset_depth_is_metric_without_a_note(tmp_path):
@@ -101,23 +107,22 @@ def test_dataset_depth_is_metric_without_a_note(tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "dataset.json").write_text("{}")
     Image.fromarray(np.array([[1000, 2000], [4000, 0]], dtype=np.uint16)).save(folder / "0.png")
-    condition = read_condition(folder / "0.png", EXACT)
-    assert condition.note is None
-    np.testing.assert_allclose(condition.array, [[1.0, 1 / 3], [0.0, 0.0]], atol=1e-6)
+    assert read(folder / "0.png", EXACT).note is None
+    np.testing.assert_allclose(understood(folder / "0.png", EXACT), [[1.0, 1 / 3], [0.0, 0.0]], atol=1e-6)
 
 
 def test_negative_distances_are_refused_and_relative_ones_are_not(tmp_path):
     np.save(tmp_path / "d.npy", np.array([[-1.0, 2.0], [3.0, -4.0]]))
     with pytest.raises(UserError, match=r"d\.npy: 2 of 4 pixels are negative: .*--depth_values relative"):
-        read_condition(tmp_path / "d.npy", EXACT)
-    relative = read_condition(tmp_path / "d.npy", EXACT, "relative").array
+        read(tmp_path / "d.npy", EXACT)
+    relative = understood(tmp_path / "d.npy", EXACT, depth_values="relative")
     np.testing.assert_allclose(relative, np.array([[3, 6], [7, 0]]) / 7, atol=1e-6)
 
 
 def test_depth_values_option_wins(tmp_path):
     np.save(tmp_path / "d.npy", np.array([[0.5, 1.0], [0.25, 0.125]]))
-    relative = read_condition(tmp_path / "d.npy", EXACT, "relative").array
-    metric = read_condition(tmp_path / "d.npy", EXACT, "metric").array
+    relative = understood(tmp_path / "d.npy", EXACT, depth_values="relative")
+    metric = understood(tmp_path / "d.npy", EXACT, depth_values="metric")
     assert relative.argmax() == 1
     assert metric.argmax() == 3  # nearest = largest disparity
 
@@ -127,12 +132,12 @@ def test_nan_is_counted(tmp_path):
     depth[0, :3] = np.nan
     np.save(tmp_path / "d.npy", depth)
     with pytest.raises(UserError, match="3 of 16 pixels are NaN or infinite"):
-        read_condition(tmp_path / "d.npy", DEPTH)
+        read(tmp_path / "d.npy", DEPTH)
     normal = np.zeros((4, 4, 3))
     normal[1, 1, 0] = np.inf
     np.save(tmp_path / "n.npy", normal)
     with pytest.raises(UserError, match="1 of 16 pixels"):
-        read_condition(tmp_path / "n.npy", MODALITIES["normal"])
+        read(tmp_path / "n.npy", MODALITIES["normal"])
 
 
 def test_normal_png_and_npy_agree(tmp_path):
@@ -140,8 +145,8 @@ def test_normal_png_and_npy_agree(tmp_path):
     np.save(tmp_path / "n.npy", vectors)
     Image.fromarray(((vectors + 1) / 2 * 255).round().astype(np.uint8)).save(tmp_path / "n.png")
     np.testing.assert_allclose(
-        read_condition(tmp_path / "n.png", MODALITIES["normal"]).array,
-        read_condition(tmp_path / "n.npy", MODALITIES["normal"]).array,
+        understood(tmp_path / "n.png", MODALITIES["normal"]),
+        understood(tmp_path / "n.npy", MODALITIES["normal"]),
         atol=1 / 127,
     )
 
@@ -150,14 +155,14 @@ def test_unknown_label_names_the_file(tmp_path):
     modality = MODALITIES["segmentation"].replace(classes=[{"id": 0, "name": "floor", "color": [0, 0, 0]}])
     _image(tmp_path / "s.png", color=7)
     with pytest.raises(UserError, match=r"s\.png: .*unknown label 7"):
-        read_condition(tmp_path / "s.png", modality)
+        read(tmp_path / "s.png", modality)
 
 
 @pytest.mark.parametrize("name", ["depth", "segmentation"])
 def test_colour_picture_is_no_map(tmp_path, name):
     Image.new("RGB", (4, 4)).save(tmp_path / "vis.png")
     with pytest.raises(UserError, match="one channel"):
-        read_condition(tmp_path / "vis.png", MODALITIES[name])
+        read(tmp_path / "vis.png", MODALITIES[name])
 
 
 def test_condition_round_trips_through_the_codec(tmp_path):
@@ -165,7 +170,7 @@ def test_condition_round_trips_through_the_codec(tmp_path):
     depth = rng.random((16, 16), dtype=np.float32)
     np.save(tmp_path / "d.npy", depth)
     codec = build_codec(DEPTH)
-    once = read_condition(tmp_path / "d.npy", DEPTH).array
+    once = understood(tmp_path / "d.npy", DEPTH)
     again = codec.decode(codec.encode(once, relative=True)[None])[0]
     # Reading clips at the quantiles; clipping twice moves them by less than one of the 256 pixels.
     np.testing.assert_allclose(again, once, atol=1e-3)

@@ -25,14 +25,14 @@ class Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def options_of(full: bool) -> dict[str, object]:
+def options_of(full: bool, b: int = B, n: int = N, d: int = D) -> dict[str, object]:
     if not full:
         return {}
     generator = torch.Generator().manual_seed(1)
-    weights = [1 + 0.3 * torch.randn(D, generator=generator) for _ in range(2)]
-    tables = tuple(torch.randn(N, D, generator=generator) for _ in range(2))
-    mask = torch.rand(B, N, generator=generator) > 0.3
-    mask[0] = False
+    weights = [1 + 0.3 * torch.randn(d, generator=generator) for _ in range(2)]
+    tables = tuple(torch.randn(n, d, generator=generator) for _ in range(2))
+    mask = torch.rand(b, n, generator=generator) > 0.3
+    mask[: b - 1] = False
     return {"q_weight": weights[0], "k_weight": weights[1], "rope": tables, "key_mask": mask, "scale": 0.3}
 
 
@@ -61,10 +61,8 @@ def test_it_is_attention_of_the_views(dtype: torch.dtype, full: bool) -> None:
 
 def attend(x: Tensor, projection: nn.Linear, backend: str, is_packed: bool) -> Tensor:
     qkv = projection(x).view(B, N, 3, H, D)
-    if is_packed:
-        y = attention_packed(qkv, backend=backend)
-    else:
-        y = attention(*qkv.permute(2, 0, 3, 1, 4), backend=backend)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    y = attention_packed(qkv, backend=backend) if is_packed else attention(q, k, v, backend=backend)
     return y.transpose(1, 2).flatten(2)
 
 
@@ -86,8 +84,8 @@ def test_the_backward_stacks_and_copies_nothing() -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_opcheck(full: bool) -> None:
-    qkv = torch.randn(B, N, 3, H, D, requires_grad=True)
-    options = options_of(full)
+    qkv = torch.randn(1, 5, 3, 2, 8, requires_grad=True)
+    options = options_of(full, 1, 5, 8)
     cos, sin = options.get("rope", (None, None))  # type: ignore[misc]
     arguments = (qkv, options.get("q_weight"), options.get("k_weight"), cos, sin, options.get("key_mask"), 0.3)
     torch.library.opcheck(packed.attention_packed_forward, arguments)
@@ -121,3 +119,16 @@ def test_one_graph() -> None:
         grads.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
     for eager, traced in zip(*grads, strict=True):
         assert torch.equal(eager, traced)
+
+
+def test_forward_mode_is_that_of_the_views() -> None:
+    qkv, tangent = torch.randn(2, B, N, 3, H, D)
+    outs = [
+        torch.func.jvp(function, (qkv,), (tangent,))
+        for function in (
+            lambda x: attention_packed(x, backend="triton"),
+            lambda x: attention(*x.permute(2, 0, 3, 1, 4), backend="triton"),
+        )
+    ]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outs, strict=True))
+    assert outs[0][1].square().sum() > 0

@@ -16,8 +16,7 @@ from mmdit.data.check import check_dataset
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import read_dataset_info, read_manifest
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities import MODALITIES, build_codec
 from mmdit.sources.hypersim.camera import camera_normals, camera_rays, planar_depth, tone_map
 from mmdit.sources.hypersim.dataset import import_hypersim
 from mmdit.storage.lock import FolderLock
@@ -91,7 +90,10 @@ def test_import_against_closed_forms(tmp_path):
     samples = read_manifest(info, "train")
     assert [sample.id for sample in samples] == [f"ai_001_001/cam_00/{i:04d}" for i in range(3)]
     for sample in samples:
-        raw = {name: load_raw(path, MODALITIES[name], info.depth_scale) for name, path in sample.files.items()}
+        raw = {
+            name: build_codec(MODALITIES[name]).read(path, {"depth_scale": info.depth_scale}).values
+            for name, path in sample.files.items()
+        }
         assert raw["depth"][0, 0] == 0
         valid = np.ones((HEIGHT, WIDTH), bool)
         valid[0, 0] = False
@@ -125,7 +127,11 @@ def test_rays_of_a_scene_with_a_shifted_lens(tmp_path):
         writer.writeheader()
         writer.writerow(row)
     import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
-    found = load_raw(tmp_path / "out/train/depth/ai_001_001/cam_00/0000.png", MODALITIES["depth"])
+    found = (
+        build_codec(MODALITIES["depth"])
+        .read(tmp_path / "out/train/depth/ai_001_001/cam_00/0000.png", {"depth_scale": 0.001})
+        .values
+    )
     np.testing.assert_allclose(found[1:], depth[1:], atol=0.00051)
     (tmp_path / "hypersim/metadata_camera_parameters.csv").unlink()
     with pytest.raises(UserError, match="holds frames of another request"):
@@ -218,7 +224,10 @@ def test_rows_of_the_orientations_are_those_of_the_table_beside_them(tmp_path):
     assert import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0).num_samples == {"train": 2}
     for number in (0, 2):
         path = tmp_path / f"out/train/normal/ai_001_001/cam_00/{number:04d}.png"
-        assert np.abs(load_raw(path, MODALITIES["normal"])[1:] - NORMAL).max() < 0.005
+        assert (
+            np.abs(build_codec(MODALITIES["normal"]).read(path, {"depth_scale": 0.001}).values[1:] - NORMAL).max()
+            < 0.005
+        )
     _save(detail / "camera_keyframe_frame_indices.hdf5", np.array([2, 7]))
     report = import_hypersim(tmp_path / "hypersim", tmp_path / "other", num_workers=0)
     assert [problem.id[-4:] for problem in report.bad] == ["0000"]
@@ -234,7 +243,11 @@ def test_preview_where_there_is_no_radiance(tmp_path):
         images / "scene_cam_00_final_preview/frame.0000.tonemap.jpg", quality=100
     )
     import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
-    rgb = load_raw(tmp_path / "out/train/rgb/ai_001_001/cam_00/0000.png", MODALITIES["rgb"])
+    rgb = (
+        build_codec(MODALITIES["rgb"])
+        .read(tmp_path / "out/train/rgb/ai_001_001/cam_00/0000.png", {"depth_scale": 0.001})
+        .values
+    )
     assert np.abs(rgb.astype(int) - (10, 120, 240)).max() <= 3
 
 

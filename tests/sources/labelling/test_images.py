@@ -4,7 +4,9 @@ from PIL import Image
 
 from mmdit.data.transforms import JointTransform, crop_and_resize
 from mmdit.errors import UserError
-from mmdit.sources.labelling.images import LABELLING_SIDE, ImagesToLabel, find_images, fit_labels, unit_vectors
+from mmdit.modalities.normal import unit_vectors
+from mmdit.modalities.rgb import RGBCodec
+from mmdit.sources.labelling.images import LABELLING_SIDE, ImagesToLabel, find_images, fit_labels
 
 
 def _save(path, size=(6, 4)):
@@ -51,7 +53,7 @@ def test_what_is_stored_and_what_is_labelled_show_the_same_box(tmp_path, pixels)
     picture = pixels(0, 40, 60)
     Image.fromarray(picture).save(tmp_path / "a.png")
     (item,) = ImagesToLabel(find_images(tmp_path), size=16)
-    expected = crop_and_resize(picture, JointTransform(16).draw(40, 60), "area")
+    expected = crop_and_resize(picture, JointTransform(16).draw(40, 60), RGBCodec())
     np.testing.assert_array_equal(item.rgb, expected)
     np.testing.assert_array_equal(item.view, picture[:, 10:50])
     (whole,) = ImagesToLabel(find_images(tmp_path))

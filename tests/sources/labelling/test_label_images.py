@@ -19,8 +19,7 @@ from mmdit.data.check import check_dataset
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import read_dataset_info, read_manifest, relative_depth_space
 from mmdit.errors import UserError
-from mmdit.modalities.modality import MODALITIES
-from mmdit.modalities.raw import load_raw
+from mmdit.modalities import MODALITIES, build_codec
 from mmdit.sources.labelling.launcher import label_images
 from mmdit.sources.labelling.settings import LabellerSettings, MaskSettings
 from mmdit.sources.labelling.table import load_labellers
@@ -103,7 +102,10 @@ def test_classes_sizes_and_labels_of_each_image(depth_anything, mask2former, ima
         ("n02/b", 1),
     ]
     for sample in samples:
-        raw = {name: load_raw(path, MODALITIES[name], info.depth_scale) for name, path in sample.files.items()}
+        raw = {
+            name: build_codec(MODALITIES[name]).read(path, {"depth_scale": info.depth_scale}).values
+            for name, path in sample.files.items()
+        }
         (depth,), (labels,) = (labeller.label([raw["rgb"]], [sample.id]) for labeller in labellers)
         if sample.id != "n02/a":  # a JPEG is decoded once more by the PNG's reader: the same pixels too
             np.testing.assert_array_equal(raw["rgb"], np.asarray(Image.open(next(image_folder.glob(sample.id + ".*")))))

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
-from mmdit.modalities.codecs import DepthCodec
+from mmdit.modalities.depth import DepthCodec
 from mmdit.sources.labelling.depth import RELATIVE_RANGE, RELATIVE_SCALE, from_disparity, from_relative_depth
 from mmdit.sources.labelling.marigold import seed_of
 from mmdit.sources.labelling.segmentation import NUM_SEGMENTS, paint_segments

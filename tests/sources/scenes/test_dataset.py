@@ -19,6 +19,8 @@ from PIL import Image
 
 from mmdit.data.check import check_dataset
 from mmdit.errors import UserError
+from mmdit.sources.processes import map_in_processes
+from mmdit.sources.scenes import dataset as dataset_module
 from mmdit.sources.scenes.dataset import (
     DEPTH_SCALE,
     MODALITIES,
@@ -30,6 +32,7 @@ from mmdit.sources.scenes.dataset import (
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, category_of, sample_layout, silhouette
 from mmdit.sources.scenes.render import render_layout
 from mmdit.sources.scenes.shapes import CATEGORIES, category_mesh
+from mmdit.storage.lock import FolderLock
 
 NUM_SCENES = 10  # one block: every category once
 FLOOR, WALL = 0, 1
@@ -295,7 +298,8 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, t
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 400
-    while len(list(copy.glob("train/segmentation/0*.png"))) < 6:
+    manifest = copy / "train" / "manifest.jsonl"  # it waits for the first scene, which one worker may be slow with
+    while not manifest.exists() or len(list(copy.glob("train/segmentation/0*.png"))) < 6:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -308,7 +312,7 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, t
         time.sleep(0.05)
 
     # What the manifest lists by then is complete, so training can start on it.
-    rows = [json.loads(line) for line in (copy / "train" / "manifest.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert rows
     assert all((copy / "train" / row[modality]).exists() for row in rows for modality in MODALITIES)
     reference = files_of(dataset)
@@ -318,6 +322,8 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, t
     report = render_dataset(copy, num_samples=NUM_SCENES, seed=3, num_workers=0)
     assert report.num_skipped > 0
     finished = files_of(copy)
+    listed = "train/manifest.jsonl"
+    assert finished.pop(listed).startswith(reference.pop(listed)), "it may list more: the killed run was to render 500"
     assert {name: finished[name] for name in reference} == reference
 
 
@@ -346,6 +352,9 @@ def test_refuses_a_folder_of_something_else(tmp_path):
         ({"size": 32}, "size 32: must be at least 64"),
         ({"size": 100}, "divisible by 8"),
         ({"num_samples": 0}, "num_samples 0"),
+        ({"num_samples": 10**9}, "num_samples 1000000000: must be at least 1 and at most 100000000"),
+        ({"size": 10**6}, "at most 4096"),
+        ({"num_workers": 10**9}, "num_workers 1000000000"),
         ({"seed": -1}, "seed -1"),
         ({"split": "../elsewhere"}, "split '../elsewhere'"),
         ({"num_workers": -1}, "num_workers -1"),
@@ -356,3 +365,47 @@ def test_refuses_values_out_of_range(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         render_dataset(tmp_path / "data", **arguments)
     assert not (tmp_path / "data").exists()
+
+
+def test_a_second_rendering_into_the_folder_is_refused(dataset):
+    before = files_of(dataset)
+    with (
+        FolderLock(dataset, "mmdit data render"),
+        pytest.raises(UserError, match=r"'mmdit data render' \(process \d+ on .*\) is writing here"),
+    ):
+        render_dataset(dataset, num_samples=NUM_SCENES + 1, seed=3, num_workers=0)
+    assert files_of(dataset) == before
+
+
+def test_very_many_scenes_begin_at_once(tmp_path, monkeypatch):
+    """10^8 scenes: the first is on its way before anything is listed, in workers and without."""
+    taken = []
+
+    def items():
+        for number in range(10**8):
+            taken.append(number)
+            yield number
+
+    results = map_in_processes(abs, items(), 0)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(taken) == 3
+    results = map_in_processes(abs, items(), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert len(taken) < 100
+    results.close()
+
+
+def test_the_manifest_is_written_ever_more_rarely_and_never_shrinks(dataset, tmp_path, monkeypatch):
+    copy = tmp_path / "data"
+    shutil.copytree(dataset, copy)
+    (copy / "train/rgb/000000.png").unlink()
+    counts = []
+    write = dataset_module._write_manifest
+    monkeypatch.setattr(dataset_module, "MANIFEST_EVERY", 2)
+    monkeypatch.setattr(
+        dataset_module,
+        "_write_manifest",
+        lambda w, seed, split, count: (counts.append(count), write(w, seed, split, count)),
+    )
+    render_dataset(copy, num_samples=NUM_SCENES + 5, seed=3, num_workers=0)
+    assert counts == [NUM_SCENES + 2, NUM_SCENES + 4, NUM_SCENES + 5]

@@ -12,8 +12,9 @@ from mmdit.sources.scenes.layout import CATEGORY_NAMES, colour_distance, footpri
 from mmdit.sources.scenes.subjects import (
     OPPOSITE,
     RELATIONS,
+    alone_scenes,
+    block_relations,
     block_subjects,
-    pair_relation,
     sample_subject_layout,
 )
 
@@ -37,9 +38,9 @@ def test_a_function_of_its_arguments():
     assert sample_subject_layout(5, "train", 7) != sample_subject_layout(6, "train", 7)
 
 
-def test_each_subject_is_met_three_times_with_the_same_look(layouts):
+def test_each_subject_is_met_six_times_with_the_same_look(layouts):
     seen = Counter(number for layout in layouts for number in layout.subjects)
-    assert set(seen.values()) == {3}
+    assert set(seen.values()) == {6}
     looks: dict[int, set] = {}
     poses: dict[int, set] = {}
     for layout in layouts:
@@ -48,13 +49,21 @@ def test_each_subject_is_met_three_times_with_the_same_look(layouts):
             looks.setdefault(number, set()).add((placed.category, proportions, placed.material))
             poses.setdefault(number, set()).add((placed.yaw_degrees, placed.scale))
     assert all(len(look) == 1 for look in looks.values())
-    assert all(len(pose) == 3 for pose in poses.values())
+    assert all(len(pose) == 6 for pose in poses.values())
+
+
+def test_every_subject_has_a_picture_of_its_own(layouts):
+    for number in {number for layout in layouts for number in layout.subjects}:
+        scenes = [layouts[index] for index in alone_scenes(number)]
+        assert [layout.subjects for layout in scenes] == [(number,)] * 2
+        assert len(scenes[1].objects) == 1
+    assert any(len(layout.objects) > len(layout.subjects) for layout in layouts)
 
 
 def test_relations_in_equal_shares(layouts):
     counts = Counter(layout.relation for layout in layouts)
     assert counts == {None: NUM_SCENES // 2} | dict.fromkeys(RELATIONS, NUM_SCENES // 8)
-    assert {pair_relation(5, "train", k) for k in range(4)} == set(RELATIONS)
+    assert [sorted(block_relations(5, "train", block)) for block in range(10)] == [sorted(RELATIONS)] * 10
     assert all(OPPOSITE[OPPOSITE[name]] == name for name in RELATIONS)
 
 

@@ -1,0 +1,77 @@
+"""Modalities that the user gives by file: ``--depth F`` and its like, and ``--given NAME=FILE`` for any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdit.cli.common.inputs import read_condition
+from mmdit.cli.common.model import note
+from mmdit.errors import UserError, unknown_name
+from mmdit.modalities import Reading
+from mmdit.modalities.orientation import turn_together
+from mmdit.modalities.stored import regular_size
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+
+def given_files(options: Mapping[str, Path | None], given: Sequence[str] | None) -> dict[str, Path]:
+    """Collect the files of all given modalities, by name, in the order of the options and then as they stand.
+
+    Args:
+        options: the modality of each fixed option -> its value.
+        given: ``NAME=FILE`` each.
+
+    Raises:
+        UserError: no NAME=FILE, a modality that is given twice, or what is no file.
+    """
+    files: dict[str, Path] = {}
+    typed: dict[str, str] = {}
+    for name, path in options.items():
+        if path is not None:
+            files[name], typed[name] = path, f"--{name} {path}"
+    for entry in given or ():
+        name, mark, path_text = entry.partition("=")
+        if not mark or not name or not path_text:
+            raise UserError(f"--given {entry!r}: give NAME=FILE, such as --given edges=edges.png")
+        if name in files:
+            raise UserError(f"--given {entry}: {name} is given twice, also by {typed[name]}: leave one out")
+        files[name], typed[name] = Path(path_text).expanduser(), f"--given {entry}"
+    for name, path in files.items():
+        if not path.is_file():
+            prefix = typed[name].removesuffix(str(path))
+            try:
+                regular_size(path)
+            except UserError as error:
+                raise UserError(f"{prefix if prefix != typed[name] else typed[name] + ': '}{error}") from None
+    return files
+
+
+def read_given(
+    files: Mapping[str, Path], pipe: MultimodalDiTPipeline, model: str, options: Mapping[str, Any]
+) -> dict[str, Reading]:
+    """Read given modalities for the pipeline, and print what was guessed about them.
+
+    Args:
+        files: modality -> path.
+        pipe: the model that takes them; model: its name as the user typed it.
+        options: how files are read, such as ``depth_values``.
+
+    Raises:
+        UserError: a modality that the model lacks, all of its modalities, a bad file, or maps that differ in size.
+    """
+    for name in files:
+        if name not in pipe.modalities:
+            raise UserError(f"--model {model!r}: {unknown_name('modality', name, pipe.modalities)}")
+    if files and len(files) == len(pipe.modalities):
+        raise UserError(f"all modalities are given ({', '.join(files)}): leave out at least one to be generated")
+    readings = {name: read_condition(path, pipe.codecs[name], options) for name, path in files.items()}
+    readings = turn_together(readings, pipe.codecs)
+    if len({reading.values.shape[:2] for reading in readings.values()}) > 1:
+        sizes = ((name, *reading.values.shape[:2]) for name, reading in readings.items())
+        listed = ", ".join(f"--{name} {width} x {height}" for name, height, width in sizes)
+        raise UserError(f"the given maps differ in size (width x height): {listed}; give aligned maps of one size")
+    for reading in readings.values():
+        if reading.note:
+            note(reading.note)
+    return readings

@@ -1,0 +1,259 @@
+"""Depth along the optical axis, as an affine-invariant map."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdit.errors import UserError, unknown_name
+from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
+from mmdit.modalities.files import npy, png
+from mmdit.modalities.reading import Reading
+from mmdit.modalities.stored import Stored
+from mmdit.names import DEPTH_SPACES
+from mmdit.storage.json_text import quoted
+
+DEPTH_SCALE = 0.001
+DEPTH_VALUES = ("auto", "metric", "relative", "near_white")
+# Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
+DEPTH_SPACE_KEY = "mmdit_depth_space"
+MAX_UNITS = 65535  # of a 16-bit image
+_NOT_8_BITS = (
+    "has 8 bits, a picture of depth and no distances: must be one channel, 16-bit PNG (metres = value x depth_scale) "
+    "or float .npy (metres)"
+)
+# Rising lightness, so that order survives greyscale and colour-blind eyes: far is dark blue, near is pale yellow.
+_COLORS = np.array(
+    [
+        (12, 10, 48),
+        (58, 20, 110),
+        (112, 30, 122),
+        (166, 44, 106),
+        (214, 72, 78),
+        (244, 118, 52),
+        (252, 178, 70),
+        (252, 244, 176),
+    ]
+)
+
+
+class DepthCodec(Codec, name="depth"):
+    """Depth as an affine-invariant map: each image's own quantiles become -1 and 1, and values beyond are clipped.
+
+    Args:
+        space: "disparity" (1 / metres; near = 1) or "depth" (metres; far = 1).
+        quantiles: (low, high) of an image's valid pixels in that space, from 0 to 1.
+
+    ``encode`` reads z-depth in metres, where 0, negative and non-finite values are invalid; they are filled with the
+    far end. With ``relative=True`` it reads a map that is already in the codec's space and known up to scale and shift,
+    like the output of ``decode``: there 0 is a value, and only non-finite pixels are invalid.
+    ``decode`` gives relative values in [0, 1] in the codec's space.
+
+    Reading takes two options. ``depth_scale``: the file is a dataset's, metres per unit of its image; it is metric.
+    ``depth_values``: what any other holds, one of ``DEPTH_VALUES``: "metric" (distances in any unit, 0 = invalid);
+    "relative" (the codec's own space, any scale and shift); "near_white" (relative, near = large); "auto": our own files
+    are relative, datasets' are metric, and so are images of 16 bits and whole numbers; 8 bits, and floats that all lie
+    in [0, 1], are relative. What "auto" guesses about a file is said in the reading's ``note``.
+    """
+
+    what: ClassVar[str] = "a depth map"
+    metric: ClassVar[str] = "depth"
+
+    def __init__(self, space: str = "disparity", quantiles: Sequence[float] = (0.02, 0.98)) -> None:
+        if space not in DEPTH_SPACES:
+            raise unknown_name("depth space", space, DEPTH_SPACES)
+        if len(quantiles) != 2 or not 0 <= quantiles[0] < quantiles[1] <= 1:
+            raise UserError(f"depth quantiles are {list(quantiles)}: give two rising numbers from 0 to 1")
+        self.space = space
+        self.quantiles = (float(quantiles[0]), float(quantiles[1]))
+
+    def encode(self, raw: Raw, relative: bool = False) -> Tensor:
+        array = self.as_array(raw)
+        if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+            raise UserError(f"a depth map has type {array.dtype}: give numbers")
+        values = array.astype(np.float64)
+        valid = np.isfinite(values) if relative else np.isfinite(values) & (values > 0)
+        if not valid.any():
+            raise UserError(
+                "a depth map has no valid pixel: "
+                + ("all are NaN or infinite" if relative else "all are 0, NaN or infinite")
+            )
+        inverted = self.space == "disparity"
+        if inverted and not relative:
+            values = np.divide(1.0, values, out=np.zeros_like(values), where=valid)
+        low, high = np.quantile(values[valid], self.quantiles)
+        scaled = np.zeros_like(values)  # a constant map has no scale; it sits in the middle
+        if high - low > 1e-7 * max(abs(low), abs(high)):
+            scaled = 2 * (values - low) / (high - low) - 1
+        scaled = np.where(valid, scaled, -1.0 if inverted else 1.0)
+        return torch.from_numpy(scaled.clip(-1, 1).astype(np.float32)).expand(3, -1, -1).contiguous()
+
+    def encode_reading(self, reading: Reading) -> Tensor:
+        return self.encode(reading.values, relative=reading.relative)
+
+    def decode(self, images: Tensor) -> np.ndarray:
+        return ((check_images(images).mean(dim=1).clamp(-1, 1) + 1) / 2).cpu().numpy()
+
+    # ---- reading
+
+    def interpret(self, stored: Stored, options: Mapping[str, Any] = NOTHING) -> Reading:
+        reading = super().interpret(stored, options)
+        if "depth_scale" in options:
+            return self._of_dataset(stored, reading, float(options["depth_scale"]))
+        asked = options.get("depth_values", "auto")
+        if asked not in DEPTH_VALUES:
+            raise unknown_name("depth_values", asked, DEPTH_VALUES)
+        kind, space, known = self._guess(stored, reading.values) if asked == "auto" else (asked, None, True)
+        if kind == "relative":
+            space = space or self._marked_space(stored)
+            if space is not None and space != self.space:
+                raise stored.error(
+                    f"holds relative {space}, this model takes relative {self.space}: give depth in metres, or "
+                    "depth_values near_white or relative of a file without that mark"
+                )
+        values = reading.values
+        if kind == "near_white" and self.space == "depth":
+            values = -values.astype(np.float64)
+        note = None
+        if not known:
+            read_as = f"relative {self.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
+            prefix, dashes = (f"{stored.where}: ", "--") if stored.where else ("", "")
+            note = f"{prefix}read as {read_as}; {dashes}depth_values can say otherwise"
+        return reading.replace(values=values, relative=kind != "metric", note=note)
+
+    def from_image(self, stored: Stored) -> np.ndarray:
+        return self.pixels_of(stored, 16)
+
+    def from_array(self, stored: Stored) -> np.ndarray:
+        array = stored.array
+        if array is not None and array.dtype == bool:
+            raise stored.error(f"holds {array.dtype} {array.shape}; give numbers of shape {self.shape_words()}")
+        return super().from_array(stored)
+
+    def _of_dataset(self, stored: Stored, reading: Reading, scale: float) -> Reading:
+        """Metres, float32: an image of whole numbers is scaled, floats are as they are."""
+        if self._marked_space(stored) is not None:
+            raise stored.error("holds relative depth (it is a result of this program): give depth in metres")
+        values = reading.values
+        if values.dtype in (np.uint8, np.bool_) and stored.image is not None:
+            raise stored.error(_NOT_8_BITS)
+        metres = values.astype(np.float32)
+        if stored.image is not None and values.dtype.kind != "f":
+            metres = metres * np.float32(scale)
+        return reading.replace(values=metres)
+
+    def _guess(self, stored: Stored, values: np.ndarray) -> tuple[str, str | None, bool]:
+        """("relative" | "metric", the space of a relative map if it is known, whether this is known and no guess)."""
+        if (space := self._marked_space(stored)) is not None:
+            return "relative", space, True
+        path = stored.path
+        if path is not None:
+            folder = path.resolve().parent
+            if path.name in self.file_names() and (folder / "metadata.json").is_file():
+                return "relative", self._space_beside(folder / "metadata.json"), True
+            if folder.name == self.name and (folder.parents[1] / "dataset.json").is_file():
+                return "metric", None, True
+        of_program = stored.image is None and path is None  # an array: the pipeline's documentation says which is which
+        dtype = values.dtype if stored.array is None else stored.array.dtype  # reading a file makes floats of numbers
+        if dtype == np.uint8:
+            return "relative", None, of_program
+        finite = values[np.isfinite(values)] if dtype.kind == "f" else values[:0]
+        within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
+        return "relative" if within else "metric", None, of_program
+
+    def _marked_space(self, stored: Stored) -> str | None:
+        return stored.text.get(DEPTH_SPACE_KEY)
+
+    def _space_beside(self, metadata: Path) -> str | None:
+        try:
+            found = json.loads(metadata.read_text(encoding="utf-8")).get(f"{self.name}_space")
+        except (ValueError, OSError, AttributeError, RecursionError):
+            return None
+        return found if isinstance(found, str) else None
+
+    # ---- judging
+
+    def check(self, reading: Reading) -> list[str]:
+        array = reading.values
+        if array.dtype.kind not in "fiu":
+            return [f"holds {array.dtype} of shape {array.shape}: must be one channel, 16-bit PNG or float .npy"]
+        if reasons := self.shape_reasons(array) or non_finite(array):
+            return reasons
+        if reading.relative:
+            return []
+        if array.min() < 0:
+            return [f"{int((array < 0).sum())} pixels are negative, down to {array.min()}: 0 marks an invalid pixel"]
+        return [] if array.max() > 0 else ["no valid pixel: all are 0"]
+
+    def check_given(self, reading: Reading) -> list[str]:
+        reasons, array = super().check_given(reading), reading.values
+        if not reasons and not reading.relative and (negative := int((array < 0).sum())):
+            return [
+                f"{negative} of {array.size} pixels are negative: give distances, 0 = invalid, or --depth_values relative"
+            ]
+        return reasons
+
+    def has_values(self, raw: np.ndarray) -> bool:
+        return bool((np.isfinite(raw) & (raw > 0)).any())
+
+    def as_given(self, raw: np.ndarray) -> np.ndarray | Reading:
+        return Reading(raw, as_seen=True)
+
+    # ---- writing
+
+    def picture(self, raw: np.ndarray) -> np.ndarray:
+        """Colour relative depth in [0, 1]: near is bright in both spaces."""
+        near = raw if self.space == "disparity" else 1 - raw
+        position = np.clip(np.nan_to_num(near), 0, 1) * (len(_COLORS) - 1)
+        knots = np.arange(len(_COLORS))
+        channels = [np.interp(position, knots, _COLORS[:, c]) for c in range(3)]
+        return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+    def truth_picture(self, raw: np.ndarray) -> np.ndarray:
+        return self.picture(self.decode(self.encode(raw)[None])[0])
+
+    def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        """Metres as 16-bit units of ``depth_scale``; invalid where not positive, not finite, or beyond 65535 units."""
+        scale = float(facts.get("depth_scale", DEPTH_SCALE))
+        units = np.round(np.nan_to_num(raw.astype(np.float64), nan=0, posinf=0, neginf=0) / scale)
+        return np.where((units < 1) | (units > MAX_UNITS), 0, units).astype(np.uint16)
+
+    def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        relative = raw.astype(np.float32)
+        units = (np.clip(relative, 0, 1) * MAX_UNITS).round().astype(np.uint16)
+        return {
+            f"{self.name}.npy": npy(relative),
+            f"{self.name}.png": png(units, {DEPTH_SPACE_KEY: self.space}),
+            f"{self.name}_vis.png": png(self.picture(raw)),
+        }
+
+    def file_names(self) -> frozenset[str]:
+        return frozenset({f"{self.name}.npy", f"{self.name}.png", f"{self.name}_vis.png"})
+
+    def metadata(self, raw: np.ndarray) -> dict[str, Any]:
+        return {f"{self.name}_space": self.space}
+
+    @classmethod
+    def option_settings(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        names = {"space": "depth_space", "quantiles": "depth_quantiles"}
+        return {setting: options[option] for setting, option in names.items() if option in options}
+
+    @classmethod
+    def read_facts(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """``depth_scale``: metres per unit of a 16-bit image; missing = millimetres."""
+        scale = values.get("depth_scale")
+        if scale is None:
+            return {"depth_scale": DEPTH_SCALE}, []
+        try:
+            if not isinstance(scale, bool) and isinstance(scale, (int, float)) and 0 < float(scale) < math.inf:
+                return {"depth_scale": float(scale)}, []
+        except OverflowError:
+            pass
+        return {}, [f"'depth_scale' is {quoted(scale)}: give metres per unit, a positive number"]

@@ -1,0 +1,55 @@
+"""OpenEXR files, through the library of that name (extra ``exr``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdit.errors import UserError
+
+_DEPTH_NAMES = ("Z", "depth", "Depth", "Y", "V", "R")
+_VECTOR_NAMES = (("R", "G", "B"), ("X", "Y", "Z"), ("x", "y", "z"))
+
+
+def read_exr(path: Path, channels: int | None) -> np.ndarray:
+    """Read a map (H, W), or (H, W, channels) where ``channels`` is 3, as the file's type of numbers.
+
+    A map is the channel Z, depth, Y, V or R, or the only one; vectors are R, G, B or X, Y, Z. Layers' names before the
+    last dot are passed over.
+
+    Raises:
+        UserError: the library is missing, the file is damaged, or has no such channels.
+    """
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(f"{path}: OpenEXR files need a library: pip install 'multimodal-dit[exr]'") from None
+    from mmdit.modalities.stored import check_pixels
+
+    try:
+        with OpenEXR.File(str(path), separate_channels=True, header_only=True) as file:
+            first, last = file.header()["dataWindow"]
+            height, width = (int(last[i]) - int(first[i]) + 1 for i in (1, 0))
+            check_pixels(path, height, width)
+        with OpenEXR.File(str(path), separate_channels=True) as file:
+            found = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
+    except UserError:
+        raise
+    except Exception as error:  # the library raises anything for a damaged file
+        raise UserError(f"{path}: not a readable OpenEXR file: {' '.join(str(error).split())[:200]}") from None
+    return _choose(path, found, channels)
+
+
+def _choose(path: Path, found: dict[str, Any], channels: int | None) -> np.ndarray:
+    by_name = {name.rpartition(".")[2]: pixels for name, pixels in found.items()}
+    if channels is None:
+        names = [name for name in _DEPTH_NAMES if name in by_name] or (list(by_name) if len(by_name) == 1 else [])
+        if names:
+            return np.asarray(by_name[names[0]])
+    for triple in _VECTOR_NAMES if channels == 3 else ():
+        if all(name in by_name for name in triple):
+            return np.stack([by_name[name] for name in triple], axis=-1)
+    wanted = "Z or one channel" if channels is None else "R, G, B or X, Y, Z"
+    raise UserError(f"{path}: has the channels {', '.join(sorted(found)) or 'none'}: give {wanted}")

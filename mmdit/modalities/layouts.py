@@ -1,0 +1,61 @@
+"""The layouts that people keep images in: one or many, channels first, last, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mmdit.errors import UserError
+from mmdit.modalities.reading import Reading
+from mmdit.modalities.stored import open_stored
+
+
+def shape_words(channels: int | None) -> str:
+    """The shape of a raw array, for messages."""
+    return "(height, width)" if channels is None else f"(height, width, {channels})"
+
+
+def split_values(value: Any, channels: int | None) -> list[Any]:
+    """One value or a batch -> the single values.
+
+    Args:
+        value: a PIL image, a ``Reading``, (H, W[, C]), (C, H, W), (1, H, W), a batch of these, or a list.
+        channels: of one raw array; None = (H, W).
+
+    Returns:
+        PIL images, readings, and arrays (H, W[, C]).
+
+    Raises:
+        UserError: another type or shape, or nothing.
+    """
+    if isinstance(value, Reading | Image.Image):
+        return [value]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        samples = [sample for item in value for sample in split_values(item, channels)]
+    elif isinstance(value, Tensor | np.ndarray):
+        ndim = 2 if channels is None else 3
+        array = _channels_last(open_stored(value).array, channels)
+        if array.ndim not in (ndim, ndim + 1):
+            raise UserError(f"has shape {tuple(value.shape)}: give {shape_words(channels)}, or a batch of them")
+        samples = list(array) if array.ndim == ndim + 1 else [array]
+    else:
+        raise UserError(f"is a {type(value).__name__}: give a PIL image, an array, a tensor, or a list of these")
+    if not samples or any(isinstance(sample, np.ndarray) and sample.size == 0 for sample in samples):
+        raise UserError("is empty: give at least one image")
+    return samples
+
+
+def _channels_last(array: Any, channels: int | None) -> np.ndarray:
+    """(…, C, H, W) as tensors are kept -> (…, H, W, C); one channel, first or last -> (…, H, W)."""
+    wanted = channels or 1
+    if array.ndim < 3:
+        return array
+    if array.shape[-1] != wanted and array.shape[-3] == wanted:
+        array = np.moveaxis(array, -3, -1)
+    if channels is None and array.shape[-1] == 1 and array.ndim <= 4:
+        return array[..., 0]
+    return array

@@ -1,0 +1,106 @@
+"""Surface normals in the camera frame: x right, y up, z towards the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmdit.errors import UserError
+from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
+from mmdit.modalities.files import npy, png
+from mmdit.modalities.orientation import DIRECTIONS
+from mmdit.modalities.reading import Reading
+from mmdit.modalities.stored import Stored
+
+# Rounded to 8 bits a component is off by up to 1/255, truncated by 2/255; the length by up to sqrt(3) of that.
+UNIT_TOLERANCE = 0.015
+
+
+class NormalCodec(Codec, name="normal"):
+    """Surface normals: (H, W, 3) unit vectors in the camera frame, x right, y up, z towards the viewer.
+
+    Input need not be exactly of unit length (8-bit files are not) and is normalised; (0, 0, 0) marks an invalid pixel
+    and stays. Decodes to unit vectors; a vector too short to have a direction becomes (0, 0, 1). Files: 8 bits,
+    (n + 1) / 2 x 255, or floats.
+    """
+
+    what: ClassVar[str] = "a normal map"
+    channels: ClassVar[int | None] = 3
+    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    metric: ClassVar[str] = "normal"
+    reconstruction_term: ClassVar[str | None] = "cosine"
+    bytes_per_pixel: ClassVar[int] = 15
+
+    def encode(self, raw: Raw) -> Tensor:
+        array = self.as_array(raw)
+        if not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"a normal map has type {array.dtype}: give floats, unit vectors in [-1, 1]")
+        values = array.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError("a normal map holds NaN or infinity: give unit vectors, or (0, 0, 0) where there is none")
+        length = np.linalg.norm(values, axis=-1, keepdims=True)
+        if length.max() > 2:
+            raise UserError(f"a normal map holds a vector of length {length.max():.3g}: give unit vectors in [-1, 1]")
+        values = np.divide(values, length, out=np.zeros_like(values), where=length > 1e-2)
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+    def decode(self, images: Tensor) -> np.ndarray:
+        vectors = check_images(images).permute(0, 2, 3, 1)
+        length = vectors.norm(dim=-1, keepdim=True)
+        viewer = torch.tensor([0.0, 0.0, 1.0], device=vectors.device).expand_as(vectors)
+        return torch.where(length > 1e-6, vectors / length.clamp_min(1e-6), viewer).cpu().numpy()
+
+    def flip(self, images: Tensor) -> Tensor:
+        flipped = images.flip(-1)
+        return torch.cat([-flipped[..., :1, :, :], flipped[..., 1:, :, :]], dim=-3)
+
+    def from_image(self, stored: Stored) -> np.ndarray:
+        return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1
+
+    def check(self, reading: Reading) -> list[str]:
+        array = reading.values
+        if reasons := self.shape_reasons(array) or non_finite(array):
+            return reasons
+        with np.errstate(over="ignore"):  # an infinite length is not of unit length
+            lengths = np.linalg.norm(array.astype(np.float32), axis=-1)
+        absent = lengths < UNIT_TOLERANCE
+        wrong = (np.abs(lengths - 1) > UNIT_TOLERANCE) & ~absent
+        if wrong.any():
+            worst = lengths[wrong][np.abs(lengths[wrong] - 1).argmax()]
+            return [f"{int(wrong.sum())} normals are not of unit length: one has {worst:.3f}"]
+        return ["no valid pixel: all are (0, 0, 0)"] if absent.all() else []
+
+    def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        return unit_vectors(super().enlarge(raw, height, width))
+
+    def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        if raw.shape[:2] == (height, width):
+            return raw
+        vectors = super().resize_output(raw, height, width)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+
+    def turn(self, raw: np.ndarray, orientation: int) -> np.ndarray:
+        turned = np.array(super().turn(raw, orientation))
+        turned[..., :2] = turned[..., :2] @ DIRECTIONS[orientation].T.astype(turned.dtype)
+        return turned
+
+    def picture(self, raw: np.ndarray) -> np.ndarray:
+        """(n + 1) / 2 x 255, the layout of datasets."""
+        return ((np.clip(raw, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
+
+    def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        return np.round((raw.astype(np.float64).clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
+
+    def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        return {f"{self.name}.npy": npy(raw.astype(np.float32)), f"{self.name}.png": png(self.picture(raw))}
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Scale (..., 3) to unit length in float32; what is shorter than 1e-3 has no direction and becomes (0, 0, 0)."""
+    vectors = vectors.astype(np.float32)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-3)

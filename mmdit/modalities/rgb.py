@@ -1,0 +1,116 @@
+"""Photographs and other pictures: (H, W, 3) uint8, or floats in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdit.errors import UserError
+from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Output, Raw, check_images
+from mmdit.modalities.files import png
+from mmdit.modalities.reading import Reading
+from mmdit.modalities.stored import Stored
+
+_TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+class RGBCodec(Codec, name="rgb"):
+    """Raw: (H, W, 3) uint8, or floats in [0, 1]. Decodes to uint8."""
+
+    what: ClassVar[str] = "an RGB image"
+    channels: ClassVar[int | None] = 3
+    is_image: ClassVar[bool] = True
+    metric: ClassVar[str] = "psnr"
+    bytes_per_pixel: ClassVar[int] = 3
+    array_files: ClassVar[bool] = False
+
+    def encode(self, raw: Raw) -> Tensor:
+        array = self.as_array(raw)
+        if array.dtype == np.uint8:
+            values = array.astype(np.float32) / 127.5 - 1
+        elif np.issubdtype(array.dtype, np.floating):
+            if reasons := self._range_reasons(array):
+                raise UserError(f"an RGB image of floats {reasons[0]}, or uint8")
+            values = array.astype(np.float32) * 2 - 1
+        else:
+            raise UserError(f"an RGB image has type {array.dtype}: give uint8, or floats in [0, 1]")
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+    def decode(self, images: Tensor) -> np.ndarray:
+        values = (check_images(images).clamp(-1, 1) + 1) * 127.5
+        return values.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+    def from_image(self, stored: Stored) -> np.ndarray:
+        """Any mode -> (H, W, 3) uint8: 16-bit grey is scaled, transparency is laid over white."""
+        image = stored.image
+        assert image is not None
+        if image.mode in DEEP_GREY:
+            values = np.asarray(image).astype(np.float64)
+            top = 65535.0 if values.max(initial=0) > 255 or image.mode != "I" else 255.0
+            return np.round(values.clip(0, top) * (255 / top)).astype(np.uint8)[..., None].repeat(3, axis=2)
+        if image.mode == "F":
+            raise stored.error("an RGB image of 32-bit floats has no known range: save it with 8 or 16 bits")
+        if image.mode in _TRANSPARENT or "transparency" in image.info:
+            image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        return np.asarray(image.convert("RGB"))
+
+    def from_array(self, stored: Stored) -> np.ndarray:
+        assert stored.array is not None
+        return stored.array
+
+    def check(self, reading: Reading) -> list[str]:
+        array = reading.values
+        if array.dtype == np.uint8 and not self.shape_reasons(array):
+            return []
+        return [f"holds {array.dtype} of shape {array.shape}: must be an 8-bit image"]
+
+    def resize(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Lanczos, with antialiasing."""
+        if raw.shape[:2] == (height, width):
+            return raw
+        pixels = raw if raw.dtype == np.uint8 else self.decode(self.encode(raw)[None])[0]
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+    def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        if raw.shape[:2] == (height, width):
+            return raw
+        return np.asarray(Image.fromarray(raw).resize((width, height), Image.Resampling.BILINEAR))
+
+    def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        return self.resize(raw, height, width)
+
+    def from_output(self, values: Any) -> np.ndarray:
+        return (np.asarray(values) * 255).round().astype(np.uint8)
+
+    def output(self, raw: np.ndarray, output_type: str, device: torch.device | str = "cpu") -> Output:
+        """ "pil": images; "np": (N, H, W, 3) in [0, 1]; "pt": (N, 3, H, W) in [0, 1], as in diffusers."""
+        if output_type == "pil":
+            return [Image.fromarray(image) for image in raw]
+        values = raw.astype(np.float32) / 255
+        if output_type == "np":
+            return values
+        return torch.from_numpy(values).to(device).permute(0, 3, 1, 2).contiguous()
+
+    def picture(self, raw: np.ndarray) -> np.ndarray:
+        return raw
+
+    def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        return np.ascontiguousarray(raw)
+
+    def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        return {f"{self.name}.png": png(raw)}
+
+    def file_names(self) -> frozenset[str]:
+        return frozenset({f"{self.name}.png"})
+
+
+def read_picture(path: str | Path) -> np.ndarray:
+    """Read any image as (H, W, 3) uint8; raises UserError like ``Codec.read``."""
+    return RGBCodec().read(path).values

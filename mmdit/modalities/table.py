@@ -1,0 +1,74 @@
+"""The modalities. A new one is an entry here, and a codec of its own where none of these fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mmdit.errors import UserError, unknown_name
+from mmdit.modalities.codec import CODECS, Codec
+from mmdit.modalities.depth import DepthCodec
+from mmdit.modalities.modality import Modality
+from mmdit.modalities.normal import NormalCodec
+from mmdit.modalities.rgb import RGBCodec
+from mmdit.modalities.segmentation import SegmentationCodec
+
+__all__ = [
+    "CODECS",
+    "IMAGE",
+    "MODALITIES",
+    "DepthCodec",
+    "NormalCodec",
+    "RGBCodec",
+    "SegmentationCodec",
+    "build_codec",
+    "build_codecs",
+    "get_modalities",
+]
+
+# The modality that is understood, judged by feature networks, and seen by teachers.
+IMAGE = "rgb"
+
+# Loss weights: MMGen (arXiv 2503.20644). Order: the order of the channels in its checkpoints.
+MODALITIES: dict[str, Modality] = {
+    IMAGE: Modality(IMAGE, codec="rgb", loss_weight=1.0),
+    "depth": Modality(
+        "depth", codec="depth", loss_weight=0.2, settings={"space": "disparity", "quantiles": [0.02, 0.98]}
+    ),
+    "normal": Modality("normal", codec="normal", loss_weight=0.1),
+    "segmentation": Modality("segmentation", codec="segmentation", loss_weight=0.1, settings={"classes": None}),
+}
+
+
+def get_modalities(names: Iterable[str]) -> dict[str, Modality]:
+    """Look names up in ``MODALITIES``, keeping their order. Raises UserError for an unknown name."""
+    chosen = {}
+    for name in names:
+        if name not in MODALITIES:
+            raise unknown_name("modality", name, MODALITIES)
+        chosen[name] = MODALITIES[name]
+    return chosen
+
+
+def codec_class(modality: Modality) -> type[Codec]:
+    """Return the class of a modality's codec. Raises UserError for an unknown one."""
+    if modality.codec not in CODECS:
+        raise unknown_name("codec", modality.codec, CODECS)
+    return CODECS[modality.codec]
+
+
+def build_codec(modality: Modality) -> Codec:
+    """Build the codec that a modality names, with its settings; UserError for an unknown codec or setting."""
+    made = codec_class(modality)
+    try:
+        codec = made(**modality.settings)
+    except TypeError as error:
+        raise UserError(
+            f"modality {modality.name!r}: settings {dict(modality.settings)} do not fit its codec: {error}"
+        ) from None
+    codec.name = modality.name
+    return codec
+
+
+def build_codecs(modalities: Mapping[str, Modality]) -> dict[str, Codec]:
+    """Build the codecs of several modalities, by name."""
+    return {name: build_codec(modality) for name, modality in modalities.items()}
