@@ -1,4 +1,4 @@
-"""The one exception that means "your input is wrong": the command line prints it as one line and exits with 2."""
+"""The one exception that means "your input is wrong", which the command line prints as one line; and others' errors as one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ class UserError(ValueError):
     def __str__(self) -> str:
         text = super().__str__()  # torch raises a loader process's error again with its whole traceback as the message
         return text.rpartition(f"{__name__}.UserError: ")[2].strip() if text.startswith("Caught UserError in") else text
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception of a library says, without the pages that some add: its first line, or its type's name.
+
+    A first line that announces the next ones (it ends with a colon) has the second line after it.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """All that an exception says, as one line: for those that say where something is wrong at their end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 
 
 def launch(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:
@@ -19,7 +19,8 @@ def launch(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"accelerator {accelerator!r} with {devices} devices can't be used here: {reason}") from error
+        raise UserError(
+            f"accelerator {accelerator!r} with {devices} devices can't be used here: {one_line(error)}"
+        ) from error
     fabric.launch()
     return fabric

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "mmdit"
 BASE = frozenset(
     {
         "mmdit.errors",
+        "mmdit.bounds",
         "mmdit.names",
         "mmdit.hub",
         "mmdit.progress",
@@ -35,6 +36,7 @@ def _areas(*names: str) -> set[str]:
 # area -> what it may import besides itself, BASE, and other people's packages
 ALLOWED = {
     "mmdit.errors": set(),
+    "mmdit.bounds": _areas("errors"),
     "mmdit.names": set(),
     "mmdit.hub": set(),
     "mmdit.progress": set(),

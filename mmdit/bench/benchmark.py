@@ -14,22 +14,23 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 
 from mmdit.bench import official, speed
+from mmdit.bounds import check_bounds
 from mmdit.data.datamodule import StepSampler, make_loader
 from mmdit.data.latents import LatentShards
 from mmdit.data.random_latents import write_random_latents
 from mmdit.errors import UserError
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.modalities import get_modalities
-from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import TransformerModule
-from mmdit.training.ranges import check_ranges
 from mmdit.training.recipes import build_run
+from mmdit.training.recipes.transformer import make_transformer
 from mmdit.training.run import make_trainer, parameter_count, prepare_network
 
 FEATURE_DIM = 768
+LATENT_CHANNELS = 4
 MODALITIES = ["rgb", "depth", "normal", "segmentation"]
 Report = dict[str, Any]
 
@@ -74,8 +75,7 @@ def benchmark_training(
         UserError: a configuration of something else than a transformer, or settings that don't fit.
     """
     _check_recipe(config)
-    _at_least_one(num_steps=num_steps, num_warmup=num_warmup, latent_size=latent_size, num_classes=num_classes)
-    check_ranges(config)
+    check_bounds(config)
     code = None if against is None else official.OfficialCode(against)
     if code is not None and config.alignment is None:
         raise UserError("--against: the official code always aligns; give the configuration an alignment section")
@@ -157,29 +157,13 @@ def benchmark_sampling(
         against: checkout of the official code, or None.
     """
     _check_recipe(config)
-    _at_least_one(
-        num_images=num_images,
-        num_inference_steps=num_inference_steps,
-        latent_size=latent_size,
-        num_classes=num_classes,
-    )
     dtype = _dtype(config.trainer.precision)
     code = None if against is None else official.OfficialCode(against)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    size = get_size(config.model.size)
-    size.update({key: getattr(config.model, key) for key in size if getattr(config.model, key) is not None})
     names = config.model.modalities or MODALITIES
-    network = MultimodalDiT(
-        modalities=names,
-        sample_size=latent_size,
-        patch_size=config.model.patch_size,
-        mlp_ratio=config.model.mlp_ratio,
-        num_classes=num_classes,
-        qk_norm=config.model.qk_norm,
-        position_embedding=config.model.position_embedding,
-        time_embedding=config.model.time_embedding,
-        prediction=config.objective.prediction,
-        **size,
+    bare = replace(config, alignment=None, model=replace(config.model, pretrained=None, gradient_checkpointing=False))
+    network = make_transformer(
+        bare, modalities=names, num_classes=num_classes, latent_size=latent_size, in_channels=LATENT_CHANNELS
     )
     network = network.to(place, dtype).eval()
     prepare_network(network, config.trainer)
@@ -211,7 +195,7 @@ def benchmark_sampling(
     report["mmdit"] = _time_call(ours, place, num_images, flops, rate)
     if code is not None:
         sample = official.sampler(code, network, place, dtype)
-        noise = torch.randn(num_images, len(names), 4, latent_size, latent_size)
+        noise = torch.randn(num_images, len(names), LATENT_CHANNELS, latent_size, latent_size)
 
         def theirs() -> None:
             sample(noise, torch.tensor(labels), num_inference_steps, guidance_scale)
@@ -223,9 +207,6 @@ def benchmark_sampling(
 
 def benchmark_loader(data: Path | None, split: str = "train", batch_size: int = 256, seconds: float = 2.0) -> Report:
     """Time reading latents from the page cache in one process: ``data``, or 256-pixel random ones of four modalities."""
-    _at_least_one(batch_size=batch_size)
-    if not seconds > 0:
-        raise UserError(f"--seconds is {seconds}: give a number above 0")
     if data is None and split != "train":
         raise UserError(f"--split is {split!r}: the random latents are the split 'train'; name your own with --data")
     with TemporaryDirectory(prefix="mmdit-bench-") as folder:
@@ -271,12 +252,6 @@ def _compare(report: Report, world_size: int = 1) -> None:
 def _check_recipe(config: TrainingConfig) -> None:
     if config.recipe != "transformer":
         raise UserError(f"bench is for recipe 'transformer', the configuration says {config.recipe!r}")
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise UserError(f"--{name} is {value}: give at least 1")
 
 
 def _dtype(precision: str) -> torch.dtype:

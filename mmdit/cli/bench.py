@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber
 from mmdit.errors import UserError
-from mmdit.storage.files import write_atomically
-from mmdit.training.config import (
-    AlignmentConfig,
-    AutoencoderConfig,
-    DataConfig,
-    EMAConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PreviewConfig,
-    TaskConfig,
-    TeacherConfig,
-    TrainerConfig,
-)
+from mmdit.storage.json_object import write_json
+from mmdit.training.config import TrainingConfig
 
 
 def bench_train(
-    num_steps: int = 20,
-    num_warmup: int = 5,
+    num_steps: PositiveInt = 20,
+    num_warmup: PositiveInt = 5,
     random_data: bool | None = None,
-    latent_size: int = 32,
-    num_classes: int = 1000,
+    latent_size: PositiveInt = 32,
+    num_classes: PositiveInt = 1000,
     against: Path | None = None,
     report: Path | None = None,
     output: Path | None = None,
-    recipe: str = "transformer",
-    seed: int = 0,
-    model: ModelConfig = ModelConfig(),
-    autoencoder: AutoencoderConfig = AutoencoderConfig(),
-    teacher: TeacherConfig = TeacherConfig(),
-    data: DataConfig = DataConfig(),
-    task: TaskConfig = TaskConfig(),
-    objective: ObjectiveConfig = ObjectiveConfig(),
-    alignment: AlignmentConfig | None = None,
-    optimizer: OptimizerConfig = OptimizerConfig(),
-    trainer: TrainerConfig = TrainerConfig(),
-    ema: EMAConfig | None = EMAConfig(),
-    preview: PreviewConfig = PreviewConfig(),
     resume: str | None = None,
+    **config: Any,
 ) -> None:
     """Time training steps of a configuration, as mmdit train takes them.
 
@@ -61,62 +37,36 @@ def bench_train(
         against: Checkout of the official MMGen code, to time its step on the same batches.
         report: JSON file for the result.
         output: Not used; here so that a training configuration is taken as it is.
-        recipe: Must be transformer.
-        seed: As in mmdit train.
-        model: As in mmdit train.
-        autoencoder: As in mmdit train.
-        teacher: As in mmdit train.
-        data: As in mmdit train.
-        task: As in mmdit train.
-        objective: As in mmdit train.
-        alignment: As in mmdit train.
-        optimizer: As in mmdit train.
-        trainer: As in mmdit train.
-        ema: As in mmdit train.
-        preview: Not used.
         resume: Not used.
+        config: The keys of a training configuration, as in mmdit train; recipe must be transformer.
     """
     import torch
 
     _check_report(report)
     from mmdit.bench.benchmark import benchmark_training
-    from mmdit.training.config import TrainingConfig
 
     torch.set_float32_matmul_precision("high")
-    config = TrainingConfig(
-        recipe, seed, model, autoencoder, teacher, data, task, objective, alignment, optimizer, trainer, ema, preview
-    )
+    settings = TrainingConfig(**config)
     if random_data is None:
-        random_data = data.path is None or not Path(data.path, "latents.json").is_file()
-    found = benchmark_training(config, num_steps, num_warmup, latent_size, num_classes, random_data, against)
+        path = settings.data.path
+        random_data = path is None or not Path(path, "latents.json").is_file()
+    found = benchmark_training(settings, num_steps, num_warmup, latent_size, num_classes, random_data, against)
     if found is not None:
         _write(found, report)
 
 
 def bench_sample(
-    num_images: int = 8,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 1.0,
-    latent_size: int = 32,
-    num_classes: int = 1000,
+    num_images: PositiveInt = 8,
+    num_inference_steps: InferenceSteps = 25,
+    guidance_scale: NonNegativeNumber = 1.0,
+    latent_size: PositiveInt = 32,
+    num_classes: PositiveInt = 1000,
     device: str = "auto",
     against: Path | None = None,
     report: Path | None = None,
     output: Path | None = None,
-    recipe: str = "transformer",
-    seed: int = 0,
-    model: ModelConfig = ModelConfig(),
-    autoencoder: AutoencoderConfig = AutoencoderConfig(),
-    teacher: TeacherConfig = TeacherConfig(),
-    data: DataConfig = DataConfig(),
-    task: TaskConfig = TaskConfig(),
-    objective: ObjectiveConfig = ObjectiveConfig(),
-    alignment: AlignmentConfig | None = None,
-    optimizer: OptimizerConfig = OptimizerConfig(),
-    trainer: TrainerConfig = TrainerConfig(),
-    ema: EMAConfig | None = EMAConfig(),
-    preview: PreviewConfig = PreviewConfig(),
     resume: str | None = None,
+    **config: Any,
 ) -> None:
     """Time sampling with the network of a configuration and random weights.
 
@@ -132,32 +82,25 @@ def bench_sample(
         against: Checkout of the official MMGen code, to time its Euler sampler on the same work.
         report: JSON file for the result.
         output: Not used; here so that a training configuration is taken as it is.
-        recipe: Must be transformer.
-        seed: Not used.
-        model: As in mmdit train.
-        autoencoder: Not used.
-        teacher: Not used.
-        data: Not used.
-        task: Not used.
-        objective: As in mmdit train.
-        alignment: Not used.
-        optimizer: Not used.
-        trainer: Its precision and compile count.
-        ema: Not used.
-        preview: Not used.
         resume: Not used.
+        config: The keys of a training configuration, as in mmdit train; those of the network, of its prediction and of the
+            trainer's precision and compile count.
     """
-    from mmdit.cli.common.model import check_sampling, choose_device
+    from mmdit.cli.common.model import choose_device
 
     _check_report(report)
-    check_sampling(num_inference_steps, guidance_scale)
     device = str(choose_device(device))
     from mmdit.bench.benchmark import benchmark_sampling
-    from mmdit.training.config import TrainingConfig
 
-    config = TrainingConfig(recipe=recipe, model=model, data=data, objective=objective, trainer=trainer)
     found = benchmark_sampling(
-        config, num_images, num_inference_steps, guidance_scale, latent_size, num_classes, device, against
+        TrainingConfig(**config),
+        num_images,
+        num_inference_steps,
+        guidance_scale,
+        latent_size,
+        num_classes,
+        device,
+        against,
     )
     _write(found, report)
 
@@ -165,8 +108,8 @@ def bench_sample(
 def bench_loader(
     data: Path | None = None,
     split: str = "train",
-    batch_size: int = 256,
-    seconds: float = 5.0,
+    batch_size: Batch = 256,
+    seconds: PositiveNumber = 5.0,
     report: Path | None = None,
 ) -> None:
     """Time reading latents from the page cache on one core.
@@ -202,4 +145,4 @@ def _write(found: dict[str, Any], path: Path | None) -> None:
 
     print(summary(found))
     if path is not None:
-        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(path, found, indent=1)

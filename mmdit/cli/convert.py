@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmdit.bounds import PositiveInt
 from mmdit.errors import UserError
 from mmdit.storage.lock import FolderLock
 
@@ -33,7 +34,7 @@ def convert(
     output: Path,
     vae: str = "stabilityai/sd-vae-ft-mse",
     weights: Literal["ema", "model"] = "ema",
-    num_heads: int | None = None,
+    num_heads: PositiveInt | None = None,
 ) -> None:
     """Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.
 
@@ -56,8 +57,6 @@ def convert(
         weights: ema (averaged) or model (raw).
         num_heads: Attention heads, only for a width that is not one of S, B, L and XL.
     """
-    if num_heads is not None and num_heads < 1:
-        raise UserError(f"--num_heads is {num_heads}: give at least 1")
     _check_output(output)
     # Not in the output itself, which a conversion makes anew; what it prepares lies beside it.
     with FolderLock(output.parent / f".{output.name}.lock", "mmdit convert"):
@@ -188,20 +187,18 @@ def _check_output(output: Path) -> None:
 
 
 def _save(pipe: Any, output: Path) -> None:
-    """Write what ``save_pretrained`` writes, under another name and renamed, so that a folder of that name is whole."""
+    """Write what ``save_pretrained`` writes, as a folder that appears whole."""
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-    from mmdit.cli.common.mapped import write_safetensors
-    from mmdit.storage.files import share_weights
+    from mmdit.storage.files import share_weights, writing_folder
+    from mmdit.storage.mapped_weights import write_safetensors
 
-    temporary = output.parent / f".{output.name}.tmp"
     output.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     num_bytes = sum(weight.nbytes for part in (pipe.transformer, pipe.vae) for weight in part.state_dict().values())
     free = shutil.disk_usage(output.parent).free
     if free < num_bytes:
         raise UserError(f"--output {output} needs {num_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
-    try:
+    with writing_folder(output) as temporary:
         pipe.save_config(temporary)
         pipe.vae.save_pretrained(temporary / "vae")
         pipe.scheduler.save_pretrained(temporary / "scheduler")
@@ -209,11 +206,6 @@ def _save(pipe: Any, output: Path) -> None:
         pipe.transformer.save_config(temporary / "transformer")
         write_safetensors(temporary / "transformer" / SAFETENSORS_WEIGHTS_NAME, pipe.transformer.state_dict())
         share_weights(temporary)
-        if output.exists():
-            output.rmdir()
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _imagenet_names() -> dict[int, str]:

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.bounds import InferenceSteps, NonNegativeNumber, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed
 from mmdit.errors import UserError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
@@ -16,9 +17,9 @@ def demo(
     output: Path = Path("outputs/demo"),
     model: str = BUNDLED_MODEL,
     data: Path = EXAMPLES,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 2.0,
-    seed: int = 0,
+    num_inference_steps: InferenceSteps = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
 ) -> None:
@@ -39,8 +40,9 @@ def demo(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
     check_seed(seed, 1000)
-    check_sampling(num_inference_steps, guidance_scale)
-    from mmdit.cli.common.output import prepare_folder, versions, write_image, write_json
+    from mmdit.cli.common.output import prepare_folder, write_image
+    from mmdit.storage.json_object import write_json
+    from mmdit.storage.versions import versions
 
     prepare_folder(output, 10_000_000)
     from mmdit.cli.common.model import load_pipeline

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import sys
+
+from mmdit.errors import one_line
+from mmdit.storage.versions import DISTRIBUTION, version_of
 
 PACKAGES = (
     "torch",
@@ -38,20 +40,12 @@ _PREFIXES = (
 )
 
 
-def version(package: str = "multimodal-dit") -> str:
-    """Version of an installed distribution, or "not installed"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def env() -> None:
     """Print versions, devices and kernels: what an issue report needs."""
-    sections = {"system": _system(), "packages": {name: version(name) for name in PACKAGES}}
+    sections = {"system": _system(), "packages": {name: version_of(name) for name in PACKAGES}}
     sections |= {"devices": _devices(), "kernels": _kernels(), "models": _models()}
     sections["environment"] = {key: value for key, value in sorted(os.environ.items()) if key.startswith(_PREFIXES)}
-    print(f"mmdit {version()}")
+    print(f"mmdit {version_of(DISTRIBUTION)}")
     for title, values in sections.items():
         print(f"\n{title}")
         for key, value in values.items():
@@ -104,7 +98,7 @@ def _kernels() -> dict[str, str]:
 
         return dict(mmdit_kernels.status())
     except Exception as error:  # the very thing that is to be reported
-        return {"mmdit_kernels": f"not usable: {type(error).__name__}: {' '.join(str(error).split())}"}
+        return {"mmdit_kernels": f"not usable: {type(error).__name__}: {one_line(error)}"}
 
 
 def _models() -> dict[str, str]:

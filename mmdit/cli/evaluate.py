@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
 
@@ -14,11 +15,11 @@ def evaluate(
     output: Path,
     split: str = "test",
     model: str = BUNDLED_MODEL,
-    num_samples: int | None = 128,
-    num_inference_steps: int | None = None,
-    guidance_scale: float = 2.0,
-    seed: int = 0,
-    batch_size: int = 32,
+    num_samples: PositiveInt | None = 128,
+    num_inference_steps: InferenceSteps | None = None,
+    guidance_scale: NonNegativeNumber = 2.0,
+    seed: Seed = 0,
+    batch_size: Batch = 32,
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -45,20 +46,17 @@ def evaluate(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         allow_outside: Accept a manifest that names files outside the dataset's folder.
     """
-    check_seed(seed)
-    check_sampling(1 if num_inference_steps is None else num_inference_steps, guidance_scale)
-    for option, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
+    from mmdit.storage.json_object import write_json
+    from mmdit.storage.versions import versions
 
     prepare_folder(output.parent)
     from mmdit.cli.common.model import load_pipeline
-    from mmdit.metrics.evaluate import evaluate as measure
+    from mmdit.metrics.report import evaluate as measure
 
     pipe = load_pipeline(model, device, dtype)
     report = measure(

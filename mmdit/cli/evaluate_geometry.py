@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed
+from mmdit.bounds import Batch, InferenceSteps, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
 
@@ -16,13 +16,13 @@ def evaluate_geometry(
     list_file: Path,
     output: Path,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 1,
+    num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
-    seed: int = 0,
-    num_samples: int | None = None,
-    batch_size: int = 8,
-    height: int | None = None,
-    width: int | None = None,
+    seed: Seed = 0,
+    num_samples: PositiveInt | None = None,
+    batch_size: Batch = 8,
+    height: PositiveInt | None = None,
+    width: PositiveInt | None = None,
     crop: str | None = None,
     alignment: Literal["auto", "depth", "disparity"] = "auto",
     device: str = "auto",
@@ -54,28 +54,22 @@ def evaluate_geometry(
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
-    check_seed(seed)
-    check_sampling(num_inference_steps, 1.0)
-    for option, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
     if (height is None) != (width is None):
         raise UserError("--height and --width belong together: give both or none")
-    for option, value in (("height", height), ("width", width)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}: give a number of pixels")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.geometry_benchmarks import GeometrySamples
+    from mmdit.storage.digests import digest_file
+    from mmdit.storage.json_object import write_json
+    from mmdit.storage.versions import versions
 
     samples = GeometrySamples(benchmark, data, list_file, crop, num_samples)
     prepare_folder(output.parent)
     from mmdit.cli.common.model import load_pipeline
     from mmdit.metrics.zero_shot import evaluate_geometry as measure
-    from mmdit.pipelines.frozen import weights_digest
 
     pipe = load_pipeline(model, device, dtype, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -86,9 +80,9 @@ def evaluate_geometry(
         "benchmark": benchmark,
         "data": str(data),
         "list_file": str(list_file),
-        "list_sha256": hashlib.sha256(list_file.read_bytes()).hexdigest(),
+        "list_sha256": digest_file(list_file),
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "num_inference_steps": num_inference_steps,
         "scheduler": type(pipe.scheduler).__name__,
         "seed": seed,

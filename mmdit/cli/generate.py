@@ -6,11 +6,11 @@ what a module imports for type checking.)
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
@@ -19,19 +19,19 @@ DepthValues = Literal["auto", "metric", "relative", "near_white"]
 
 def generate(
     categories: list[str],
-    num_images: int = 1,
+    num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 2.0,
+    num_inference_steps: InferenceSteps = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/generate"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     overwrite: bool = False,
-    batch_size: int = 8,
+    batch_size: Batch = 8,
 ) -> None:
     """Generate aligned images of all modalities from categories.
 
@@ -56,8 +56,7 @@ def generate(
     """
     check_seed(seed, num_images * len(categories))
     from mmdit.cli.common.given import given_files, read_given
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
-    from mmdit.storage.names import safe_name
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, category_names, resolve_category
 
     files = given_files({}, given)
 
@@ -65,11 +64,9 @@ def generate(
         "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size
     )
     labels, names, ranges, next_seed = {}, {}, [], dict[str, int]()
-    alike = Counter(safe_name(name).casefold() for name in run.pipe.id2label.values())
+    stems = category_names(run.pipe)
     for label, category in [resolve_category(run.pipe, category) for category in categories]:
-        stem = safe_name(category)
-        if alike[stem.casefold()] > 1:  # of "C" and "C#", and of ImageNet's two cranes
-            stem = f"{stem}_{label}"
+        stem = stems[label]
         labels[stem], names[stem] = label, category
         first = next_seed.get(stem, seed)
         next_seed[stem] = first + num_images
@@ -78,23 +75,26 @@ def generate(
     reading: dict[str, Any] = {}
     if files:
         inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
-        reading = {"conditions": run.request(seed, None, files)["conditions"], "depth_values": depth_values}
-    requests = NumberedRequests(ranges, lambda stem, own_seed: {**run.request(own_seed, names[stem]), **reading})
+        conditions = run.request(seed, conditions=files)["conditions"]
+        reading = {"conditions": conditions, "depth_values": depth_values}
+    requests = NumberedRequests(
+        ranges, lambda stem, own_seed: {**run.request(own_seed, names[stem], labels[stem]), **reading}
+    )
     run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch], **inputs})
 
 
 def understand(
     images: list[str],
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 1,
+    num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
     overwrite: bool = False,
-    batch_size: int = 8,
+    batch_size: Batch = 8,
 ) -> None:
     """Predict depth, normals and segmentation from RGB images.
 
@@ -116,7 +116,6 @@ def understand(
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results do not depend on it but for rounding.
     """
-    check_seed(seed)
     from PIL import Image
 
     from mmdit.cli.common.inputs import find_images, read_sizes
@@ -161,19 +160,19 @@ def condition(
     segmentation: Path | None = None,
     rgb: Path | None = None,
     category: str | None = None,
-    num_images: int = 1,
+    num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: int = 25,
-    guidance_scale: float = 2.0,
+    num_inference_steps: InferenceSteps = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
     scheduler: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/condition"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     overwrite: bool = False,
-    batch_size: int = 8,
+    batch_size: Batch = 8,
 ) -> None:
     """Generate the other modalities from any subset of them.
 
@@ -220,7 +219,7 @@ def condition(
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
-    request = {**run.request(seed, label_name, files), "depth_values": depth_values}
+    request = {**run.request(seed, label_name, label, files), "depth_values": depth_values}
     requests = NumberedRequests(
         [(source, range(seed, seed + num_images))],
         lambda stem, own_seed: {**request, "seed": own_seed},

@@ -127,9 +127,9 @@ def find_command(arguments: Sequence[str]) -> tuple[str, list[str]] | None:
 def run(arguments: Sequence[str]) -> int:
     """Parse and run one command; exceptions pass through."""
     if list(arguments) == ["--version"]:
-        from mmdit.cli.env import version
+        from mmdit.storage.versions import DISTRIBUTION, version_of
 
-        print(f"mmdit {version()}")
+        print(f"mmdit {version_of(DISTRIBUTION)}")
         return EXIT_DONE
     found = find_command(arguments)
     if found is None:

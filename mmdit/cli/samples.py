@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_batch_size, check_sampling, check_seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
 
 def samples(
     output: Path,
-    num_samples: int = 50000,
+    num_samples: PositiveInt = 50000,
     model: str = BUNDLED_MODEL,
     labels: Literal["balanced", "random", "none"] = "balanced",
-    num_inference_steps: int = 250,
+    num_inference_steps: InferenceSteps = 250,
     scheduler: str = "euler_maruyama",
-    guidance_scale: float = 1.0,
+    guidance_scale: NonNegativeNumber = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
-    seed: int = 0,
-    batch_size: int = 64,
-    block_size: int = 256,
+    seed: Seed = 0,
+    batch_size: Batch = 64,
+    block_size: PositiveInt = 256,
     ema: bool | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -53,15 +54,12 @@ def samples(
         device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine a GPU of its own.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
-    check_seed(seed)
-    check_sampling(num_inference_steps, guidance_scale)
-    check_batch_size(batch_size)
     from mmdit.cli.common.model import load_pipeline
-    from mmdit.cli.common.output import prepare_folder, versions
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
     from mmdit.modalities import IMAGE
-    from mmdit.pipelines.frozen import native_size, weights_digest
+    from mmdit.storage.versions import versions
 
     make_scheduler(scheduler)
     SamplePlan(num_samples, block_size, 1, labels, seed)  # refuses bad numbers before anything is loaded
@@ -76,10 +74,10 @@ def samples(
     plan = SamplePlan(num_samples, block_size, pipe.transformer.config.num_classes, labels, seed)
     settings = {
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "ema": ema_of(model) if ema is None else ema,
         "num_samples": num_samples,
-        "size": native_size(pipe),
+        "size": pipe.native_size,
         "labels": labels,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
@@ -95,7 +93,7 @@ def samples(
     hardware |= {"batch_size": batch_size, "versions": versions()}
     folder = SampleFolder(output, plan, settings, hardware)
     joined = 0 if list(output.glob("samples_*.npz")) else num_samples
-    prepare_folder(output, (len(folder.missing()) * block_size + joined) * native_size(pipe) ** 2 * 3)
+    prepare_folder(output, (len(folder.missing()) * block_size + joined) * pipe.native_size**2 * 3)
     mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
     for done, number in enumerate(mine, start=1):
         folder.write(
@@ -116,7 +114,7 @@ def evaluate_generation(
     output: Path,
     inception: str | None = "download",
     dinov2: str | None = None,
-    batch_size: int = 64,
+    batch_size: Batch = 64,
     device: str = "auto",
 ) -> None:
     """Measure generated images against a reference: FID, sFID, IS, precision, recall, FD-DINOv2.
@@ -137,15 +135,15 @@ def evaluate_generation(
         batch_size: Images at a time.
         device: auto, cpu, cuda, cuda:1, mps.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch_size is {batch_size}: give at least 1")
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if inception is None and dinov2 is None:
         raise UserError("neither --inception nor --dinov2 is given: there is nothing to measure with")
     from mmdit.cli.common.model import choose_device, quiet_libraries
-    from mmdit.cli.common.output import prepare_folder, versions, write_json
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.image_sets import open_images
+    from mmdit.storage.json_object import write_json
+    from mmdit.storage.versions import versions
 
     made, real = open_images(images), open_images(reference)
     prepare_folder(output.parent)
@@ -234,11 +232,12 @@ def ema_of(model: str) -> bool | None:
 
 def settings_of(images: Path) -> dict[str, Any] | None:
     """What made the samples, where they lie in a folder of ``mmdit samples``; None = unknown."""
+    from mmdit.storage.json_object import read_object
+
     folder = images if images.is_dir() else images.parent
-    try:
-        return json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    with suppress(UserError):  # a file of somebody else's
+        return read_object(folder / "samples.json")
+    return None
 
 
 def _device_name(device: Any) -> str:

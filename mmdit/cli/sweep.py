@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_sampling, check_seed, note
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, note
 from mmdit.errors import UserError
+from mmdit.storage.files import write_atomically
+from mmdit.storage.json_object import read_object, write_json
+from mmdit.storage.requests import Request
 
 TABLE, SETTINGS, CHART = "sweep.csv", "sweep.json", "sweep.png"
 KEYS = ("task", "scheduler", "num_inference_steps")
@@ -25,12 +28,12 @@ def sweep(
     model: str = BUNDLED_MODEL,
     tasks: list[str] | None = None,
     schedulers: list[str] | None = None,
-    steps: list[int] | None = None,
-    num_samples: int | None = 64,
-    guidance_scale: float = 2.0,
+    steps: list[InferenceSteps] | None = None,
+    num_samples: PositiveInt | None = 64,
+    guidance_scale: NonNegativeNumber = 2.0,
     condition: str = "depth",
-    seed: int = 0,
-    batch_size: int = 32,
+    seed: Seed = 0,
+    batch_size: Batch = 32,
     teacher: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -61,21 +64,17 @@ def sweep(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         allow_outside: Accept a manifest that names files outside the dataset's folder.
     """
-    check_seed(seed)
-    check_sampling(1, guidance_scale)
-    for option, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{option} is {value}: give at least 1")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
     from mmdit.cli.common.charts import figure_class
     from mmdit.cli.common.model import load_pipeline
-    from mmdit.cli.common.output import prepare_folder, versions
+    from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
-    from mmdit.metrics.evaluate import depth_range
+    from mmdit.metrics.feature_networks import find_teacher
+    from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.sweep import STEPS, TASKS, StepSweep, sweep_rows
-    from mmdit.pipelines.frozen import find_teacher, native_size, weights_digest
+    from mmdit.storage.versions import versions
 
     chosen = list(SCHEDULERS) if schedulers is None else schedulers
     for name in chosen:
@@ -87,14 +86,14 @@ def sweep(
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(
-        data, split, pipe.modalities, native_size(pipe), num_samples, seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
     )
     measuring = StepSweep(
         pipe, samples, network, guidance_scale, condition, seed, batch_size, depth_range(samples.info.depth_scale)
     )
     settings = {
         "model": model,
-        "weights": weights_digest(pipe),
+        "weights": pipe.weights_digest(),
         "data": str(data),
         "split": split,
         "num_samples": len(measuring.samples),
@@ -131,7 +130,7 @@ class SweepTable:
     def __init__(self, folder: Path, settings: Mapping[str, Any], versions: Mapping[str, str]) -> None:
         from mmdit.metrics.sweep import columns
 
-        self.folder, self.settings, self.versions = folder, dict(settings), dict(versions)
+        self.folder, self.request, self.versions = folder, Request(settings), dict(versions)
         self.columns = columns()
         self.rows: list[dict[str, Any]] = []
         if (folder / TABLE).is_file():
@@ -141,19 +140,8 @@ class SweepTable:
         self._write_settings({})
 
     def _check_settings(self) -> None:
-        path = self.folder / SETTINGS
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: does not say what made {TABLE} beside it: choose another --output ({error})"
-            ) from error
-        for key, value in self.settings.items():
-            if found.get(key) != value:
-                raise UserError(
-                    f"{self.folder}: holds the sweep of another request ({key} was {found.get(key)!r}, now {value!r}): "
-                    "choose another --output"
-                )
+        found = read_object(self.folder / SETTINGS, f"it says what made {TABLE}: choose another --output")
+        self.request.refuse_other(found.object("settings"), self.folder, "the sweep")
 
     def has(self, task: str, scheduler: str, num_inference_steps: int) -> bool:
         """Whether a row is there."""
@@ -161,8 +149,6 @@ class SweepTable:
 
     def add(self, task: str, scheduler: str, num_inference_steps: int, values: Mapping[str, float]) -> None:
         """Insert a row and write the table."""
-        from mmdit.cli.common.output import write_file
-
         row = dict(zip(KEYS, (task, scheduler, num_inference_steps), strict=True))
         self.rows.append({**row, **{name: float(value) for name, value in values.items()}})
         self.rows.sort(key=lambda line: tuple(line[key] for key in KEYS))  # whatever order a resumed sweep came in
@@ -172,15 +158,14 @@ class SweepTable:
         writer.writeheader()
         for line in self.rows:
             writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})
-        write_file(self.folder / TABLE, buffer.getvalue().encode())
+        write_atomically(self.folder / TABLE, buffer.getvalue().encode())
 
     def finish(self) -> None:
         """Write the chart and the summary."""
         from mmdit.cli.common.charts import sweep_chart
-        from mmdit.cli.common.output import write_file
 
         rows = read_table(self.folder / TABLE)
-        write_file(self.folder / CHART, sweep_chart(rows, f"{self.settings['num_samples']} samples"))
+        write_atomically(self.folder / CHART, sweep_chart(rows, f"{self.request.values['num_samples']} samples"))
         summary = summarize(rows)
         self._write_settings(summary)
         for name, entry in summary["understanding_in_one_step"].items():
@@ -191,9 +176,7 @@ class SweepTable:
             )
 
     def _write_settings(self, summary: Mapping[str, Any]) -> None:
-        from mmdit.cli.common.output import write_json
-
-        write_json(self.folder / SETTINGS, {"settings": self.settings, **summary, "versions": self.versions})
+        write_json(self.folder / SETTINGS, {"settings": self.request.values, **summary, "versions": self.versions})
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""``mmdit train``: one typed function, whose arguments are the keys of a training configuration."""
+"""``mmdit train``: one typed function, whose options are the keys of a training configuration."""
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,13 @@ def _train(config: TrainingConfig, output: Path, resume: str | None) -> Path | N
     import torch
     import yaml
 
+    from mmdit.storage.files import write_atomically
     from mmdit.training.recipes import build_run
     from mmdit.training.run import find_checkpoint, fit, to_plain
 
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
     find_checkpoint(run, output, resume)  # a refused start leaves the config.yaml of the run that is there
-    output.mkdir(parents=True, exist_ok=True)
     plain = {**to_plain(config), "output": str(output), "resume": resume}
-    temporary = output / f".config.yaml.{os.getpid()}.tmp"  # several processes of one run write the same file
-    temporary.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
-    temporary.replace(output / "config.yaml")
+    write_atomically(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
     return fit(run, config.trainer, config.ema, output, resume)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmdit.encoders.scene_teacher import CLASS_NAME, CONFIG_NAME, WEIGHTS_NAME, SceneTeacher
 from mmdit.encoders.timm_folder import load_timm_folder
-from mmdit.errors import UserError
-from mmdit.storage.component import read_object
+from mmdit.errors import UserError, first_line
+from mmdit.storage.json_object import read_object
 from mmdit.storage.weights import refuse_non_finite
 
 DEFAULT_TEACHER = "vit_base_patch14_dinov2"
@@ -83,10 +83,9 @@ def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher |
     try:
         return _timm_teacher(name_or_folder, name_or_folder, grid)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"the weights of teacher {name_or_folder!r} can't be fetched from the Hub ({reason}): connect once, or put "
-            f"{CONFIG_NAME} and {WEIGHTS_NAME} of timm/{name_or_folder} into a folder and give its path"
+            f"the weights of teacher {name_or_folder!r} can't be fetched from the Hub ({first_line(error)}): connect once, or "
+            f"put {CONFIG_NAME} and {WEIGHTS_NAME} of timm/{name_or_folder} into a folder and give its path"
         ) from None
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, default_collate
 
 from mmdit.data.folder import AlignedFolder
 from mmdit.encoders.shard_sources import SampleState, sample_state
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class GuardedFolder(Dataset[Item]):
         except UserError as error:
             return Item(sample.id, state, problem=str(error))
         except Exception as error:  # whatever a file holds, the others are encoded
-            reason = " ".join(str(error).split())[:200]
-            return Item(sample.id, state, problem=f"sample {sample.id!r}: {type(error).__name__}: {reason}")
+            problem = f"sample {sample.id!r}: {type(error).__name__}: {one_line(error, 200)}"
+            return Item(sample.id, state, problem=problem)
         (h, w), (h0, w0) = _size(values), self.size
         if (h, w) != (h0, w0):
             problem = f"sample {sample.id!r} has {w} x {h} pixels, {self.like!r} has {w0} x {h0}: give --size"

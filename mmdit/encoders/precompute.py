@@ -6,7 +6,6 @@ Every shard depends on its samples alone, so any number of processes writes the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,8 +41,10 @@ from mmdit.encoders.shard_sources import ShardRecord
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Modality
 from mmdit.progress import Progress
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights, write_atomically
 from mmdit.storage.lock import FolderLock
+from mmdit.storage.requests import Request
 
 THREADS = 16
 DTYPES = {"present": torch.bool, "category": torch.int64}
@@ -60,11 +61,7 @@ class Processes:
 
 def fingerprint(network: nn.Module) -> str:
     """Hash a network's weights, as float32, so that latents and decoder can't be mixed up unnoticed."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest_tensors(network.state_dict(), dtype=torch.float32)
 
 
 def encode_dataset(
@@ -282,27 +279,27 @@ def _codec(info: LatentsInfo, name: str) -> dict[str, Any]:
     return {"codec": info.modalities[name].codec, **info.modalities[name].settings}
 
 
+def _decisive(info: LatentsInfo) -> dict[str, Any]:
+    """What all files of an output share."""
+    return {
+        "VAE": info.vae["fingerprint"],
+        "modalities": list(info.modalities),
+        **{f"codec settings of {name}": _codec(info, name) for name in info.modalities},
+        "moments of shape": list(info.moments_shape),
+        "number of views": info.num_views,
+        "categories": list(info.categories),
+    }
+
+
 def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
     """Keep the whitening statistics (and the features) of an output that is being extended, if it fits."""
     if not (output / "latents.json").is_file():
         return info
     old = read_latents_info(output)
-    new_names, old_names = list(info.modalities), list(old.modalities)
-    for what, ours, theirs in (
-        ("VAE", info.vae["fingerprint"], old.vae["fingerprint"]),
-        ("modalities", new_names, old_names),
-        *((f"codec settings of {n}", _codec(info, n), _codec(old, n)) for n in new_names if n in old_names),
-        ("moments of shape", info.moments_shape, old.moments_shape),
-        ("number of views", info.num_views, old.num_views),
-        ("categories", info.categories, old.categories),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{output} already holds latents with {what} {theirs}, not {ours}: "
-                "choose another --output, or delete it"
-            )
-    if info.features is not None and old.features is not None and info.features != old.features:
-        raise UserError(f"{output} already holds features of {old.features}, not {info.features}: delete them first")
+    remedy = "choose another --output, or delete it"
+    Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
+    if info.features is not None and old.features is not None:
+        Request(info.features).refuse_other(old.features, output, "features", "delete them first")
     return LatentsInfo(**{**vars(info), "modalities": old.modalities, "features": info.features or old.features})
 
 

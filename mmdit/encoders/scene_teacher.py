@@ -5,7 +5,6 @@ It learns what an RGB image shows (category, labels and normals of every pixel),
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mmdit.errors import UserError
 from mmdit.storage.component import check_component
 from mmdit.storage.files import write_atomically
+from mmdit.storage.json_object import write_json
 from mmdit.storage.weights import refuse_non_finite
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -98,7 +98,7 @@ class SceneTeacher(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_NAME, save({k: value.contiguous() for k, value in self.state_dict().items()}))
-        (folder / CONFIG_NAME).write_text(json.dumps({"_class_name": CLASS_NAME, **self.config}, indent=2) + "\n")
+        write_json(folder / CONFIG_NAME, {"_class_name": CLASS_NAME, **self.config})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SceneTeacher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from mmdit.data.latents import LatentsInfo, features_name, shard_name
 from mmdit.data.manifest import Sample
 from mmdit.encoders.shard_sources import SampleState, ShardRecord, sample_state
 from mmdit.errors import UserError
+from mmdit.storage.digests import digest_json
 from mmdit.storage.files import write_atomically
 
 # Free space that is left alone: other programs write to the disk too.
@@ -125,8 +125,7 @@ def content_key(
         sources.append([sample.id, is_out, sample.category if job.kind == "shard" else None, files])
     # What dataset.json says of the values in the files; a depth_scale that it leaves out is the default one.
     facts = {**folder.info.facts, "depth_scale": folder.info.depth_scale} if job.kind == "shard" else None
-    values = [sources, made_by, codecs, facts, info.source.get("size"), info.num_views]
-    return KEY + hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return KEY + digest_json([sources, made_by, codecs, facts, info.source.get("size"), info.num_views])
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:

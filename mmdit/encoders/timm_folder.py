@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmdit.errors import UserError
-from mmdit.storage.component import check_sizes, read_object, refuse_code
+from mmdit.storage.component import check_sizes, refuse_code
+from mmdit.storage.json_object import read_object
 from mmdit.storage.weights import check_dtypes, read_header, refuse_non_finite
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"

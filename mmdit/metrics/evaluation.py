@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,21 +12,19 @@ from torch import Tensor
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
-from mmdit.metrics.maps import (
-    MapMetrics,
-    PreviousPairs,
-    depth_space,
-    first_of_kind,
-    label_set,
-    measured,
-    others,
-    sample_generators,
-    unstack,
-)
+from mmdit.metrics.maps import MapMetrics, PreviousPairs, depth_space, first_of_kind, label_set, measured
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
+from mmdit.metrics.tasks import (
+    Maps,
+    TaskRunner,
+    can_condition,
+    class_labels,
+    pooled_features,
+    reconstruct,
+    to_tensor,
+)
 from mmdit.metrics.values import PeakSignalToNoise
 from mmdit.modalities import IMAGE
-from mmdit.pipelines.frozen import reconstruct
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 STEPS = {"understanding": 1, "conditioning": 25, "generation": 25}
@@ -58,8 +55,9 @@ class Evaluation:
     ) -> None:
         self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
         self.num_inference_steps = num_inference_steps
-        self.steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
         self.guidance_scale = GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+        steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
+        self.tasks = TaskRunner(pipe, steps, guidance_scale=self.guidance_scale, seed=seed)
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         self.depth: Any
@@ -87,7 +85,6 @@ class Evaluation:
         self.vae_psnr = PeakSignalToNoise()
         self.category, self.classified = RunningMean(), RunningMean()
         self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
-        self.seconds = {task: RunningMean() for task in STEPS}
         self.num_samples = 0
         if network is None:
             self.notes.append("frechet_distance is null: no feature network; name one with teacher")
@@ -107,79 +104,36 @@ class Evaluation:
         self.num_samples += len(batch)
         self._understand([sample for sample in batch if IMAGE in sample.maps])
         for name in self.conditions:
-            self._condition(name, [sample for sample in batch if self._can_condition(name, sample)])
+            self._condition(name, [sample for sample in batch if can_condition(self.pipe, name, sample)])
         self._generate(batch)
         self._reconstruct(batch)
-
-    def _timed(self, task: str, count: int, **arguments: Any) -> Any:
-        start = time.perf_counter()
-        output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
-        if self.pipe.execution_device.type == "cuda":
-            torch.cuda.synchronize()
-        self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
-        return output
-
-    def _noise(self, task: str, batch: Sequence[GroundTruth]) -> list[torch.Generator]:
-        return sample_generators(self.seed, task, [sample.index for sample in batch])
-
-    def _see(
-        self, images: Sequence[np.ndarray], batch: Sequence[GroundTruth], task: str
-    ) -> list[dict[str, np.ndarray]]:
-        output = self._timed(
-            "understanding",
-            len(batch),
-            conditions={IMAGE: list(images)},
-            guidance_scale=1.0,
-            generator=self._noise(task, batch),
-        )
-        return unstack(output, others(self.pipe.codecs), len(batch))
 
     def _understand(self, batch: Sequence[GroundTruth]) -> None:
         if not batch or len(self.pipe.modalities) < 2:
             return
-        predictions = self._see([sample.maps[IMAGE] for sample in batch], batch, "understanding")
+        indices = [sample.index for sample in batch]
+        predictions = self.tasks.understand([sample.maps[IMAGE] for sample in batch], indices)
         for prediction, truth in zip(predictions, batch, strict=True):
             self.right.update(prediction, truth)
             for other, its_truth in self.pairs.add(prediction, truth):
                 self.wrong.update(other, its_truth)
 
-    def _can_condition(self, name: str, sample: GroundTruth) -> bool:
-        return name in sample.maps and self.pipe.codecs[name].has_values(sample.maps[name])
+    def _see_again(self, made: Sequence[Maps], batch: Sequence[GroundTruth]) -> list[Maps]:
+        """What the model sees in RGB images that it made."""
+        indices = [sample.index for sample in batch]
+        return self.tasks.understand([maps[IMAGE] for maps in made], indices, noise="reestimation")
 
     def _condition(self, name: str, batch: Sequence[GroundTruth]) -> None:
         """X -> RGB, then X again from that RGB alone."""
         if not batch:
             return
-        given = [self.pipe.codecs[name].as_given(sample.maps[name]) for sample in batch]
-        output = self._timed(
-            "conditioning",
-            len(batch),
-            conditions={name: given},
-            guidance_scale=1.0,
-            generator=self._noise(name, batch),
-        )
-        images = [maps[IMAGE] for maps in unstack(output, {IMAGE: self.pipe.codecs[IMAGE]}, len(batch))]
-        for prediction, truth in zip(self._see(images, batch, "reestimation"), batch, strict=True):
+        made = self.tasks.condition(name, batch)
+        for prediction, truth in zip(self._see_again(made, batch), batch, strict=True):
             self.conditioned[name].update(prediction, truth)
 
-    def _class_labels(self, batch: Sequence[GroundTruth]) -> list[int | str | None]:
-        if self.pipe.id2label:
-            known = self.pipe.labels
-            return [sample.category if sample.category in known else None for sample in batch]
-        fits = len(self.info.categories) <= self.pipe.transformer.config.num_classes
-        index = {name: number for number, name in enumerate(self.info.categories)} if fits else {}
-        return [index.get(sample.category) if sample.category is not None else None for sample in batch]
-
     def _generate(self, batch: Sequence[GroundTruth]) -> None:
-        labels = self._class_labels(batch)
-        output = self._timed(
-            "generation",
-            len(batch),
-            class_labels=labels,
-            guidance_scale=self.guidance_scale,
-            generator=self._noise("generation", batch),
-        )
-        generated = unstack(output, self.pipe.codecs, len(batch))
+        labels = class_labels(self.pipe, batch, self.info.categories)
+        generated = self.tasks.generate(labels, [sample.index for sample in batch])
         if self.labels is not None:
             for maps, sample, label in zip(generated, batch, labels, strict=True):
                 wanted = self.labels.id_of(sample.category)
@@ -189,8 +143,7 @@ class Evaluation:
             self._measure_images("generated", [maps[IMAGE] for maps in generated])
             self._classify([maps[IMAGE] for maps in generated], batch, labels)
             if self.labels is not None:
-                seen = self._see([maps[IMAGE] for maps in generated], batch, "reestimation")
-                for maps, again in zip(generated, seen, strict=True):
+                for maps, again in zip(generated, self._see_again(generated, batch), strict=True):
                     maps["reestimated"] = again[self.labelled]
         for maps in generated:
             self._agree(self.consistency, maps, maps)
@@ -209,7 +162,7 @@ class Evaluation:
         for sample in batch:
             encoded = {}
             for name, array in sample.maps.items():
-                if name in (*self.names, IMAGE) and self._can_condition(name, sample):
+                if name in (*self.names, IMAGE) and can_condition(self.pipe, name, sample):
                     encoded[name] = self.pipe.codecs[name].encode(array)[None]
             rebuilt = {name: values[0] for name, values in reconstruct(self.pipe, encoded).items()}
             measurable = {name: sample.maps[name] for name in measured(rebuilt)}
@@ -231,7 +184,7 @@ class Evaluation:
         if self.network is None or not hasattr(self.network, "classify"):
             return
         with torch.no_grad():
-            logits = self.network.classify(_to_tensor(images).to(self.pipe.execution_device))
+            logits = self.network.classify(to_tensor(images).to(self.pipe.execution_device))
         if logits.shape[1] != len(self.info.categories):
             return
         for row, sample, label in zip(logits.argmax(dim=1).tolist(), batch, labels, strict=True):
@@ -268,7 +221,7 @@ class Evaluation:
             "settings": {
                 "num_samples": self.num_samples,
                 # One number where the caller gave one, else what each task used.
-                "num_inference_steps": self.num_inference_steps or dict(self.steps),
+                "num_inference_steps": self.num_inference_steps or dict(self.tasks.steps),
                 "guidance_scale": self.guidance_scale,
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
@@ -278,17 +231,5 @@ class Evaluation:
                 "depth_range": list(self.span),
                 "notes": self.notes,
             },
-            "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.seconds.items()}},
+            "timing": {"seconds_per_image": {task: mean.compute() for task, mean in self.tasks.seconds.items()}},
         }
-
-
-@torch.no_grad()
-def pooled_features(network: Any, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """One feature vector per uint8 image (H, W, 3), float32 (B, D): the network's own pooling, or the mean over tokens."""
-    batch = _to_tensor(images).to(device)
-    pooled = network.pooled(batch) if hasattr(network, "pooled") else network.features(batch).mean(dim=1)
-    return pooled.float()
-
-
-def _to_tensor(images: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -5,7 +5,6 @@ Both take uint8 images and resize them as their reference does: numbers change w
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -19,8 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmdit.encoders.timm_folder import load_timm_folder
-from mmdit.errors import UserError
+from mmdit.encoders.features import load_teacher
+from mmdit.encoders.timm_folder import CONFIG_NAME, WEIGHTS_NAME, load_timm_folder
+from mmdit.errors import UserError, first_line
+from mmdit.pipelines.loading import resolve_model
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.weights import check_archive, refuse_integers, refuse_irregular, refuse_non_finite
 
 # TensorFlow's Inception of 2015-12-05, converted by torch-fidelity; the end of the name is the start of the SHA-256.
@@ -30,6 +33,7 @@ INCEPTION_URL = (
 DINOV2 = "vit_large_patch14_dinov2.lvd142m"
 DINOV2_SIZE = 224
 SPATIAL_CHANNELS = 7
+TEACHER_FOLDER = "teacher"
 
 
 class InceptionFeatures(nn.Module):
@@ -57,11 +61,11 @@ class InceptionFeatures(nn.Module):
         try:
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], buffer)
         except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
+            reason = first_line(error)
             raise UserError(f"{path}: not the weights of torch-fidelity's Inception v3 ({reason})") from error
         refuse_integers(state, self.network, path)
         refuse_non_finite(self.network, path)
-        self.name = f"inception-v3-compat, sha256 {digest_of(state)}"
+        self.name = f"inception-v3-compat, sha256 {digest_tensors(state)}"
         self._spatial: Tensor | None = None
         # "mixed_6/conv" of the TensorFlow graph: the 1 x 1 branch of the fourth block of 17 x 17, after its ReLU.
         self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -96,21 +100,20 @@ class DinoFeatures(nn.Module):
         super().__init__()
         folder = Path(name_or_folder)
         if folder.is_dir():
-            for name in ("config.json", "model.safetensors"):
+            for name in (CONFIG_NAME, WEIGHTS_NAME):
                 if not (folder / name).is_file():
-                    raise UserError(f"{folder}: a feature network's folder needs config.json and model.safetensors")
+                    raise UserError(f"{folder}: a feature network's folder needs {CONFIG_NAME} and {WEIGHTS_NAME}")
             model: Any = load_timm_folder(folder, lambda patch: DINOV2_SIZE)
         elif timm.is_model(name_or_folder.split(".")[0]):
             try:
                 model = timm.create_model(name_or_folder, pretrained=True, num_classes=0, img_size=DINOV2_SIZE)
             except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"feature network {name_or_folder!r} can't be loaded: {reason}") from error
+                raise UserError(f"feature network {name_or_folder!r} can't be loaded: {first_line(error)}") from error
             refuse_non_finite(model, f"feature network {name_or_folder!r}")
         else:
             raise UserError(f"feature network {name_or_folder!r} is neither a folder nor a timm model such as {DINOV2}")
         self.model = model.eval().requires_grad_(False)
-        self.name = f"{folder.name if folder.is_dir() else name_or_folder}, sha256 {digest_of(model.state_dict())}"
+        self.name = f"{folder.name if folder.is_dir() else name_or_folder}, sha256 {digest_tensors(model.state_dict())}"
         config = model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
@@ -141,20 +144,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not readable as weights without running code ({reason})") from error
+        raise UserError(f"{path}: not readable as weights without running code ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no dictionary of tensors")
     return dict(state)
-
-
-def digest_of(state: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits of names and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _download_inception() -> Path:
@@ -175,3 +168,22 @@ def _download_inception() -> Path:
 def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
     """uint8 (B, H, W, 3) -> uint8 (B, 3, H, W) on a device."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+
+
+def find_teacher(pipe: MultimodalDiTPipeline, name_or_folder: str | None = None) -> nn.Module | None:
+    """Load a pipeline's feature network onto its device.
+
+    Args:
+        name_or_folder: what ``mmdit.encoders.features.load_teacher`` takes; None = the folder ``teacher`` in the model's
+            own folder, if it has one.
+
+    Returns None where nothing was named and the model has none. Raises UserError for a teacher that can't be loaded.
+    """
+    if name_or_folder is None:
+        source = getattr(pipe.config, "_name_or_path", None) or pipe.name_or_path
+        folder = resolve_model(source) if source else None
+        if not isinstance(folder, Path) or not (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
+            return None
+        name_or_folder = str(folder / TEACHER_FOLDER)
+    side = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
+    return load_teacher(name_or_folder, (side, side)).to(pipe.execution_device)

@@ -6,12 +6,10 @@ the whole data set. It is streamed, for 50,000 images of 256 x 256 are 10 GB, an
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -19,6 +17,7 @@ from numpy.lib import format as npy
 from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
 from mmdit.modalities.rgb import read_picture
+from mmdit.storage.files import atomic_file
 from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -149,28 +148,12 @@ def write_npz(path: Path, images: Iterable[np.ndarray], shape: Sequence[int], la
         labels: int64 (N,), stored as arr_1 as ADM's own samplers do.
     """
 
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
-                npy.write_array_header_1_0(member, header)
-                for batch in images:
-                    member.write(np.ascontiguousarray(batch).tobytes())
-            if labels is not None:
-                with archive.open("arr_1.npy", "w") as member:
-                    npy.write_array(member, labels, allow_pickle=False)
-
-    write_whole(path, write)
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a name of its own and rename it: several processes may write the same file at once."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(int(n) for n in shape)}
+            npy.write_array_header_1_0(member, header)
+            for batch in images:
+                member.write(np.ascontiguousarray(batch).tobytes())
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as member:
+                npy.write_array(member, labels, allow_pickle=False)

@@ -6,7 +6,6 @@ made twice; processes need not know each other, or be as many as before. Whoever
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.metrics.image_sets import BLOCKS, write_npz, write_whole
+from mmdit.metrics.image_sets import BLOCKS, write_npz
 from mmdit.metrics.maps import batched, sample_generators
 from mmdit.modalities import IMAGE
-from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.files import atomic_file
+from mmdit.storage.json_object import read_object, write_json
+from mmdit.storage.requests import Request
 
 LABELS = ("balanced", "random", "none")
 MAX_SAMPLES = 10_000_000  # more can't be meant
@@ -92,21 +93,12 @@ class SampleFolder:
         self.folder, self.plan = folder, plan
         (folder / BLOCKS).mkdir(parents=True, exist_ok=True)
         path = folder / SETTINGS
-        wanted = json.loads(json.dumps(dict(settings)))
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))["settings"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: does not say what made the samples beside it ({error})") from None
-            for key, value in wanted.items():
-                if found.get(key) != value:
-                    raise UserError(
-                        f"{folder}: holds samples of another request ({key} was {found.get(key)!r}, now {value!r}): "
-                        "choose another --output"
-                    )
+        request = Request(settings)
+        if path.exists():
+            found = read_object(path).object("settings")
+            request.refuse_other(found, folder, "samples")
         else:
-            content = json.dumps({"settings": wanted, "hardware": dict(hardware)}, indent=2) + "\n"
-            write_whole(path, lambda file: file.write(content.encode()))
+            write_json(path, {"settings": request.values, "hardware": dict(hardware)})
 
     def path(self, number: int) -> Path:
         return self.folder / BLOCKS / f"{number:05d}.npy"
@@ -123,7 +115,8 @@ class SampleFolder:
         return images
 
     def write(self, number: int, images: np.ndarray) -> None:
-        write_whole(self.path(number), lambda file: np.save(file, images, allow_pickle=False))
+        with atomic_file(self.path(number)) as file:
+            np.save(file, images, allow_pickle=False)
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not there yet."""
@@ -153,7 +146,7 @@ def make_block(
 ) -> np.ndarray:
     """RGB of one block, uint8 (n, H, W, 3). ``size``: pixels, None = the model's own."""
     labels, made = plan.class_labels(), []
-    pixels = size or native_size(pipe)
+    pixels = size or pipe.native_size
     for indices in batched(plan.block(number), batch_size):
         output: Any = pipe(
             class_labels=[None if labels[index] < 0 else int(labels[index]) for index in indices],

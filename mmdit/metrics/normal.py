@@ -9,7 +9,7 @@ import numpy as np
 from mmdit.metrics.arrays import Array, RunningMean, check_same_shape, map_batch, mask_batch
 
 CLOSE_DEGREES = 11.25
-MEDIAN_BINS = 18_000  # of 0.01 degrees: the median streams and is as fine as that
+BINS_PER_DEGREE = 100
 
 
 def angle_degrees(first: Array, second: Array) -> Array:
@@ -28,6 +28,30 @@ def valid_normal(target: Array) -> Array:
     return np.isfinite(target).all(axis=-1) & (np.linalg.norm(target, axis=-1) > 0.1)
 
 
+class AngleHistogram:
+    """Angles from 0 to 180 degrees, streamed into bins: the median is as fine as they are."""
+
+    def __init__(self, bins_per_degree: int) -> None:
+        self.bins_per_degree = bins_per_degree
+        self.counts = np.zeros(180 * bins_per_degree, dtype=np.int64)
+
+    def add(self, angles: Array) -> None:
+        """Add angles in degrees, of any shape; NaN is left out."""
+        bins = (angles[~np.isnan(angles)] * self.bins_per_degree).astype(np.int64)
+        self.counts += np.bincount(np.minimum(bins, len(self.counts) - 1), minlength=len(self.counts))
+
+    @property
+    def count(self) -> int:
+        """How many angles there are."""
+        return int(self.counts.sum())
+
+    def middle(self) -> tuple[float, float]:
+        """The two angles in the middle, in degrees; the same one twice where their number is odd. Needs an angle."""
+        places = [(self.count - 1) // 2, self.count // 2]
+        low, high = (np.searchsorted(self.counts.cumsum(), places, side="right") + 0.5) / self.bins_per_degree
+        return float(low), float(high)
+
+
 class NormalMetrics:
     """Streaming errors of normals, each valid pixel of the dataset with the same weight.
 
@@ -42,7 +66,7 @@ class NormalMetrics:
         self.mean_angle = RunningMean()
         self.mean_angle_objects = RunningMean()
         self.within = RunningMean()
-        self.histogram = np.zeros(MEDIAN_BINS, dtype=np.int64)
+        self.histogram = AngleHistogram(BINS_PER_DEGREE)
         self.invalid_pixels = 0
         self.num_images = 0
 
@@ -74,9 +98,7 @@ class NormalMetrics:
         self.invalid_pixels += int(valid.size - valid.sum())
         self.mean_angle.update(angles)
         self.within.update(np.where(np.isnan(angles), np.nan, angles < CLOSE_DEGREES))
-        known = angles[~np.isnan(angles)]
-        bins = np.minimum((known * (MEDIAN_BINS / 180)).astype(np.int64), MEDIAN_BINS - 1)
-        self.histogram += np.bincount(bins, minlength=MEDIAN_BINS)
+        self.histogram.add(angles)
         if objects is not None:
             self.mean_angle_objects.update(angles[mask_batch(objects, valid.shape, "object mask")[valid]])
 
@@ -92,7 +114,6 @@ class NormalMetrics:
         }
 
     def _median(self) -> float:
-        if self.histogram.sum() == 0 or np.isnan(self.mean_angle.total):
+        if self.histogram.count == 0 or np.isnan(self.mean_angle.total):
             return float("nan")
-        middle = int(np.searchsorted(self.histogram.cumsum(), self.histogram.sum() / 2))
-        return (middle + 0.5) * 180 / MEDIAN_BINS
+        return self.histogram.middle()[0]

@@ -6,19 +6,16 @@ differ in what made the image alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.consistency import ConsistencyMetrics
-from mmdit.metrics.evaluation import pooled_features
 from mmdit.metrics.frechet import FeatureStatistics, feature_distance
 from mmdit.metrics.maps import (
     METRICS,
@@ -29,15 +26,12 @@ from mmdit.metrics.maps import (
     label_set,
     measured,
     metric_class,
-    sample_generators,
-    unstack,
 )
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.metrics.understanding import understand
+from mmdit.metrics.tasks import TASKS, TaskRunner, can_condition, class_labels, pooled_features
 from mmdit.modalities import IMAGE, MODALITIES, build_codecs
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
-TASKS = ("understanding", "conditioning", "generation")
 STEPS = (1, 2, 5, 10, 25, 50, 250)
 GENERATION_COLUMNS = ("frechet_distance", "category_accuracy", "depth_normal_angle", "segmentation_agreement")
 COST_COLUMNS = ("network_evaluations", "seconds_per_image")
@@ -119,7 +113,8 @@ class StepSweep:
             raise UserError(f"a sweep needs RGB and a map of it; model and data share {', '.join(samples.modalities)}")
         if condition not in names:
             raise unknown_name("condition of the sweep", condition, names)
-        self.judge = pipe
+        self.judge = TaskRunner(pipe, 1, seed=seed)
+        self.categories = samples.info.categories
         self.names, self.condition, self.network = names, condition, network
         self.guidance_scale, self.seed, self.batch_size, self.span = guidance_scale, seed, batch_size, span
         self.labels, self.space = label_set(pipe), depth_space(pipe)
@@ -135,77 +130,60 @@ class StepSweep:
 
         ``scheduler`` is what ``row.scheduler`` names.
         """
-        pipe = MultimodalDiTPipeline(**self.judge.components, **self.judge.parameters)
+        own = self.judge.pipe
+        pipe = MultimodalDiTPipeline(**own.components, **own.parameters)
         pipe.scheduler = scheduler
         pipe.set_progress_bar_config(disable=True)
-        task = {"understanding": self._understand, "conditioning": self._condition, "generation": self._generate}
-        seconds = RunningMean()
-        measured = task[row.task](pipe, row.num_inference_steps, seconds)
+        tasks = TaskRunner(pipe, row.num_inference_steps, guidance_scale=self.guidance_scale, seed=self.seed)
+        measure = {"understanding": self._understand, "conditioning": self._condition, "generation": self._generate}
+        measured = measure[row.task](tasks)
         branches = 2 if row.task == "generation" and self.guidance_scale != 1 else 1
         return {
             **measured,
             "network_evaluations": pipe.num_timesteps * branches,
-            "seconds_per_image": seconds.compute(),
+            "seconds_per_image": tasks.seconds[row.task].compute(),
         }
 
     def _batches(self) -> Iterator[list[GroundTruth]]:
         return batched(self.samples, self.batch_size)
 
-    def _understand(self, pipe: MultimodalDiTPipeline, steps: int, seconds: RunningMean) -> dict[str, float]:
-        metrics = MapMetrics(self.names, self.judge.codecs, self.span)
+    def _understand(self, tasks: TaskRunner) -> dict[str, float]:
+        metrics = MapMetrics(self.names, self.judge.pipe.codecs, self.span)
         for batch in self._batches():
             images, indices = [sample.maps[IMAGE] for sample in batch], [sample.index for sample in batch]
-            with _timed(pipe, seconds, len(batch)):
-                predictions = understand(pipe, images, indices, steps, self.seed)
-            for prediction, truth in zip(predictions, batch, strict=True):
+            for prediction, truth in zip(tasks.understand(images, indices), batch, strict=True):
                 metrics.update(prediction, truth)
         return _flat(metrics)
 
-    def _condition(self, pipe: MultimodalDiTPipeline, steps: int, seconds: RunningMean) -> dict[str, float]:
+    def _condition(self, tasks: TaskRunner) -> dict[str, float]:
         name = self.condition
-        metrics = MapMetrics([name], self.judge.codecs, self.span)
+        metrics = MapMetrics([name], self.judge.pipe.codecs, self.span)
         for whole in self._batches():
-            batch = [s for s in whole if name in s.maps and pipe.codecs[name].has_values(s.maps[name])]
+            batch = [sample for sample in whole if can_condition(tasks.pipe, name, sample)]
             if not batch:
                 continue
-            indices = [sample.index for sample in batch]
-            with _timed(pipe, seconds, len(batch)):
-                output = pipe(
-                    conditions={name: [pipe.codecs[name].as_given(sample.maps[name]) for sample in batch]},
-                    num_inference_steps=steps,
-                    guidance_scale=1.0,
-                    generator=sample_generators(self.seed, name, indices),
-                    output_type="np",
-                )
-            images = [maps[IMAGE] for maps in unstack(output, {IMAGE: pipe.codecs[IMAGE]}, len(batch))]
-            for prediction, truth in zip(understand(self.judge, images, indices, 1, self.seed), batch, strict=True):
+            images = [maps[IMAGE] for maps in tasks.condition(name, batch)]
+            judged = self.judge.understand(images, [sample.index for sample in batch])
+            for prediction, truth in zip(judged, batch, strict=True):
                 metrics.update(prediction, truth)
         return _flat(metrics)
 
-    def _generate(self, pipe: MultimodalDiTPipeline, steps: int, seconds: RunningMean) -> dict[str, float]:
+    def _generate(self, tasks: TaskRunner) -> dict[str, float]:
         features, consistency = FeatureStatistics(), ConsistencyMetrics(self.space, self.labels)
         category = RunningMean()
         for batch in self._batches():
             indices = [sample.index for sample in batch]
-            labels = [sample.category if sample.category in pipe.labels else None for sample in batch]
-            with _timed(pipe, seconds, len(batch)):
-                output = pipe(
-                    class_labels=labels,
-                    num_inference_steps=steps,
-                    guidance_scale=self.guidance_scale,
-                    generator=sample_generators(self.seed, "generation", indices),
-                    output_type="np",
-                )
-            generated = unstack(output, pipe.codecs, len(batch))
+            labels = class_labels(tasks.pipe, batch, self.categories)
+            generated = tasks.generate(labels, indices)
             images = [maps[IMAGE] for maps in generated]
             self._add_features(features, images)
-            seen = understand(self.judge, images, indices, 1, self.seed)
-            for maps, again, label in zip(generated, seen, labels, strict=True):
+            seen = self.judge.understand(images, indices)
+            for maps, again, sample, label in zip(generated, seen, batch, labels, strict=True):
                 if self.depth is not None and self.normal is not None:
                     consistency.update_geometry(maps[self.depth], maps[self.normal])
                 if self.labels is not None and self.labelled is not None:
                     consistency.update_segmentation(maps[self.labelled], again[self.labelled])
-                    wanted = self.labels.id_of(label)
+                    wanted = None if label is None else self.labels.id_of(sample.category)
                     if wanted is not None:
                         category.update(self.labels.majority_object(maps[self.labelled]) == wanted)
         agreement = consistency.compute()
@@ -219,22 +197,7 @@ class StepSweep:
     def _add_features(self, statistics: FeatureStatistics, images: Sequence[np.ndarray]) -> None:
         if self.network is not None:
             for batch in batched(images, self.batch_size):
-                statistics.update(pooled_features(self.network, batch, self.judge.execution_device))
-
-
-class _timed:
-    """Adds the wall-clock seconds per sample of a block, with the device's work done."""
-
-    def __init__(self, pipe: MultimodalDiTPipeline, seconds: RunningMean, count: int) -> None:
-        self.on_gpu, self.seconds, self.count = pipe.execution_device.type == "cuda", seconds, count
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *error: Any) -> None:
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        self.seconds.update(np.full(self.count, (time.perf_counter() - self.start) / self.count))
+                statistics.update(pooled_features(self.network, batch, self.judge.pipe.execution_device))
 
 
 def _flat(metrics: MapMetrics) -> dict[str, float]:

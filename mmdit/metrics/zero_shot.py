@@ -7,7 +7,7 @@ benchmark's range, ten errors, and their mean over images. Normals: angles over 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,11 @@ from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
 from mmdit.metrics.depth import fit_scale_and_shift
 from mmdit.metrics.geometry_benchmarks import GeometryBenchmark, GeometrySample, GeometrySamples
-from mmdit.metrics.maps import batched, depth_space, sample_generators
-from mmdit.metrics.normal import angle_degrees
+from mmdit.metrics.maps import batched, depth_space
+from mmdit.metrics.normal import AngleHistogram, angle_degrees
+from mmdit.metrics.tasks import TaskRunner
 from mmdit.modalities import IMAGE
 from mmdit.names import DEPTH_SPACES
-from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 MIN_DISPARITY, MIN_DEPTH = 1e-3, 1e-6
@@ -130,23 +130,21 @@ class AnglesOfPixels:
     def __init__(self) -> None:
         self.total, self.squares = 0.0, 0.0
         self.below = np.zeros(len(ANGLES), dtype=np.int64)
-        self.histogram = np.zeros(180 * BINS_PER_DEGREE, dtype=np.int64)
+        self.histogram = AngleHistogram(BINS_PER_DEGREE)
 
     def add(self, angles: Array) -> None:
         self.total += float(angles.sum())
         self.squares += float((angles**2).sum())
         self.below += [(angles < limit).sum() for limit in ANGLES]
-        bins = np.minimum((angles[~np.isnan(angles)] * BINS_PER_DEGREE).astype(np.int64), len(self.histogram) - 1)
-        self.histogram += np.bincount(bins, minlength=len(self.histogram))
+        self.histogram.add(angles)
 
     def compute(self) -> dict[str, float]:
-        count = int(self.histogram.sum())
+        count = self.histogram.count
         if count == 0:
             return {}
-        middle = np.searchsorted(self.histogram.cumsum(), [(count - 1) // 2, count // 2], side="right").mean()
         return {
             "mean_angle": self.total / count,
-            "median_angle": float(middle + 0.5) / BINS_PER_DEGREE if np.isfinite(self.total) else float("nan"),
+            "median_angle": sum(self.histogram.middle()) / 2 if np.isfinite(self.total) else float("nan"),
             "rmse_angle": float(np.sqrt(self.squares / count)),
             **{_within(limit): int(below) / count for limit, below in zip(ANGLES, self.below, strict=True)},
         }
@@ -181,11 +179,12 @@ def evaluate_geometry(
         if name not in pipe.modalities:
             raise UserError(f"the model has no {name}: it has {', '.join(pipe.modalities)}")
     space = (alignment or str(depth_space(pipe))) if benchmark.channels is None else None
+    tasks = TaskRunner(pipe, num_inference_steps, seed=seed)
     images, pixels, num_skipped, valid_pixels = MeanOfImages(), AnglesOfPixels(), 0, 0
     with tqdm(total=len(samples), unit="image", disable=not progress) as bar:
         for indices in batched(range(len(samples)), batch_size):
             batch = [samples[index] for index in indices]
-            predictions = _predict(pipe, batch, indices, benchmark.modality, num_inference_steps, seed, size)
+            predictions = _predict(tasks, batch, indices, benchmark.modality, size)
             for prediction, sample in zip(predictions, batch, strict=True):
                 valid_pixels += int(sample.valid.sum())
                 if sample.valid.sum() < 2:
@@ -228,30 +227,14 @@ def _depth_errors_of(
 
 
 def _predict(
-    pipe: MultimodalDiTPipeline,
-    batch: list[GeometrySample],
-    indices: Iterable[int],
-    modality: str,
-    num_inference_steps: int,
-    seed: int,
-    size: tuple[int, int] | None,
+    tasks: TaskRunner, batch: list[GeometrySample], indices: Sequence[int], modality: str, size: tuple[int, int] | None
 ) -> list[Array]:
     """Maps of the ground truth's size, float64: depth (H, W) or normals (H, W, 3)."""
     height, width = size or (None, None)
-    native = size or (native_size(pipe),) * 2
+    native = size or (tasks.pipe.native_size,) * 2
     pictures = [Image.fromarray(sample.rgb).resize(native[::-1], Image.Resampling.LANCZOS) for sample in batch]
-    output: Any = pipe(
-        conditions={IMAGE: pictures},
-        height=height,
-        width=width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=1.0,
-        generator=sample_generators(seed, "understanding", list(indices)),
-        output_type="np",
-    )
-    return [
-        resize_map(prediction, sample.valid.shape) for prediction, sample in zip(output[modality], batch, strict=True)
-    ]
+    predictions = tasks.understand(pictures, indices, height=height, width=width)
+    return [resize_map(maps[modality], sample.valid.shape) for maps, sample in zip(predictions, batch, strict=True)]
 
 
 def resize_map(values: Array, size: tuple[int, ...]) -> Array:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from mmdit.errors import UserError, nearest_names
+from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import out_of_reach
-from mmdit.storage.component import check_component, check_types, read_config, read_object
+from mmdit.storage.component import check_component, check_types, read_config
+from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -171,9 +172,3 @@ def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs
             else f"the Hub did not deliver it: {first_line(error)}"
         )
         raise UserError(f"model {repository!r} is neither bundled nor a local folder, and {why}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, without the pages that some add."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.errors import UserError, unknown_name
+from mmdit.errors import UserError, first_line, unknown_name
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import Given, place, settle
 from mmdit.flow.prediction import PREDICTIONS
@@ -44,9 +44,10 @@ from mmdit.pipelines.limits import (
     predict_in_batches,
     refuse_decoded,
 )
-from mmdit.pipelines.loading import check_folder, download, first_line, resolve_model
+from mmdit.pipelines.loading import check_folder, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.region import read_region
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
 from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
@@ -127,6 +128,10 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     def native_size(self) -> int:
         """Height and width in pixels that the transformer was built for."""
         return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+
+    def weights_digest(self) -> str:
+        """16 hexadecimal digits that change with any weight of the transformer or the VAE, or with their dtype."""
+        return digest_tensors(self.transformer.state_dict(), self.vae.state_dict(), described=True)
 
     @property
     def execution_device(self) -> torch.device:

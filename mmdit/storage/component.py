@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from mmdit.errors import UserError
-from mmdit.storage.json_text import read_json
+from mmdit.errors import UserError, first_line, one_line
+from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
 from mmdit.storage.weights import check_dtypes, read_header, refuse_non_finite
 
@@ -24,21 +24,13 @@ _COUNTS = ("depth", "layers_per_block", "num_layers")
 _OLDER_NAMES = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object. Raises UserError as ``read_json``, or where it holds something else."""
-    values = read_json(path, constants=True)  # a scheduler of diffusers has a setting of -Infinity
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a JSON {type(values).__name__}, not an object")
-    return values
-
-
 def read_config(path: Path, class_name: str) -> dict[str, Any]:
     """Read a component's configuration.
 
     Raises:
         UserError: it is no JSON object, another class's, or names code.
     """
-    config = read_object(path)
+    config = read_object(path, constants=True)  # a scheduler of diffusers has a setting of -Infinity
     found = config.get("_class_name")
     if found != class_name:
         raise UserError(f"{path}: _class_name is {found!r}, not {class_name!r}")
@@ -124,8 +116,7 @@ def check_component(folder: Path, cls: Any) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # whatever arithmetic on wrong numbers ends in
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: no {cls.__name__} has such a configuration ({reason})") from error
+        raise UserError(f"{path}: no {cls.__name__} has such a configuration ({first_line(error)})") from error
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     parameters = {name for name, _ in module.named_parameters()}
     for name, shape in stored.items():
@@ -154,7 +145,7 @@ def load_component(folder: Path, cls: Any, **options: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # a folder is data: whatever it makes the library raise is about it
-        raise UserError(f"{folder}: can't be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{folder}: can't be loaded: {one_line(error)}") from error
     refuse_non_finite(module, folder)
     return module
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, first_line
+from mmdit.storage.files import atomic_file, remedy, system_error
 from mmdit.storage.weights import check_archive, refuse_irregular
 
 logger = logging.getLogger(__name__)
@@ -32,36 +31,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write ``checkpoint``. Raises UserError where the disk can't take it, naming the checkpoint that is left."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            with open(temporary, "wb") as file:
+            with atomic_file(path, durable=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            cause = _system_error(error)
+        except Exception as error:
+            cause = system_error(error)
             if cause is None:
                 raise
             left = next(iter(by_step(path.parent)), None)
             raise UserError(
                 f"checkpoint {path} can't be written: {cause.strerror}; the newest one that is whole: {left or 'none'}. "
-                f"{_remedy(cause)}, then go on with --resume auto"
+                f"{remedy(cause).capitalize()}, then go on with --resume auto"
             ) from error
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's error behind one of ``torch.save``, whose C++ writer fails in its own words when a write did."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _remedy(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "Free some space" if full else "Make the folder writable"
 
 
 def step_of(path: Path) -> int:
@@ -136,8 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"checkpoint {error}") from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {path} is damaged or no training checkpoint: {reason}") from error
+        raise UserError(f"checkpoint {path} is damaged or no training checkpoint: {first_line(error)}") from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: it lacks {', '.join(missing)}")

@@ -5,6 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmdit.bounds import (
+    AtATime,
+    ClosedUnitInterval,
+    InferenceSteps,
+    Layers,
+    Nodes,
+    NonNegativeInt,
+    NonNegativeNumber,
+    PositiveInt,
+    PositiveNumber,
+    Rows,
+    Seed,
+    TrainingSteps,
+    Width,
+    Workers,
+)
 from mmdit.training.optimizers import OptimizerConfig
 
 __all__ = [
@@ -51,12 +67,12 @@ class ModelConfig:
 
     size: str = "nano"
     modalities: list[str] | None = None
-    hidden_size: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    mlp_ratio: float = 4.0
-    patch_size: int = 2
-    class_dropout_prob: float = 0.1
+    hidden_size: Width | None = None
+    depth: Layers | None = None
+    num_heads: Layers | None = None
+    mlp_ratio: PositiveNumber = 4.0
+    patch_size: Layers = 2
+    class_dropout_prob: ClosedUnitInterval = 0.1
     drop_class_given_rgb: bool = False
     qk_norm: str | None = None
     position_embedding: str = "sincos"
@@ -86,8 +102,8 @@ class DataConfig:
     """
 
     path: str | None = None
-    batch_size: int = 32
-    num_workers: int = 0
+    batch_size: AtATime = 32
+    num_workers: Workers = 0
     train_split: str = "train"
     val_split: str | None = "val"
     whitening: str = "dataset"
@@ -104,7 +120,7 @@ class TaskConfig:
     """
 
     mixture: str | dict[str, float] = "any_to_any"
-    absent_share: float | None = None
+    absent_share: ClosedUnitInterval | None = None
 
 
 @dataclass
@@ -126,8 +142,8 @@ class ObjectiveConfig:
     timesteps: str = "uniform"
     timestep_settings: dict[str, float] = field(default_factory=dict)
     loss_weights: dict[str, float] | None = None
-    max_condition_time: float = 0.01
-    pure_noise_share: float = 0.0
+    max_condition_time: ClosedUnitInterval = 0.01
+    pure_noise_share: ClosedUnitInterval = 0.0
     name: str = "flow"
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -145,9 +161,9 @@ class AlignmentConfig:
         images: with ``teacher``: the dataset folder that the latents were encoded from.
     """
 
-    weight: float = 0.5
-    depth: int = 8
-    hidden_size: int = 2048
+    weight: NonNegativeNumber = 0.5
+    depth: Layers = 8
+    hidden_size: Width = 2048
     teacher: str | None = None
     images: str | None = None
 
@@ -175,20 +191,20 @@ class TrainerConfig:
         gradient_clip_val: largest norm of the gradient; null = no clipping.
     """
 
-    max_steps: int = 1000
-    max_hours: float | None = None
-    checkpoint_every: int = 500
-    validate_every: int = 500
-    log_every: int = 10
+    max_steps: TrainingSteps = 1000
+    max_hours: PositiveNumber | None = None
+    checkpoint_every: PositiveInt = 500
+    validate_every: NonNegativeInt = 500
+    log_every: PositiveInt = 10
     accelerator: str = "auto"
     devices: int | str = "auto"
-    num_nodes: int = 1
+    num_nodes: Nodes = 1
     strategy: str = "auto"
     precision: str = "32-true"
     compile: bool = False
     float8: bool = False
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: Width = 1
+    gradient_clip_val: PositiveNumber | None = 1.0
 
 
 @dataclass
@@ -201,7 +217,7 @@ class EMAConfig:
             itself from the first step on, as in the official codes.
     """
 
-    decay: float = 0.9999
+    decay: ClosedUnitInterval = 0.9999
     warmup: bool = True
 
 
@@ -216,10 +232,10 @@ class PreviewConfig:
         guidance_scale: on the class.
     """
 
-    num_samples: int = 4
-    num_measured: int = 64
-    num_inference_steps: int = 10
-    guidance_scale: float = 2.0
+    num_samples: Rows = 4
+    num_measured: Rows = 64
+    num_inference_steps: InferenceSteps = 10
+    guidance_scale: NonNegativeNumber = 2.0
 
 
 @dataclass
@@ -236,10 +252,10 @@ class AutoencoderConfig:
         codecs: settings of a modality's codec, by name, that differ from the defaults, as for ``mmdit data encode``.
     """
 
-    unshuffle: int = 4
+    unshuffle: Layers = 4
     block_out_channels: list[int] = field(default_factory=lambda: [128])
-    layers_per_block: int = 1
-    latent_channels: int = 4
+    layers_per_block: Layers = 1
+    latent_channels: Width = 4
     mid_attention: bool = False
     settings: dict[str, float] = field(default_factory=dict)
     codecs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -256,10 +272,10 @@ class TeacherConfig:
         num_heads: attention heads.
     """
 
-    patch_size: int = 8
-    hidden_size: int = 160
-    depth: int = 5
-    num_heads: int = 5
+    patch_size: Layers = 8
+    hidden_size: Width = 160
+    depth: Layers = 5
+    num_heads: Layers = 5
 
 
 @dataclass
@@ -283,7 +299,7 @@ class TrainingConfig:
     """
 
     recipe: str = "transformer"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
+from mmdit.bounds import ClosedUnitInterval, Decay, NonNegativeInt, NonNegativeNumber, PositiveNumber
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.sharding import shard_like, whole_tensor
 
@@ -163,13 +164,13 @@ class OptimizerConfig:
     """
 
     name: str = "adamw"
-    lr: float = 1e-4
-    muon_lr: float = 5e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    lr: PositiveNumber = 1e-4
+    muon_lr: PositiveNumber = 5e-3
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NonNegativeNumber = 0.0
+    warmup_steps: NonNegativeInt = 0
     schedule: str = "constant"
-    decay_share: float = 0.3
+    decay_share: ClosedUnitInterval = 0.3
 
 
 MIN_HIDDEN_CHANNELS = 64

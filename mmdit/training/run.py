@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
-from mmdit.errors import UserError
+from mmdit.errors import UserError, first_line
 from mmdit.storage.files import share_weights
 from mmdit.training.callbacks import ProgressLines, StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
@@ -94,7 +94,7 @@ def make_trainer(
             enable_progress_bar=on_terminal,
         )
     except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise UserError(f"trainer settings do not fit this machine: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer settings do not fit this machine: {first_line(error)}") from error
 
 
 def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, resume: str | None) -> Path | None:

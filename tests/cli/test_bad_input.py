@@ -131,11 +131,11 @@ def test_unknown_category(mmdit, tiny_pipeline_dir):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--num_inference_steps", "0"), "--num_inference_steps is 0: give at least 1"),
+        (("--num_inference_steps", "0"), "--num_inference_steps is 0: give 1 to 10000"),
         (("--num_inference_steps", "-3"), "--num_inference_steps is -3"),
         (("--num_images", "0"), "--num_images is 0"),
         (("--seed", "-1"), "--seed is -1"),
-        (("--guidance_scale", "nan"), "--guidance_scale: expected float, got nan"),
+        (("--guidance_scale", "nan"), "--guidance_scale is nan: give a number, at least 0"),
         (("--guidance_scale", "-1"), "--guidance_scale is -1"),
         (("--device", "tpu"), "--device 'tpu'"),
         (("--device", "cuda:77"), "--device 'cuda:77'"),

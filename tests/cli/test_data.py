@@ -22,7 +22,7 @@ def test_render_check_and_resume(mmdit, tmp_path):
     assert "test 2 samples, nothing wrong" in checked.out
     refused = mmdit(*arguments, "--seed", 1)
     assert refused.code == 2
-    assert "seed 0, not 1" in refused.error
+    assert "seed was 0, now 1" in refused.error
 
 
 def test_render_without_the_extra(mmdit, monkeypatch):
@@ -39,7 +39,7 @@ def test_render_without_the_extra(mmdit, monkeypatch):
     ("arguments", "expected"),
     [
         (("--size", "63"), "size 63"),
-        (("--num_samples", "0"), "num_samples 0"),
+        (("--num_samples", "0"), "--num_samples is 0: give at least 1"),
         (("--split", "a/b"), "split 'a/b'"),
     ],
 )

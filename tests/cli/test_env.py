@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import sys
 
-from mmdit.cli.env import PACKAGES, version
+from mmdit.cli.env import PACKAGES
+from mmdit.storage.versions import version_of
 
 
 def test_env_says_what_an_issue_report_needs(mmdit, monkeypatch):
@@ -32,5 +33,5 @@ def test_env_reports_a_wrong_setting_of_the_kernels(mmdit, monkeypatch):
 
 
 def test_version_of_a_package_that_is_not_there():
-    assert version("no-such-distribution-of-ours") == "not installed"
-    assert version("numpy")[0].isdigit()
+    assert version_of("no-such-distribution-of-ours") == "not installed"
+    assert version_of("numpy")[0].isdigit()

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
 SAMPLE_FILES = {
     *("rgb.png", "depth.npy", "depth.png", "depth_vis.png", "normal.npy", "normal.png", "segmentation.png"),
     *("grid.png", "metadata.json"),
@@ -139,3 +141,31 @@ def test_condition_on_our_own_outputs(mmdit, tiny_pipeline_dir, tmp_path):
     np.testing.assert_array_equal(
         np.asarray(Image.open(folder / "segmentation.png")), np.asarray(Image.open(source / "segmentation.png"))
     )
+
+
+def test_names_that_become_one_file_name_are_told_apart(mmdit, tiny_pipeline_dir, tmp_path):
+    """By class, whatever else is asked for: alone or together, a class has the same folder; its id is in the metadata."""
+    pipe = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
+    names = {**pipe.id2label, 0: "a/b", 1: "a b", 2: "name" * 100, 3: "crane", 4: "crane"}
+    other = MultimodalDiTPipeline(**pipe.components, modalities=pipe.modalities, id2label=names)
+    other.save_pretrained(tmp_path / "model")
+    common = ("--model", tmp_path / "model", "--num_inference_steps", 1, "--guidance_scale", 1, "--output", "out")
+    result = mmdit("generate", "a/b", "a b", "2", "3", "4", *common)
+    assert result.code == 0, result.error
+    folders = result.out.split()
+    assert [_metadata(tmp_path / folder)["class_id"] for folder in folders] == [0, 1, 2, 3, 4]
+    assert len(set(folders)) == 5
+    assert mmdit("generate", "4", "a b", *common).out.split() == [folders[4], folders[1]]
+    assert mmdit("generate", "4", "--seed", 1, *common).out.split() == [folders[4].removesuffix("_0") + "_1"]
+
+
+def test_a_result_of_a_version_without_class_ids_is_replaced(mmdit, tiny_pipeline_dir, tmp_path):
+    common = ("--model", tiny_pipeline_dir, "--num_inference_steps", 1, "--output", "out")
+    assert mmdit("generate", "torus", *common).code == 0
+    path = tmp_path / "out" / "torus_0" / "metadata.json"
+    metadata = json.loads(path.read_text())
+    class_id = metadata.pop("class_id")
+    path.write_text(json.dumps(metadata))
+    assert mmdit("generate", "torus", *common).code == 0
+    path.write_text(json.dumps({**metadata, "class_id": class_id + 1}))
+    assert "class_id was" in mmdit("generate", "torus", *common).error

@@ -57,13 +57,16 @@ def test_version(mmdit):
         (["data", "rendr"], "did you mean 'data render'?"),
         (["generate"], "missing CATEGORY"),
         (["generate", "torus", "--num_image", "3"], "unknown option '--num_image': did you mean '--num_images'?"),
-        (["generate", "torus", "--num_images", "x"], "--num_images: expected int, got x"),
+        (["generate", "torus", "--num_images", "x"], "--num_images is x: give a whole number, at least 1"),
         (["generate", "torus", "--num_images"], "--num_images: expected one argument"),
         (["generate", "torus", "--dtype", "fp8"], "--dtype: expected one of"),
         (["condition", "depth.npy"], "unexpected argument 'depth.npy'"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "--output", "o", "--trainer.max_hours", "x"], "--trainer.max_hours: expected float or null, got x"),
-        (["train", "--output", "o", "--alignment.weight", "x"], "--alignment.weight: expected float, got x"),
+        (
+            ["train", "--output", "o", "--trainer.max_hours", "x"],
+            "--trainer.max_hours is x: give a number above 0, or null",
+        ),
+        (["train", "--output", "o", "--alignment.weight", "x"], "--alignment.weight is x: give a number, at least 0"),
         (["train", "--output", "o", "--ema", "x"], "--ema: expected keys with values or null, got x"),
         (
             ["data", "encode", "--data", "d", "--output", "o", "--depth_space", "metres"],
@@ -100,7 +103,7 @@ def test_broken_yaml_is_one_line(mmdit, tmp_path):
         ("- seed\n", "run.yaml: holds a list"),
         ("seed: [\n", "run.yaml: not readable as YAML"),
         ("trainer: 3\n", "run.yaml: trainer is 3, but a section"),
-        ("trainer: {max_steps: null}\n", "--trainer.max_steps: expected int, got null"),
+        ("trainer: {max_steps: null}\n", "--trainer.max_steps is null: give 1 to 100000000"),
         ("foo: 1\n", "unknown key 'foo': did you mean"),
     ],
 )

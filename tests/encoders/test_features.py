@@ -111,3 +111,21 @@ def test_an_unreachable_hub_says_what_to_provide(monkeypatch):
         UserError, match=r"'test_vit' can't be fetched.*Cannot reach.*config\.json and model\.safetensors"
     ):
         load_teacher(ARCHITECTURE, (2, 2))
+
+
+def test_numbers_of_the_config_are_the_models(timm_folder, tmp_path):
+    """A smaller depth, other statistics of the normalisation; and nothing that timm would read files for."""
+    config = {"architecture": ARCHITECTURE, "model_args": {"depth": 2}, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(_weights(timm_folder), tmp_path / "model.safetensors")
+    teacher = load_teacher(str(tmp_path), (2, 2))
+    assert len(teacher.model.blocks) == 2
+    torch.testing.assert_close(teacher.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    for name, value, wrong in (
+        ("checkpoint_path", "a.pth", "checkpoint_path = 'a.pth': only sizes and settings"),
+        ("depth", 0.5, "can't be loaded as test_vit"),
+        ("no_such_size", 3, "can't be loaded as test_vit"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {name: value}}))
+        with pytest.raises(UserError, match=wrong):
+            load_teacher(str(tmp_path), (2, 2))

@@ -230,7 +230,7 @@ def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
     root = make_dataset()
     _encode(root, tmp_path / "out", vae)
     other = AutoencoderKL(**{k: v for k, v in vae.config.items() if not k.startswith("_")})
-    with pytest.raises(UserError, match="already holds latents with VAE"):
+    with pytest.raises(UserError, match=r"holds latents of another request \(VAE was"):
         _encode(root, tmp_path / "out", other)
     with pytest.raises(UserError, match=r"codec settings of depth .*'space'"):
         encode_dataset(root, tmp_path / "out", vae, modalities_from_dataset(read_dataset_info(root)))

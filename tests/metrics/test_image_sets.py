@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mmdit.errors import UserError
-from mmdit.metrics.image_sets import open_images, write_npz, write_whole
+from mmdit.metrics.image_sets import open_images, write_npz
 
 
 @pytest.fixture
@@ -88,15 +88,3 @@ def test_an_array_that_ends_early(tmp_path, images):
         archive.writestr("arr_0.npy", content[:-100])
     with pytest.raises(UserError, match="truncated: arr_0 ends within image 5"):  # 72 bytes an image
         read(tmp_path / "a.npz", 7)
-
-
-def test_a_failed_write_leaves_nothing(tmp_path):
-    (tmp_path / "a").write_text("old")
-
-    def fail(file):
-        file.write(b"half")
-        raise RuntimeError("disk")
-
-    with pytest.raises(RuntimeError):
-        write_whole(tmp_path / "a", fail)
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]

@@ -79,5 +79,5 @@ def test_another_request_and_damaged_blocks(tmp_path):
     with pytest.raises(UserError, match=r"00000.npy: holds uint8 \(3, 2, 2, 3\)"):
         folder.read(0)
     (tmp_path / "samples.json").write_text("{")
-    with pytest.raises(UserError, match="does not say what made the samples"):
+    with pytest.raises(UserError, match=r"samples\.json: not readable as JSON"):
         SampleFolder(tmp_path, plan(), {"seed": 0}, {})

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mmdit.metrics.normal import NormalMetrics, angle_degrees
+from mmdit.metrics.normal import AngleHistogram, NormalMetrics, angle_degrees
 
 
 def rotation(axis, degrees):
@@ -100,3 +100,15 @@ def test_shapes_that_differ_are_refused():
         measure(np.ones((3, 2, 2)), np.ones((3, 2, 2)))
     with pytest.raises(ValueError, match="object mask"):
         measure(np.ones((2, 2, 3)), np.ones((2, 2, 3)), np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_the_middle_of_a_histogram(count):
+    angles = np.random.default_rng(count).uniform(0, 180, count)
+    histogram = AngleHistogram(1000)
+    for part in np.array_split(angles, 3):
+        histogram.add(np.append(part, np.nan))
+    ordered = np.sort(angles)
+    expected = ordered[(count - 1) // 2], ordered[count // 2]
+    np.testing.assert_allclose(histogram.middle(), expected, atol=0.001)
+    assert histogram.count == count

@@ -7,9 +7,9 @@ import torch
 
 from mmdit.errors import UserError
 from mmdit.flow.schedulers import make_scheduler
+from mmdit.metrics.maps import map_metrics, sample_generators
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.metrics.sweep import TASKS, Row, StepSweep, columns, higher_is_better, sweep_rows
-from mmdit.metrics.understanding import understanding_report
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 RANGE = (0.001, 65.535)
@@ -77,10 +77,16 @@ def test_directions_of_columns():
     assert not better_high & {"depth_abs_rel", "normal_mean_angle", "frechet_distance", "depth_normal_angle"}
 
 
-def test_understanding_is_what_validation_measures(pipe, sweeping):
+def test_understanding_is_measured_sample_by_sample(pipe, sweeping):
     sweep = sweeping()
     measured = measure(sweep, "understanding", steps=2)
-    expected = understanding_report(pipe, sweep.samples, 2, 3, 5, RANGE)["understanding"]
+    metrics = map_metrics(pipe, RANGE)
+    for sample in sweep.samples:
+        generator = sample_generators(3, "understanding", [sample.index])
+        images = {"rgb": [sample.maps["rgb"]]}
+        output = pipe(conditions=images, num_inference_steps=2, generator=generator, output_type="np")
+        metrics.update({name: output[name][0] for name in ("depth", "normal", "segmentation")}, sample)
+    expected = metrics.compute()
     for name, metric in (("depth", "abs_rel"), ("normal", "mean_angle"), ("segmentation", "miou")):
         assert measured[f"{name}_{metric}"] == pytest.approx(expected[name][metric], rel=1e-4)
     assert measured["network_evaluations"] == 2

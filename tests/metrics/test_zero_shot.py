@@ -256,7 +256,7 @@ def test_command(tmp_path, tiny_pipeline_dir, monkeypatch, capsys):
     assert report["protocol"]["depth_range"] == [0.6, 350]
     for extra, message in (
         (["--height", "64"], "--height and --width belong together"),
-        (["--height", "0", "--width", "64"], "--height is 0: give a number of pixels"),
+        (["--height", "0", "--width", "64"], "--height is 0: give at least 1, or null"),
         (["--crop", "eigen"], "unknown crop of diode_depth 'eigen'"),
         (["--benchmark", "diode"], "unknown benchmark 'diode'"),
         (["--data", "nowhere"], "--data nowhere: no such folder"),

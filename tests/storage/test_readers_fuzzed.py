@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from mmdit.errors import UserError
-from mmdit.storage.component import read_object
+from mmdit.storage.json_object import read_object
 from mmdit.storage.weights import FLOATING, check_archive, check_dtypes, read_header
 from mmdit.storage.yaml_text import load_yaml, read_yaml
 

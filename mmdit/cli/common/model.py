@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mmdit.errors import UserError
+from mmdit.bounds import MAX_SEED
+from mmdit.errors import UserError, first_line, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 BUNDLED_MODEL = "scenes64"
-MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10_000_000  # of one command: more can't be meant
-MAX_BATCH = 65_536
-MAX_STEPS = 10_000  # as in mmdit.pipelines.limits, which is too heavy to import for an option
 
 
 def note(message: str) -> None:
@@ -45,9 +42,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         found += ["mps"] if torch.backends.mps.is_available() else []
-        reason = str(error).split("\n")[0]
         raise UserError(
-            f"--device {name!r} can't be used here ({reason}): give auto or one of {', '.join(found)}"
+            f"--device {name!r} can't be used here ({first_line(error)}): give auto or one of {', '.join(found)}"
         ) from None
     return device
 
@@ -61,30 +57,12 @@ def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def check_seed(seed: int, num_images: int = 1) -> None:
-    """Refuse numbers that count nothing or seed nothing. Raises UserError."""
-    if num_images < 1:
-        raise UserError(f"--num_images is {num_images}: give at least 1")
+def check_seed(seed: int, num_images: int) -> None:
+    """Refuse more images than can be meant, and a seed from which so many don't go. Raises UserError."""
     if num_images > MAX_IMAGES:
         raise UserError(f"--num_images makes {num_images} images: give at most {MAX_IMAGES} to one command")
-    if not 0 <= seed <= MAX_SEED - num_images:
+    if seed > MAX_SEED - num_images:
         raise UserError(f"--seed is {seed}: give a whole number from 0 to {MAX_SEED - num_images}")
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise UserError for a batch that holds nothing, or that can't be meant."""
-    if not 1 <= batch_size <= MAX_BATCH:
-        raise UserError(f"--batch_size is {batch_size}: give 1 to {MAX_BATCH}")
-
-
-def check_sampling(num_inference_steps: int, guidance_scale: float) -> None:
-    """Refuse values no sampler can take, before anything is loaded. Raises UserError."""
-    if num_inference_steps < 1:
-        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at least 1")
-    if num_inference_steps > MAX_STEPS:
-        raise UserError(f"--num_inference_steps is {num_inference_steps}: give at most {MAX_STEPS}")
-    if not math.isfinite(guidance_scale) or guidance_scale < 0:
-        raise UserError(f"--guidance_scale is {guidance_scale}: give a number >= 0; 1 is no guidance")
 
 
 def quiet_libraries() -> None:
@@ -127,8 +105,7 @@ def load_pipeline(
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--model {model!r} can't be loaded: {reason[:300]}") from error
+        raise UserError(f"--model {model!r} can't be loaded: {one_line(error)}") from error
     if scheduler is not None:
         from mmdit.flow.schedulers import make_scheduler
 
@@ -168,7 +145,7 @@ def load_vae(name: str) -> AutoencoderKL:
         refuse_code(config, f"{name}: config.json")
         vae = AutoencoderKL.from_pretrained(name, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {' '.join(str(error).split())[:300]}"
+        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {one_line(error)}"
         if offline:
             reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
         raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error

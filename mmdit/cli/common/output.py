@@ -7,14 +7,9 @@ anything else is never touched.
 
 from __future__ import annotations
 
-import errno
-import importlib.metadata
-import json
 import os
-import platform
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +22,11 @@ from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, build_codecs
 from mmdit.modalities.files import png
 from mmdit.modalities.modality import Modality
+from mmdit.storage.files import write_atomically, writing, writing_folder
+from mmdit.storage.json_object import json_bytes, read_object
+from mmdit.storage.requests import Request
+from mmdit.storage.versions import versions
 
-VERSIONED = ("multimodal-dit", "torch", "diffusers", "numpy", "pillow")
 METADATA = "metadata.json"
 GRID = "grid.png"
 _GRID_BYTES = 3  # per pixel and modality; PNG seldom needs all of it
@@ -44,31 +42,6 @@ class Sample:
     request: Mapping[str, Any]
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors about writing below ``path`` into one that names it and says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: {error.strerror}: free some space or choose another --output") from error
-        where = error.filename or path
-        raise UserError(
-            f"{path}: cannot be written ({where}: {error.strerror or error}): choose another --output"
-        ) from error
-
-
 def prepare_folder(output: Path, num_bytes: int = 0) -> None:
     """Create a folder and prove that it can be written and has room for ``num_bytes``.
 
@@ -77,7 +50,7 @@ def prepare_folder(output: Path, num_bytes: int = 0) -> None:
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; --output is a folder")
-    with _writing(output):
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         probe = output / f".mmdit-probe-{os.getpid()}"
         try:
@@ -94,32 +67,9 @@ def prepare_folder(output: Path, num_bytes: int = 0) -> None:
         )
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it. Raises UserError where that fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON as ``write_file`` does; NaN and infinity, which JSON lacks, become null."""
-    from mmdit.metrics.evaluate import json_safe
-
-    write_file(path, _json(json_safe(values)))
-
-
-def _json(values: Any) -> bytes:
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", "backslashreplace")  # file names need not be UTF-8; JSON has this escape
-
-
 def write_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG as ``write_file`` does."""
-    write_file(path, png(image))
+    """Write a PNG whole."""
+    write_atomically(path, png(image))
 
 
 def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str, bytes]:
@@ -133,7 +83,7 @@ def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str
     pictures = [codecs[name].picture(array) for name, array in sample.arrays.items()]
     files[GRID] = png(labelled_grid([pictures], [], list(sample.arrays)))
     metadata["versions"] = versions()
-    files[METADATA] = _json(metadata)
+    files[METADATA] = json_bytes(metadata)
     return files
 
 
@@ -179,40 +129,18 @@ class SampleWriter:
         if self.overwrite or not any(folder.iterdir()):
             return
         try:
-            found = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = {}
-        wanted = json.loads(json.dumps(request))
-        different = [key for key, value in wanted.items() if key != "device" and found.get(key) != value]
-        if different:
-            changes = ", ".join(f"{key} was {found.get(key)!r}, now {wanted[key]!r}" for key in different)
-            raise UserError(
-                f"{folder}: holds a result of another request ({changes}): give --overwrite or another --output"
-            )
+            found = read_object(folder / METADATA)
+        except UserError:
+            found = None
+        Request(request, ignored=["device"], optional=["class_id"]).refuse_other(
+            found, folder, "a result", "give --overwrite or another --output"
+        )
 
     def write(self, sample: Sample) -> Path:
         """Write one sample; returns its folder. Raises UserError where the disk does not take it; nothing half-written stays."""
-        folder, temporary = self.output / sample.name, self.output / f".{sample.name}.tmp"
-        old = self.output / f".{sample.name}.old"
-        files = sample_files(sample, self.modalities)
+        folder, files = self.output / sample.name, sample_files(sample, self.modalities)
         self._refuse_loss(folder, sample.request)
-        with _writing(folder):
-            _settle(folder, temporary, old)
-            try:
-                temporary.mkdir()
-                for name, content in files.items():
-                    (temporary / name).write_bytes(content)
-                if folder.exists():
-                    folder.rename(old)
-                temporary.rename(folder)
-            finally:
-                _settle(folder, temporary, old)
+        with writing_folder(folder) as temporary:
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
         return folder
-
-
-def _settle(folder: Path, temporary: Path, old: Path) -> None:
-    """Leave either the old or the new folder, whole, whatever was interrupted."""
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import docstring_parser
 import jsonargparse
 
+from mmdit.bounds import RIGHT, explain, plain
 from mmdit.cli.common.plain_values import PARSER_MODE, check_config_file, check_options, expand_home, sections_of
 from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
@@ -50,7 +51,16 @@ class CommandParser(jsonargparse.ArgumentParser):
             hint = getattr(action, "_typehint", None)
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
             if not takes_null and values.get(action.dest) is None:
-                self.error(f"--{action.dest}: expected {getattr(hint, '__name__', hint)}, got null")
+                name = getattr(hint, "__name__", str(hint))
+                right = f" is null: give {RIGHT[name]}" if name in RIGHT else f": expected {name}, got null"
+                self.error(f"--{action.dest}{right}")
+        return values
+
+    def instantiate(self, *args: Any, **options: Any) -> Any:
+        """As in jsonargparse, with Python's own numbers: what runs, files and checkpoints take are no others."""
+        values = super().instantiate(*args, **options)
+        for name, value in vars(values).items():
+            setattr(values, name, plain(value))
         return values
 
     def _complete_switches(self, args: Sequence[str]) -> list[str]:
@@ -98,6 +108,8 @@ class CommandParser(jsonargparse.ArgumentParser):
             return f"missing {missing}; see '{self.prog} --help'"
         message = re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ", message)
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
+        if match := re.match(r"(--\S+|[A-Z_]+): (Not of type .*)", message):
+            message = f"{match[1]} {explain(match[2]) or match[2]}"
         message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))
         return _shorten_union(message.replace("Expected a ", "expected ").replace(". Got value: ", ", got "))
 
@@ -121,6 +133,8 @@ def _shorten_union(message: str) -> str:
     given = message.rpartition(" Given value: ")[2]
     if nested := next((error[2:] for error in errors if error.startswith("--")), None):  # --alignment.weight x
         return f"{name}.{nested}"
+    if right := next(filter(None, (explain(error, given) for error in errors)), None):
+        return f"{name} {right}{', or null' if any('NoneType' in error for error in errors) else ''}"
     expected = [re.sub("^expected ", "", error) for error in errors]
     words = {"NoneType": "null", f"dot import path string: {given}": "keys with values"}
     return f"{name}: expected {' or '.join(words.get(word, word) for word in expected)}, got {given}"

@@ -5,8 +5,8 @@ Every sample draws its noise from a generator of its own, so that it does not de
 
 from __future__ import annotations
 
-import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdit.cli.common.model import DtypeName, check_batch_size, check_sampling, load_pipeline
+from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
-from mmdit.pipelines.frozen import native_size
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.progress import Progress
+from mmdit.storage.digests import digest_file
+from mmdit.storage.names import number_repeats, safe_name
 
 Arrays = dict[str, np.ndarray]
 Request = dict[str, Any]
@@ -67,6 +68,17 @@ def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, s
     return label, pipe.id2label.get(label, str(label))
 
 
+def category_names(pipe: MultimodalDiTPipeline) -> list[str]:
+    """A file name for each class id, no two alike.
+
+    Names that become the same file name ("C" and "C#"), or are equal (ImageNet's two cranes), have the class id after them.
+    """
+    names = [safe_name(pipe.id2label.get(index, str(index))) for index in range(pipe.transformer.config.num_classes)]
+    counts = Counter(name.casefold() for name in names)  # some file systems ignore case
+    told = [f"{name}_{index}" if counts[name.casefold()] > 1 else name for index, name in enumerate(names)]
+    return number_repeats(told)
+
+
 def run_pipeline(
     pipe: MultimodalDiTPipeline, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float, **inputs: Any
 ) -> list[Arrays]:
@@ -103,8 +115,6 @@ class SamplingRun:
         overwrite: bool,
         batch_size: int = 8,
     ) -> None:
-        check_sampling(num_inference_steps, guidance_scale)
-        check_batch_size(batch_size)
         self.batch_size = batch_size
         prepare_folder(output)
         self.command, self.model = command, model
@@ -112,10 +122,16 @@ class SamplingRun:
         self.pipe = load_pipeline(model, device, dtype, scheduler)
         hidden = num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
-        self.native = (native_size(self.pipe),) * 2
+        self.native = (self.pipe.native_size,) * 2
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
-    def request(self, seed: int, category: str | None = None, conditions: Mapping[str, Path] | None = None) -> Request:
+    def request(
+        self,
+        seed: int,
+        category: str | None = None,
+        class_id: int | None = None,
+        conditions: Mapping[str, Path] | None = None,
+    ) -> Request:
         """All that decides a sample, as JSON values for its metadata; given files by path and content."""
         return {
             "command": self.command,
@@ -125,9 +141,9 @@ class SamplingRun:
             "guidance_scale": self.guidance_scale,
             "scheduler": type(self.pipe.scheduler).__name__,
             "category": category,
+            "class_id": class_id,
             "conditions": {
-                name: {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-                for name, path in (conditions or {}).items()
+                name: {"path": str(path), "sha256": digest_file(path)} for name, path in (conditions or {}).items()
             },
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "device": str(self.pipe.device),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
-from mmdit.cli.common.sampling import run_pipeline
 from mmdit.errors import UserError
 from mmdit.metrics.consistency import ConsistencyMetrics
 from mmdit.metrics.depth import DepthMetrics
-from mmdit.metrics.evaluate import depth_range
 from mmdit.metrics.maps import label_set, map_metrics
+from mmdit.metrics.report import depth_range
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.pipelines.frozen import native_size
+from mmdit.metrics.tasks import TaskRunner
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 Arrays = dict[str, np.ndarray]
@@ -37,10 +37,15 @@ class Steps:
     seed: int
     depth_range: tuple[float, float]
 
-    def run(self, count: int, num_inference_steps: int, guidance_scale: float = 1.0, **inputs: Any) -> list[Arrays]:
-        """``count`` samples with seeds from ``seed`` on."""
-        seeds = range(self.seed, self.seed + count)
-        return run_pipeline(self.pipe, seeds, num_inference_steps, guidance_scale, **inputs)
+    def tasks(self) -> TaskRunner:
+        """Tasks with seeds from ``seed`` on, one step of understanding."""
+        steps = {"understanding": 1, "conditioning": self.num_inference_steps, "generation": self.num_inference_steps}
+        return TaskRunner(
+            self.pipe,
+            steps,
+            guidance_scale=self.guidance_scale,
+            noise=lambda task, indices: [torch.Generator().manual_seed(self.seed + index) for index in indices],
+        )
 
     def picture(self, name: str, array: np.ndarray) -> np.ndarray:
         """A raw array of a modality as (H, W, 3) uint8."""
@@ -53,7 +58,7 @@ def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTru
     Raises:
         UserError: it lacks a modality of the model, or has other classes.
     """
-    samples = EvaluationSamples(data, "test", pipe.modalities, native_size(pipe))
+    samples = EvaluationSamples(data, "test", pipe.modalities, pipe.native_size)
     labels = label_set(pipe)
     classes = [(entry["id"], entry["name"]) for entry in samples.info.segmentation_classes or ()]
     if labels is not None and classes != list(zip(labels.ids.tolist(), labels.names, strict=True)):
@@ -68,7 +73,7 @@ def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTru
 def show_generate(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """Categories -> all modalities, one row each. ``scenes`` are not needed."""
     ids = list(steps.pipe.id2label)
-    outputs = steps.run(len(ids), steps.num_inference_steps, steps.guidance_scale, class_labels=ids)
+    outputs = steps.tasks().generate(ids, range(len(ids)))
     names = list(steps.pipe.modalities)
     rows = [[steps.picture(name, arrays[name]) for name in names] for arrays in outputs]
     labels = label_set(steps.pipe)
@@ -89,7 +94,7 @@ def show_generate(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
 
 def show_understand(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """RGB -> depth, normals, segmentation: truth beside prediction, and the same errors with the next image's result."""
-    outputs = steps.run(len(scenes), 1, conditions={"rgb": [scene.maps["rgb"] for scene in scenes]})
+    outputs = _understand(steps, [scene.maps["rgb"] for scene in scenes])
     measured = measure(steps, outputs, scenes)
     wrong = measure(steps, [*outputs[1:], *outputs[:1]], scenes)
     rows, captions = [], []
@@ -110,12 +115,17 @@ def show_understand(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     return picture, {"understanding": measured, "controls": {"shuffled_understanding": wrong}}, len(scenes)
 
 
+def _understand(steps: Steps, images: Sequence[np.ndarray]) -> list[Arrays]:
+    outputs = steps.tasks().understand(images, range(len(images)))
+    return [{**arrays, "rgb": image} for arrays, image in zip(outputs, images, strict=True)]
+
+
 def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """Depth -> the rest, and the depth that the model sees in the RGB it made, against the given one."""
     chosen = scenes[:NUM_CONDITIONED]
-    conditions = {"depth": [scene.maps["depth"] for scene in chosen]}
-    outputs = steps.run(len(chosen), steps.num_inference_steps, conditions=conditions)
-    again = steps.run(len(chosen), 1, conditions={"rgb": [arrays["rgb"] for arrays in outputs]})
+    numbered = [replace(scene, index=number) for number, scene in enumerate(chosen)]
+    outputs = steps.tasks().condition("depth", numbered)
+    again = _understand(steps, [arrays["rgb"] for arrays in outputs])
     space = steps.pipe.modalities["depth"].settings["space"]
     total = DepthMetrics(space, steps.depth_range)
     rows, captions = [], []
@@ -123,7 +133,7 @@ def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
         own = DepthMetrics(space, steps.depth_range)
         for metric in (own, total):
             metric.update(estimate["depth"], scene.maps["depth"])
-        rest = [name for name in steps.pipe.modalities if name not in conditions]
+        rest = [name for name in steps.pipe.modalities if name != "depth"]
         rows.append(
             [
                 _true_picture(steps, "depth", scene),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmdit.data.writer import DatasetWriter, read_description, write_description
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.modalities.palette import class_palette
 from mmdit.modalities.rgb import read_picture
 from mmdit.progress import Progress
@@ -26,6 +26,7 @@ from mmdit.sources.hypersim.hdf5 import Reader
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.storage.listing import list_folders
 from mmdit.storage.lock import FolderLock
+from mmdit.storage.requests import Request
 
 GENERATOR = "mmdit data hypersim"
 GENERATOR_VERSION = 1
@@ -140,7 +141,7 @@ def _import_frame(reader: Reader, output: Path, frame: Frame) -> BadFrame | None
     except UserError as error:
         return BadFrame(frame.id, str(error))
     except Exception as error:  # whatever its files hold, the other frames are imported
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         return BadFrame(frame.id, f"{type(error).__name__}: {reason}")
     writer = DatasetWriter(output, frame.split, DEPTH_SCALE)
     for name, array in arrays.items():
@@ -276,8 +277,8 @@ def _describe(output: Path, exact_cameras: bool) -> None:
         "intrinsics": "per scene" if exact_cameras else "60 degrees",
     }
     old = read_description(output)
-    if old is not None and old["provenance"] != settings:
-        raise UserError(f"{output} was made otherwise ({old['provenance']}): choose another --output")
+    if old is not None:
+        Request(settings).refuse_other(old["provenance"], output, "frames")
     colors = class_palette(len(NYU40_NAMES)).tolist()
     classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(NYU40_NAMES)]
     write_description(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 
 NAME = "dataset"
 MAX_VALUES = 2**28  # Hypersim's largest have 768 x 1024 x 3
@@ -54,7 +54,7 @@ class Reader:
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
         except Exception as error:  # HDF5's library raises many kinds
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise UserError(f"{path}: damaged, or not Hypersim's: {reason}") from None
 
     def _unusable(self, found: Any, num_dimensions: int | None, kinds: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from mmdit.modalities import IMAGE, MODALITIES
 from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.source import UNKNOWN_LICENCE
 from mmdit.storage.names import text_of
+from mmdit.storage.requests import Request
+from mmdit.storage.versions import version_of
 
 GENERATOR = "mmdit data label"
 # Raised when the same image and labeller give other files.
 GENERATOR_VERSION = 1
+VERSIONED = ("torch", "transformers", "diffusers")
 
 
 def describe(
@@ -47,20 +49,14 @@ def describe(
     old = read_description(root) or {"provenance": {}}
     provenance = old["provenance"]
     settings = {"generator": GENERATOR, "generator_version": GENERATOR_VERSION, "size": size}
-    for key, value in settings.items() if provenance else ():
-        if provenance.get(key) != value:
-            raise UserError(
-                f"{root} was made with {key} {provenance.get(key)!r}, not {value!r}: choose another --output"
-            )
+    if provenance:
+        Request(settings).refuse_other(provenance, root, "labels")
     labels: dict[str, dict[str, Any]] = dict(provenance.get("labels", {}))
     for labeller in labellers:
         ours, theirs = labeller.provenance(), labels.get(labeller.modality)
-        if theirs is not None and theirs != ours:
-            changed = [key for key in ours if ours[key] != theirs.get(key)]
-            differing = "; ".join(f"{key} {theirs.get(key)!r}, not {ours[key]!r}" for key in changed)
-            raise UserError(
-                f"{root} holds {labeller.modality} made with {differing}: give the same, or choose another --output"
-            )
+        if theirs is not None:
+            remedy = "give the same, or choose another --output"
+            Request(ours).refuse_other(theirs, root, f"{labeller.modality} labels", remedy)
         labels[labeller.modality] = ours
     sources = dict(provenance.get("images", {}))
     before = sources.get(split, {"folder": images, "licence": licence})
@@ -85,7 +81,12 @@ def describe(
     values["licence"] = "; ".join(
         [f"images {images_licences}", *(f"{name} labels by a model under {labels[name]['licence']}" for name in labels)]
     )
-    values["provenance"] = {**settings, "images": sources, "labels": labels, "versions": _versions()}
+    values["provenance"] = {
+        **settings,
+        "images": sources,
+        "labels": labels,
+        "versions": {name: version_of(name) for name in VERSIONED},
+    }
     return values
 
 
@@ -93,7 +94,3 @@ def save_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write it, if it says anything new: many processes may find the folder, one writes."""
     if read_description(root) != values:
         write_description(root, values)
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "diffusers")}

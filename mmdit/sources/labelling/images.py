@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmdit.data.transforms import Draw, JointTransform, crop_and_resize
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.modalities import MODALITIES, build_codec
 from mmdit.modalities.rgb import RGBCodec
 from mmdit.storage.file_state import FileState, read_state
@@ -117,7 +117,7 @@ class ImagesToLabel(Dataset):
         except UserError as error:
             return LoadedImage(source, problem=str(error).removeprefix(f"{source.path}: "))
         except Exception as error:  # whatever a file holds, the others are labelled
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             return LoadedImage(source, problem=f"can't be read: {type(error).__name__}: {reason}")
         draw = self.transform.draw(*pixels.shape[:2])
         return LoadedImage(source, state, crop_and_resize(pixels, draw, self.codec), _view(pixels, draw))

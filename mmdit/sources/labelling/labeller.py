@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
 from mmdit.storage.component import read_object
@@ -117,5 +117,4 @@ def _refuse_other_libraries(source: ModelSource) -> None:
 
 
 def _unloadable(source: ModelSource, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"{source.name}: can't be loaded from {source.folder}: {reason}")
+    return UserError(f"{source.name}: can't be loaded from {source.folder}: {one_line(error)}")

@@ -23,7 +23,7 @@ from torch import distributed
 from torch.utils.data import DataLoader
 
 from mmdit.data.writer import DatasetWriter
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.modalities import IMAGE
 from mmdit.progress import Progress
 from mmdit.sources.labelling.description import describe, save_description
@@ -145,7 +145,7 @@ class LabellingModule(pl.LightningModule):
             except (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError):
                 raise  # the machine's fault, not the image's
             except Exception as error:
-                self.bad.append(BadImage(source.path, name, " ".join(str(error).split())[:200]))
+                self.bad.append(BadImage(source.path, name, one_line(error, 200)))
                 continue
             if not np.isfinite(labels).all():
                 reason = f"the labeller gave NaN or infinity in {labeller.dtype}"
@@ -258,5 +258,5 @@ def _make_trainer(accelerator: str, devices: int, num_nodes: int) -> pl.Trainer:
             inference_mode=False,
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"accelerator {accelerator!r} with {devices} devices can't be used here: {reason}") from error

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, first_line
 from mmdit.hub import out_of_reach
+from mmdit.storage.digests import digest_files
+from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
 
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
@@ -67,7 +67,13 @@ def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
         folder = _fetch(name, option, ["*.json", "*.txt", "*.safetensors"], revision)
     elif local.parent.name == "snapshots":
         revision = local.name
-    return ModelSource(name, folder, kind, revision or _digest(local), _licence(folder, kind, config))
+    return ModelSource(
+        name,
+        folder,
+        kind,
+        revision or f"sha256:{digest_files(local, visible(local.rglob('*.safetensors')))[:32]}",
+        _licence(folder, kind, config),
+    )
 
 
 def _fetch(name: str, option: str, patterns: list[str], revision: str | None = None) -> Path:
@@ -84,7 +90,7 @@ def _fetch(name: str, option: str, patterns: list[str], revision: str | None = N
             )
         )
     except Exception as error:  # the client raises the types of whichever HTTP library it uses
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         raise UserError(
             f"{option} {name!r} can't be fetched from the Hub and is not in its cache ({reason}): connect once, or put "
             f"its files ({' or '.join(DESCRIPTIONS)}, the *.json and *.safetensors beside it) into a folder, for instance "
@@ -97,21 +103,11 @@ def _read_kind(folder: Path, name: str, option: str) -> tuple[str, dict[str, Any
         path = folder / description
         if path.is_file():
             try:
-                config = json.loads(path.read_text(encoding="utf-8"))
-                return str(config[key]), config
-            except (OSError, ValueError, KeyError, TypeError):
-                raise UserError(f"{option} {name!r}: {path} is no JSON with a {key!r}") from None
+                config = read_object(path)
+                return config.field(key, str), config
+            except UserError as error:
+                raise UserError(f"{option} {name!r}: {error}") from None
     raise UserError(f"{option} {name!r}: the folder has neither {' nor '.join(DESCRIPTIONS)}")
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in visible(folder.rglob("*.safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def _licence(folder: Path, kind: str, config: dict[str, Any]) -> str:

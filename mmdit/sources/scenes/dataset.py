@@ -7,7 +7,6 @@ beside it (more with variety), or, composed of "subjects", one or two that come 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmdit.data.description import FILE
 from mmdit.data.lines import MANIFEST
 from mmdit.data.prompts import PROMPTS
-from mmdit.data.writer import DatasetWriter, check_split, write_description
+from mmdit.data.writer import DatasetWriter, check_split, read_description, write_description
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.files import png
@@ -32,8 +30,9 @@ from mmdit.sources.scenes.compositions import COMPOSITIONS
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, scene_generator
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
 from mmdit.storage.files import atomic_file, write_atomically
-from mmdit.storage.json_text import read_json
 from mmdit.storage.lock import FolderLock
+from mmdit.storage.requests import Request
+from mmdit.storage.versions import version_of
 
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
 DEPTH_SCALE = 2.5e-4  # metres per unit of the 16-bit depth PNG: reaches 16 m
@@ -211,13 +210,6 @@ def _check_arguments(
         raise UserError(f"max_distractors {max_distractors}: must be 0 or more")
 
 
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 @dataclass(frozen=True)
 class _Scenes:
     """What the scenes of a split are a function of, besides their number."""
@@ -241,20 +233,10 @@ def _describe(output: Path, scenes: _Scenes) -> None:
         "max_distractors": scenes.max_distractors,
         "composition": scenes.composition,
     }
-    path = output / FILE
-    if path.exists():
-        advice = "not written by 'mmdit data render'; choose an empty folder"
-        description = read_json(path, advice=advice)
-        provenance = description.get("provenance") if isinstance(description, dict) else None
-        if not isinstance(provenance, dict):
-            raise UserError(f"{path}: {advice}")
-        changed = [
-            f"{key} {found!r}, not {value!r}"
-            for key, value in settings.items()
-            if (found := provenance.get(key, EARLIER.get(key))) != value
-        ]
-        if changed:
-            raise UserError(f"{output} was rendered with {'; '.join(changed)}: use the same settings or another folder")
+    found = read_description(output)
+    if found is not None:
+        remedy = "use the same settings or another folder"
+        Request(settings).refuse_other({**EARLIER, **found["provenance"]}, output, "scenes", remedy)
         return
     description = {
         "modalities": list(MODALITIES),
@@ -262,7 +244,7 @@ def _describe(output: Path, scenes: _Scenes) -> None:
         "segmentation_classes": list(SEGMENTATION_CLASSES),
         "depth_scale": DEPTH_SCALE,
         "licence": "CC0-1.0",
-        "provenance": settings | {name: _version(name) for name in ("mitsuba", "trimesh", "numpy")},
+        "provenance": settings | {name: version_of(name) for name in ("mitsuba", "trimesh", "numpy")},
     }
     write_description(output, description)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mmdit.bounds import check_bounds
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.config import TrainingConfig
-from mmdit.training.ranges import check_ranges
 from mmdit.training.recipes.autoencoder import autoencoder_run
 from mmdit.training.recipes.teacher import teacher_run
 from mmdit.training.recipes.transformer import transformer_run
@@ -23,7 +23,7 @@ def build_run(config: TrainingConfig) -> Run:
     """Build what a configuration describes. Raises UserError for anything that doesn't fit."""
     if config.recipe not in RECIPES:
         raise unknown_name("recipe", config.recipe, RECIPES)
-    check_ranges(config)
+    check_bounds(config)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmdit.cli.common.inputs import read_condition
-from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder, write_json
+from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, build_codecs, get_modalities
 
@@ -195,8 +195,3 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_full_disk_is_found_before_the_work(tmp_path):
     with pytest.raises(UserError, match=r"needs about \d+\.\d\d MB and has \d+\.\d\d MB free"):
         SampleWriter(tmp_path, RECORDS).check({"a": {}}, num_pixels=10**15)
-
-
-def test_json_has_no_nan(tmp_path):
-    write_json(tmp_path / "r.json", {"a": float("nan"), "b": [np.float32(0.5), np.int64(3)], 4: (float("inf"),)})
-    assert json.loads((tmp_path / "r.json").read_text()) == {"a": None, "b": [0.5, 3], "4": [None]}

@@ -39,7 +39,7 @@ def test_ten_million_start_at_once():
     ("arguments", "expected"),
     [
         (("--num_images", 10**9), "--num_images makes 1000000000 images: give at most 10000000 to one command"),
-        (("--num_inference_steps", 10**9), "--num_inference_steps is 1000000000: give at most 10000"),
+        (("--num_inference_steps", 10**9), "--num_inference_steps is 1000000000: give 1 to 10000"),
         (("--batch_size", 0), "--batch_size is 0: give 1 to"),
         (("--batch_size", 10**9), "--batch_size is 1000000000: give 1 to"),
     ],

@@ -134,7 +134,7 @@ def test_rays_of_a_scene_with_a_shifted_lens(tmp_path):
     )
     np.testing.assert_allclose(found[1:], depth[1:], atol=0.00051)
     (tmp_path / "hypersim/metadata_camera_parameters.csv").unlink()
-    with pytest.raises(UserError, match="was made otherwise"):
+    with pytest.raises(UserError, match="holds frames of another request"):
         import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
 
 

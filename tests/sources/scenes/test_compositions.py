@@ -77,7 +77,7 @@ def test_scenes_of_one_main_object_are_described_too(tmp_path):
 
 
 def test_another_composition_in_a_folder_is_refused(dataset):
-    with pytest.raises(UserError, match="composition 'subjects', not 'main'"):
+    with pytest.raises(UserError, match="composition was 'subjects', now 'main'"):
         render_dataset(dataset, num_samples=1, seed=3, num_workers=0)
 
 

@@ -6,21 +6,19 @@ label. Generation is given the labels of the samples, so that its class balance 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from mmdit.errors import UserError
 from mmdit.metrics.evaluation import Evaluation, FeatureNetwork
+from mmdit.metrics.feature_networks import find_teacher
 from mmdit.metrics.maps import batched
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.pipelines.frozen import find_teacher, native_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.json_object import json_safe
 
 _MAX_DEPTH_UNITS = 65535  # of a 16-bit depth image
 
@@ -68,7 +66,7 @@ def evaluate(
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
     samples = EvaluationSamples(
-        data, split, pipe.modalities, native_size(pipe), num_samples, seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
     )
     evaluation = Evaluation(
         pipe, samples, num_inference_steps, guidance_scale, seed, network, depth_range(samples.info.depth_scale)
@@ -96,17 +94,6 @@ def evaluate(
 def depth_range(depth_scale: float) -> tuple[float, float]:
     """What 16-bit depth images of a dataset can hold, metres: the range that aligned depth is clamped to."""
     return depth_scale, depth_scale * _MAX_DEPTH_UNITS
-
-
-def json_safe(value: Any) -> Any:
-    """Replace NaN and infinities by None and numpy scalars by Python's, at any depth."""
-    if isinstance(value, Mapping):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _teacher_name(network: Any) -> str | None:
