@@ -46,7 +46,7 @@ class ClassConditioner(Conditioner):
         """Replace labels (B,) by the null label -1 in ``rows`` (B,) bool."""
         return torch.where(rows.to(class_labels.device), -1, class_labels)
 
-    def of_batch(self, batch: Mapping[str, Any]) -> Tensor:
+    def of_batch(self, batch: Mapping[str, Any]) -> Any:
         """Class ids (B,)."""
         return batch["category"]
 

@@ -109,4 +109,6 @@ class TIUEConditioner(ClassConditioner):
         super().reset_parameters()
         reset_linears(self)
         zero_linear(self.pooled_proj)
-        nn.init.normal_(self.pseudo_word[-1].weight, std=0.02)  # of the size of word embeddings
+        last = self.pseudo_word[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=0.02)  # of the size of word embeddings

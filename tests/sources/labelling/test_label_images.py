@@ -173,7 +173,7 @@ def test_splits_and_modalities_are_added_and_labellers_never_mixed(
     assert info.provenance["images"]["val"]["licence"] == "mine"
     assert [s.files["segmentation"] for s in read_manifest(info, "val")] == [None, None]
     (other,) = _load(depth=marigold_depth)
-    with pytest.raises(UserError, match="holds depth labels of another request .model was"):
+    with pytest.raises(UserError, match=r"holds depth labels of another request \(model was"):
         _label(image_folder, out, [other])
     with pytest.raises(UserError, match="size was None, now 64"):
         _label(image_folder, out, [depth], size=64)
