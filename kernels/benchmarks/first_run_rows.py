@@ -170,7 +170,7 @@ def interleave(
     for name, build in ways.items():
         try:
             function = build()
-            for _ in range(sizes.warmups):
+            for _ in range(sizes.warmups):  # the first one compiles
                 function()
             if timer.cuda:
                 rows[name].peak_mib = _peak_mib(function)

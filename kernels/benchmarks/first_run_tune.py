@@ -36,7 +36,7 @@ BACKWARD_KV = [(64, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 3), 
 JVP = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)]
 # Tokens at a time, tokens in a program, warps, stages.
 ADALN_FORWARD = [(1, 8, 4, 1), (1, 8, 2, 1), (2, 8, 4, 1), (2, 8, 8, 1), (1, 8, 8, 1)]
-ADALN_BACKWARD = [(1, 64, 4, 3), (1, 64, 4, 2), (1, 32, 4, 3), (1, 64, 8, 2), (2, 64, 8, 2), (2, 64, 8, 3)]
+ADALN_BACKWARD = [(1, 64, 4, 3), (1, 64, 4, 2), (1, 32, 4, 3), (1, 64, 8, 2), (2, 64, 8, 3), (2, 16, 8, 2)]
 ADALN_JVP = [(1, 4), (1, 2), (2, 4), (2, 8), (1, 8)]
 
 
@@ -132,7 +132,7 @@ def tuning_rows(sizes: Sizes, section: str, path: Path) -> Iterator[Row]:
     configs: dict[str, list[int]] = json.loads(path.read_text())["configs"] if path.is_file() else {}
     for work in works_of(sizes):
         launches, keys, tiles = {"built in": work.build()}, [""], {}
-        for values in work.grid[: sizes.tiles]:
+        for values in work.grid[-sizes.tiles :]:
             with forced(work.module, values, keys):
                 launches[str(values)] = work.build()
             tiles[str(values)] = list(values)

@@ -44,7 +44,7 @@ def shipped(target: str, dtype: torch.dtype, head_dim: int, transforms: bool) ->
     if target != "sm_90":  # products that read both factors from registers
         if transforms:
             return Config(32, 16, 4, 2) if width == 128 else Config(64, 16, 8, 2)
-        return Config(64, 32, 8, 2)
+        return Config(64, 16 if 80 < width < 128 else 32, 8, 2)
     if transforms:
         return Config(64, 32, 8, 2) if width <= 80 else Config(64, 16, 4, 2)
     return Config(64, 64 if width <= 80 else 32, 4, 2)

