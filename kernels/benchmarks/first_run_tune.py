@@ -56,7 +56,7 @@ def forced(module: Any, values: tuple[int, ...], asked: list[str]) -> Iterator[N
     """Let ``module.tuned`` answer with these tiles whatever is asked, and keep the keys."""
     original = module.tuned
 
-    def answer(key: str) -> list[int]:
+    def answer(key: str, device: object = None) -> list[int]:
         asked.append(key)
         return list(values)
 
@@ -71,7 +71,7 @@ def works_of(sizes: Sizes) -> Iterator[Work]:
     """Yield the kernels in question, one shape after the other."""
     half = torch.bfloat16
     (b, t), width = sizes.adaln, sizes.width
-    vectors = torch.randn(b, 3 * width, dtype=half, device=sizes.device).chunk(3, dim=1)
+    gate, shift, scale = torch.randn(b, 3 * width, dtype=half, device=sizes.device).chunk(3, dim=1)
     y = torch.randn(b, t, width, dtype=half, device=sizes.device)
     d = HEAD_DIM if sizes.device == "cuda" else sizes.head_dims[-1]
     for n in sizes.lengths[:2]:
@@ -94,14 +94,13 @@ def works_of(sizes: Sizes) -> Iterator[Work]:
         yield Work("attention_backward_q", name, "bfloat16", attention_configs, BACKWARD_Q, lambda b=backward: b(0))
         yield Work("attention_backward_kv", name, "bfloat16", attention_configs, BACKWARD_KV, lambda b=backward: b(1))
         yield Work("attention_jvp", name, "bfloat16", attention_jvp, JVP, tangent)
-    for stream in (half, torch.float32):
+    for stream in (half, torch.float32) if sizes.device == "cuda" else (half,):
         x = torch.randn(b, t, width, dtype=stream, device=sizes.device)
-        launch, h, _, stats = adaln.forward_launch(x, y, *vectors, 1e-6, stream, half)
+        launch, h, _, stats = adaln.forward_launch(x, y, gate, shift, scale, 1e-6, stream, half)
         launch.run(x)
-        gate, shift, scale = vectors
 
         def forward(x: Any = x) -> Launch:
-            return adaln.forward_launch(x, y, *vectors, 1e-6, x.dtype, half)[0]
+            return adaln.forward_launch(x, y, gate, shift, scale, 1e-6, x.dtype, half)[0]
 
         def gradient(h: Any = h, x: Any = x, stats: Any = stats) -> Launch:
             return adaln.backward_launch(h, y, x, y, gate, scale, stats, x.dtype)[0]
@@ -130,28 +129,32 @@ def _compiles(launch: Launch) -> str:
 def tuning_rows(sizes: Sizes, section: str, path: Path) -> Iterator[Row]:
     """Time each kernel with each of its tiles, and with those built in; the fastest go to ``path``."""
     configs: dict[str, list[int]] = json.loads(path.read_text())["configs"] if path.is_file() else {}
-    for work in works_of(sizes):
-        launches, keys, tiles = {"built in": work.build()}, [""], {}
-        for values in work.grid[-sizes.tiles :]:
-            with forced(work.module, values, keys):
-                launches[str(values)] = work.build()
-            tiles[str(values)] = list(values)
-        key = next(key for key in keys if key.startswith(f"{work.kernel}/"))
-        problems = dict.fromkeys(launches, "")
-        if sizes.device == "cuda":
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                problems = dict(zip(launches, pool.map(_compiles, launches.values()), strict=True))
-        device_of = next(x for x in launches["built in"].arguments if isinstance(x, torch.Tensor))
-        rows, ways = {}, {}
-        for name, launch in launches.items():
-            rows[name] = Row(section, work.kernel, work.shape, work.dtype, name, OURS, note=problems[name])
-            if not problems[name]:
-                ways[name] = lambda launch=launch: lambda: launch.run(device_of)  # type: ignore[misc]  # noqa: B023
-        measured = list(interleave(rows, ways, sizes, seconds=2.0))
-        best = min((row for row in measured if row.milliseconds), key=lambda row: row.milliseconds or 0.0, default=None)
-        if best is not None and best.direction in tiles:
-            configs[key] = tiles[best.direction]
-            best.verdict = "taken"
-            path.write_text(json.dumps({"configs": configs}, indent=1))
-        yield from measured
-    tuning._table.cache_clear()
+    try:
+        for work in works_of(sizes):
+            launches, keys, tiles = {"built in": work.build()}, [""], {}
+            for values in work.grid[-sizes.tiles :]:
+                with forced(work.module, values, keys):
+                    launches[str(values)] = work.build()
+                tiles[str(values)] = list(values)
+            key = next(key for key in keys if key.startswith(f"{work.kernel}/"))
+            problems = dict.fromkeys(launches, "")
+            if sizes.device == "cuda":
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    problems = dict(zip(launches, pool.map(_compiles, launches.values()), strict=True))
+            device_of = next(x for x in launches["built in"].arguments if isinstance(x, torch.Tensor))
+            rows, ways = {}, {}
+            for name, launch in launches.items():
+                rows[name] = Row(section, work.kernel, work.shape, work.dtype, name, OURS, note=problems[name])
+                if not problems[name]:
+                    ways[name] = lambda launch=launch: lambda: launch.run(device_of)  # type: ignore[misc]  # noqa: B023
+            measured = list(interleave(rows, ways, sizes, seconds=2.0))
+            best = min(
+                (row for row in measured if row.milliseconds), key=lambda row: row.milliseconds or 0.0, default=None
+            )
+            if best is not None and best.direction in tiles:
+                configs[key] = tiles[best.direction]
+                best.verdict = "taken"
+                path.write_text(json.dumps({"configs": configs}, indent=1))
+            yield from measured
+    finally:
+        tuning._table.cache_clear()  # also where the time was over before the last kernel

@@ -127,7 +127,11 @@ def test_a_section_that_fails_keeps_its_rows_and_the_next_one_runs(
     again = Report.load(tmp_path)
     assert again == report
     statuses = {name: section["status"] for name, section in again.sections.items()}
-    assert statuses == {"first": "failed: RuntimeError: no such thing", "second": "done", "third": "skipped: out of time"}
+    assert statuses == {
+        "first": "failed: RuntimeError: no such thing",
+        "second": "done",
+        "third": "skipped: out of time",
+    }
     assert "no such thing" in again.sections["first"]["traceback"]
     lines = list(first_run.summary(report))
     assert "  first: failed: RuntimeError: no such thing" in lines

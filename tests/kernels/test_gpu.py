@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attention_cases import BF16, F16, F32, Case, check
+from jvp_cases import check_adaln_jvp, check_jvp
 from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate, status
 from mmdit_kernels.adaln.reference import (
     gated_residual_layernorm_modulate_reference,
@@ -52,6 +53,29 @@ def test_adaln(dtype: torch.dtype, d: int) -> None:
     for ours, theirs, exact in zip(*results, strict=True):
         bound = 2e-6 if dtype == F32 else 1.2 * relative_rms(theirs, exact)
         assert relative_rms(ours, exact) <= bound
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("d", [8, 32, 64, 72, 96, 128])
+def test_tangent_of_attention(dtype: torch.dtype, d: int) -> None:
+    check_jvp(Case(dtype, d, 256, 256, b=3, h=5), device="cuda")
+    check_jvp(Case(dtype, d, 257, 300, b=3, h=1, mask=True), device="cuda")
+    check_jvp(Case(dtype, d, 131, 131, b=1, h=3, norm=True, rope=2, mask=True), device="cuda")
+    check_jvp(Case(dtype, d, 33, 65, h=3, layout="columns"), missing="k", device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("d", [7, 768, 1152, 8192])
+def test_tangent_of_adaln(dtype: torch.dtype, d: int) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(3, 257, d).to(dtype) for _ in range(2))
+    tensors = [x, y, *torch.randn(3, 3 * d).to(dtype).chunk(3, 1)]
+    ops = (
+        gated_residual_layernorm_modulate,
+        gated_residual_layernorm_modulate_torch,
+        gated_residual_layernorm_modulate_reference,
+    )
+    check_adaln_jvp(ops, tensors, device="cuda")
 
 
 def test_auto_takes_the_kernels() -> None:

@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mmdit_kernels.adaln.configs import column_parts
+from mmdit_kernels.adaln.configs import column_parts, key
 from mmdit_kernels.adaln.launches import _aligned, _strides
 from mmdit_kernels.adaln.registration import gated_residual_layernorm_modulate_backward, layernorm_modulate_backward
 from mmdit_kernels.forward_mode import refuse_gradient_of_tangent, split
 from mmdit_kernels.launch import Launch
-from mmdit_kernels.tuning import bucket, target_of, tuned
+from mmdit_kernels.tuning import target_of, tuned
 
 PLAIN, GATED = "layernorm_modulate", "gated_residual_layernorm_modulate"
 
 
-def select(target: str, width: int, batch: int, tokens: int) -> tuple[int, int]:
+def select(
+    target: str, stream: torch.dtype, other: torch.dtype, width: int, tokens: int, device: torch.device
+) -> tuple[int, int]:
     """Return tokens at a time and warps: measured ones, or those of the table."""
-    found = tuned(f"adaln_jvp/w{width}/t{bucket(batch * tokens)}")
+    found = tuned(key("jvp", stream, other, width, tokens), device)
     if found is not None:
         return found[0], found[1]
     return (16, 4) if target == "interpreter" else shipped(target, width)
@@ -58,7 +60,7 @@ def jvp_launch(
     b, t, d = primals[0].shape
     device = primals[0].device
     target = target or target_of(device)
-    rows, warps = select(target, d, b, t)
+    rows, warps = select(target, primals[0].dtype, out_dtype, d, b * t, device)
     main, tail = column_parts(d)
     dense = [x if x.stride(-1) == 1 else x.contiguous() for x in primals]
     dots = [_tangent(tangent, x) for tangent, x in zip(tangents, primals, strict=True)]
