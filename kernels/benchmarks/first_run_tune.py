@@ -56,7 +56,7 @@ def forced(module: Any, values: tuple[int, ...], asked: list[str]) -> Iterator[N
     """Let ``module.tuned`` answer with these tiles whatever is asked, and keep the keys."""
     original = module.tuned
 
-    def answer(key: str, device: object = None) -> list[int]:
+    def answer(key: str, device: torch.device | None = None) -> list[int]:
         asked.append(key)
         return list(values)
 
