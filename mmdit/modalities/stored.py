@@ -159,11 +159,7 @@ def _load_array(path: Path, size: int) -> np.ndarray:
                 members = archive.infolist()
                 if len(members) != 1:
                     raise UserError(f"{path}: holds {len(members)} arrays: give a file of one")
-                declared = min(members[0].file_size, size * _DEFLATE_RATIO)
-                with archive.open(members[0]) as file:
-                    _check_header(path, file, declared)
-                with archive.open(members[0]) as file:
-                    return np.lib.format.read_array(file, allow_pickle=False)
+                return read_member(path, archive, members[0], size)
         with path.open("rb") as file:
             _check_header(path, file, size)
             file.seek(0)
@@ -175,6 +171,14 @@ def _load_array(path: Path, size: int) -> np.ndarray:
         text = one_line(error)
         reason = "no array of numbers" if "pickle" in text or "magic string" in text else text
         raise UserError(f"{path}: not a readable {path.suffix.lower()} array: {reason}") from None
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Read one array of an ``.npz`` of ``size`` bytes. Raises UserError for what its header declares and can't hold."""
+    with archive.open(member) as file:
+        _check_header(path, file, min(member.file_size, size * _DEFLATE_RATIO))
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _check_header(path: Path, file: IO[bytes], size: int) -> None:
