@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.depth import DepthCodec
 from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.stored import open_stored, regular_size
 from mmdit.modalities.table import MODALITIES, codec_class
 
 Array = np.ndarray
@@ -103,23 +103,23 @@ def _png_depth(units_per_metre: float) -> Callable[[Sequence[Path], tuple[int, i
 
 def _eth3d_depth(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
     """Bare float32 in rows of the image's size, infinity where nothing was measured."""
-    values = np.fromfile(_existing(files[0]), dtype="<f4")
-    if values.size != size[0] * size[1]:
-        raise UserError(f"{files[0]}: holds {values.size} numbers, the image has {size[0]} x {size[1]} pixels")
-    depth = values.reshape(size).astype(np.float64)
+    num_bytes = regular_size(files[0])
+    if num_bytes != 4 * size[0] * size[1]:
+        raise UserError(f"{files[0]}: holds {num_bytes / 4:g} numbers, the image has {size[0]} x {size[1]} pixels")
+    depth = np.fromfile(files[0], dtype="<f4").reshape(size).astype(np.float64)
     depth[~np.isfinite(depth)] = 0
     return depth, np.ones(size, dtype=bool)
 
 
 def _diode_depth(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
     """The mask says which pixels count, whatever the range; one without a depth has no relative error and never does."""
-    depth, mask = (np.squeeze(_load_npy(path)) for path in files)
+    depth, mask = (np.squeeze(_array(path)) for path in files)
     return depth.astype(np.float64), mask.astype(bool)
 
 
 def _npy_normal(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
     """Vectors in our frame, (0, 0, 0) where there is none."""
-    normal = _load_npy(files[0]).astype(np.float64)
+    normal = _array(files[0]).astype(np.float64)
     return normal, np.linalg.norm(np.atleast_3d(normal), axis=-1) > 0
 
 
@@ -129,11 +129,11 @@ def _dsine_normal(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, 
     A wall that faces the viewer is (0, 0, 1) there as here. Turned round, (x, y, z) becomes (-x, -y, -z); in our axes
     y and z change their signs once more.
     """
-    path = _existing(files[0])
-    with Image.open(path) as image:
-        if image.mode != "RGB":
-            raise UserError(f"{path}: a normal map has three 8-bit channels, this image has mode {image.mode!r}")
-        values = np.asarray(image)
+    image = open_stored(files[0]).image
+    if image is None or image.mode != "RGB":
+        found = "this file holds an array" if image is None else f"this image has mode {image.mode!r}"
+        raise UserError(f"{files[0]}: a normal map has three 8-bit channels, {found}")
+    values = np.asarray(image)
     outward = values.astype(np.float64) / 255 * 2 - 1
     return outward * np.array([-1.0, 1.0, 1.0]), values.astype(np.int64).sum(axis=-1) > 0
 
@@ -216,7 +216,7 @@ class GeometrySamples:
         names = self.samples[index]
         image, *others = (self.root / name for name in names)
         rgb = read_picture(image)
-        target, valid = self.benchmark.read([_existing(path) for path in others], rgb.shape[:2])
+        target, valid = self.benchmark.read(others, rgb.shape[:2])
         shape = () if self.benchmark.channels is None else (self.benchmark.channels,)
         if valid.ndim != 2 or target.shape != (*valid.shape, *shape):
             raise UserError(f"{others[0]}: has shape {target.shape}, mask {valid.shape}: not one {names[0]}'s map has")
@@ -252,8 +252,8 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _load_npy(path: Path) -> Array:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy array: {error}") from None
+def _array(path: Path) -> Array:
+    array = open_stored(path).array
+    if array is None:
+        raise UserError(f"{path}: is an image: give a .npy array")
+    return array

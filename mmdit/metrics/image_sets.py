@@ -14,9 +14,10 @@ from typing import IO, Protocol
 import numpy as np
 from numpy.lib import format as npy
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 from mmdit.metrics.maps import batched
 from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.stored import read_member
 from mmdit.storage.files import atomic_file
 from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 
@@ -95,16 +96,21 @@ class NpzImages:
         self.statistics: dict[str, np.ndarray] = {}
         self.shape: tuple[int, ...] = (0, 0, 0, 3)
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                names = set(arrays.files)
-                self.statistics = {name: np.asarray(arrays[name]) for name in STATISTICS if name in names}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            raise UserError(f"{path}: not a readable .npz file: {error}") from None
-        if "arr_0" in names:
+            with zipfile.ZipFile(path) as archive:
+                members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+                size = path.stat().st_size
+                self.statistics = {
+                    name: read_member(path, archive, members[name], size) for name in STATISTICS if name in members
+                }
+        except UserError:
+            raise
+        except Exception as error:  # zipfile and numpy raise anything for a damaged file
+            raise UserError(f"{path}: not a readable .npz file: {one_line(error)}") from None
+        if "arr_0" in members:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
                 self.shape = self._read_header(file)
         elif not self.statistics:
-            raise UserError(f"{path}: holds {', '.join(sorted(names)) or 'nothing'}; images are in arr_0")
+            raise UserError(f"{path}: holds {', '.join(sorted(members)) or 'nothing'}; images are in arr_0")
 
     def _read_header(self, file: IO[bytes]) -> tuple[int, ...]:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
 from mmdit.names import DEPTH_SPACES
+from mmdit.storage.json_object import read_object
 from mmdit.storage.json_text import quoted
 
 DEPTH_SCALE = 0.001
@@ -173,8 +173,8 @@ class DepthCodec(Codec, name="depth"):
 
     def _space_beside(self, metadata: Path) -> str | None:
         try:
-            found = json.loads(metadata.read_text(encoding="utf-8")).get(f"{self.name}_space")
-        except (ValueError, OSError, AttributeError, RecursionError):
+            found = read_object(metadata, constants=True).get(f"{self.name}_space")
+        except UserError:
             return None
         return found if isinstance(found, str) else None
 

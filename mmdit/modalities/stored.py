@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, one_line
 
 ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 ORIENTATION_TAG = 0x0112
@@ -121,7 +121,7 @@ def _open_image(path: Path, size: int) -> Stored:
     except UserError:
         raise
     except Exception as error:  # decoders raise anything for a damaged file
-        raise UserError(f"{path}: truncated or damaged image: {_first_line(error)}") from None
+        raise UserError(f"{path}: truncated or damaged image: {one_line(error)}") from None
 
 
 def _check_declared(image: Image.Image, path: Path, size: int) -> None:
@@ -144,7 +144,7 @@ def _loaded(image: Image.Image, where: str, path: Path | None) -> Stored:
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception as error:
         prefix = f"{where}: " if where else ""
-        raise UserError(f"{prefix}truncated or damaged image: {_first_line(error)}") from None
+        raise UserError(f"{prefix}truncated or damaged image: {one_line(error)}") from None
     if 0 in image.size:
         raise UserError(f"{where or 'the image'}: has no pixel: {image.width} x {image.height}")
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
@@ -159,11 +159,7 @@ def _load_array(path: Path, size: int) -> np.ndarray:
                 members = archive.infolist()
                 if len(members) != 1:
                     raise UserError(f"{path}: holds {len(members)} arrays: give a file of one")
-                declared = min(members[0].file_size, size * _DEFLATE_RATIO)
-                with archive.open(members[0]) as file:
-                    _check_header(path, file, declared)
-                with archive.open(members[0]) as file:
-                    return np.lib.format.read_array(file, allow_pickle=False)
+                return read_member(path, archive, members[0], size)
         with path.open("rb") as file:
             _check_header(path, file, size)
             file.seek(0)
@@ -172,9 +168,17 @@ def _load_array(path: Path, size: int) -> np.ndarray:
         raise
     except Exception as error:  # numpy and zipfile raise anything for a damaged file
         # of any text file numpy says that it is a pickle, and how to load it unsafely
-        text = _first_line(error)
+        text = one_line(error)
         reason = "no array of numbers" if "pickle" in text or "magic string" in text else text
         raise UserError(f"{path}: not a readable {path.suffix.lower()} array: {reason}") from None
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> np.ndarray:
+    """Read one array of an ``.npz`` of ``size`` bytes. Raises UserError for what its header declares and can't hold."""
+    with archive.open(member) as file:
+        _check_header(path, file, min(member.file_size, size * _DEFLATE_RATIO))
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _check_header(path: Path, file: IO[bytes], size: int) -> None:
@@ -194,7 +198,3 @@ def _check_header(path: Path, file: IO[bytes], size: int) -> None:
 def _kind(dtype: np.dtype) -> str:
     kinds = {"O": "objects", "V": "a structured array", "U": "text", "S": "text", "M": "dates", "m": "times"}
     return kinds.get(dtype.kind, str(dtype))
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,3 +1,6 @@
+import io
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +15,13 @@ def save(path, array):
         np.save(path, array)
     else:
         Image.fromarray(array).save(path)
+
+
+def declared(descr, shape):
+    """An .npy file that is a header alone."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file.getvalue()
 
 
 def ramp(height, width, low, high):
@@ -141,6 +151,30 @@ def test_bad_input(tmp_path, nyu):
         GeometrySamples("nyuv2_depth", nyu, listed)[0]
     with pytest.raises(UserError, match="less than the 352 x 1216 of KITTI"):
         GeometrySamples("kitti_depth", nyu, listed)[0]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "content", "reason"),
+    [
+        ("nyuv2_normal_marigold", b"no array", "not a readable .npy array"),
+        ("nyuv2_normal_marigold", declared("<f8", (10**6, 10**6, 3)), "it declares float64"),
+        ("nyuv2_normal_marigold", declared("<c16", (1, 1)), "holds complex128"),
+        ("diode_depth", declared("|S4", (4, 4)), "holds text"),
+        ("nyuv2_normal", b"no image", "not an image that Pillow can read"),
+        ("nyuv2_normal", None, "is a FIFO"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, benchmark, content, reason):
+    save(tmp_path / "a_img.png", np.zeros((4, 4, 3), dtype=np.uint8))
+    name = "a_normal.png" if benchmark == "nyuv2_normal" else "a.npy"
+    (tmp_path / "list.txt").write_text(f"a_img.png {name} {name}\n")
+    if content is None:
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: .*{reason}") as error:
+        GeometrySamples(benchmark, tmp_path, tmp_path / "list.txt")[0]
+    assert "\n" not in str(error.value)
 
 
 def test_every_benchmark_has_a_crop_it_knows():

@@ -76,6 +76,13 @@ def test_bad_files(tmp_path, images):
     for name in ("floats.npz", "grey.npz", "objects.npz"):
         with pytest.raises(UserError, match="arr_0 holds"):
             open_images(tmp_path / name)
+    np.savez(tmp_path / "texts.npz", mu=np.array(["a"]))
+    with pytest.raises(UserError, match=r"texts.npz: holds text"):
+        open_images(tmp_path / "texts.npz")
+    with zipfile.ZipFile(tmp_path / "large.npz", "w") as archive, archive.open("mu.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
+    with pytest.raises(UserError, match=r"large.npz: .*it declares float32 \(1000000000000,\)"):
+        open_images(tmp_path / "large.npz")
     np.savez(tmp_path / "other.npz", pictures=images)
     with pytest.raises(UserError, match="holds pictures; images are in arr_0"):
         open_images(tmp_path / "other.npz")
