@@ -1,7 +1,7 @@
 """Training objectives, chosen by name from ``OBJECTIVES``: masked, per-modality-weighted flow matching.
 
-Shapes: B batch, M modalities, C H W latent. Everything random is drawn first, with an explicit generator, for the whole
-global batch; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
+Shapes: B batch, M modalities, C H W latent. Draw everything random first, for the whole global batch, with an
+explicit generator; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
 """
 
 from __future__ import annotations

@@ -242,8 +242,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         Args:
             class_labels: id, name, None (no label), or a list of these, which makes one sample each.
             conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
-                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all
-                lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
+                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or relative
+                depth as this pipeline returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given.
             num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
