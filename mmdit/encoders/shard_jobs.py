@@ -1,4 +1,4 @@
-"""The files an encoded dataset is made of: which there are to write, which are complete, and the disk they need."""
+"""The files of an encoded dataset: which are complete, which must be written, and the disk they need."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def content_key(
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:
-    """Say what ``todo`` needs. Raises UserError if the disk lacks it, or if the output is no folder."""
+    """Say what ``todo`` needs. Raises UserError if the disk lacks it, or if the output is a file."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; --output is a folder")
     needed = sum(job.num_bytes for job in todo)

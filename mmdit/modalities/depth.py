@@ -89,7 +89,7 @@ class DepthCodec(Codec, name="depth"):
         if inverted and not relative:
             values = np.divide(1.0, values, out=np.zeros_like(values), where=valid)
         low, high = np.quantile(values[valid], self.quantiles)
-        scaled = np.zeros_like(values)  # a constant map has no scale; it sits in the middle
+        scaled = np.zeros_like(values)  # a constant map has no scale: put it in the middle
         if high - low > 1e-7 * max(abs(low), abs(high)):
             scaled = 2 * (values - low) / (high - low) - 1
         scaled = np.where(valid, scaled, -1.0 if inverted else 1.0)

@@ -41,7 +41,7 @@ class NormalCodec(Codec, name="normal"):
             raise UserError(f"a normal map has type {array.dtype}: give floats, unit vectors in [-1, 1]")
         values = array.astype(np.float32)
         if not np.isfinite(values).all():
-            raise UserError("a normal map holds NaN or infinity: give unit vectors, or (0, 0, 0) where there is none")
+            raise UserError("a normal map holds NaN or infinity: give unit vectors, or (0, 0, 0) where none is known")
         length = np.linalg.norm(values, axis=-1, keepdims=True)
         if length.max() > 2:
             raise UserError(f"a normal map holds a vector of length {length.max():.3g}: give unit vectors in [-1, 1]")

@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from x (B, T, D) to the tokens of a prompt.
 
-    The last layer has no bias: a sample with nothing to attend to gets exactly zero, whatever the weights.
+    The last layer has no bias: a sample without tokens to attend to gets exactly zero, whatever the weights.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:

@@ -23,7 +23,7 @@ from mmdit.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: temporary names are told apart by chance
+except ImportError:  # Windows lacks these locks: temporary names differ by chance
     fcntl = None  # type: ignore[assignment]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
