@@ -29,6 +29,7 @@ class Span:
     subject: int
 
     def shift(self, offset: int) -> Span:
+        """Return the span moved by ``offset`` characters."""
         return replace(self, start=self.start + offset, end=self.end + offset)
 
 

@@ -40,10 +40,12 @@ class ShardJob:
 
     @property
     def count(self) -> int:
+        """Number of samples."""
         return len(self.ids)
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the file: two for each value, and 4096 for a header."""
         return sum(2 * torch.Size(shape).numel() for shape in self.shapes.values()) + 4096
 
     def samples(self, folder: AlignedFolder) -> list[Sample]:

@@ -26,7 +26,9 @@ class NetworkOutput(Protocol):
     """What a network returns: ``sample`` (B, M, C, H, W), and whatever else it has."""
 
     @property
-    def sample(self) -> Tensor: ...
+    def sample(self) -> Tensor:
+        """(B, M, C, H, W), what the model predicts."""
+        ...
 
 
 class Network(Protocol):
@@ -171,6 +173,7 @@ class FlowObjective(Objective):
         generator: torch.Generator,
         noise_generator: torch.Generator | None = None,
     ) -> FlowDraw:
+        """Draw roles (B, M), times and prompt draws (B,), and two noises (B, M, C, H, W)."""
         # The order of the draws is part of a recipe: a seed gives the same steps in every version.
         source = noise_generator or generator
         roles = self.mixture(batch_size, generator)

@@ -140,18 +140,22 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
+        """Scale of the call under way or last made; 1 = off."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
+        """Whether that scale is other than 1."""
         return self._guidance_scale != 1
 
     @property
     def num_timesteps(self) -> int:
+        """Timesteps of the call under way or last made."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
+        """Whether the call ends after the step under way; callbacks set ``_interrupt``."""
         return self._interrupt
 
     @classmethod

@@ -166,6 +166,11 @@ def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Compare the numbers of a configuration with the shapes of its weights, so that nothing huge is built.
+
+    Raises:
+        UserError: a list longer, or a number larger, than the weights can need; it names ``path`` and the value.
+    """
     largest = max((size for shape in stored.values() for size in shape), default=0)
     limit = max(largest, len(stored), _ALWAYS_ALLOWED)
     pending: list[tuple[str, Any]] = list(config.items())
