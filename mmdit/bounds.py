@@ -82,7 +82,7 @@ else:
     NonNegativeNumber = restricted_number_type("NonNegativeNumber", float, [(">=", 0), ("<", math.inf)])
     Decay = restricted_number_type("Decay", float, [(">=", 0), ("<", 1)])
 
-# What would be right, by the type's name: the parser's message has no more of it.
+# What would be right, by the type's name: all that the parser's message tells us.
 RIGHT = {
     "PositiveInt": "at least 1",
     "NonNegativeInt": "at least 0",

@@ -96,7 +96,7 @@ def _with_subjects(one: Conditioning) -> Conditioning:
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Prompts as frozen encoders give them, for a conditioner with weights of its own to go on from.
+    """Prompts as frozen encoders give them: the input of a conditioner with trained weights.
 
     Args:
         states: (B, L, W), the text encoder's states of the pure text, not pooled (h_y of UMM-Diffusion, arXiv 2303.09319).

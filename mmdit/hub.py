@@ -6,8 +6,8 @@ from __future__ import annotations
 def out_of_reach(repository: str) -> bool:
     """Whether the Hub gives no answer about a repository, found out by one request.
 
-    Its client tries for half a minute, for each file. Loaders are told ``local_files_only`` instead: what is in the cache is
-    found all the same. True also in the Hub's offline mode.
+    The Hub's client tries for half a minute per file. If this returns True, give loaders ``local_files_only``: they still
+    find what is in the cache. True also in the Hub's offline mode.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,4 +1,4 @@
-"""Processes for work that is no training, by Lightning's Fabric: one command for one core, many GPUs or many nodes."""
+"""Processes for work other than training, by Lightning's Fabric: one command for one core, many GPUs or many nodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def launch(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> F
     ``fabric.device`` is this process's device, ``global_rank`` and ``world_size`` its place among all, ``barrier`` waits for all.
 
     Raises:
-        UserError: an accelerator or a number of devices that is not there.
+        UserError: an accelerator, or more devices, than this machine has.
     """
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes)

@@ -9,5 +9,5 @@ PREDICTION_TYPES = (VELOCITY, SAMPLE)
 # The quantity that relative depth is linear in: metres, or their inverse.
 DEPTH_SPACES = ("depth", "disparity")
 
-# Segmentation classes of the scenes that are no object.
+# Segmentation classes of the scenes that are not objects.
 BACKGROUND_CLASSES = ("floor", "wall")

@@ -1,7 +1,7 @@
-"""Prompts of text and subjects: the syntax, and nothing that needs a network.
+"""The syntax of prompts of text and subjects; nothing here needs a network.
 
 ``"a {torus} in front of a {red cone}"`` marks the words that a subject's image stands for; ``{}`` is an image without a
-word of its own. ``{{`` and ``}}`` are braces. What an encoder reads is the text without the braces, with the positions of
+word. ``{{`` and ``}}`` are braces. What an encoder reads is the text without the braces, with the positions of
 the marked words as character spans (UMM-Diffusion, arXiv 2303.09319: the caption y and the positions p).
 """
 
@@ -29,6 +29,7 @@ class Span:
     subject: int
 
     def shift(self, offset: int) -> Span:
+        """Return the span moved by ``offset`` characters."""
         return replace(self, start=self.start + offset, end=self.end + offset)
 
 

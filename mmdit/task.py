@@ -49,7 +49,7 @@ def supervised_mask(roles: Tensor) -> Tensor:
 
 
 def embedding_roles(roles: Tensor) -> Tensor:
-    """Roles as the network may see them, (B, M): UNSUPERVISED looks like GENERATE, for its input is the same.
+    """Roles as the network may see them, (B, M): UNSUPERVISED looks like GENERATE: its input is the same.
 
     Only the loss tells the two apart; a separate embedding would train weights that sampling never uses.
     """

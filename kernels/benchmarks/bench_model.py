@@ -70,7 +70,7 @@ def block_call(batch: int, compiled: bool) -> Callable[[], object]:
 
 
 class Backbone(nn.Module):
-    """The blocks of the XL/2 model between two linear layers, conditioned on a label: no more than torch is needed."""
+    """The blocks of the XL/2 model between two linear layers, conditioned on a label; needs torch alone."""
 
     def __init__(self) -> None:
         from mmdit.models.blocks import BLOCKS

@@ -1,6 +1,6 @@
 """Compile the kernels ahead of time, with no GPU, with the triton that is imported, and save what the code needs, as CSV.
 
-Other versions of triton stand beside: ``pip install --no-deps --target /tmp/triton-3.6 triton==3.6.0``, then
+Install other versions of triton beside it: ``pip install --no-deps --target /tmp/triton-3.6 triton==3.6.0``, then
 ``PYTHONPATH=/tmp/triton-3.6:kernels:. python kernels/benchmarks/compile_grid.py``. Rows of a version (and label) that the file
 has already are replaced. ``--table`` compiles nothing: it prints the file's rows of the XL/2 shapes as Markdown.
 """
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = list(read(options.output))
     version = ".".join(triton.__version__.split(".")[:2])
     if version not in TRIED:
-        print(f"triton {version} is none of {', '.join(TRIED)}, which the tiles were chosen with")
+        print(f"triton {version}: the tiles were chosen with {', '.join(TRIED)}")
     bad = 0
     for case in selected(options):
         row = describe(case, options.label)

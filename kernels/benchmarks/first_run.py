@@ -139,7 +139,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     if not options.minutes > 0:
         parser.error(f"--minutes is {options.minutes}: give more than 0")
     if options.wheels is not None and not list(options.wheels.glob("*.whl")):
-        parser.error(f"--wheels {options.wheels}: there is no wheel in this folder")
+        parser.error(f"--wheels {options.wheels}: this folder has no wheel")
     return options
 
 

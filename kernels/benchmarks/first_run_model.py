@@ -42,7 +42,7 @@ def on_backend(name: str, sdpa: list[SDPBackend], function: Callable[[], object]
 
 
 def forward_of(block_class: type[nn.Module], compiled: bool, sizes: Sizes) -> Callable[..., Tensor]:
-    """Return the blocks' forward; a compiled one has a code object, and so graphs, of its own."""
+    """Return the blocks' forward; each compiled one has its own code object, and so its own graphs."""
 
     def call(block: nn.Module, *arguments: Any) -> Tensor:
         return block_class.forward(block, *arguments)
@@ -87,7 +87,7 @@ def block_rows(sizes: Sizes, section: str) -> Iterator[Row]:
 
 
 class Backbone(nn.Module):
-    """The blocks of the model between two linear layers, conditioned on a label: no more than torch is needed."""
+    """The blocks of the model between two linear layers, conditioned on a label; needs torch alone."""
 
     def __init__(self, sizes: Sizes) -> None:
         from mmdit.models.blocks import BLOCKS

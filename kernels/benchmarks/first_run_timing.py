@@ -27,7 +27,7 @@ Build = Callable[[], Callable[[], object]]
 
 
 def compiled(function: Callable[..., Any], sizes: Sizes) -> Callable[..., Any]:
-    """torch.compile with a code object of its own, so that graphs of several ways live side by side."""
+    """torch.compile with a new code object, so that the graphs of several ways live side by side."""
 
     def call(*arguments: Any) -> Any:
         return function(*arguments)

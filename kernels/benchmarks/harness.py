@@ -28,7 +28,7 @@ PAUSE_CYCLES = 2_000_000  # about a millisecond: longer than Python takes to lau
 
 
 def require_gpu() -> None:
-    """Leave with exit code 2 and one line where there is no GPU or no triton."""
+    """Exit with code 2 and one line without a GPU or without triton."""
     from mmdit_kernels.dispatch import triton_version
 
     if not torch.cuda.is_available():
@@ -161,7 +161,7 @@ def best_time(rows: list[Row], like: Row, prefix: str = "") -> float | None:
 
 
 def compare(rows: list[Row], goals: tuple[Goal, ...]) -> None:
-    """Fill in, for rows of ours, the speedup over the best other implementation and whether the goal is met."""
+    """Fill in the speedup of our rows over the best other implementation, and whether they meet the goal."""
     for row in rows:
         if not row.implementation.startswith(OURS) or row.milliseconds is None:
             continue

@@ -25,7 +25,7 @@ def forward_mode() -> bool:
 def hidden_by() -> str | None:
     """Return the transform of torch.func that may hide tangents from the operators, or None.
 
-    A tangent is seen where the innermost transform is the one jvp; inside others it lies in a wrapper of theirs.
+    A tangent is seen if the innermost transform is the only jvp; other transforms wrap it.
     """
     names = [str(layer.key()).rpartition(".")[2].lower() for layer in torch._C._functorch.get_interpreter_stack() or ()]
     if names and (names[-1] != "jvp" or names.count("jvp") > 1):
@@ -57,7 +57,7 @@ def refuse_gradient_of_tangent(op: str, gradient: Tensor | None) -> None:
     if gradient is not None:
         raise NotImplementedError(
             f"{op} on the Triton backend has no gradient of its tangent, only of its output: detach the tangent "
-            "(inside the function that torch.compile takes, where there is one), or use backend='torch'"
+            "(inside the compiled function, if you use torch.compile), or use backend='torch'"
         )
 
 

@@ -1,7 +1,7 @@
 """The official MMGen code, from a checkout (github.com/jiepengwang/MMGen, MIT), on the same work as ours, to compare speeds.
 
 Its network, loss, posterior sampling and samplers are imported from the checkout; only the lines of its training loop around
-them (train.py: optimizer, clipping, logged losses, averaging) are written out here, for they are no function there.
+them (train.py: optimizer, clipping, logged losses, averaging) are written out here, because it has no function for them.
 """
 
 from __future__ import annotations

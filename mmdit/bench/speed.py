@@ -29,9 +29,9 @@ def synchronize(device: torch.device) -> None:
 def count_flops(network: MultimodalDiT) -> dict[str, float]:
     """Count floating-point operations (two per multiply-add) of one sample: {"forward", "training"}, with fake tensors.
 
-    Matrix products and attention are counted. "training" is forward and backward with the alignment projector, where there
-    is one; recomputation by activation checkpointing is no useful work and is left out. Blocks are alike: one and two are
-    counted, the rest follow.
+    Matrix products and attention are counted. "training" is forward and backward, with an alignment projector if
+    there is one. Recomputation by activation checkpointing is left out: it is not useful work. Blocks are alike, so one and
+    two are counted and the rest follow.
     """
     one, two = _count(network, 1), _count(network, 2)
     return {key: one[key] + (network.config.depth - 1) * (two[key] - one[key]) for key in one}

@@ -114,7 +114,7 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
     """Return the state dict and the training arguments of a .pt file, its tensors memory-mapped.
 
     Args:
-        weights: "ema" or "model", for a training checkpoint; a state dict alone is returned as it is.
+        weights: "ema" or "model", of a training checkpoint; a state dict alone is returned unchanged.
 
     Raises:
         UserError: no such file, not a checkpoint, objects that only running code could load, or those weights missing.
@@ -130,7 +130,7 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
         check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are refused a line later
-            # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
+            # Files of PyTorch before 1.6 are not zip archives and can't be mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except PermissionError:
         raise
@@ -158,10 +158,10 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
         raise UserError(f"{path}: its weights are a {type(state).__name__}, not a dictionary of tensors")
     for key, value in state.items():
         if not isinstance(key, str):
-            raise UserError(f"{path}: is no checkpoint of such a network: {key!r} is no name of a tensor")
+            raise UserError(f"{path}: is not a checkpoint of such a network: {key!r} can't be a tensor's name")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = f"tensor of {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise UserError(f"{path}: is no checkpoint of such a network: {str(key)!r} is a {kind}")
+            raise UserError(f"{path}: is not a checkpoint of such a network: {str(key)!r} is a {kind}")
     args = vars(args) if isinstance(args, argparse.Namespace) else args or {}
     if not isinstance(args, Mapping):
         raise UserError(f"{path}: its training arguments are a {type(args).__name__}, not names with values")
@@ -173,15 +173,15 @@ def _damaged(path: Path, error: Exception) -> UserError:
         return UserError(f"{path}: the file is empty")
     # PyTorch explains at length how to load such a file all the same; what is wrong with it comes last.
     reason = " ".join(str(error).split()).split("WeightsUnpickler error: ")[-1] or type(error).__name__
-    return UserError(f"{path}: is no checkpoint of PyTorch, or damaged ({reason[:120]}); it was not loaded")
+    return UserError(f"{path}: is not a checkpoint of PyTorch, or damaged ({reason[:120]}); it was not loaded")
 
 
 def _check_output(output: Path) -> None:
     if not output.name:
-        raise UserError(f"--output {output} has no name of its own: give a new folder")
+        raise UserError(f"--output {output} has no name: give a new folder")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise UserError(f"--output {output} can't be made: {above} is no folder")
+        raise UserError(f"--output {output} can't be made: {above} is not a folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists already: remove it, or choose another folder")
 

@@ -154,7 +154,7 @@ def hypersim(
     Args:
         source: Folder of the scenes (ai_001_001, ...).
         output: Dataset folder.
-        split: Name of the split that all frames become where there is no --split_csv.
+        split: Name of the split that all frames become without --split_csv.
         split_csv: Hypersim's metadata_images_split_scene_v1.csv: public frames and their splits; by default source's, if any.
         cameras_csv: Hypersim's metadata_camera_parameters.csv: each scene's intrinsics; by default source's, or 60 degrees.
         num_workers: Processes; by default one for each usable core.

@@ -26,7 +26,7 @@ def demo(
     """Show what the bundled model does: generate, understand, condition.
 
     Writes generate.png (a category in, all modalities out), understand.png (RGB in; predictions beside the ground truth of
-    rendered scenes that no model was trained on), condition.png (depth in, all else out) and report.json (the measured
+    rendered scenes that no model was trained on), condition.png (depth in, the rest out) and report.json (the measured
     errors, also printed), replacing those of an earlier run.
 
     Args:
@@ -34,7 +34,7 @@ def demo(
         model: A bundled model's name, a pipeline folder, or a Hub id.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
         num_inference_steps: Denoising steps of generate and condition; understanding takes one.
-        guidance_scale: How strongly the category is followed; 1 is no guidance.
+        guidance_scale: How strongly the category is followed; 1 = no guidance.
         seed: Seed of the noise.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.

@@ -38,7 +38,7 @@ def evaluate(
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_samples: Samples drawn from the split with the seed; null = all.
         num_inference_steps: Denoising steps of every task; by default 1 for understanding and 25 for the others.
-        guidance_scale: On the category, in generation; 1 is no guidance.
+        guidance_scale: On the category, in generation; 1 = no guidance.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the report does not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.

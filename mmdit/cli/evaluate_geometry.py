@@ -44,7 +44,7 @@ def evaluate_geometry(
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_inference_steps: Denoising steps; prediction needs few.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
-        seed: Seed of the noise; each image has noise of its own.
+        seed: Seed of the noise; each image has its own noise.
         num_samples: The first so many of the list; null = all.
         batch_size: Images at a time; the errors do not depend on it.
         height: Height in pixels that images are resized to for the model; by default the model's own size.

@@ -43,7 +43,7 @@ def generate(
         num_images: Samples of each category.
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_inference_steps: Denoising steps.
-        guidance_scale: How strongly the category is followed; 1 is no guidance, and twice as fast.
+        guidance_scale: How strongly the category is followed; 1 = no guidance, and twice as fast.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample of each category.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -176,8 +176,8 @@ def condition(
 ) -> None:
     """Generate the other modalities from any subset of them.
 
-    Takes this program's own outputs, a dataset's files and others. All given maps must have one size, for they are
-    aligned pixel by pixel; they are resized to the model's size, which the results have. Depth with NaN is refused.
+    Takes this program's own outputs, a dataset's files and others. All given maps are aligned pixel by pixel, so they must
+    have one size; they are resized to the model's size, which the results have. Depth with NaN is refused.
     Writes a folder OUTPUT/SOURCE_from_GIVEN_SEED for each sample, such as torus_0_from_depth_0.
 
     Args:
@@ -189,7 +189,7 @@ def condition(
         num_images: Samples, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_inference_steps: Denoising steps.
-        guidance_scale: How strongly the category is followed, where one is given; 1 is no guidance.
+        guidance_scale: How strongly the category is followed, where one is given; 1 = no guidance.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample.
         device: auto, cpu, cuda, cuda:1, mps.

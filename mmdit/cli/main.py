@@ -15,7 +15,7 @@ from mmdit.cli.search_path import leave_working_directory, without_working_direc
 from mmdit.errors import UserError, nearest_names
 
 EXIT_DONE, EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-# Causes outside the program that the user can put right; all else is a defect of ours.
+# Causes outside the program that the user can put right; the rest are our defects.
 _USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
 _USER_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -192,7 +192,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and (isinstance(error, _USER_OS_ERRORS) or error.errno in _USER_ERRNOS):
         where = f"{error.filename}: " if error.filename else ""
         return EXIT_WRONG_INPUT, f"{where}{error.strerror or text}"
-    hint = "add --debug, or set MMDIT_DEBUG=1, for the traceback"
+    hint = "add --debug, or set MMDIT_DEBUG=1, to see the traceback"
     return EXIT_FAILURE, f"{type(error).__name__}: {text} ({hint})"
 
 

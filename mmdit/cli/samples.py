@@ -44,14 +44,14 @@ def samples(
         labels: balanced (each class equally often), random (drawn with the seed), or none.
         num_inference_steps: Denoising steps.
         scheduler: euler_maruyama is the SDE; euler, heun, unipc and dpmsolver++ are solvers of the ODE.
-        guidance_scale: How strongly the class is followed; 1 is no guidance.
+        guidance_scale: How strongly the class is followed; 1 = no guidance.
         guidance_interval: Timesteps (0 = data, 1 = noise) between which guidance is on.
         seed: Of labels and noise.
         batch_size: Samples at a time on each process.
         block_size: Samples in a file, which is the unit of work that an interruption can lose.
-        ema: Whether the model's weights are averaged, for the record; by default read from the training run that the model
-            lies in, and null where there is none.
-        device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine a GPU of its own.
+        ema: Whether the model's weights are averaged, for the record; by default as the training run around the model
+            says, null without one.
+        device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine its own GPU.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
     from mmdit.cli.common.model import load_pipeline
@@ -138,7 +138,7 @@ def evaluate_generation(
     if output.is_dir():
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if inception is None and dinov2 is None:
-        raise UserError("neither --inception nor --dinov2 is given: there is nothing to measure with")
+        raise UserError("neither --inception nor --dinov2 is given: name at least one feature network")
     from mmdit.cli.common.model import choose_device, quiet_libraries
     from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.image_sets import open_images
@@ -184,7 +184,7 @@ def process_place() -> tuple[int, int, int]:
     says how many its step has.
 
     Raises:
-        UserError: variables that are no whole numbers.
+        UserError: variables that are not whole numbers.
     """
     environment = os.environ
     torchrun = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -55,7 +55,7 @@ def sweep(
         schedulers: Any of euler, heun, unipc, dpmsolver++, euler_maruyama; by default all.
         steps: Numbers of denoising steps; by default 1, 2, 5, 10, 25, 50, 250.
         num_samples: Samples drawn from the split with the seed; null = all.
-        guidance_scale: On the category, in generation; 1 is no guidance.
+        guidance_scale: On the category, in generation; 1 = no guidance.
         condition: The modality that conditioning is given: depth, normal or segmentation.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the numbers do not depend on it.

@@ -56,7 +56,7 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
         allow_outside: accept files outside the folder.
 
     Raises:
-        UserError: path is no folder, or has no such split.
+        UserError: path is not a folder, or lacks the split.
     """
     path = Path(path)
     if not path.is_dir():

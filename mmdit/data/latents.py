@@ -81,7 +81,7 @@ class LatentsInfo:
             if not are_sizes or len(sizes) != count:
                 raise ValueError(f"{key} is {quoted(sizes)}")
         if not isinstance(values["vae"], dict) or not isinstance(values.get("source") or {}, dict):
-            raise ValueError("'vae' or 'source' is no object")
+            raise ValueError("'vae' and 'source' must be objects")
         return cls(
             modalities=modalities,
             categories=tuple(categories),

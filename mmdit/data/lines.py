@@ -1,10 +1,10 @@
-"""The rules of ``<split>/manifest.jsonl``, once: its samples, and everything that is wrong with its lines.
+"""The only parser of ``<split>/manifest.jsonl``: its samples, and everything that is wrong with its lines.
 
 One JSON object a line, in UTF-8, with or without a byte order mark; only a line feed ends a line (U+2028 and U+0085 may
 stand in texts). ``id`` is a text or a number, which is taken as its text; no two are the same. ``category``: missing or null
 = none. A modality that is missing or null is one the sample lacks. Its path is relative to the split's folder and stays in
 the dataset's. Links on disk are followed wherever they lead: they are the owner's, as a path in a manifest need not be.
-Keys of the user's own are allowed, but for those that look like a misspelt modality.
+The user may add keys, except those that look like a misspelt modality.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Row:
 def parse_manifest(rules: Rules) -> Iterator[tuple[Row | None, list[Problem]]]:
     """Yield each line that is not blank: the sample, with what of it is right, and what is wrong with it.
 
-    The sample is None where the line is no object. One without an id is called "line 3".
+    The sample is None where the line is not an object. One without an id is called "line 3".
 
     Raises:
         OSError: the file can't be read.

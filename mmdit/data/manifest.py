@@ -123,7 +123,7 @@ def modalities_from_dataset(
 
 
 def list_splits(root: str | Path) -> list[str]:
-    """Return the names of the folders that have a manifest, sorted; hidden ones are no splits."""
+    """Return the names of the folders that have a manifest, sorted, without hidden ones."""
     if not Path(root).is_dir():
         return []
     return [name for name in list_folders(root) if (Path(root) / name / MANIFEST).is_file()]

@@ -115,7 +115,7 @@ class ShardFile:
 def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
     """The file's size, where its tensors begin, and its header. Raises ValueError where it has none."""
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-        raise ValueError("no regular file")
+        raise ValueError("not a regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -123,7 +123,7 @@ def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
             raise ValueError(f"{size} bytes")
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     header.pop("__metadata__", None)
     return size, 8 + length, header
 
@@ -133,7 +133,7 @@ def _tensors(header: Mapping[str, Any], start: int, size: int) -> dict[str, tupl
     found, spans = {}, []
     for key, entry in header.items():
         if not isinstance(entry, dict):
-            raise ValueError(f"the entry of {key!r} is no object")
+            raise ValueError(f"the entry of {key!r} is not an object")
         dtype, shape, offsets = (entry.get(name) for name in ("dtype", "shape", "data_offsets"))
         if not isinstance(dtype, str) or not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
             raise ValueError(f"the entry of {key!r} has no dtype, shape and data_offsets")

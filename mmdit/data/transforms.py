@@ -1,7 +1,7 @@
 """Resize, crop and mirror all modalities of a sample alike: one draw, whatever the number of modalities.
 
 Raw arrays are transformed before their codec sees them, so a depth map is normalised over the pixels that are kept, and
-labels, depth and normals are resized by the nearest pixel: an average of two labels or across an edge is no value.
+labels, depth and normals are resized by the nearest pixel: an average of two labels or across an edge means nothing.
 Resizing and mirroring are the codec's (``resize``, ``flip``): it alone knows what may be averaged and which signs change.
 """
 

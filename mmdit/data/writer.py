@@ -22,7 +22,7 @@ from mmdit.storage.names import MAX_BYTES, path_of, text_of
 
 
 def check_split(split: str) -> None:
-    """Raise UserError where ``split`` is no plain folder name."""
+    """Raise UserError if ``split`` is not a plain folder name."""
     if not split or not split.replace("-", "").replace("_", "").isalnum() or len(split.encode()) > MAX_BYTES:
         raise UserError(
             f"split {quoted(split)}: must be a folder name of letters, digits, '-' and '_', such as 'train'"
@@ -65,7 +65,7 @@ class DatasetWriter:
 
         Args:
             modality: what the array is: rgb (H, W, 3) uint8; depth (H, W) metres, invalid where it is not positive, not
-                finite or beyond 65535 units; normal (H, W, 3) unit vectors, or (0, 0, 0) where there is none;
+                finite or beyond 65535 units; normal (H, W, 3) unit vectors, or (0, 0, 0) where none is known;
                 segmentation (H, W) ids from 0 to 65535.
             sample_id: may have slashes, which are folders.
             array: the raw values.
@@ -106,7 +106,7 @@ class DatasetWriter:
 
 
 def read_description(root: Path) -> dict[str, Any] | None:
-    """Return what ``dataset.json`` holds, None if there is none. Raises UserError if it can't be read."""
+    """Return what ``dataset.json`` holds, None without the file. Raises UserError if it can't be read."""
     path = root / FILE
     if not path.exists():
         return None

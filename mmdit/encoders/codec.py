@@ -17,7 +17,7 @@ from torch import Tensor
 from mmdit.errors import UserError
 from mmdit.modalities.modality import Modality
 
-# AutoencoderKL's own limits; a log-variance of -30 is no noise at all.
+# AutoencoderKL's own limits; at a log-variance of -30 the noise is negligible.
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
@@ -71,7 +71,7 @@ class LatentCodec:
         return mean[:, None, None], std[:, None, None]
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w). Raises UserError where the image size is no multiple of the downsampling."""
+        """Return (h, w). Raises UserError if the image size is not a multiple of the downsampling."""
         if height % self.downsampling or width % self.downsampling:
             raise UserError(
                 f"image size {height} x {width}: both must be multiples of {self.downsampling}, the VAE's downsampling"

@@ -57,7 +57,7 @@ class GuardedFolder(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> tuple[list[Item], dict[str, Any] | None]:
-    """The items, without what the batch holds; and the batch of the good ones, None where there are none."""
+    """Return the items without their values, and the batch of the good ones, None without any."""
     good = [item.values for item in items if item.values is not None]
     told = [Item(item.id, item.state, None, item.problem) for item in items]
     return told, default_collate(good) if good else None

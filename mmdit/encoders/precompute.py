@@ -145,7 +145,7 @@ def encode_dataset(
             _unfinish(output, todo)
         processes.barrier()
         bad: dict[str, str] = {}
-        # A shard and its features are one process's, for both lack the same bad samples.
+        # One process writes a shard and its features, because both leave out the same bad samples.
         together = list(dict.fromkeys(job.record_path for job in todo))[processes.rank :: processes.world_size]
         own = [job for job in todo if job.record_path in set(together)]
         with Progress(sum(job.count for job in own), "encode", "sample", enabled=bool(own)) as progress:
@@ -190,7 +190,7 @@ def _many_bad(bad: Sequence[str]) -> str:
 
 
 def _unfinish(output: Path, todo: Sequence[ShardJob]) -> None:
-    """Until all shards of a split are written again it has no index, so that nobody trains on half of the old ones."""
+    """Remove the index of splits to be written again, so that nobody trains on a mix of old and new shards."""
     for split in {job.split for job in todo if job.kind == "shard"}:
         (output / split / "index.json").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Prompts -> what a conditioner goes on from: the frozen text and image encoders, together.
+"""Prompts -> the input of a conditioner: the frozen text and image encoders, together.
 
 B prompts, L tokens, W width of the text encoder, S subjects of the batch, P width of the image embeddings.
 """
@@ -44,7 +44,7 @@ class SubjectEncoder(nn.Module):
         """Embed subjects, each a PIL image or a pair (image, mask), True = subject: -> (S, P).
 
         Raises:
-            UserError: what is no image, or a mask of another size.
+            UserError: something other than an image, or a mask of another size.
         """
         parameter = next(self.model.parameters())
         if not images:
@@ -58,7 +58,7 @@ def subject_image(subject: Any) -> Image.Image:
     """The RGB picture of a subject; a mask (H, W) leaves white around it.
 
     Raises:
-        UserError: what is no image, or a mask of another size or with nothing in it.
+        UserError: something other than an image, or a mask that is empty or of another size.
     """
     image, mask = subject if isinstance(subject, tuple) and len(subject) == 2 else (subject, None)
     if not isinstance(image, Image.Image):

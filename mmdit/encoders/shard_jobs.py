@@ -1,4 +1,4 @@
-"""The files an encoded dataset is made of: which there are to write, which are complete, and the disk they need."""
+"""The files of an encoded dataset: which are complete, which must be written, and the disk they need."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ class ShardJob:
 
     @property
     def count(self) -> int:
+        """Number of samples."""
         return len(self.ids)
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the file: two for each value, and 4096 for a header."""
         return sum(2 * torch.Size(shape).numel() for shape in self.shapes.values()) + 4096
 
     def samples(self, folder: AlignedFolder) -> list[Sample]:
@@ -129,7 +131,7 @@ def content_key(
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:
-    """Say what ``todo`` needs. Raises UserError if the disk lacks it, or if the output is no folder."""
+    """Say what ``todo`` needs. Raises UserError if the disk lacks it, or if the output is a file."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; --output is a folder")
     needed = sum(job.num_bytes for job in todo)

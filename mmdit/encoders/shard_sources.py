@@ -19,11 +19,11 @@ from mmdit.storage.files import write_atomically
 from mmdit.storage.json_text import read_json
 
 MAX_RECORD = 2**28
-SampleState = dict[str, FileState | None]  # modality -> None where there is no such file
+SampleState = dict[str, FileState | None]  # modality -> None if the file is missing
 
 
 def sample_state(sample: Sample, modalities: Mapping[str, Any], known: SampleState | None = None) -> SampleState:
-    """Return the states of a sample's files; a modality that it lacks is no key."""
+    """Return the states of a sample's files, without the modalities that it lacks."""
     paths = {name: sample.files.get(name) for name in modalities}
     return {name: read_state(path, (known or {}).get(name)) for name, path in paths.items() if path is not None}
 
@@ -46,7 +46,7 @@ class ShardRecord:
 
     @classmethod
     def read(cls, path: Path) -> ShardRecord:
-        """Read what an earlier run left; nothing where it is missing or damaged, for it only saves work."""
+        """Read what an earlier run left; an empty record if it is missing or damaged, since it only saves work."""
         if not path.is_file():
             return cls(path)
         try:

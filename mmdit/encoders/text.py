@@ -92,7 +92,7 @@ class TextEncoder(nn.Module):
 
         Raises:
             UserError: a prompt that is too long (it names the words that would be lost), a word that the tokenizer doesn't
-                know (it names the nearest that it does), or a marked word without a token of its own.
+                know (it names the nearest that it does), or a marked word that no token covers.
         """
         encoded = self.tokenizer(
             [prompt.text for prompt in prompts],
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
             verbose=False,
         )
         ids, mask = encoded["input_ids"], encoded["attention_mask"].bool()
-        offsets = encoded["offset_mapping"].tolist()  # [B][L] of (start, end); (0, 0) for what is no text
+        offsets = encoded["offset_mapping"].tolist()  # [B][L] of (start, end); (0, 0) for special tokens
         subjects = torch.full_like(ids, NO_SUBJECT)
         first = 0
         for row, prompt in enumerate(prompts):
@@ -194,7 +194,7 @@ def load_text_encoder(name_or_folder: str) -> TextEncoder:
     Nothing in the folder is run, and weights are read from safetensors only.
 
     Raises:
-        UserError: no such folder, an unreachable Hub, or a model that is no text encoder.
+        UserError: no such folder, an unreachable Hub, or a model other than a text encoder.
     """
     from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 

@@ -7,6 +7,9 @@ from torch import Tensor
 
 
 def alignment_loss(projected: Tensor, features: Tensor) -> Tensor:
-    """Mean of 1 - cos(projected, features) over tokens, (B, T, D) both; in fp32, for the norm of half-precision
-    features overflows. Differs from REPA's -cos by a constant, so that 0 means aligned."""
+    """Return the mean of 1 - cos(projected, features) over tokens; both are (B, T, D).
+
+    Computes in fp32: the norm of half-precision features overflows. Differs from REPA's -cos (arXiv 2410.06940) by a
+    constant, so that 0 means aligned.
+    """
     return (1 - F.cosine_similarity(projected.float(), features.float(), dim=-1)).mean()

@@ -52,6 +52,7 @@ class Guidance:
             )
 
     def is_active(self, t: float) -> bool:
+        """Whether guidance is on at time t (0 = data, 1 = noise)."""
         return self.interval[0] <= t <= self.interval[1]
 
 

@@ -1,7 +1,7 @@
 """Training objectives, chosen by name from ``OBJECTIVES``: masked, per-modality-weighted flow matching.
 
-Shapes: B batch, M modalities, C H W latent. Everything random is drawn first, with an explicit generator, for the whole
-global batch; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
+Shapes: B batch, M modalities, C H W latent. Draw everything random first, for the whole global batch, with an
+explicit generator; each process keeps its own rows. So a step depends on (seed, step) alone, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class NetworkOutput(Protocol):
     """What a network returns: ``sample`` (B, M, C, H, W), and whatever else it has."""
 
     @property
-    def sample(self) -> Tensor: ...
+    def sample(self) -> Tensor:
+        """(B, M, C, H, W), what the model predicts."""
+        ...
 
 
 class Network(Protocol):
@@ -171,6 +173,7 @@ class FlowObjective(Objective):
         generator: torch.Generator,
         noise_generator: torch.Generator | None = None,
     ) -> FlowDraw:
+        """Draw roles (B, M), times and prompt draws (B,), and two noises (B, M, C, H, W)."""
         # The order of the draws is part of a recipe: a seed gives the same steps in every version.
         source = noise_generator or generator
         roles = self.mixture(batch_size, generator)

@@ -62,7 +62,7 @@ def place(latents: Tensor, given: Given, roles: Tensor, t: float) -> tuple[Tenso
     """What a sampler shows the network at time t: latents (n B, M, C, H, W) and timesteps (n B, M).
 
     GENERATE: the state ``latents``; CONDITION: ``clean`` at ``condition_time`` on the path to its ``noise``, which stays
-    the same; ABSENT: that noise. Where a generated modality is known, it is as noisy as the rest of it, at t, for the network
+    the same; ABSENT: that noise. The known part of a generated modality is as noisy as the rest, at t, because the network
     is told one time per modality: x_t = (1 - t) x_0 + t ε, so x_0 itself at t = 0 (RePaint, arXiv 2201.09865, eq. 8a; with
     one ε for all steps, as in Blended Latent Diffusion, arXiv 2206.02779, the path of what is known stays straight).
 

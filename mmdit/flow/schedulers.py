@@ -81,7 +81,7 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
     ) -> EulerMaruyamaOutput | tuple[Tensor]:
         """Take one step from ``sample`` with the velocity ``model_output`` at ``timestep``.
 
-        Computes in float64, on Apple's GPUs in float32, for they have nothing wider.
+        Computes in float64, on Apple's GPUs in float32, the widest that they have.
         """
         if self.step_index is None:
             gaps = (self.timesteps.cpu() - float(timestep)).abs()
@@ -127,7 +127,7 @@ class SchedulerKind:
 
     Args:
         cls: its class.
-        process: what it integrates, "ODE" or "SDE"; reports say so, for their numbers differ.
+        process: what it integrates, "ODE" or "SDE"; reports name it, because their numbers differ.
         color, marker: of its line in charts, whichever of them are drawn (colours of Okabe and Ito).
         lay_out: (scheduler, times from 1 to 1/n, device): sets its timesteps.
         settings: what it is built with.

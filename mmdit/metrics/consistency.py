@@ -1,18 +1,18 @@
 """Whether generated modalities agree with each other, with no ground truth to compare with.
 
 **Depth against normals.** A relative depth map comes without intrinsics, scale and shift, so a surface normal does not
-follow from it alone. Two numbers are missing, for an overall scale does not turn a surface: the shift (equally: how
+follow from it alone. An overall scale does not turn a surface, so two numbers are missing: the shift (equally: how
 many times farther the farthest point is than the nearest) and the focal length. Both are fitted to each image, within
-bounds of real cameras and scenes, so as to make the mean angle smallest; the angle that is left is reported. Two
+bounds of real cameras and scenes, to make the mean angle smallest; the remaining angle is reported. Two
 numbers can't explain away thousands of pixels: ground truth scores low, and the normals of another image fitted in the
-same way (the shuffled control) score high. They can trade places, so they are no estimate of the camera.
+same way (the shuffled control) score high. They can trade places, so they do not estimate the camera.
 
 With the pixel offset (x, y) from the image's centre, y down, focal length f in pixels, and w the disparity (sign
 s = -1) or depth (s = +1) plus its shift, the normal of the surface through a pixel is proportional to
 ``(s f w_x, -s f w_y, w + s (x w_x + y w_y))``. The disparity of a plane is linear in (x, y): exact on planes.
 
 Left out, and counted: pixels at the ends of the relative range, where the codec clips and slopes are lost, and pixels
-at a step of depth, where there is no surface to differentiate.
+at a step of depth, where no surface can be differentiated.
 
 **Segmentation.** The share of pixels at which the generated labels equal those the model sees in its generated RGB.
 """
@@ -188,8 +188,8 @@ class ConsistencyMetrics:
     """Streaming agreement between the modalities of generated samples.
 
     Args:
-        space: the depth maps', "depth" or "disparity"; None = there is no depth.
-        labels: the segmentation's classes; None = there is no segmentation.
+        space: the depth maps', "depth" or "disparity"; None = no depth.
+        labels: the segmentation's classes; None = no segmentation.
     """
 
     def __init__(self, space: str | None, labels: LabelSet | None) -> None:

@@ -158,7 +158,7 @@ def _download_inception() -> Path:
     os.makedirs(path.parent, exist_ok=True)
     try:
         torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=path.stem.rsplit("-", 1)[1])
-    except Exception as error:  # the network has exceptions of its own
+    except Exception as error:  # the network raises its own kinds
         raise UserError(
             f"Inception's weights can't be fetched ({error}): fetch {INCEPTION_URL} elsewhere and give the file"
         ) from error

@@ -88,7 +88,7 @@ def _dsine_files(words: Sequence[str]) -> list[str]:
     image = words[0]
     stem, mark, _ = image.rpartition("_img.")
     if not mark:
-        raise UserError(f"{image!r} is no image of this layout: it ends in _img.png or _img.jpg")
+        raise UserError(f"{image!r} is not an image of this layout: give one that ends in _img.png or _img.jpg")
     return [image, f"{stem}_normal.png"]
 
 
@@ -112,13 +112,13 @@ def _eth3d_depth(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, A
 
 
 def _diode_depth(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
-    """The mask says which pixels count, whatever the range; one without a depth has no relative error and never does."""
+    """The mask says which pixels count, whatever the range; a pixel without a depth never counts."""
     depth, mask = (np.squeeze(_array(path)) for path in files)
     return depth.astype(np.float64), mask.astype(bool)
 
 
 def _npy_normal(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
-    """Vectors in our frame, (0, 0, 0) where there is none."""
+    """Vectors in our frame, (0, 0, 0) where the file has none."""
     normal = _array(files[0]).astype(np.float64)
     return normal, np.linalg.norm(np.atleast_3d(normal), axis=-1) > 0
 
@@ -200,7 +200,7 @@ class GeometrySamples:
         try:
             lines = [line.split() for line in _existing(list_file).read_text(encoding="utf-8").splitlines()]
         except UnicodeDecodeError:
-            raise UserError(f"{list_file}: is no text; the list has a sample per line") from None
+            raise UserError(f"{list_file}: is not a text file; the list has one sample per line") from None
         try:
             samples = [self.benchmark.files(words) for words in lines if words]
         except UserError as error:

@@ -1,7 +1,7 @@
 """Many RGB images on disk, read in batches: an .npz as the field's evaluators exchange them, blocks of one, or a folder.
 
 The .npz is ADM's: ``arr_0`` uint8 (N, H, W, 3), and for references perhaps ``mu, sigma, mu_s, sigma_s``, the statistics of
-the whole data set. It is streamed, for 50,000 images of 256 x 256 are 10 GB, and no object in it is unpickled.
+the whole data set. It is streamed, because 50,000 images of 256 x 256 are 10 GB; no object in it is unpickled.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def open_images(path: Path) -> ImageSet:
 
 
 class FolderImages:
-    """Image files of one size, in the order of their paths. Raises UserError where there are none."""
+    """Image files of one size, in the order of their paths. Raises UserError if the folder has none."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self.statistics = str(folder), {}
@@ -79,7 +79,7 @@ class FolderImages:
                 if image.shape != size:
                     raise UserError(
                         f"{path}: has {image.shape[0]} x {image.shape[1]} pixels, {self.paths[0]} {size[0]} x {size[1]}: "
-                        "resize them alike first, for the way matters"
+                        "resize them alike first, because the method changes the result"
                     )
             yield np.stack(images)
 

@@ -79,7 +79,7 @@ class SampleFolder:
 
     Args:
         folder: made if missing.
-        plan: what there is to make.
+        plan: the samples to make.
         settings: JSON values; all processes of a folder must have the same, those of ``hardware`` apart.
         hardware: recorded beside them, of the process that came first.
 
@@ -119,7 +119,7 @@ class SampleFolder:
             np.save(file, images, allow_pickle=False)
 
     def missing(self) -> list[int]:
-        """Numbers of the blocks that are not there yet."""
+        """Return the numbers of the missing blocks."""
         return [number for number in range(self.plan.num_blocks) if not self.path(number).is_file()]
 
     def join(self) -> Path:

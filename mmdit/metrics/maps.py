@@ -148,7 +148,7 @@ class PreviousPairs:
         self._previous, self.count = prediction, self.count + 1
 
     def close(self) -> Iterator[tuple[Any, Any]]:
-        """Yield the last pair; of a single sample there is none."""
+        """Yield the last pair; a single sample has none."""
         if self.count > 1:
             yield self._previous, self._first
 

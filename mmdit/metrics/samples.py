@@ -18,7 +18,7 @@ from mmdit.modalities.sample import read_sample
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """One sample in raw units; a modality that it lacks is no key of ``maps``.
+    """One sample in raw units; ``maps`` has no key for a modality that it lacks.
 
     maps: rgb uint8 (H, W, 3); depth float32 (H, W), metres, 0 = invalid; normal float32 (H, W, 3), unit, camera frame;
     segmentation int64 (H, W), label ids.

@@ -17,7 +17,7 @@ class LabelSet:
 
     Args:
         classes: {"id", "name", ...} per class, as in dataset.json.
-        background: names of the classes that are no objects; a name that no class has is ignored.
+        background: names of the classes that are not objects; a name that no class has is ignored.
     """
 
     def __init__(self, classes: Sequence[Mapping[str, Any]], background: Sequence[str] = BACKGROUND_CLASSES) -> None:
@@ -40,7 +40,7 @@ class LabelSet:
         return len(self.ids)
 
     def rows(self, labels: Any) -> Array:
-        """Map ids of any shape to row numbers, -1 where an id is no class. Raises ValueError for floats."""
+        """Map ids of any shape to row numbers, -1 where no class has the id. Raises ValueError for floats."""
         array = np.asarray(labels)
         if not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"labels have type {array.dtype}: give integer label ids")
@@ -48,7 +48,7 @@ class LabelSet:
         return np.where(inside, self._row_of_id[np.where(inside, array, 0)], -1)
 
     def objects(self, labels: Any) -> Array:
-        """True where a label is a class that is no background."""
+        """Return True where a label is a class other than background."""
         return np.append(self.is_object, False)[self.rows(labels)]
 
     def id_of(self, category: str | None) -> int | None:
@@ -98,7 +98,7 @@ class SegmentationMetrics:
                 left out of it and counted.
 
         Raises:
-            ValueError: shapes that differ, labels that are no integers, or another number of categories than images.
+            ValueError: shapes that differ, labels that are not integers, or a number of categories other than that of images.
         """
         predictions = map_batch(prediction, "predicted labels")
         targets = map_batch(target, "true labels")

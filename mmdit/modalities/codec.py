@@ -3,7 +3,7 @@
 Shapes: H, W pixels; B images. A raw array is (H, W), or (H, W, channels). ``encode`` takes one and returns (3, H, W) float32;
 ``decode`` takes (B, 3, H, W) and returns a numpy batch of raw arrays.
 
-The base class is a plain map of numbers in ``value_range``. A new kind of image is a subclass with a name of its own,
+The base class is a plain map of numbers in ``value_range``. A new kind of image is a subclass with its own name,
 ``class EdgesCodec(Codec, name="edges")``, that changes what differs, and one entry in ``MODALITIES``.
 """
 
@@ -45,7 +45,7 @@ class Codec:
         value_range: of a plain map.
         metric: name in ``mmdit.metrics.maps.METRICS``.
         reconstruction_term: what the autoencoder's objective adds for this kind: "cosine", "label", or None.
-        bytes_per_pixel: of the files of a result, for the check of free space.
+        bytes_per_pixel: size of a result's files, to check for free space.
         array_files: whether ``.npy``, ``.npz`` and EXR files are read.
     """
 
@@ -217,7 +217,7 @@ class Codec:
     # ---- geometry
 
     def resize(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Resize an input: here by the nearest pixel, for a mean of two values across an edge is no value."""
+        """Resize an input: here by the nearest pixel, because the mean across an edge belongs to neither side."""
         return nearest_pixel(raw, height, width)
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -75,6 +75,11 @@ class DepthCodec(Codec, name="depth"):
         self.quantiles = (float(quantiles[0]), float(quantiles[1]))
 
     def encode(self, raw: Raw, relative: bool = False) -> Tensor:
+        """Map metres (H, W), or with ``relative`` a map in the codec's space, to (3, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: a wrong shape or type, or a map without a valid pixel.
+        """
         array = self.as_array(raw)
         if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
             raise UserError(f"a depth map has type {array.dtype}: give numbers")
@@ -89,21 +94,28 @@ class DepthCodec(Codec, name="depth"):
         if inverted and not relative:
             values = np.divide(1.0, values, out=np.zeros_like(values), where=valid)
         low, high = np.quantile(values[valid], self.quantiles)
-        scaled = np.zeros_like(values)  # a constant map has no scale; it sits in the middle
+        scaled = np.zeros_like(values)  # a constant map has no scale: put it in the middle
         if high - low > 1e-7 * max(abs(low), abs(high)):
             scaled = 2 * (values - low) / (high - low) - 1
         scaled = np.where(valid, scaled, -1.0 if inverted else 1.0)
         return torch.from_numpy(scaled.clip(-1, 1).astype(np.float32)).expand(3, -1, -1).contiguous()
 
     def encode_reading(self, reading: Reading) -> Tensor:
+        """Encode what ``read`` returned, metric or relative."""
         return self.encode(reading.values, relative=reading.relative)
 
     def decode(self, images: Tensor) -> np.ndarray:
+        """Map (B, 3, H, W) to relative depth (B, H, W) float32 in [0, 1], in the codec's space."""
         return ((check_images(images).mean(dim=1).clamp(-1, 1) + 1) / 2).cpu().numpy()
 
     # ---- reading
 
     def interpret(self, stored: Stored, options: Mapping[str, Any] = NOTHING) -> Reading:
+        """Read metres or relative depth, as the options or the file say (see the class).
+
+        Raises:
+            UserError: an unknown option, another codec's space, or a dataset's file that is not metric.
+        """
         reading = super().interpret(stored, options)
         if "depth_scale" in options:
             return self._of_dataset(stored, reading, float(options["depth_scale"]))
@@ -129,9 +141,11 @@ class DepthCodec(Codec, name="depth"):
         return reading.replace(values=values, relative=kind != "metric", note=note)
 
     def from_image(self, stored: Stored) -> np.ndarray:
+        """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units."""
         return self.pixels_of(stored, 16)
 
     def from_array(self, stored: Stored) -> np.ndarray:
+        """Numbers of an array, (H, W), in the file's units. Raises UserError for booleans too."""
         array = stored.array
         if array is not None and array.dtype == bool:
             raise stored.error(f"holds {array.dtype} {array.shape}; give numbers of shape {self.shape_words()}")
@@ -181,6 +195,7 @@ class DepthCodec(Codec, name="depth"):
     # ---- judging
 
     def check(self, reading: Reading) -> list[str]:
+        """List what is wrong with metres (0 = invalid) or relative depth; empty = they can be trained on."""
         array = reading.values
         if array.dtype.kind not in "fiu":
             return [f"holds {array.dtype} of shape {array.shape}: must be one channel, 16-bit PNG or float .npy"]
@@ -193,6 +208,7 @@ class DepthCodec(Codec, name="depth"):
         return [] if array.max() > 0 else ["no valid pixel: all are 0"]
 
     def check_given(self, reading: Reading) -> list[str]:
+        """List what is wrong with a given file; negative distances are refused too."""
         reasons, array = super().check_given(reading), reading.values
         if not reasons and not reading.relative and (negative := int((array < 0).sum())):
             return [
@@ -201,9 +217,11 @@ class DepthCodec(Codec, name="depth"):
         return reasons
 
     def has_values(self, raw: np.ndarray) -> bool:
+        """Whether any pixel is finite and positive."""
         return bool((np.isfinite(raw) & (raw > 0)).any())
 
     def as_given(self, raw: np.ndarray) -> np.ndarray | Reading:
+        """Metres (H, W) as a reading, so that the pipeline can't take them for relative depth."""
         return Reading(raw, as_seen=True)
 
     # ---- writing
@@ -217,6 +235,7 @@ class DepthCodec(Codec, name="depth"):
         return np.stack(channels, axis=-1).round().astype(np.uint8)
 
     def truth_picture(self, raw: np.ndarray) -> np.ndarray:
+        """Draw metres as their relative depth, (H, W, 3) uint8."""
         return self.picture(self.decode(self.encode(raw)[None])[0])
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
@@ -226,6 +245,7 @@ class DepthCodec(Codec, name="depth"):
         return np.where((units < 1) | (units > MAX_UNITS), 0, units).astype(np.uint16)
 
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """Relative depth (H, W) as float32 ``.npy``, as a 16-bit PNG that names the space, and as colours."""
         relative = raw.astype(np.float32)
         units = (np.clip(relative, 0, 1) * MAX_UNITS).round().astype(np.uint16)
         return {
@@ -235,13 +255,16 @@ class DepthCodec(Codec, name="depth"):
         }
 
     def file_names(self) -> frozenset[str]:
+        """The names of these three files."""
         return frozenset({f"{self.name}.npy", f"{self.name}.png", f"{self.name}_vis.png"})
 
     def metadata(self, raw: np.ndarray) -> dict[str, Any]:
+        """The space of the relative depth."""
         return {f"{self.name}_space": self.space}
 
     @classmethod
     def option_settings(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``depth_space`` and ``depth_quantiles`` of ``mmdit data encode``."""
         names = {"space": "depth_space", "quantiles": "depth_quantiles"}
         return {setting: options[option] for setting, option in names.items() if option in options}
 

@@ -33,7 +33,7 @@ class Modality:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; the codec's settings stand beside the other keys."""
+        """Return plain JSON values; the codec's settings are keys like the others."""
         return {
             "name": self.name,
             "codec": self.codec,
@@ -45,7 +45,7 @@ class Modality:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Modality:
-        """Invert ``to_dict``; keys that are no field of the record are the codec's settings."""
+        """Invert ``to_dict``; keys that are not fields of the record are the codec's settings."""
         own = {f.name for f in dataclasses.fields(cls)} - {"settings"}
         known: dict[str, Any] = {key: value for key, value in values.items() if key in own}
         for key in ("latents_mean", "latents_std"):
@@ -54,5 +54,5 @@ class Modality:
         return cls(**known, settings={key: value for key, value in values.items() if key not in own})
 
     def replace(self, **changes: Any) -> Modality:
-        """Return a copy with fields changed; names that are no field change the codec's settings."""
+        """Return a copy with fields changed; names that are not fields change the codec's settings."""
         return Modality.from_dict({**self.to_dict(), **changes})

@@ -36,12 +36,17 @@ class NormalCodec(Codec, name="normal"):
     bytes_per_pixel: ClassVar[int] = 15
 
     def encode(self, raw: Raw) -> Tensor:
+        """Map vectors (H, W, 3) to unit vectors (3, H, W) float32; those shorter than 0.01 become (0, 0, 0).
+
+        Raises:
+            UserError: a wrong shape or type, NaN, infinity, or a vector longer than 2.
+        """
         array = self.as_array(raw)
         if not np.issubdtype(array.dtype, np.floating):
             raise UserError(f"a normal map has type {array.dtype}: give floats, unit vectors in [-1, 1]")
         values = array.astype(np.float32)
         if not np.isfinite(values).all():
-            raise UserError("a normal map holds NaN or infinity: give unit vectors, or (0, 0, 0) where there is none")
+            raise UserError("a normal map holds NaN or infinity: give unit vectors, or (0, 0, 0) where none is known")
         length = np.linalg.norm(values, axis=-1, keepdims=True)
         if length.max() > 2:
             raise UserError(f"a normal map holds a vector of length {length.max():.3g}: give unit vectors in [-1, 1]")
@@ -49,19 +54,23 @@ class NormalCodec(Codec, name="normal"):
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
     def decode(self, images: Tensor) -> np.ndarray:
+        """Map (B, 3, H, W) to unit vectors (B, H, W, 3) float32."""
         vectors = check_images(images).permute(0, 2, 3, 1)
         length = vectors.norm(dim=-1, keepdim=True)
         viewer = torch.tensor([0.0, 0.0, 1.0], device=vectors.device).expand_as(vectors)
         return torch.where(length > 1e-6, vectors / length.clamp_min(1e-6), viewer).cpu().numpy()
 
     def flip(self, images: Tensor) -> Tensor:
+        """Mirror encoded normals (..., 3, H, W) left to right; x changes its sign."""
         flipped = images.flip(-1)
         return torch.cat([-flipped[..., :1, :, :], flipped[..., 1:, :, :]], dim=-3)
 
     def from_image(self, stored: Stored) -> np.ndarray:
+        """Pixels of an 8-bit image as vectors (H, W, 3) float32 in [-1, 1]."""
         return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1
 
     def check(self, reading: Reading) -> list[str]:
+        """List what is wrong: vectors must have length 1 or 0, to within ``UNIT_TOLERANCE``."""
         array = reading.values
         if reasons := self.shape_reasons(array) or non_finite(array):
             return reasons
@@ -75,15 +84,18 @@ class NormalCodec(Codec, name="normal"):
         return ["no valid pixel: all are (0, 0, 0)"] if absent.all() else []
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Enlarge between pixels, and scale to unit length again."""
         return unit_vectors(super().enlarge(raw, height, width))
 
     def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Resize with antialiasing, and scale to unit length again."""
         if raw.shape[:2] == (height, width):
             return raw
         vectors = super().resize_output(raw, height, width)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
     def turn(self, raw: np.ndarray, orientation: int) -> np.ndarray:
+        """Turn the pixels as EXIF's tag says, and the vectors with them."""
         turned = np.array(super().turn(raw, orientation))
         turned[..., :2] = turned[..., :2] @ DIRECTIONS[orientation].T.astype(turned.dtype)
         return turned
@@ -93,9 +105,11 @@ class NormalCodec(Codec, name="normal"):
         return ((np.clip(raw, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        """(n + 1) / 2 x 255, (H, W, 3) uint8."""
         return np.round((raw.astype(np.float64).clip(-1, 1) + 1) / 2 * 255).astype(np.uint8)
 
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """Unit vectors (H, W, 3) as float32 ``.npy`` and as an 8-bit PNG."""
         return {f"{self.name}.npy": npy(raw.astype(np.float32)), f"{self.name}.png": png(self.picture(raw))}
 
 

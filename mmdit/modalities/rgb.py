@@ -31,6 +31,7 @@ class RGBCodec(Codec, name="rgb"):
     array_files: ClassVar[bool] = False
 
     def encode(self, raw: Raw) -> Tensor:
+        """Map (H, W, 3), uint8 or floats in [0, 1], to (3, H, W) float32 in [-1, 1]. Raises UserError for others."""
         array = self.as_array(raw)
         if array.dtype == np.uint8:
             values = array.astype(np.float32) / 127.5 - 1
@@ -43,6 +44,7 @@ class RGBCodec(Codec, name="rgb"):
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
     def decode(self, images: Tensor) -> np.ndarray:
+        """Map (B, 3, H, W), clipped to [-1, 1], to (B, H, W, 3) uint8."""
         values = (check_images(images).clamp(-1, 1) + 1) * 127.5
         return values.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -62,10 +64,12 @@ class RGBCodec(Codec, name="rgb"):
         return np.asarray(image.convert("RGB"))
 
     def from_array(self, stored: Stored) -> np.ndarray:
+        """The array as it is; ``encode`` judges it."""
         assert stored.array is not None
         return stored.array
 
     def check(self, reading: Reading) -> list[str]:
+        """List what is wrong with an image: it must be (H, W, 3) uint8."""
         array = reading.values
         if array.dtype == np.uint8 and not self.shape_reasons(array):
             return []
@@ -79,14 +83,17 @@ class RGBCodec(Codec, name="rgb"):
         return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
     def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Bilinear, with antialiasing, (H, W, 3) uint8."""
         if raw.shape[:2] == (height, width):
             return raw
         return np.asarray(Image.fromarray(raw).resize((width, height), Image.Resampling.BILINEAR))
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Lanczos, as ``resize``."""
         return self.resize(raw, height, width)
 
     def from_output(self, values: Any) -> np.ndarray:
+        """Floats in [0, 1] back to uint8."""
         return (np.asarray(values) * 255).round().astype(np.uint8)
 
     def output(self, raw: np.ndarray, output_type: str, device: torch.device | str = "cpu") -> Output:
@@ -99,15 +106,19 @@ class RGBCodec(Codec, name="rgb"):
         return torch.from_numpy(values).to(device).permute(0, 3, 1, 2).contiguous()
 
     def picture(self, raw: np.ndarray) -> np.ndarray:
+        """The image itself."""
         return raw
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        """The image itself, contiguous."""
         return np.ascontiguousarray(raw)
 
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """(H, W, 3) uint8 as a PNG."""
         return {f"{self.name}.png": png(raw)}
 
     def file_names(self) -> frozenset[str]:
+        """The name of the PNG."""
         return frozenset({f"{self.name}.png"})
 
 

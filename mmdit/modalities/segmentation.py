@@ -62,6 +62,11 @@ class SegmentationCodec(Codec, name="segmentation"):
         self._row_of_id[self.ids.numpy()] = np.arange(len(classes))
 
     def encode(self, raw: Raw) -> Tensor:
+        """Map label ids (H, W) to their colours (3, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: a wrong shape, a type other than integers, or an unknown id.
+        """
         array = self.as_array(raw)
         if not np.issubdtype(array.dtype, np.integer):
             raise UserError(f"a segmentation map has type {array.dtype}: give integer label ids")
@@ -87,9 +92,11 @@ class SegmentationCodec(Codec, name="segmentation"):
         return 2 * cross - palette.square().sum(dim=1)[:, None, None] - images.square().sum(dim=1, keepdim=True)
 
     def decode(self, images: Tensor) -> np.ndarray:
+        """Map (B, 3, H, W) to the ids of the nearest colours, (B, H, W) int64."""
         return self.ids[self.logits(check_images(images)).argmax(dim=1).cpu()].numpy()
 
     def from_image(self, stored: Stored) -> np.ndarray:
+        """Label ids (H, W) int64: grey values, or indices of a palette image."""
         assert stored.image is not None
         if stored.image.mode not in ("L", "P", *DEEP_GREY):
             raise stored.error(
@@ -98,6 +105,7 @@ class SegmentationCodec(Codec, name="segmentation"):
         return np.asarray(stored.image).astype(np.int64)
 
     def check(self, reading: Reading) -> list[str]:
+        """List what is wrong: the map must be (H, W) integers, all of them known ids."""
         array = reading.values
         if array.ndim != 2 or array.dtype.kind not in "iu":
             return [f"holds {array.dtype} of shape {array.shape}: must be one channel of label ids"]
@@ -109,9 +117,11 @@ class SegmentationCodec(Codec, name="segmentation"):
         return [f"unknown labels {listed} on {int((rows < 0).sum())} pixels"]
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The nearest pixel: labels can't be averaged."""
         return self.resize(raw, height, width)
 
     def resize_output(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
+        """The nearest pixel: labels can't be averaged."""
         return self.resize(raw, height, width)
 
     def picture(self, raw: np.ndarray) -> np.ndarray:
@@ -121,6 +131,7 @@ class SegmentationCodec(Codec, name="segmentation"):
         return colors[raw]
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
+        """Label ids as uint8, or uint16 if one is beyond 255."""
         return raw.astype(np.uint8 if raw.max(initial=0) < 256 else np.uint16)
 
     def indexed_image(self, labels: np.ndarray) -> Image.Image:
@@ -134,9 +145,11 @@ class SegmentationCodec(Codec, name="segmentation"):
         return image
 
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """Label ids (H, W) as an indexed PNG."""
         return {f"{self.name}.png": png(self.indexed_image(raw))}
 
     def file_names(self) -> frozenset[str]:
+        """The name of the PNG."""
         return frozenset({f"{self.name}.png"})
 
     def metadata(self, raw: np.ndarray) -> dict[str, Any]:
@@ -147,6 +160,7 @@ class SegmentationCodec(Codec, name="segmentation"):
 
     @classmethod
     def dataset_settings(cls, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """``segmentation_classes`` of ``dataset.json`` as the codec's classes."""
         classes = facts.get("segmentation_classes")
         return {"classes": [dict(entry) for entry in classes]} if classes else {}
 

@@ -59,7 +59,7 @@ def open_stored(source: Any, channels: int | None = None) -> Stored:
         channels: how many the caller wants, None = a map (H, W); it chooses the channels of an EXR file.
 
     Raises:
-        UserError: a file that is missing, empty, no regular file, damaged, too large, or holds no numbers.
+        UserError: a file that is missing, empty, not regular, damaged, too large, or without numbers.
     """
     if isinstance(source, Image.Image):
         return _loaded(source, "", None)
@@ -81,7 +81,7 @@ def open_stored(source: Any, channels: int | None = None) -> Stored:
 
 
 def regular_size(path: Path) -> int:
-    """Return the bytes of a regular file. Raises UserError where there is none, it is empty, or a folder, FIFO or device."""
+    """Return the bytes of a regular file. Raises UserError if it is missing, empty, or a folder, FIFO or device."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -146,7 +146,7 @@ def _loaded(image: Image.Image, where: str, path: Path | None) -> Stored:
         prefix = f"{where}: " if where else ""
         raise UserError(f"{prefix}truncated or damaged image: {one_line(error)}") from None
     if 0 in image.size:
-        raise UserError(f"{where or 'the image'}: has no pixel: {image.width} x {image.height}")
+        raise UserError(f"{where or 'the image'}: has no pixels: {image.width} x {image.height}")
     text = {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
     turned = orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
     return Stored(where, image=image, path=path, text=text, orientation=turned)
@@ -169,7 +169,7 @@ def _load_array(path: Path, size: int) -> np.ndarray:
     except Exception as error:  # numpy and zipfile raise anything for a damaged file
         # of any text file numpy says that it is a pickle, and how to load it unsafely
         text = one_line(error)
-        reason = "no array of numbers" if "pickle" in text or "magic string" in text else text
+        reason = "it holds no array of numbers" if "pickle" in text or "magic string" in text else text
         raise UserError(f"{path}: not a readable {path.suffix.lower()} array: {reason}") from None
 
 

@@ -1,4 +1,4 @@
-"""The modalities. A new one is an entry here, and a codec of its own where none of these fits."""
+"""The modalities. A new one is an entry here, and a new codec where none of these fits."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ class AlignmentProjector(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, alignment_dim)."""
         return self.layers(x)
 
     def reset_parameters(self) -> None:

@@ -54,6 +54,7 @@ class DiTBlock(Block):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
+        """Tokens x (B, T, D) and vector c (B, D) -> (B, T, D); ``context`` is not read."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
         dtype = matmul_dtype(x)
         y = self.attn(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope)
@@ -79,12 +80,14 @@ class CrossBlock(DiTBlock):
         self.cross = CrossAttention(hidden_size, num_heads, qk_norm)
 
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
+        """Attend to the tokens of ``context``, if it has any, then to x (B, T, D) as the DiT block does."""
         if context is not None and context.tokens is not None and context.tokens.shape[1] > 0:
             normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)  # its affine part is in the projection of q
             x = x + self.cross(normed, context.tokens, context.token_mask)
         return super().forward(x, c, rope, context)
 
     def reset_parameters(self) -> None:
+        """As the DiT block; the cross-attention begins at zero."""
         super().reset_parameters()
         self.start_as_base()
 

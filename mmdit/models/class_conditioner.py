@@ -12,7 +12,7 @@ from mmdit.conditioning import Conditioner, Conditioning
 
 
 class ClassConditioner(Conditioner):
-    """A class label as a vector and no tokens, with an embedding of its own for "no label".
+    """A class label as a vector and no tokens; one more embedding stands for "no label".
 
     Args:
         num_classes: number of classes K; the null label is row K of the table (DiT's convention).
@@ -28,7 +28,7 @@ class ClassConditioner(Conditioner):
     def forward(self, class_labels: Tensor | Sequence[int | None] | None = None) -> Conditioning:
         """(B,) ids -> Conditioning with vector (B, D). None, an id of None or -1, or K = the null label.
 
-        Deterministic, in training too: ``drop`` is a step of its own. Raises IndexError for an id beyond K.
+        Deterministic, in training too: ``drop`` is a separate step. Raises IndexError for an id beyond K.
         """
         if class_labels is None:
             class_labels = [None]

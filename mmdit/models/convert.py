@@ -33,7 +33,7 @@ FORMATS: dict[str, str] = {
     "repa": "REPA, RGB alone (arXiv 2410.06940)",
     "sit": "SiT, RGB alone (arXiv 2401.08740)",
 }
-# Of REPA's and MMGen's training commands, for files that don't say.
+# From REPA's and MMGen's training commands; used for files that don't say.
 DEFAULT_ALIGNMENT_DEPTH = 8
 # float64 sine and cosine rounded to float32, by two libraries; more where the checkpoint has half precision
 POSITION_TOLERANCE = 1e-5
@@ -109,7 +109,7 @@ def convert_state_dict(
         "time_embedding": "fused" if format == "mmgen" else "sum",
     }
     if config["hidden_size"] % config["num_heads"]:
-        raise UserError(f"hidden size {config['hidden_size']} is no multiple of num_heads {config['num_heads']}")
+        raise UserError(f"hidden size {config['hidden_size']} is not a multiple of num_heads {config['num_heads']}")
     if shape.projector is not None:
         config["alignment_depth"] = int(args.get("encoder_depth") or DEFAULT_ALIGNMENT_DEPTH)
         config["alignment_hidden_size"], config["alignment_dim"] = shape.projector
@@ -161,7 +161,7 @@ def _check_format(format: str, state: Mapping[str, Tensor]) -> None:
         actual = "sit"
     else:
         first = ", ".join(sorted(state)[:3])
-        raise UserError(f"no network of MMGen, REPA or SiT: there is no final layer among its keys ({first}, …)")
+        raise UserError(f"not a network of MMGen, REPA or SiT: no final layer is among its keys ({first}, …)")
     if actual != format:
         raise UserError(f"this is a checkpoint in format {actual!r} ({FORMATS[actual]}), not {format!r}")
 

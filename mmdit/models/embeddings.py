@@ -47,6 +47,7 @@ class MultimodalTimestepEmbedding(nn.Module):
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (B, M) -> (B, D)."""
         frequencies = sinusoid(timesteps, self.frequency_dim).to(next(self.mlp.parameters()).dtype)  # (B, M, 256)
         return self.fuse(self.mlp(frequencies).flatten(1))  # (B, D)
 
@@ -76,6 +77,7 @@ class SummedTimestepEmbedding(nn.Module):
         )
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (B, M) -> (B, D)."""
         frequencies = sinusoid(timesteps, self.frequency_dim).to(next(self.mlps.parameters()).dtype)  # (B, M, 256)
         embedded = [mlp(x) for mlp, x in zip(self.mlps, frequencies.unbind(1), strict=True)]
         return torch.stack(embedded).sum(0)  # (B, D)
@@ -110,6 +112,7 @@ class RoleEmbedding(nn.Module):
         self.table = nn.Parameter(torch.zeros(num_modalities, len(Role), hidden_size))
 
     def forward(self, roles: Tensor) -> Tensor:
+        """Roles (B, M) -> (B, D)."""
         modalities = torch.arange(roles.shape[1], device=roles.device)
         return self.base + self.table[modalities, embedding_roles(roles)].sum(dim=1)  # (B, D)
 
@@ -149,6 +152,7 @@ class SinCosPosition(nn.Module):
         self.hidden_size, self.base_size = hidden_size, base_size
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, None]:
+        """Add the table of a grid (h, w) to x (B, T, D); attention gets no rope (None)."""
         row, column = _grid_coordinates(grid, self.base_size, x.device)
         angles = [_angles(column, self.hidden_size // 4), _angles(row, self.hidden_size // 4)]
         table = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=-1)
@@ -165,6 +169,7 @@ class RotaryPosition(nn.Module):
             raise ValueError(f"head dimension {self.head_dim} must be a multiple of 4 for 2-D rotary positions")
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Leave x (B, T, D) unchanged; give attention (cos, sin), each (T, d) float32."""
         row, column = _grid_coordinates(grid, self.base_size, x.device)
         angles = torch.cat([_angles(row, self.head_dim // 4), _angles(column, self.head_dim // 4)], dim=-1)
         angles = angles.repeat_interleave(2, dim=-1)  # (T, d), one angle per pair (2i, 2i + 1)

@@ -32,6 +32,7 @@ class NoQKNorm(nn.Module):
         super().__init__()
 
     def forward(self) -> tuple[None, None]:
+        """No weights for the fused attention."""
         return None, None
 
 
@@ -62,6 +63,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
         b, t, _ = x.shape
         qkv = self.qkv(x).view(b, t, 3, self.num_heads, -1)  # (B, T, 3, h, d)
         q_weight, k_weight = self.qk_norm()
@@ -72,7 +74,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from x (B, T, D) to the tokens of a prompt.
 
-    The last layer has no bias: a sample with nothing to attend to gets exactly zero, whatever the weights.
+    The last layer has no bias: a sample without tokens to attend to gets exactly zero, whatever the weights.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:
@@ -105,6 +107,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(int(hidden_size * mlp_ratio), hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -143,6 +146,7 @@ class AdaLayerNorm(nn.Module):
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, T, D), c (B, D) -> (B, T, D)."""
         shift, scale = self.modulation(c).chunk(2, dim=-1)  # (B, D) each
         return layernorm_modulate(x, shift, scale, out_dtype=matmul_dtype(x))
 

@@ -21,6 +21,7 @@ class MultimodalPatchEmbed(nn.Module):
         self.proj = nn.Linear(num_modalities * in_channels * patch_size**2, hidden_size)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, M, C, H, W) -> tokens (B, T, D)."""
         p = self.patch_size
         return self.proj(rearrange(latents, "b m c (h p) (w q) -> b (h w) (m c p q)", p=p, q=p))  # (B, T, D)
 
@@ -41,6 +42,7 @@ class MultimodalHead(nn.Module):
         )
 
     def forward(self, x: Tensor, c: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens x (B, T, D) of a grid (h, w), vector c (B, D) -> (B, M, C, H, W)."""
         patches = torch.stack(
             [linear(norm(x, c)) for norm, linear in zip(self.norms, self.linears, strict=True)], dim=1
         )

@@ -106,6 +106,7 @@ class TIUEConditioner(ClassConditioner):
         return PromptInputs(labels, prompts)
 
     def reset_parameters(self) -> None:
+        """Xavier-uniform; the pooled projection begins at zero."""
         super().reset_parameters()
         reset_linears(self)
         zero_linear(self.pooled_proj)

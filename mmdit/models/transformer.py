@@ -49,7 +49,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         in_channels: latent channels C per modality.
         patch_size: p; the latent height and width must be multiples of it.
         hidden_size, depth, num_heads, mlp_ratio: the backbone; see ``models.config.SIZES``.
-        num_classes: K; the null class is an embedding of its own beside them.
+        num_classes: K; the null class is one more embedding.
         class_dropout_prob: share of prompts (of whatever kind) that training drops, for classifier-free guidance.
         qk_norm: None or "rms_norm".
         position_embedding: "sincos" (fixed, added) or "rope" (rotary, in attention).
@@ -143,7 +143,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             conditioning: vector (B, D) or (1, D). Tokens are for blocks that attend to them; the block "dit" reads none.
             output_alignment: also return the projected tokens of the tap.
             timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None = the output
-                is of ``timesteps`` alone, and the network the same as without ``second_time``.
+                depends on ``timesteps`` alone, as without ``second_time``.
 
         Raises:
             ValueError: shapes that don't fit the config.

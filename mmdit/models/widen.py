@@ -2,9 +2,9 @@
 
 What the new modalities add is exactly zero at first, whatever their latents, timesteps and roles: their columns of the
 patch embedding, the way of their timesteps into the embedding, their entries of the role table and the last layer of
-their heads. Each of these receives a gradient from the first step on. So the larger model begins as the smaller one, for
-the modalities that this has. The same holds for what a block adds to the block it derives from, and for a second time.
-A conditioner of another kind begins as it was drawn.
+their heads. Each of these receives a gradient from the first step on. So the larger model begins as the smaller one,
+for the modalities of the smaller one. The same holds for what a block adds to the block it derives from, and for a second time.
+A conditioner of another kind begins with its random weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Condition modalities as users have them (PIL, numpy, tensors; one or many) -> what the VAE reads.
 
 One rule for sizes: every condition is resized to the size of the output, which is ``height`` x ``width``, or the
-model's own where they are not given. The conditions of one sample must have one size, for they are aligned pixel by
-pixel; conditions of different sizes are refused unless ``height`` and ``width`` say that a resize is wanted.
+model's own where they are not given. The conditions of one sample are aligned pixel by pixel, so they must have
+one size; conditions of different sizes are refused unless ``height`` and ``width`` say that a resize is wanted.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def encode_conditions(
     Args:
         conditions: modality -> one raw value or a batch of them, or what ``Codec.read`` returned. rgb: PIL image of any
             mode, uint8 or floats in [0, 1]; depth: metres (0, NaN and infinity are invalid), or relative as the pipeline
-            returns it, which is told by floats that all lie in [0, 1], or by 8 bits; normal: unit vectors (H, W, 3);
+            returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors (H, W, 3);
             segmentation: label ids (H, W). Arrays are as seen; a PIL image is turned as its EXIF tag says.
-        codecs: modality -> codec, for the modalities of the model.
+        codecs: the model's modalities -> codecs.
         height, width: size of the output in pixels.
         may_differ: whether the conditions of one sample may have different sizes.
-        region: what of them is generated anew; it is aligned with them, and lets all modalities be given.
+        region: the part of them to generate anew; it is aligned with them, and lets all modalities be given.
         options: how values are read, see ``Codec.read``.
 
     Raises:

@@ -91,7 +91,7 @@ def _rows_of(value: Any, rows: slice) -> Any:
 
 
 class FiniteWatch:
-    """Finds the step at which latents became NaN or infinite. On a GPU it doesn't wait for each step, but for the end."""
+    """Find the step at which latents became NaN or infinite. On a GPU, wait for the end only, not for each step."""
 
     def __init__(self, num_steps: int, dtype: torch.dtype) -> None:
         self.num_steps, self.dtype = num_steps, dtype

@@ -1,4 +1,4 @@
-"""Where a model name points to, and whether the folder there is whole and safe to load."""
+"""Find the folder of a model's name, and check that it is whole and safe to load."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _check_shards(folder: Path) -> None:
     for path in visible(folder.glob("*.safetensors.index*.json")):
         shards = read_object(path).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-            raise UserError(f"{path}: its weight_map is no object of file names")
+            raise UserError(f"{path}: its weight_map must be an object of file names")
         for shard in sorted(set(shards.values())):
             if Path(shard).name != shard:
                 raise UserError(f"{path}: names {shard!r}, which is not in its folder")

@@ -140,18 +140,22 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
+        """Scale of the call under way or last made; 1 = off."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
+        """Whether that scale is other than 1."""
         return self._guidance_scale != 1
 
     @property
     def num_timesteps(self) -> int:
+        """Timesteps of the call under way or last made."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
+        """Whether the call ends after the step under way; callbacks set ``_interrupt``."""
         return self._interrupt
 
     @classmethod
@@ -242,8 +246,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         Args:
             class_labels: id, name, None (no label), or a list of these, which makes one sample each.
             conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
-                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or floats that all
-                lie in [0, 1] = relative depth as this pipeline returns it, and so are 8 bits; normal: unit vectors
+                PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or relative
+                depth as this pipeline returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given.
             num_images: samples per label and condition, next to each other in the output. Networks see as many at a time

@@ -15,8 +15,8 @@ from torch import Tensor
 class MultimodalDiTPipelineOutput(BaseOutput):
     """Aligned outputs of ``MultimodalDiTPipeline``, N samples of H x W pixels; given modalities included.
 
-    A modality that the model lacks is None. One that has no field here (a model may have others) is a key of the output
-    and an attribute all the same. With ``output_type="pt"`` arrays are tensors of the same layout, but for ``rgb``.
+    A modality that the model lacks is None. A model may have others than these fields: each is a key and an attribute of
+    the output too. With ``output_type="pt"`` arrays are tensors of the same layout, except for ``rgb``.
 
     Args:
         rgb: list of N PIL images; "np": float32 (N, H, W, 3) in [0, 1]; "pt": float32 (N, 3, H, W) in [0, 1].

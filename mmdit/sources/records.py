@@ -1,7 +1,7 @@
 """What each sample of a split was made from, so that one whose source was changed is made again.
 
 ``<split>/sources.jsonl`` has a line per sample: {"id", "size", "time", "digest"} of the file it comes from. While processes
-work each appends to a part of its own, ``sources-0.part.jsonl``; the parts are joined at the end, or by the next run.
+work each appends to its own part, ``sources-0.part.jsonl``; the parts are joined at the end, or by the next run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SourceRecords:
         self._known[sample_id] = state
         self.folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"id": sample_id, **state._asdict()}) + "\n"
-        # One write, so that a line is whole or the last; what is no line is passed over.
+        # One write, so that only the last line can be cut off; readers skip what is not a whole line.
         descriptor = os.open(self.part, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(descriptor, line.encode())

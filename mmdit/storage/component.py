@@ -28,7 +28,7 @@ def read_config(path: Path, class_name: str) -> dict[str, Any]:
     """Read a component's configuration.
 
     Raises:
-        UserError: it is no JSON object, another class's, or names code.
+        UserError: it is not a JSON object, belongs to another class, or names code.
     """
     config = read_object(path, constants=True)  # a scheduler of diffusers has a setting of -Infinity
     found = config.get("_class_name")
@@ -91,11 +91,11 @@ def _short(value: Any) -> str:
 def check_component(folder: Path, cls: Any) -> dict[str, Any]:
     """Check a folder of ``cls`` before it is loaded, and return its configuration.
 
-    The network is built without memory and its tensors are compared with those of the files by name and shape; first the
-    numbers of the configuration, which decide how much there is to build, with the largest that the files show.
+    First the numbers of the configuration, which decide how much is built, are compared with the largest that the files
+    show. Then the network is built without memory, and its tensors are compared with the files' by name and shape.
 
     Raises:
-        UserError: a file that is missing, damaged or no file; a configuration of the wrong type or of other weights.
+        UserError: a file that is missing, damaged or not a regular file; a configuration of the wrong type or of other weights.
     """
     path = folder / "config.json"
     config = read_config(path, cls.__name__)
@@ -166,6 +166,11 @@ def _without_notes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Compare the numbers of a configuration with the shapes of its weights, so that nothing huge is built.
+
+    Raises:
+        UserError: a list longer, or a number larger, than the weights can need; it names ``path`` and the value.
+    """
     largest = max((size for shape in stored.values() for size in shape), default=0)
     limit = max(largest, len(stored), _ALWAYS_ALLOWED)
     pending: list[tuple[str, Any]] = list(config.items())

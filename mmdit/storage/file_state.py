@@ -17,7 +17,7 @@ class FileState(NamedTuple):
 
 
 def read_state(path: str | os.PathLike[str], known: FileState | None = None) -> FileState | None:
-    """Return a file's state, None where there is no regular file that can be read.
+    """Return a file's state, None if it is not a regular file or can't be read.
 
     Its content is read only where size or time are not those of ``known``.
     """

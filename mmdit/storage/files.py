@@ -14,6 +14,7 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from mmdit.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: temporary names are told apart by chance
+except ImportError:  # Windows lacks these locks: temporary names differ by chance
     fcntl = None  # type: ignore[assignment]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,8 +77,9 @@ def writing_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk does not take it, with the path and what to do.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file; a folder of that name is to be written: choose another --output")
+    with contextlib.suppress(FileNotFoundError):  # one look: another writer may be replacing the folder
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise UserError(f"{path}: is a file; a folder of that name is to be written: choose another --output")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path, _open_folder, _remove_folder) as (_, temporary):

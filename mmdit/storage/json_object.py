@@ -46,7 +46,7 @@ class JsonObject(dict[str, Any]):
         ``kind``: str, int, float (whole numbers too; finite), bool or list.
 
         Raises:
-            UserError: a value of another type, or none where there is no default; it names file, name, value and type.
+            UserError: a value of another type, or none without a default; it names file, name, value and type.
         """
         value = self.get(name)
         if value is None:

@@ -18,7 +18,7 @@ def parse_json(content: bytes, constants: bool = False) -> Any:
     """Parse UTF-8 text, with or without a byte order mark; ``constants``: NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        ValueError: no UTF-8, no JSON, NaN or infinity, a key twice, or lists and objects more than 64 deep; its text
+        ValueError: not UTF-8, not JSON, NaN or infinity, a key twice, or lists and objects more than 64 deep; its text
             is the reason.
     """
     try:
@@ -49,7 +49,7 @@ def read_json(path: Path, advice: str = "", max_bytes: int = MAX_BYTES, constant
         constants: as for ``parse_json``.
 
     Raises:
-        UserError: nothing there, no regular file, too large, or what ``parse_json`` refuses; the message names the file.
+        UserError: a file that is missing, not regular, too large, or what ``parse_json`` refuses; the message names the file.
     """
     try:
         return parse_json(read_bounded(path, max_bytes, advice), constants)
@@ -81,7 +81,7 @@ def _kind(mode: int) -> str:
 
 
 def has_surrogate(text: str) -> bool:
-    """Tell whether a text holds half a surrogate pair: JSON can write it, but it is no character."""
+    """Tell whether a text holds half a surrogate pair: JSON can write it, but it is not a character."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 
 
@@ -94,7 +94,7 @@ def quoted(value: Any, length: int = 80) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ _LEFT_BEHIND = frozenset({"thumbs.db", "desktop.ini", "@eadir", "__macosx", "los
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is none of the user's data: ``._a.png``, ``.ipynb_checkpoints``, ``Thumbs.db``."""
+    """Tell whether a file or folder is not the user's data: ``._a.png``, ``.ipynb_checkpoints``, ``Thumbs.db``."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
@@ -24,8 +24,8 @@ def is_image(name: str) -> bool:
 def list_images(folder: str | Path, recursive: bool = False) -> list[str]:
     """List the images of a folder as paths below it, with "/", in the order of their parts.
 
-    Links to folders are followed, but for those to a folder above themselves, which would never end. What is hidden, and
-    what is no file (a pipe, a device), is left out.
+    Links to folders are followed, except those to a folder above themselves, which would never end. Hidden names, pipes
+    and devices are left out.
     """
     return sorted(_walk(os.fspath(folder), "", frozenset(), recursive), key=lambda name: name.split("/"))
 

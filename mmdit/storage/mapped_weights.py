@@ -49,5 +49,5 @@ def _let_go(tensor: Tensor) -> None:
     if sys.platform == "linux":
         first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = tensor.data_ptr() + tensor.nbytes - first
-        if size >= mmap.PAGESIZE:  # where the kernel has no such advice, nothing happens
+        if size >= mmap.PAGESIZE:  # does nothing where the kernel lacks this advice
             ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _PAGE_OUT)

@@ -28,7 +28,7 @@ class Request:
     def check(self, previous: Any) -> list[str]:
         """Say what differs from the request that made a result: "seed was 0, now 1", …; empty = the same request.
 
-        ``previous`` is what was recorded; anything but names with values is no record of a request, and all differs.
+        ``previous`` is the record. If it does not map names to values it records no request, and everything differs.
         """
         found = previous if isinstance(previous, Mapping) else {}
         return [

@@ -25,7 +25,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (dtype as safetensors names it, shape) of every tensor, without reading one.
 
     Raises:
-        UserError: no file, or a header that doesn't describe the file: truncated, overlapping, of other sizes.
+        UserError: a missing file, or a header that doesn't describe the file: truncated, overlapping, of other sizes.
     """
     refuse_irregular(path)
     try:
@@ -37,7 +37,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raise UserError where there is no file, or something else, such as a pipe, that would be waited for."""
+    """Raise UserError for a missing file, and for a folder, pipe, socket or device: reading a pipe would wait."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -49,7 +49,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 def check_dtypes(path: Path, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Raise UserError where a tensor is of another kind than floating point: cast, integers would be another model."""
+    """Raise UserError if a tensor is not of floating point: integers, cast, would make another model."""
     for name, (dtype, _) in header.items():
         if dtype not in FLOATING:
             raise UserError(f"{path}: {name} is of {dtype}; weights are {', '.join(sorted(FLOATING))}")
@@ -64,7 +64,7 @@ def _damaged_part(path: Path, size: int, changed: int) -> str | None:
 def check_archive(path: str | os.PathLike[str]) -> None:
     """Compare every part of a .pt or .ckpt file with its checksum: PyTorch itself never does, and loads flipped bits.
 
-    Files of PyTorch before 1.6 are no archives and have no checksums. Raises ValueError naming the damaged part.
+    Files of PyTorch before 1.6 are not archives and have no checksums. Raises ValueError naming the damaged part.
     """
     path = Path(path)
     status = path.stat()
@@ -109,7 +109,7 @@ def refuse_non_finite(weights: Iterable[tuple[str, Tensor]] | nn.Module, where: 
 
 
 def refuse_integers(state: Mapping[str, Tensor], module: nn.Module, where: object) -> None:
-    """Raise UserError where a tensor is no floating point and the module's of that name is: loading would cast it."""
+    """Raise UserError if the module has a tensor in floating point and ``state`` has not: loading would cast it."""
     for name, own in module.state_dict().items():
         if name in state and own.is_floating_point() and not state[name].is_floating_point():
             raise UserError(f"{where}: weight {name} is of {state[name].dtype}; it must be of floating point")

@@ -26,7 +26,7 @@ def check_yaml(text: str) -> None:
     """Refuse aliases, anchors, merge keys, tags, duplicate keys, deep nesting and large texts, before anything is built.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or one of these (``RefusedYaml``).
+        yaml.YAMLError: it is not YAML, or has one of these (``RefusedYaml``).
     """
     if len(text) > MAX_BYTES:
         raise RefusedYaml(f"{len(text)} characters; at most {MAX_BYTES} are read")
@@ -51,7 +51,7 @@ def check_yaml(text: str) -> None:
                 is_mapping = isinstance(event, yaml.MappingStartEvent)
                 open_nodes.append(set() if is_mapping else None)
                 expects_key.append(is_mapping)
-    except (ValueError, RecursionError) as error:  # the scanner's own, for an escape beyond Unicode
+    except (ValueError, RecursionError) as error:  # from the scanner: an escape beyond Unicode
         raise RefusedYaml(" ".join(str(error).split())) from error
 
 
@@ -74,7 +74,7 @@ def _refuse_node(event: Any, num_nodes: int, depth: int) -> None:
 def _add_key(event: Any, keys: set[str]) -> None:
     where = f"line {event.start_mark.line + 1}"
     if not isinstance(event, yaml.ScalarEvent):
-        raise RefusedYaml(f"a key in {where} that is no name")
+        raise RefusedYaml(f"a key in {where} that is not a name")
     if event.value == "<<":
         raise RefusedYaml(f"merge key << in {where}: write the keys out")
     if event.value in keys:

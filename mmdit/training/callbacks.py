@@ -31,7 +31,7 @@ class Throughput(Callback):
         self._reset()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._reset()  # validation is no training time
+        self._reset()  # validation doesn't count as training time
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -64,7 +64,7 @@ class StepProgressBar(TQDMProgressBar):
         bar.set_description("Training")
 
     def on_exception(self, *_: Any) -> None:
-        """The message has a line of its own."""
+        """Close the bar, so that the message starts a new line."""
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
 
@@ -86,7 +86,7 @@ class StepProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(Callback):
-    """What the bar shows, as a line now and then: for logs, where there is no terminal.
+    """Print what the bar shows as a line now and then, in logs without a terminal.
 
     "18:20:35 training, step 40 of 1000, loss 0.81, img/s 102: 4% 40/1000 steps, 3.2 steps/s, 0:12 passed, 5:00 left"; the
     counts behind the colon are of this process, which may have resumed a run.

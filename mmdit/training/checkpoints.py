@@ -54,7 +54,7 @@ def step_of(path: Path) -> int:
 def by_step(folder: Path) -> list[Path]:
     """Checkpoints of a folder, the furthest step first; those of other names last, the newest of them first.
 
-    By what they hold, not by when they were written: a copied or restored folder has times of its own.
+    Goes by what they hold, not by when they were written: a copied or restored folder has new times.
     """
     found = [(step_of(path), path.stat().st_mtime_ns, path) for path in folder.glob("*.ckpt") if path.is_file()]
     return [path for step, time, path in sorted(found, key=lambda each: (-each[0], -each[1], each[2].name))]
@@ -117,10 +117,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"checkpoint {error}") from None
     except Exception as error:
-        raise UserError(f"checkpoint {path} is damaged or no training checkpoint: {first_line(error)}") from error
+        raise UserError(f"checkpoint {path} is damaged or not a training checkpoint: {first_line(error)}") from error
     missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
-        raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: it lacks {', '.join(missing)}")
+        raise UserError(f"checkpoint {path} is not a training checkpoint of mmdit: it lacks {', '.join(missing)}")
     for key, right, is_right in (
         ("state_dict", "tensors by name", _is_state_dict),
         ("optimizer_states", "a list with each optimizer's param_groups", _are_optimizer_states),
@@ -129,7 +129,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     ):
         if not is_right(checkpoint[key]):
             kind = type(checkpoint[key]).__name__
-            raise UserError(f"checkpoint {path} is no training checkpoint of mmdit: {key} is a {kind}, not {right}")
+            raise UserError(f"checkpoint {path} is not a training checkpoint of mmdit: {key} is a {kind}, not {right}")
     return checkpoint
 
 

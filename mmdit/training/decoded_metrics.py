@@ -54,7 +54,7 @@ DECODED_METRICS: dict[str, type[MapMetric]] = {**METRICS, "depth": RelativeDepth
 class DecodedMetrics(Callback):
     """Logs the errors of RGB -> the rest in one step, with the averaged weights that validation runs with.
 
-    The truth is what the VAE decodes from the stored latents, for raw files need not be there: so these numbers follow
+    The truth is what the VAE decodes from the stored latents, since raw files may be missing. So these numbers follow
     the transformer alone, and depth is measured in the codec's own range. ``mmdit evaluate`` measures against raw data.
 
     Args:

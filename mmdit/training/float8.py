@@ -1,4 +1,4 @@
-"""Matrix products in FP8 by torchao: weights, inputs and gradients are scaled and cast for each product, all else stays."""
+"""Matrix products in FP8 by torchao: weights, inputs and gradients are scaled and cast for each product, the rest stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MULTIPLE = 16
 def float8_problem() -> str | None:
     """Why this machine can't multiply in FP8, or None where it can."""
     if not torch.cuda.is_available():
-        return "there is no CUDA GPU"
+        return "no CUDA GPU was found"
     if torch.version.hip is None and torch.cuda.get_device_capability() < MINIMUM_CAPABILITY:
         found = ".".join(map(str, torch.cuda.get_device_capability()))
         return f"{torch.cuda.get_device_name()} has compute capability {found}, FP8 needs 8.9 or newer"

@@ -60,7 +60,7 @@ def make_trainer(
 
     Raises UserError for devices or a precision that this machine lacks.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and summaries are no news of the run
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and summaries say nothing about the run
     on_terminal = sys.stdout.isatty()  # where Lightning's bar is written
     progress = StepProgressBar(refresh_rate=config.log_every) if on_terminal else ProgressLines(config.log_every)
     callbacks = [*callbacks, Throughput(data.batch_size, config.log_every), progress]

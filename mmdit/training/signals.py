@@ -18,7 +18,7 @@ STOP_SIGNALS = tuple(
 
 
 def caught_signals() -> tuple[signal.Signals, ...]:
-    """``STOP_SIGNALS`` but for SIGHUP where it is ignored: that is what nohup asks for."""
+    """Return ``STOP_SIGNALS``, without SIGHUP where it is ignored, as nohup asks."""
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if not (ignored and number == hangup))
@@ -43,7 +43,7 @@ def leave_terminal(number: int) -> None:
 def leaving_quietly() -> Iterator[None]:
     """Leave with exit code 0 at a cluster's signal while nothing is trained: before the first step, or at the export.
 
-    There is nothing to save then, and a requeued job does it again. Ctrl-C keeps its own way out.
+    Nothing needs saving then, and a requeued job does it again. Ctrl-C works as usual.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:

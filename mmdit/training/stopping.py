@@ -21,8 +21,8 @@ class StopGracefully(Callback):
 
     The checkpoint callback, which runs after this one, writes the state. Lightning's own handlers are replaced: they skip
     the checkpoint, and talk to the other processes from inside a signal handler, where another exchange may be under way.
-    As a context manager it also catches signals before the first step, and puts back the handlers that it found. Signals that
-    come again change nothing, for a cluster and torchrun may both send one while the checkpoint is written; but a second
+    As a context manager it also catches signals before the first step, and puts back the handlers that it found. Repeated
+    signals change nothing, because a cluster and torchrun may both send one while the checkpoint is written; a second
     Ctrl-C is left to the handler that was there before.
 
     Args:
@@ -75,7 +75,7 @@ class StopGracefully(Callback):
         state = torch.tensor([self.received or 0, int(time.monotonic() > self._deadline)])
         if self._group is not None:
             dist.all_reduce(state, dist.ReduceOp.MAX, group=self._group)
-        # A signal that comes while the others are waited for is not in the sum; it stays, for the next step.
+        # A signal that comes while this process waits for the others is not in the sum; the next step sees it.
         self.stopped_by = int(state[0]) or None
         if self.stopped_by is not None:
             trainer.limit_val_batches = 0  # whoever sent the signal won't wait for a validation

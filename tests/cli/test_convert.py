@@ -137,11 +137,11 @@ def _saves(value: Any) -> Callable[[str], None]:
     ("write", "message"),
     [
         (lambda path: None, "bad.pt: no such file"),
-        (_not_zip, "bad.pt: is no checkpoint of PyTorch, or damaged"),
-        (_bare_pickle, "bad.pt: is no checkpoint of PyTorch, or damaged (Unsupported operand"),
+        (_not_zip, "bad.pt: is not a checkpoint of PyTorch, or damaged"),
+        (_bare_pickle, "bad.pt: is not a checkpoint of PyTorch, or damaged (Unsupported operand"),
         (lambda path: Path(path).touch(), "bad.pt: the file is empty"),
-        (_truncated, "bad.pt: is no checkpoint of PyTorch, or damaged"),
-        (_other_zip, "bad.pt: is no checkpoint of PyTorch, or damaged"),
+        (_truncated, "bad.pt: is not a checkpoint of PyTorch, or damaged"),
+        (_other_zip, "bad.pt: is not a checkpoint of PyTorch, or damaged"),
         (_saves({"ema": random_state("mmgen"), "args": Malicious()}), "can run code, and is not loaded"),
         (_saves(torch.zeros(3)), "holds a Tensor, not a dictionary"),
         (_saves({"state_dict": {"a": torch.zeros(1)}}), "'state_dict' is a dict"),
@@ -167,14 +167,14 @@ def test_other_bad_options(mmdit, checkpoint, vae, tmp_path):
     assert "FORMAT: expected one of" in mmdit("convert", "mmgan", path, "--output", "out").error
     assert "--num_heads is 0" in mmdit("convert", "mmgen", path, "--output", "out", "--num_heads", 0).error
     options = ("convert", "mmgen", path, "--output", "out", "--num_heads", 2)
-    assert "--vae 'nowhere' is no folder" in mmdit(*options, "--vae", "nowhere").error
+    assert "--vae 'nowhere' is not a folder" in mmdit(*options, "--vae", "nowhere").error
     config = json.loads((vae / "config.json").read_text())
     other = tmp_path / "other_vae"
     AutoencoderKL.from_config({**config, "scaling_factor": 0.13025}).save_pretrained(other)
     assert "scales its latents by 0.13025" in mmdit(*options, "--vae", other).error
     AutoencoderKL.from_config({**config, "latent_channels": 16}).save_pretrained(tmp_path / "wide_vae")
     assert "has latents of 16 channels" in mmdit(*options, "--vae", tmp_path / "wide_vae").error
-    assert "mmgen.pt is no folder" in mmdit(*options, "--vae", vae, "--output", "mmgen.pt/out").error
+    assert "mmgen.pt is not a folder" in mmdit(*options, "--vae", vae, "--output", "mmgen.pt/out").error
     assert not Path("out").exists()
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")

@@ -147,7 +147,7 @@ def test_encode_takes_the_space_of_relative_labels(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--vae", "./nowhere"), "--vae './nowhere' is no folder"),
+        (("--vae", "./nowhere"), "--vae './nowhere' is not a folder"),
         (("--vae", "."), "can't be loaded"),
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--devices", "0"), "--devices is 0"),

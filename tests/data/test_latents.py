@@ -141,7 +141,7 @@ def _entry(header, key, **changes):
         (lambda h: _entry(h, "rgb", shape="abc"), "no dtype, shape and data_offsets"),
         (lambda h: _entry(h, "rgb", shape=[h["rgb"]["shape"][0] // 2]), "'rgb' of shape"),
         (lambda h: _entry(h, "rgb", dtype=["F16"]), "no dtype, shape and data_offsets"),
-        (lambda h: {"rgb": None}, "the entry of 'rgb' is no object"),
+        (lambda h: {"rgb": None}, "the entry of 'rgb' is not an object"),
         (lambda h: {"more": h["rgb"]}, "overlaps another tensor"),
     ],
 )
@@ -178,7 +178,7 @@ def test_damaged_indices_and_pipes_are_refused(encoded):
     (root / "train" / shard_name(1)).unlink()
     os.mkfifo(root / "train" / shard_name(1))
     (root / "train/index.json").write_text('{"shards": [{"ids": ["a", "b", "c"]}, {"ids": ["d", "e"]}]}')
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         LatentShards(root)
 
 

@@ -132,14 +132,14 @@ def test_bad_input(tmp_path, nyu):
         GeometrySamples("nyuv2_depth", nyu, listed, crop="garg")
     with pytest.raises(UserError, match=r"nothing.txt: no such file"):
         GeometrySamples("nyuv2_depth", nyu, tmp_path / "nothing.txt")
-    with pytest.raises(UserError, match=r"list.txt: .*no image of this layout"):
+    with pytest.raises(UserError, match=r"list.txt: .*not an image of this layout"):
         GeometrySamples("nyuv2_normal", nyu, listed)
     (tmp_path / "short.txt").write_text("image.png\n")
     with pytest.raises(UserError, match=r"short.txt: 'image.png' has 1 columns: a line names 3"):
         GeometrySamples("diode_depth", nyu, tmp_path / "short.txt")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
-    with pytest.raises(UserError, match=r"binary.txt: is no text"):
+    with pytest.raises(UserError, match=r"binary.txt: is not a text file"):
         GeometrySamples("nyuv2_depth", tmp_path, tmp_path / "binary.txt")
     with pytest.raises(UserError, match="lists no sample"):
         GeometrySamples("diode_depth", nyu, tmp_path / "empty.txt")

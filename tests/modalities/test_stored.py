@@ -44,7 +44,7 @@ def test_npy_of_the_wrong_kind_is_named(tmp_path, array, load):
 
 def test_npy_that_is_text_or_beyond_float32(tmp_path, load):
     (tmp_path / "text.npy").write_text("1.0 2.0")
-    with pytest.raises(UserError, match=r"text\.npy: not a readable \.npy array: no array of numbers$"):
+    with pytest.raises(UserError, match=r"text\.npy: not a readable \.npy array: it holds no array of numbers$"):
         load(tmp_path / "text.npy", "depth")
     np.save(tmp_path / "d.npy", np.array([[1e300, 2.0]]))
     with warnings.catch_warnings():

@@ -130,7 +130,7 @@ def changed(format: str = "mmgen", drop: str = "", **tensors: Tensor) -> State:
         ("mmgen", changed("repa"), "checkpoint in format 'repa'"),
         ("repa", changed("sit"), "checkpoint in format 'sit' .SiT.*, not 'repa'"),
         ("sit", changed("mmgen"), "checkpoint in format 'mmgen'"),
-        ("sit", {"conv.weight": torch.zeros(1)}, "no network of MMGen, REPA or SiT"),
+        ("sit", {"conv.weight": torch.zeros(1)}, "not a network of MMGen, REPA or SiT"),
         ("mmgen", changed(drop="x_embedder"), "missing key x_embedder.proj.weight"),
         ("mmgen", changed(drop="blocks.1.attn."), "missing keys: blocks.1.attn.qkv.weight, .* and 1 more"),
         ("mmgen", changed(drop="taskcond"), "missing keys: taskcond_embedder.embedding_table.weight$"),
@@ -172,7 +172,7 @@ def test_training_arguments_that_are_not_ours(args, message):
 def test_heads_follow_from_the_width():
     with pytest.raises(UserError, match=r"a width of 32 .* \(384, 768, 1024, 1152\): give num_heads"):
         convert_state_dict("sit", random_state("sit"))
-    with pytest.raises(UserError, match="no multiple of num_heads 3"):
+    with pytest.raises(UserError, match="not a multiple of num_heads 3"):
         convert_state_dict("sit", random_state("sit"), num_heads=3)
     assert convert_state_dict("sit", random_state("sit", hidden_size=384, depth=1)).config["num_heads"] == 6
 

@@ -2,7 +2,7 @@
 
 h = x + gate y,  u = (h - mean h) / sqrt(var h + eps),  out = u (1 + scale) + shift.
 
-A width that is no power of two is two column parts, MAIN + TAIL: 1152 is 1024 + 128, not 2048 of which half is masked.
+A width other than a power of two is split in two, MAIN + TAIL columns: 1152 is 1024 + 128, not 2048 of which half is masked.
 """
 
 import triton

@@ -17,10 +17,10 @@ def find_problem(*tensors: Tensor, out_dtype: torch.dtype | None = None) -> str 
     """Return why the kernels do not take these arguments, x first, or None."""
     x = tensors[0]
     if out_dtype is not None and out_dtype not in DTYPES:
-        return f"out_dtype {out_dtype} is none of float32, float16, bfloat16"
+        return f"out_dtype {out_dtype} is not float32, float16 or bfloat16"
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
-            return f"dtype {tensor.dtype} is none of float32, float16, bfloat16"
+            return f"dtype {tensor.dtype} is not float32, float16 or bfloat16"
         if tensor.device != x.device:
             return "the tensors are on different devices"
     if x.shape[-1] > MAXIMUM_WIDTH:

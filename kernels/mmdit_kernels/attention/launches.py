@@ -121,7 +121,7 @@ def forward_launch(inputs: Inputs, target: str | None = None) -> tuple[Launch, T
 
 
 class Gradients(NamedTuple):
-    """Gradients of q, k, v, and of the norm weights per program: rows to be summed, none where there is no weight."""
+    """Gradients of q, k, v, and of the norm weights per program, as rows to sum (none without a weight)."""
 
     q: Tensor
     k: Tensor

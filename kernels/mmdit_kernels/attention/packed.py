@@ -41,7 +41,7 @@ def attention_packed_backward(
     d_out: Tensor, qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor | None,
     sin: Tensor | None, key_mask: Tensor | None, out: Tensor, stats: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradient of qkv, dense (B, N, 3, H, d), and of the norm weights in float32 (zeros where there is none)."""
+    """Return the gradient of qkv, dense (B, N, 3, H, d), and of the norm weights in float32 (zeros without a weight)."""
     d_qkv = qkv.new_empty(qkv.shape)
     inputs = Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale)
     q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats, into=_split(d_qkv))

@@ -30,7 +30,7 @@ def find_problem(
     """Return why the kernels do not take these arguments, or None."""
     d = q.shape[-1]
     if q.dtype not in DTYPES:
-        return f"dtype {q.dtype} is none of float32, float16, bfloat16"
+        return f"dtype {q.dtype} is not float32, float16 or bfloat16"
     if d % 8 or d > MAXIMUM_HEAD_DIM:
         return f"head dimension {d} is not a multiple of 8 up to {MAXIMUM_HEAD_DIM}"
     if scale is not None and not 0 < scale < math.inf:
@@ -66,7 +66,7 @@ def attention_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None,
     cos: Tensor | None, sin: Tensor | None, key_mask: Tensor | None, out: Tensor, stats: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of q, k, v, and of the norm weights in float32 (zeros where there is no weight)."""
+    """Return the gradients of q, k, v, and of the norm weights in float32 (zeros without a weight)."""
     inputs = Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale)
     q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats)
     q_launch.run(q)

@@ -23,7 +23,7 @@ def given_files(options: Mapping[str, Path | None], given: Sequence[str] | None)
         given: ``NAME=FILE`` each.
 
     Raises:
-        UserError: no NAME=FILE, a modality that is given twice, or what is no file.
+        UserError: not NAME=FILE, a modality that is given twice, or a file that doesn't exist.
     """
     files: dict[str, Path] = {}
     typed: dict[str, str] = {}

@@ -32,7 +32,7 @@ def source_name(path: Path) -> str:
 
 
 def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
-    """List the images of files and folders (not of their subfolders), each with a name of its own.
+    """List the images of files and folders (not of their subfolders), each with its own name.
 
     A name is the file's stem; files that share one are told apart by their folder's name, then by their suffix, then by a number.
 
@@ -94,7 +94,7 @@ def read_sizes(files: Sequence[ImageFile]) -> tuple[dict[str, tuple[int, int]], 
 
 
 def read_condition(path: Path, codec: Codec, options: Mapping[str, Any] = NOTHING) -> Reading:
-    """Read the file of one given modality, for the pipeline.
+    """Read the file of one given modality.
 
     Args:
         path: what the codec reads. rgb: any image; depth: ``.npy``, EXR, or a grey image of 8, 16 or 32 bits; normal:

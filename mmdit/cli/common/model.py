@@ -24,7 +24,7 @@ MAX_IMAGES = 10_000_000  # of one command: more can't be meant
 
 
 def note(message: str) -> None:
-    """Say something to the user that is neither a result nor an error."""
+    """Tell the user something on stderr; it is not an error."""
     print(f"mmdit: note: {message}", file=sys.stderr)
 
 
@@ -74,7 +74,7 @@ def quiet_libraries() -> None:
 
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    # Each try to reach the Hub is a line of its own; that it failed is said once, at the end.
+    # Each try to reach the Hub writes a line; one line at the end says that it failed.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="huggingface_hub")
     logger = logging.getLogger("mmdit")
@@ -94,7 +94,7 @@ def load_pipeline(
     """Load a bundled name, a folder or a Hub id onto a device.
 
     Raises:
-        UserError: no such model, a folder that is not whole, an unknown scheduler, a device that isn't there.
+        UserError: no such model, a folder that is not whole, an unknown scheduler, a device that this machine lacks.
     """
     where = choose_device(device)
     quiet_libraries()
@@ -132,7 +132,7 @@ def load_vae(name: str) -> AutoencoderKL:
         folder = folder / "vae"
     if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise UserError(
-            f"--vae {name!r} is no folder, bundled model or Hub id: known here {', '.join(bundled_models()) or 'none'}"
+            f"--vae {name!r} is not a folder, a bundled model or a Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
     if folder.is_dir():
         try:

@@ -107,13 +107,13 @@ class SampleWriter:
         prepare_folder(output)
 
     def check(self, requests: Mapping[str, Mapping[str, Any]], num_pixels: int) -> None:
-        """Find out before the computation whether samples of these names can be written. ``num_pixels`` of all together.
+        """Check before the computation that samples of these names can be written, ``num_pixels`` in all.
 
         Raises:
             UserError: a folder that holds something else, or another request's result; a full disk.
         """
         prepare_folder(self.output, num_pixels * self.bytes_per_pixel)
-        # What is there is compared with what is asked for, not the other way round: a million may be asked for.
+        # Walk the folder, not the requests: there may be a million of them.
         for entry in os.scandir(self.output):
             if (request := requests.get(entry.name)) is not None:
                 self._refuse_loss(self.output / entry.name, request)
@@ -125,7 +125,7 @@ class SampleWriter:
             raise UserError(f"{folder}: is a file; the sample needs a folder of that name: choose another --output")
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in self.file_names)
         if foreign:
-            raise UserError(f"{folder}: holds {foreign[0]!r}, which is no file of a sample: choose another --output")
+            raise UserError(f"{folder}: holds {foreign[0]!r}, which is not a sample's file: choose another --output")
         if self.overwrite or not any(folder.iterdir()):
             return
         try:

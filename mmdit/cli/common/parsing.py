@@ -38,7 +38,7 @@ class CommandParser(jsonargparse.ArgumentParser):
 
         An option that is a list of words, and by default none, may be repeated: ``--given a --given b``.
 
-        jsonargparse names no file when a YAML file is no mapping, and takes null for any type: both are refused here.
+        Also names the file if a YAML file is not a mapping, and refuses null; jsonargparse does neither.
         """
         args = sys.argv[1:] if args is None else list(args)
         check_options(args, self.sections)
@@ -57,7 +57,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         return values
 
     def instantiate(self, *args: Any, **options: Any) -> Any:
-        """As in jsonargparse, with Python's own numbers: what runs, files and checkpoints take are no others."""
+        """As in jsonargparse, with Python's own numbers, the only ones that runs, files and checkpoints take."""
         values = super().instantiate(*args, **options)
         for name, value in vars(values).items():
             setattr(values, name, plain(value))

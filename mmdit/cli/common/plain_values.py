@@ -36,7 +36,7 @@ def sections_of(parser: ArgumentParser) -> dict[str, bool]:
 
 
 def check_config_file(path: Path, sections: Mapping[str, bool]) -> None:
-    """Check a file of ``--config``. Raises UserError: no file, no plain YAML, or a key or section of another kind."""
+    """Check a file of ``--config``. Raises UserError: missing, not plain YAML, or with a key or section of another kind."""
     if not path.exists():
         raise UserError(f"--config {path}: no such file")
     try:
@@ -74,7 +74,7 @@ def _check_key(key: Any, where: str) -> None:
 
 
 def check_options(words: Sequence[str], sections: Mapping[str, bool]) -> None:
-    """Check options as they were typed. Raises UserError for one that names code, or a section that is no section."""
+    """Check options as they were typed. Raises UserError for one that names code, or sets a section to something else."""
     for word, following in zip(words, [*words, None][1:], strict=True):
         if not word.startswith("--"):
             continue
@@ -116,7 +116,7 @@ set_loader(PARSER_MODE, _load, (yaml.YAMLError, ValueError, OverflowError))
 def expand_home(values: Any) -> Any:
     """Replace a leading ``~`` in every path and text of parsed values: here, once, for options and YAML alike.
 
-    Libraries expand it or don't, each as it likes, and one run would lie in two folders.
+    Some libraries expand it and some don't, so one run would use two folders.
     """
     if isinstance(values, Namespace):
         for key, value in vars(values).items():

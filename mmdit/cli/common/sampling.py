@@ -1,6 +1,6 @@
 """Between the commands and the pipeline: one run of one model, from requests to samples on disk.
 
-Every sample draws its noise from a generator of its own, so that it does not depend on what else is in the run.
+Every sample has its own generator of noise, so it does not depend on the others of the run.
 """
 
 from __future__ import annotations

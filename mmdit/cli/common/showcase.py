@@ -122,9 +122,10 @@ def _understand(steps: Steps, images: Sequence[np.ndarray]) -> list[Arrays]:
 
 def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """Depth -> the rest, and the depth that the model sees in the RGB it made, against the given one."""
+    given = "depth"
     chosen = scenes[:NUM_CONDITIONED]
     numbered = [replace(scene, index=number) for number, scene in enumerate(chosen)]
-    outputs = steps.tasks().condition("depth", numbered)
+    outputs = steps.tasks().condition(given, numbered)
     again = _understand(steps, [arrays["rgb"] for arrays in outputs])
     space = steps.pipe.modalities["depth"].settings["space"]
     total = DepthMetrics(space, steps.depth_range)
@@ -133,7 +134,7 @@ def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
         own = DepthMetrics(space, steps.depth_range)
         for metric in (own, total):
             metric.update(estimate["depth"], scene.maps["depth"])
-        rest = [name for name in steps.pipe.modalities if name != "depth"]
+        rest = [name for name in steps.pipe.modalities if name != given]
         rows.append(
             [
                 _true_picture(steps, "depth", scene),

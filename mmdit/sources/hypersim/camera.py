@@ -38,7 +38,7 @@ def planar_depth(distance: np.ndarray, rays: np.ndarray) -> np.ndarray:
 
 
 def camera_normals(normals: np.ndarray, rotation: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """World normals (H, W, 3) -> unit normals in the camera frame that face the camera; (0, 0, 0) where there is none.
+    """World normals (H, W, 3) -> unit normals in the camera frame that face the camera; (0, 0, 0) where none is known.
 
     Args:
         normals: in the world; not finite or zero = none. A surface seen from behind has its normal turned round.

@@ -39,7 +39,7 @@ COLUMNS = {
     CAMERAS_CSV: ("scene_name",),
 }
 
-# NYU40's names in the order of its ids, which start at 1; Hypersim has -1 where there is no label.
+# NYU40's names in the order of its ids, which start at 1; Hypersim has -1 for pixels without a label.
 NYU40_NAMES = (
     *("unlabelled", "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf"),
     *("picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat"),
@@ -98,7 +98,7 @@ def import_hypersim(
     Args:
         source: folder of scenes.
         output: dataset folder.
-        split: where all frames go if there is no split_csv.
+        split: where all frames go without split_csv.
         split_csv, cameras_csv: Hypersim's tables; None = those of their usual names in source, if they are there.
         num_workers: processes; None = one for each usable core.
         allow_outside: accept HDF5 files that link to files outside source.
@@ -187,7 +187,7 @@ def _orientation(reader: Reader, folder: Path, number: int) -> np.ndarray:
         raise UserError(f"{folder}: the camera has {len(orientations)} orientations, none for this frame")
     rotation = orientations[rows[0]].astype(np.float64)
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3):  # NaN is not close either
-        raise UserError(f"{path}: the orientation of this frame is no rotation")
+        raise UserError(f"{path}: the orientation of this frame is not a rotation")
     return rotation
 
 
@@ -223,7 +223,7 @@ def _find_table(source: Path, given: str | Path | None, name: str, option: str) 
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{option} {str(path)!r}: is no table of text ({error}); give Hypersim's {name}") from None
+        raise UserError(f"{option} {str(path)!r}: is not a table of text ({error}); give Hypersim's {name}") from None
     lacking = [column for column in COLUMNS[name] if not rows or rows[0].get(column) is None]
     if lacking:
         raise UserError(f"{option} {str(path)!r}: has no column {lacking[0]!r}; give Hypersim's {name}")

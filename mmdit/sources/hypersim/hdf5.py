@@ -40,7 +40,7 @@ class Reader:
 
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                raise UserError(f"{path}: is no regular file")
+                raise UserError(f"{path}: is not a regular file")
             with h5py.File(path, "r") as file:
                 self._check_links(file, path)
                 found = file[NAME]
@@ -61,7 +61,7 @@ class Reader:
         import h5py
 
         if not isinstance(found, h5py.Dataset) or found.shape is None:
-            return f"{NAME!r} is {'a group' if isinstance(found, h5py.Group) else 'no array'}, not an array of numbers"
+            return f"{NAME!r} is {'a group' if isinstance(found, h5py.Group) else 'empty'}, not an array of numbers"
         if found.dtype.kind not in kinds:
             what = "whole numbers" if "f" not in kinds else "numbers"
             return f"{NAME!r} holds {found.dtype}, not {what}"

@@ -2,7 +2,7 @@
 
 Relative labellers give depth or disparity (1 / depth) up to an unknown scale and shift. They are stored as depth from 1
 to ``RELATIVE_RANGE`` such that the space the labeller is linear in is kept: a depth codec of the same ``space`` gives
-back its output, for the codec normalises each image in that space. Which one it is stands in dataset.json.
+back its output, because the codec normalises each image in that space. dataset.json names the space.
 """
 
 from __future__ import annotations

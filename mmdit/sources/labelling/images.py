@@ -55,7 +55,7 @@ class LoadedImage:
 def find_images(root: str | Path) -> list[SourceImage]:
     """List the images below a folder, sorted; the first folder on the way to an image is its category.
 
-    What is hidden is left alone, as are files that are no image by their suffix. Images whose names differ in the suffix
+    Hidden files, and files without an image's suffix, are left alone. Images whose names differ in the suffix
     alone keep it in their ids, and no two ids are the same, whatever the names. Ids and categories are text under any
     locale: a byte of a name that is not UTF-8 is "%E9" in them.
 
@@ -127,7 +127,7 @@ def _view(pixels: np.ndarray, draw: Draw) -> np.ndarray:
     box = pixels[draw.top : draw.top + draw.crop_height, draw.left : draw.left + draw.crop_width]
     longest = max(box.shape[:2])
     if longest <= LABELLING_SIDE:
-        return np.array(box)  # of its own: PyTorch warns of arrays that can't be written to
+        return np.array(box)  # a copy: PyTorch warns of arrays that can't be written to
     height, width = (max(1, round(side * LABELLING_SIDE / longest)) for side in box.shape[:2])
     return np.array(Image.fromarray(box).resize((width, height), Image.Resampling.LANCZOS))
 
@@ -135,7 +135,7 @@ def _view(pixels: np.ndarray, draw: Draw) -> np.ndarray:
 def fit_labels(labels: np.ndarray, modality: str, height: int, width: int) -> np.ndarray:
     """Resize a map (h, w[, C]) to (height, width[, C]).
 
-    Smaller: the nearest pixel, for an average across an edge is no depth, no normal and no label. Larger: as the codec
+    Smaller: the nearest pixel, because an average across an edge belongs to neither side. Larger: as the codec
     does, the nearest pixel for labels, between pixels for depth and normals, which stay of unit length.
     """
     source_height, source_width = labels.shape[:2]

@@ -51,7 +51,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What ``label_images`` did; on other processes than the first, ``None`` stands in its place."""
+    """What ``label_images`` did; processes other than the first get None instead."""
 
     path: Path
     num_samples: int
@@ -59,7 +59,7 @@ class LabelReport:
 
 
 class LabellingModule(pl.LightningModule):
-    """Labels what is missing on disk. Files are the only output, so a run that is killed loses no more than a batch.
+    """Label what is missing on disk. Files are the only output, so a run that is killed loses at most a batch.
 
     Args:
         images: all images of the split, the same list on every process, which takes every n-th of what is missing.

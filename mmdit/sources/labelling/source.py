@@ -40,7 +40,7 @@ class ModelSource:
 
 
 def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
-    """Find a model, fetching it from the Hub if it is no local folder.
+    """Find a model, fetching it from the Hub unless it is a local folder.
 
     Args:
         name: folder, or Hub id "owner/name".

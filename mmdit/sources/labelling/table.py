@@ -36,7 +36,7 @@ def load_labellers(
         say: where the lines about the models go.
 
     Raises:
-        UserError: a model that is not there, can't be fetched or loaded, or gives another modality.
+        UserError: a model that is missing, can't be fetched or loaded, or gives another modality.
     """
     if not models:
         raise UserError("nothing to label: --depth, --normal and --segmentation are all 'none'")

@@ -272,7 +272,7 @@ def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
 
 
 def _prompt_file(writer: DatasetWriter, index: int) -> Path:
-    """One line of prompts.jsonl, a file of its own as long as processes write them in any order."""
+    """One line of prompts.jsonl. It is a separate file while processes write lines in any order."""
     return writer.folder / "prompts" / f"{_sample_id(index)}.json"
 
 

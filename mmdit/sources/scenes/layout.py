@@ -79,8 +79,8 @@ class Camera:
 class Layout:
     """A scene: objects[0] is the main object.
 
-    relation: where objects[0] stands as seen from objects[1], a name in ``subjects.RELATIONS``, for two objects that are
-    both meant; subjects: numbers that objects of the same look share in a split, () = each is met once.
+    relation: where objects[0] stands as seen from objects[1], a name in ``subjects.RELATIONS``, if a caption names both;
+    subjects: numbers that objects of the same look share in a split, () = each is met once.
 
     The points p of the wall satisfy p . wall_normal = -wall_distance (metres), with wall_normal towards the camera;
     sun_direction is the unit vector towards the sun; sun_strength its factor on the usual brightness.
@@ -103,7 +103,7 @@ class Layout:
 
 
 def scene_generator(seed: int, split: str, *stream: int) -> np.random.Generator:
-    """A generator of its own for each (seed, split, stream), the same on every machine and in every process."""
+    """Return the generator of a (seed, split, stream), the same on every machine and in every process."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(split.encode()), *stream]))
 
 

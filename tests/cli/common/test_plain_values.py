@@ -122,7 +122,7 @@ def test_no_option_of_another_command_names_code(mmdit, payload):
         ("print_config: ''\n", "key 'print_config'"),
         ("seed: 1\nseed: 2\n", "key 'seed' stands twice, again in line 2"),
         ("1: 2\n", "key 1 is a int"),
-        ("? [a]\n: b\n", "a key in line 1 that is no name"),
+        ("? [a]\n: b\n", "a key in line 1 that is not a name"),
         ("seed: " + "[" * 40 + "]" * 40 + "\n", "more than 32 levels deep"),
         ("seed: [" + "1," * 10_001 + "]\n", "more than 10000 values"),
         ("seed: " + "x" * 10_001 + "\n", "a value of 10001 characters"),
@@ -155,7 +155,7 @@ def test_a_configuration_that_is_no_file_is_refused(mmdit, tmp_path, kind):
         os.mkfifo(path)
     result = mmdit("train", "--config", path, "--output", "run")
     assert result.code == 2
-    assert ("is a folder" if kind == "folder" else "is a pipe, a socket or a device") in result.error
+    assert f"is a {'FIFO' if kind == 'fifo' else kind}, not a file" in result.error
 
 
 def test_plain_values_are_read_as_before(tmp_path):

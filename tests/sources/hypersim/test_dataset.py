@@ -265,7 +265,7 @@ def test_wrong_input_is_named(tmp_path):
     with pytest.raises(UserError, match="no column 'camera_name'; give Hypersim's metadata_images_split"):
         import_hypersim(tmp_path, tmp_path / "out", split_csv=tmp_path / "cameras.csv")
     (tmp_path / "binary.csv").write_bytes(b"PK\xff\xfe\x80")
-    with pytest.raises(UserError, match="is no table of text"):
+    with pytest.raises(UserError, match="is not a table of text"):
         import_hypersim(tmp_path, tmp_path / "out", split_csv=tmp_path / "binary.csv")
     _write_scene(tmp_path / "hypersim", frames=(0,))
     (tmp_path / "out").mkdir()
@@ -297,7 +297,7 @@ def _replace(path, make):
             lambda h: h.create_dataset("dataset", (10**6, 10**6), "f4", chunks=(99, 99)),
             "over the limit",
         ),
-        ("depth_meters", lambda h: h.create_dataset("dataset", data=h5py.Empty("f4")), "is no array"),
+        ("depth_meters", lambda h: h.create_dataset("dataset", data=h5py.Empty("f4")), "is empty, not an array"),
         ("depth_meters", lambda h: h.create_dataset("dataset", data=np.full((24, 32), np.nan)), "no valid pixel"),
         ("semantic", lambda h: h.create_dataset("dataset", data=np.full((24, 32), np.nan)), "not whole numbers"),
         ("normal_world", lambda h: h.create_dataset("dataset", data=np.full((24, 32, 3), np.nan)), "no valid pixel"),
@@ -321,7 +321,7 @@ def test_colours_and_orientations_that_are_no_numbers(tmp_path):
     report = import_hypersim(tmp_path / "hypersim", tmp_path / "out", num_workers=0)
     assert [("all pixels are NaN" in bad.reason, bad.id[-1]) for bad in report.bad] == [(True, "1")]
     detail = tmp_path / "hypersim/ai_001_001/_detail/cam_00"
-    for wrong, message in ((np.full((2, 3, 3), np.nan), "no rotation"), (np.eye(3), r"has shape \(3, 3\)")):
+    for wrong, message in ((np.full((2, 3, 3), np.nan), "not a rotation"), (np.eye(3), r"has shape \(3, 3\)")):
         _save(detail / "camera_keyframe_orientations.hdf5", wrong)
         report = import_hypersim(tmp_path / "hypersim", tmp_path / f"out{wrong.ndim}", num_workers=0)
         assert len(report.bad) == 2

@@ -84,5 +84,5 @@ def test_wrong_models_are_named(tmp_path):
     with pytest.raises(UserError, match=r"is a 'bert'.*known are MarigoldDepthPipeline, depth_anything"):
         find_source(str(folder), "--depth", KINDS)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="no JSON with a 'model_type'"):
+    with pytest.raises(UserError, match="holds a JSON list, not an object"):
         find_source(str(folder), "--depth", KINDS)
