@@ -9,40 +9,33 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import is_accelerate_available, logging
-from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.errors import UserError, first_line, unknown_name
+from mmdit.errors import UserError, first_line
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import Given, place, settle
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
 from mmdit.modalities import Codec, Modality, build_codecs, get_modalities
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.arguments import check_arguments, initial_noise, output_size, repeated
 from mmdit.pipelines.conditions import common_count, encode_conditions
+from mmdit.pipelines.images import clean_latents, completed, decode
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.limits import (
     FiniteWatch,
     check_call,
-    check_size,
-    check_steps,
-    in_batches,
     predict_in_batches,
-    refuse_decoded,
 )
 from mmdit.pipelines.loading import check_folder, download, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
@@ -53,8 +46,6 @@ from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class MultimodalDiTPipeline(DiffusionPipeline):
@@ -289,7 +280,13 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             "num_inference_steps": num_inference_steps,
             "num_estimation_steps": num_estimation_steps,
         }
-        self._check_inputs(counts, condition_time, output_type, callback_on_step_end_tensor_inputs)
+        check_arguments(
+            counts,
+            condition_time=condition_time,
+            output_type=output_type,
+            tensor_inputs=callback_on_step_end_tensor_inputs,
+            known_tensors=self._callback_tensor_inputs,
+        )
         Guidance(guidance_scale, condition_guidance_scale, guidance_interval)  # refuses bad values before any work
         self._guidance_scale = guidance_scale
         self._interrupt = False
@@ -298,7 +295,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
         may_differ = height is not None and width is not None
-        height, width = self._image_size(codec, height, width)
+        unit = codec.downsampling * self.transformer.config.patch_size
+        height, width = output_size(height, width, native=self.native_size, unit=unit)
         conditions = {} if conditions is None else conditions
         region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
@@ -308,8 +306,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
         batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
         check_call(batch * num_images, height, width)
-        labels = _repeated(labels, batch, num_images)
-        prompts = None if prompts is None else _repeated(prompts, batch, num_images)
+        labels = repeated(labels, batch, num_images)
+        prompts = None if prompts is None else repeated(prompts, batch, num_images)
         images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
         batch = batch * num_images
         roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
@@ -322,8 +320,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if prompts is not None or any(label is not None for label in labels):
             null = conditioner.null(batch).to(device)
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
-        noise = self._noise(latents, shape, generator, device)
-        given = Given(self._clean_latents(codec, images, noise), noise, condition_time)
+        noise = initial_noise(latents, shape, generator, device)
+        given = Given(clean_latents(codec, images, noise), noise, condition_time)
         guidance = (condition_guidance_scale, guidance_interval)
         if region is not None and len(images) < len(self._modalities):
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
@@ -336,7 +334,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 num_inference_steps=num_estimation_steps,
                 generator=generator,
             )
-            images = self._completed(codec, estimated, images)
+            images = completed(codec, estimated, images)
             given = replace(given, clean=estimated)
         if region is not None:
             known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
@@ -360,7 +358,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if output_type == "latent":
             output = MultimodalDiTPipelineOutput(latents=latents)
         else:
-            decoded = self._decode(codec, latents, images, None if region is None else region.inside, output_type)
+            inside = None if region is None else region.inside
+            decoded = decode(codec, self.codecs, latents, images, inside, output_type)
             output = MultimodalDiTPipelineOutput.from_modalities(decoded)
         self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
@@ -430,104 +429,6 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
             raise UserError(f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}")
         return changed
-
-    def _check_inputs(
-        self, counts: Mapping[str, Any], condition_time: float, output_type: str, tensor_inputs: Sequence[str]
-    ) -> None:
-        for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
-            if name.endswith("_steps"):
-                check_steps(int(value), name)
-        if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
-            raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
-        if output_type not in OUTPUT_TYPES:
-            raise unknown_name("output_type", output_type, OUTPUT_TYPES)
-        for name in tensor_inputs:
-            if name not in self._callback_tensor_inputs:
-                raise unknown_name("name in callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-
-    def _image_size(self, codec: LatentCodec, height: int | None, width: int | None) -> tuple[int, int]:
-        config = self.transformer.config
-        unit = codec.downsampling * config.patch_size
-        sizes = {"height": height, "width": width}
-        for name, size in sizes.items():
-            if size is None:
-                continue
-            if isinstance(size, bool) or not isinstance(size, int | np.integer):
-                raise UserError(f"{name} is {size!r}: give a whole number of pixels, a multiple of {unit}")
-            if size < 1 or size % unit:
-                nearest = max(unit, round(size / unit) * unit)
-                raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-        height, width = height or self.native_size, width or self.native_size
-        check_size(height, width)
-        return height, width
-
-    def _noise(
-        self,
-        latents: Tensor | None,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        device: torch.device,
-    ) -> Tensor:
-        for each in generator if isinstance(generator, list) else [generator]:
-            if each is not None and not isinstance(each, torch.Generator):
-                hint = "torch.Generator().manual_seed(0), or a list with one per sample"
-                raise UserError(f"generator is or holds a {type(each).__name__}: give {hint}")
-        if isinstance(generator, list) and len(generator) != shape[0]:
-            raise UserError(
-                f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one"
-            )
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if not isinstance(latents, Tensor):
-            raise UserError(f"latents is a {type(latents).__name__}: give a tensor of shape {shape}")
-        if tuple(latents.shape) != shape:
-            raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
-        return latents.to(device, torch.float32)
-
-    def _clean_latents(self, codec: LatentCodec, given: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Latents of what is given, (B, M, C, h, w) like ``noise``; zeros elsewhere."""
-        clean = torch.zeros_like(noise)
-        for index, name in enumerate(self._modalities):
-            if name in given:
-                moments = in_batches(codec.moments, given[name], given[name].shape[-2:].numel())
-                clean[:, index] = codec.latents(moments.float(), name).to(clean)
-        return clean
-
-    def _completed(self, codec: LatentCodec, latents: Tensor, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) of every modality: those given as they are, the others decoded."""
-        pixels = latents.shape[-2:].numel() * codec.downsampling**2
-        completed = {}
-        for index, name in enumerate(self._modalities):
-            if name in images:
-                completed[name] = images[name]
-                continue
-            decoded = in_batches(partial(codec.decode, modality=name), latents[:, index], pixels)
-            completed[name] = refuse_decoded(decoded, name, self.vae.dtype)
-        return completed
-
-    def _decode(
-        self,
-        codec: LatentCodec,
-        latents: Tensor,
-        images: Mapping[str, Tensor],
-        inside: Tensor | None,
-        output_type: str,
-    ) -> dict[str, list[Image.Image] | np.ndarray | Tensor]:
-        """Outputs of every modality; ``images`` stand as they are, or outside the region ``inside`` (H, W) bool."""
-        kept = images if inside is None else {}
-        decoded = {}
-        for name, image in self._completed(codec, latents, kept).items():
-            if inside is not None:
-                image = torch.where(inside.to(image.device), image, images[name].to(image))
-            decoded[name] = self.codecs[name].output(self.codecs[name].decode(image), output_type, latents.device)
-        return decoded
-
-
-def _repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:
-    """One value for each sample: a single one counts for the whole batch, and each is there ``num_images`` times."""
-    return [value for value in (values * batch if len(values) == 1 else values) for _ in range(num_images)]
 
 
 def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:

@@ -1,0 +1,83 @@
+"""What a call of the pipeline is given, judged before any work: counts, sizes, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from mmdit.errors import UserError, unknown_name
+from mmdit.pipelines.limits import check_size, check_steps
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_arguments(
+    counts: Mapping[str, Any],
+    *,
+    condition_time: float,
+    output_type: str,
+    tensor_inputs: Sequence[str],
+    known_tensors: Sequence[str],
+) -> None:
+    """Raise UserError for a count below 1, too many steps, a time outside [0, 1], or an unknown name."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
+        if name.endswith("_steps"):
+            check_steps(int(value), name)
+    if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
+        raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
+    if output_type not in OUTPUT_TYPES:
+        raise unknown_name("output_type", output_type, OUTPUT_TYPES)
+    for name in tensor_inputs:
+        if name not in known_tensors:
+            raise unknown_name("name in callback_on_step_end_tensor_inputs", name, known_tensors)
+
+
+def output_size(height: int | None, width: int | None, *, native: int, unit: int) -> tuple[int, int]:
+    """Height and width in pixels, ``native`` where they are None. Raises UserError unless they are multiples of ``unit``."""
+    sizes = {"height": height, "width": width}
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise UserError(f"{name} is {size!r}: give a whole number of pixels, a multiple of {unit}")
+        if size < 1 or size % unit:
+            nearest = max(unit, round(size / unit) * unit)
+            raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
+    height, width = height or native, width or native
+    check_size(height, width)
+    return height, width
+
+
+def initial_noise(
+    latents: Tensor | None,
+    shape: tuple[int, ...],
+    generator: torch.Generator | list[torch.Generator] | None,
+    device: torch.device,
+) -> Tensor:
+    """Noise of ``shape`` (B, M, C, h, w), float32: ``latents``, or drawn. Raises UserError for what doesn't fit."""
+    for each in generator if isinstance(generator, list) else [generator]:
+        if each is not None and not isinstance(each, torch.Generator):
+            hint = "torch.Generator().manual_seed(0), or a list with one per sample"
+            raise UserError(f"generator is or holds a {type(each).__name__}: give {hint}")
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise UserError(f"generator is a list of {len(generator)} for {shape[0]} samples: give one per sample, or one")
+    if latents is None:
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    if not isinstance(latents, Tensor):
+        raise UserError(f"latents is a {type(latents).__name__}: give a tensor of shape {shape}")
+    if tuple(latents.shape) != shape:
+        raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
+    return latents.to(device, torch.float32)
+
+
+def repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:
+    """One value for each sample: a single one counts for the whole batch, and each is there ``num_images`` times."""
+    return [value for value in (values * batch if len(values) == 1 else values) for _ in range(num_images)]
