@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmdit_kernels.testing import SHARED_MEMORY, Code, Resources, code, resource
 RESULTS = Path(__file__).parent / "results" / "compiled.csv"
 KEYS = ("label", "triton", "op", "kernel", "target", "dtype", "d", "features")
 FIELDS = (*KEYS, "tiles", *Resources._fields, *Code._fields, "tensors", "matrix_products", "note")
+FILTERS = ("kernel", "target", "dtype", "d", "features")
 TILES = ("BLOCK_M", "BLOCK_N", "ROWS", "CHUNK", "PIECE", "num_warps", "num_stages", "maxnreg")
 
 
@@ -65,41 +66,40 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> Iterator[str]:
-    """Yield lines of Markdown: for each label and kernel registers / blocks by version, and what they have in common."""
-    versions = sorted({row["triton"] for row in rows})
-    yield (
-        "| | "
-        + " | ".join(f"triton {version}" for version in versions)
-        + " | waits | loads ≥ 16 B | products | tensors |"
-    )
+    """Yield lines of Markdown: the kernels of sm_90 whose code differs between "before" and "after", by version."""
+    versions = sorted({row["triton"] for row in rows}, key=lambda version: [int(part) for part in version.split(".")])
+    titles = [f"triton {version}" for version in versions]
+    yield "| registers / blocks | " + " | ".join(titles) + " | waits | loads of 16 B | products | tensors |"
     yield "|---" * (len(versions) + 5) + "|"
-    groups: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    groups: dict[tuple[str, ...], dict[tuple[str, str], dict[str, str]]] = {}
     for row in rows:
-        if row["target"] == "sm_90":
-            key = row["op"], row["kernel"], row["dtype"], row["d"], row["features"], row["label"]
-            groups.setdefault(key, {})[row["triton"]] = row
-    for (op, kernel, dtype, d, features, label), found in sorted(groups.items()):
-        last = found[max(found)]
-        more = "" if features in ("plain", "True") else f", {features}"
-        title = f"{op} {kernel.replace('_', ' ')}, {dtype}, {d}{more}: {label}"
-        cells = []
-        for version in versions:
-            row = found.get(version)
-            cell = "" if row is None else f"{row['registers']} / {row['blocks']}"
-            cells.append(cell + (f" ({row['note']})" if row and row["note"] else ""))
-        loads = f"{last['wide']} of {int(last['wide'] or 0) + int(last['narrow'] or 0)}"
-        yield (
-            f"| {title} | "
-            + " | ".join(cells)
-            + (f" | {last['waits'] or '-'} | {loads} | {last['matrix_products'] or '-'} | {last['tensors']} |")
-        )
+        if row["target"] == "sm_90" and row["label"] in ("before", "after"):
+            key = row["op"], row["kernel"], row["dtype"], row["d"], row["features"]
+            groups.setdefault(key, {})[row["label"], row["triton"]] = row
+
+    def change(
+        found: dict[tuple[str, str], dict[str, str]], version: str, shown: Callable[[dict[str, str]], str]
+    ) -> str:
+        cells = [shown(found[label, version]) for label in ("before", "after") if (label, version) in found]
+        return " → ".join(dict.fromkeys(cells))
+
+    for (op, kernel, dtype, d, features), found in groups.items():
+        cells = [change(found, version, lambda row: f"{row['registers']} / {row['blocks']}") for version in versions]
+        last = max((version for _, version in found), key=versions.index)
+        cells.append(change(found, last, lambda row: row["waits"].split(" ")[0] or "-"))
+        cells.append(change(found, last, lambda row: f"{row['wide']} of {int(row['wide']) + int(row['narrow'])}"))
+        if any("→" in cell for cell in cells):
+            more = "" if features in ("plain", "True") else f", {features}"
+            end = found["after", last]
+            title = f"{op} {kernel.replace('_', ' ')}, {d}, {dtype}{more}"
+            yield " | ".join((f"| {title}", *cells, end["matrix_products"] or "-", f"{end['tensors']} |"))
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
     cases: list[Case] = XL2 if options.grid == "xl2" else GRID
-    for field in ("kernel", "target", "dtype", "d"):
+    for place, field in enumerate(FILTERS):
         wanted = getattr(options, field)
-        cases = [case for case in cases if wanted is None or str(getattr(case, field)) in wanted]
+        cases = [case for case in cases if wanted is None or str(case[place]) in wanted]
     return cases
 
 
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--label", default="after", help='a name for the state of the code, as "before"')
     parser.add_argument("--output", type=Path, default=RESULTS, help="the CSV file")
     parser.add_argument("--table", action="store_true", help="print the file as Markdown, and compile nothing")
-    for field in ("kernel", "target", "dtype", "d"):
+    for field in FILTERS:
         parser.add_argument(f"--{field}", nargs="+", help="only these")
     options = parser.parse_args(arguments)
     if options.table:

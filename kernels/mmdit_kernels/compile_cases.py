@@ -41,7 +41,8 @@ class Attention(NamedTuple):
         transforms = self.features in ("transforms", "all")
         weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
         mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
-        inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
+        q, k, v = qkv
+        inputs = Inputs(q, k, v, weight, weight, table, table, mask, self.d**-0.5)
         forward, out, stats = forward_launch(inputs, self.target)
         queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
         return {"forward": forward, "backward_q": queries, "backward_kv": keys}[self.kernel]
@@ -62,11 +63,11 @@ class AdaLN(NamedTuple):
         dtype = getattr(torch, self.dtype)
         x, y = (torch.empty(8, 256, self.d, dtype=dtype, device="meta") for _ in range(2))
         gate, shift, scale = torch.empty(8, 3 * self.d, dtype=dtype, device="meta").chunk(3, 1)
-        more = (y, gate) if self.gated else (None, None)
-        forward, _, _, stats = forward_launch(x, *more, shift, scale, 1e-6, dtype, dtype, self.target)
+        y_or_none, gate_or_none = (y, gate) if self.gated else (None, None)
+        forward, _, _, stats = forward_launch(x, y_or_none, gate_or_none, shift, scale, 1e-6, dtype, dtype, self.target)
         if self.kernel == "forward":
             return forward
-        return backward_launch(x, x, y if self.gated else None, *more, scale, stats, dtype, self.target)[0]
+        return backward_launch(x, x, y_or_none, y_or_none, gate_or_none, scale, stats, dtype, self.target)[0]
 
 
 Case = Attention | AdaLN

@@ -84,7 +84,7 @@ def shared_memory_problem(device_type: str, index: int | None, needed: int) -> s
     """Return why tiles that take ``needed`` bytes of shared memory cannot run on a device, or None when they can."""
     if device_type != "cuda" or torch.version.hip is not None:  # tiles for AMD fit them all
         return None
-    available = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+    available = torch.cuda.get_device_properties(index).shared_memory_per_block_optin  # type: ignore[attr-defined]
     if available >= needed:
         return None
     return f"the GPU has {available >> 10} KiB of shared memory for a block, and the tiles need {needed >> 10}"

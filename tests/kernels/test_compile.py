@@ -59,6 +59,7 @@ SAMPLE: list[Case] = [
     Attention("backward_q", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "float16", 128, "all"),
+    Attention("backward_kv", "sm_90", "bfloat16", 72, "all"),
     Attention("backward_q", "sm_90", "float32", 128, "transforms"),
     Attention("backward_kv", "sm_80", "float16", 96, "mask"),
     Attention("backward_q", "sm_80", "bfloat16", 72, "mask"),
@@ -69,7 +70,9 @@ SAMPLE: list[Case] = [
     Attention("backward_kv", "sm_100", "bfloat16", 72),
     Attention("backward_q", "gfx942", "bfloat16", 80, "all"),
     AdaLN("backward", "sm_90", "bfloat16", 1152),
+    AdaLN("backward", "sm_90", "float32", 1152),
     AdaLN("backward", "sm_80", "float32", 8192),
+    AdaLN("backward", "gfx942", "float32", 4096),
     AdaLN("forward", "gfx942", "float16", 384, False),
 ]
 
@@ -104,6 +107,19 @@ def test_views_are_read_in_place() -> None:
     assert queries.arguments[4] is keys.arguments[3] is d_out
     assert forward.constants["ALIGNED"]
     assert not keys.constants["ALIGNED"]
+
+
+def test_two_blocks_share_a_multiprocessor_and_copies_run_ahead() -> None:
+    """What the tiles of XL/2 on sm_90 were chosen for: while a step is computed, the copies of the next are under way."""
+    cases: list[tuple[Case, int]] = [
+        *((Attention(kernel, "sm_90", "bfloat16", 72), 2) for kernel in ("forward", "backward_q", "backward_kv")),
+        *((AdaLN("backward", "sm_90", dtype, 1152), 3) for dtype in ("bfloat16", "float32")),
+    ]
+    for case, blocks in cases:
+        compiled = compile_ahead(case.launch(), case.target)
+        found = code(compiled, resources(compiled), case.target)
+        assert found.blocks >= blocks, (case, found)
+        assert int(found.waits.split()[0]) > 0, (case, found)
 
 
 def test_a_limit_on_registers_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,16 +60,16 @@ def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Co
     In the backward a thread reads 16 bytes of the main part, in half precision, and two steps of the loop are under way.
     """
     main, tail = column_parts(width)
+    amd = target.startswith("gfx")
     chunk = 8
     while chunk < 64 and chunk * 512 < batch * tokens:
         chunk *= 2
-    if (
-        kernel == "backward" and main + tail > 4096
-    ):  # a row and three sums over tokens are more than a block's registers
+    if kernel == "backward" and main + tail > (
+        2048 if amd else 4096
+    ):  # a row and three sums are more than the registers
         return Config(1, chunk, 8, 1, 2048)
     rows = max(1, 2048 // (1 << (main + tail - 1).bit_length()))
     threads = rows * (main + tail) // 16 if kernel == "forward" else rows * main // 8
-    amd = target.startswith("gfx")
     warps = 4
     while warps * (64 if amd else 32) < threads and warps < 16:
         warps *= 2

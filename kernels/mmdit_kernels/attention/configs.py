@@ -85,6 +85,11 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
     if amd:
         return Config(64, 32 if transforms else 64, 4, 1) if kernel == "backward_q" else Config(32, 64, 4, 1)
     if transforms:  # undoing norm and rope takes five more tiles in registers
+        if target == "sm_90" and width <= 80:  # eight warps hold, and compute, a product of 64 rows twice
+            if kernel == "backward_q":
+                return Config(128, 32, 8, 3)
+            if not (split and partial):
+                return Config(32, 64, 4, 3)
         stages = 2 if asynchronous else 1
         if kernel == "backward_q":
             return Config(64, 32 if halved else 64, 8, stages)
@@ -93,6 +98,7 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         if kernel == "backward_q":
             return Config(128, 32 if split else 64, 8, 3)
         return Config(32 if partial else 64, 64, 4, 3)
+    stages = 3 if target == "sm_90" else 2
     if kernel == "backward_q":
-        return Config(128 if asynchronous or not partial else 64, 32 if halved else 64, 8, 2)
-    return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, 2)
+        return Config(128 if asynchronous or not partial else 64, 32 if halved else 64, 8, stages)
+    return Config(32 if width > 80 or partial else 64, 128 if asynchronous or not partial else 64, 8, stages)

@@ -132,11 +132,12 @@ def attention_packed(
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_packed needs qkv (B, N, 3, H, d); got {tuple(qkv.shape)}")
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    options = {"q_weight": q_weight, "k_weight": k_weight, "rope": rope, "key_mask": key_mask, "scale": scale}
-    problem = functools.partial(find_problem, q, k, v, **options)
+    problem = functools.partial(find_problem, q, k, v, q_weight, k_weight, rope, key_mask, scale)
     ours = use_triton("attention_packed", backend, qkv.device, problem)
     if not ours or _differentiates(rope) or forward_mode():  # the operator of three views has those rules
-        return attention(q, k, v, **options, backend=backend)  # type: ignore[arg-type]
+        return attention(
+            q, k, v, q_weight=q_weight, k_weight=k_weight, rope=rope, key_mask=key_mask, scale=scale, backend=backend
+        )
     qkv = _autocast(qkv)
     _check(q, k, v, q_weight, k_weight, rope, key_mask)
     cos, sin = (None, None) if rope is None else rope
