@@ -30,9 +30,7 @@ class AlignedFolder(Dataset):
         split: folder inside it.
         modalities: records, in the order of ``present``; None = all of the dataset's (``modalities_from_dataset``).
         size: output size, see ``JointTransform``; None keeps the files' size.
-        transform: instead of ``size``: a whole ``JointTransform``.
         mirrored: append every sample once more, mirrored: item n + i is item i flipped.
-        seed: with the index and the epoch (``set_epoch``) it seeds the draw of each item.
         allow_outside: accept a manifest that names files outside ``root``.
     """
 
@@ -42,9 +40,7 @@ class AlignedFolder(Dataset):
         split: str = "train",
         modalities: Mapping[str, Modality] | None = None,
         size: int | tuple[int, int] | None = None,
-        transform: JointTransform | None = None,
         mirrored: bool = False,
-        seed: int = 0,
         *,
         allow_outside: bool = False,
     ) -> None:
@@ -53,12 +49,8 @@ class AlignedFolder(Dataset):
         self.samples: list[Sample] = read_manifest(self.info, split)
         self.modalities = dict(modalities) if modalities is not None else modalities_from_dataset(self.info)
         self.codecs = build_codecs(self.modalities)
-        self.transform = transform or JointTransform(size)
-        self.mirrored, self.seed, self.epoch = mirrored, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Change the random crops and flips, if the transform has any."""
-        self.epoch = epoch
+        self.transform = JointTransform(size)
+        self.mirrored = mirrored
 
     def __len__(self) -> int:
         return len(self.samples) * (2 if self.mirrored else 1)
@@ -77,7 +69,7 @@ class AlignedFolder(Dataset):
         except UserError as error:
             raise UserError(f"sample {sample.id!r}: {error}") from None
         try:
-            images = self.transform(raw, self.codecs, self._generator(index))
+            images = self.transform(raw, self.codecs)
         except UserError as error:
             listed = ", ".join(map(str, files.values()))
             raise UserError(f"sample {sample.id!r}: {error} ({listed})") from None
@@ -101,10 +93,6 @@ class AlignedFolder(Dataset):
                 first = first or error
         assert first is not None
         raise first
-
-    def _generator(self, index: int) -> torch.Generator:
-        # Any injective-enough mix will do; the primes keep neighbouring epochs and indices apart.
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch * 7_919_993 + index) % 2**63)
 
 
 def stack_modalities(batch: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Tensor:

@@ -61,18 +61,6 @@ class JsonObject(dict[str, Any]):
         """An object inside this one. Raises UserError as ``field``."""
         return JsonObject(self.field(name, dict, default), f"{self.where}, {name!r}")
 
-    def list_of(self, name: str, kind: type[T], default: list[T] | None = None) -> list[T]:
-        """A list of values of a type; ``default`` where the name is missing or null and a default is given.
-
-        Raises:
-            UserError: as ``field``.
-        """
-        values: list[Any] | None = self.field(name, list, default) if default is not None else self.field(name, list)
-        for value in values or []:
-            if not _is(value, kind):
-                raise UserError(f"{self.where}: {name!r} holds {quoted(value)}: each is {_KINDS[kind]}")
-        return list(values or [])
-
 
 def read_object(path: Path, advice: str = "", max_bytes: int = MAX_BYTES, *, constants: bool = False) -> JsonObject:
     """Read the object that a JSON file holds; arguments and errors as ``read_json``, and for anything but an object."""

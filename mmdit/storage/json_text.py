@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,8 @@ def parse_json(content: bytes, constants: bool = False) -> Any:
     """Parse UTF-8 text, with or without a byte order mark; ``constants``: NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        ValueError: not UTF-8, not JSON, NaN or infinity, a key twice, or lists and objects more than 64 deep; its text
+        ValueError: not UTF-8, not JSON, NaN or infinity (1e999 too), a key twice, or lists and objects more than 64 deep;
+            its text
             is the reason.
     """
     try:
@@ -28,7 +30,8 @@ def parse_json(content: bytes, constants: bool = False) -> Any:
     if not text.strip():
         raise ValueError("not JSON: empty")
     try:
-        values = json.loads(text, parse_constant=float if constants else _no_constant, object_pairs_hook=_unique)
+        constant = float if constants else _no_constant
+        values = json.loads(text, parse_constant=constant, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
     except ValueError as error:  # of Python's: a number with thousands of digits, with advice for programmers
@@ -95,6 +98,13 @@ def quoted(value: Any, length: int = 80) -> str:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(digits: str) -> float:
+    """Python reads 1e999 as infinity, which JSON has no word for."""
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def safe_name(text: str) -> str:
 
     Letters include the marks that many scripts write vowels with, and accents are composed, so a name is the same however
     its accents were typed. A longer name is cut and ends in a hash of the whole. Two texts may still share a name:
-    ``distinct_names`` tells them apart.
+    ``number_repeats`` tells them apart.
     """
     composed = unicodedata.normalize("NFC", text)
     kept = [char if unicodedata.category(char)[0] in "LMN" or char in "_.-" else " " for char in composed]
@@ -34,16 +34,8 @@ def shorten(name: str, text: str, limit: int = MAX_BYTES) -> str:
     return f"{content[: limit - 9].decode('utf-8', 'ignore')}_{digest}"
 
 
-def distinct_names(texts: Sequence[str]) -> list[str]:
-    """Return a safe name for each text, no two alike, even where upper and lower case are the same file.
-
-    The first text of a name keeps it; the others get "_2", "_3", … in the order given.
-    """
-    return number_repeats([safe_name(text) for text in texts])
-
-
 def number_repeats(names: Sequence[str], ignore_case: bool = True) -> list[str]:
-    """Add "_2", "_3", … to names that came before; a name so made never meets another."""
+    """Add "_2", "_3", … to names that came before, upper and lower case alike; a name so made never meets another."""
     key = _folded if ignore_case else str
     taken = {key(name) for name in names}
     used: set[str] = set()

@@ -4,7 +4,6 @@ import torch
 from PIL import Image
 
 from mmdit.data.folder import AlignedFolder, stack_modalities
-from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError
 
 NAMES = ("rgb", "depth", "normal", "segmentation")
@@ -51,17 +50,6 @@ def test_missing_modality_is_zeros_and_marked(make_dataset):
     batch = torch.utils.data.default_collate([folder[0], folder[1]])
     assert stack_modalities(batch, folder.modalities).shape == (2, 4, 3, 16, 16)
     assert batch["present"][1].all()
-
-
-def test_random_crops_depend_on_seed_epoch_and_index_only(make_dataset):
-    root = make_dataset()
-    transform = JointTransform((8, 8), crop="random", flip_prob=0.5)
-    transform.size = (4, 12)
-    first, second, other = (AlignedFolder(root, transform=transform, seed=seed) for seed in (0, 0, 1))
-    assert all(torch.equal(first[i]["rgb"], second[i]["rgb"]) for i in range(5))
-    assert any(not torch.equal(first[i]["rgb"], other[i]["rgb"]) for i in range(5))
-    second.set_epoch(1)
-    assert any(not torch.equal(first[i]["rgb"], second[i]["rgb"]) for i in range(5))
 
 
 def test_bad_files_name_sample_and_file_and_are_never_replaced(make_dataset):

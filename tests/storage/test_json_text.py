@@ -13,6 +13,7 @@ from mmdit.storage.json_text import parse_json, quoted, read_json
         (b"{", "not JSON: Expecting"),
         (b"\xff\xfe{\0}\0", "not UTF-8 text"),
         (b"[NaN]", "NaN is not a number in JSON"),
+        (b"[-1e999]", "-1e999 is too large for a number"),
         (b'{"a": 1, "a": 2}', "key 'a' appears twice"),
         (b"[" * 65 + b"]" * 65, "nested more than 64 deep"),
         (b"[" * 200_000 + b"]" * 200_000, "nested more than 64 deep"),

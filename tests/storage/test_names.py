@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdit.storage.names import MAX_BYTES, distinct_names, path_of, safe_name, text_of
+from mmdit.storage.names import MAX_BYTES, number_repeats, path_of, safe_name, text_of
 
 
 def test_safe_name():
@@ -28,6 +28,10 @@ def test_long_names_are_cut_and_stay_apart():
     assert names[0] != names[1]
     assert all(len(name.encode()) <= MAX_BYTES for name in names)
     assert names[0].startswith("名名名")
+
+
+def distinct_names(texts):
+    return number_repeats([safe_name(text) for text in texts])
 
 
 def test_names_that_become_one_are_told_apart():
