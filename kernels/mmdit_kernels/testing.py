@@ -48,7 +48,7 @@ def resources(compiled: Any) -> Resources:
     return Resources(registers, stack + local, shared)
 
 
-# What a multiprocessor has to share among its blocks: bytes of shared memory, of which a block takes 1024 for itself.
+# Bytes of shared memory that the blocks of a multiprocessor share; each block takes 1024 more for itself.
 _MULTIPROCESSOR_MEMORY = {"sm_80": 167_936, "sm_90": 233_472, "sm_100": 233_472, "gfx942": 65_536}
 
 

@@ -51,7 +51,7 @@ def convert(
 
     Args:
         format: mmgen (RGB, depth, normals, segmentation), repa or sit (RGB alone).
-        checkpoint: The .pt file: a training checkpoint (model, ema, args), or a state dict alone, which is taken as it is.
+        checkpoint: The .pt file: a training checkpoint (model, ema, args), or a state dict alone.
         output: The new folder; it must not exist, or be empty.
         vae: Folder of the VAE the latents came from, a pipeline folder, a bundled model's name, or a Hub id.
         weights: ema (averaged) or model (raw).
@@ -171,7 +171,7 @@ def read_checkpoint(path: Path, weights: str = "ema") -> tuple[dict[str, Tensor]
 def _damaged(path: Path, error: Exception) -> UserError:
     if path.stat().st_size == 0:
         return UserError(f"{path}: the file is empty")
-    # PyTorch explains at length how to load such a file all the same; what is wrong with it comes last.
+    # PyTorch first explains at length how to load such a file; what is wrong with it comes last.
     reason = " ".join(str(error).split()).split("WeightsUnpickler error: ")[-1] or type(error).__name__
     return UserError(f"{path}: is not a checkpoint of PyTorch, or damaged ({reason[:120]}); it was not loaded")
 

@@ -182,9 +182,7 @@ def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
     for entry in bad:
         print(entry)
     if bad and not skip_bad:
-        raise UserError(
-            f"{len(bad)} problems, listed above ({kept} all the same; the same command tries the others again)"
-        )
+        raise UserError(f"{len(bad)} problems, listed above ({kept}; the same command tries the others again)")
     print(kept)
     return 0
 

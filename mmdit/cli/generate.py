@@ -52,7 +52,7 @@ def generate(
         given: NAME=FILE: a modality that is given and not generated; repeat it for others. See mmdit condition.
         depth_values: What a given depth file holds; see mmdit condition.
         overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results do not depend on it but for rounding.
+        batch_size: Samples at a time; results depend on it only by rounding.
     """
     check_seed(seed, num_images * len(categories))
     from mmdit.cli.common.given import given_files, read_given
@@ -114,7 +114,7 @@ def understand(
         output: Folder of the results.
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
         overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results do not depend on it but for rounding.
+        batch_size: Samples at a time; results depend on it only by rounding.
     """
     from PIL import Image
 
@@ -200,7 +200,7 @@ def condition(
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             takes other floats within [0, 1] and 8-bit images as relative and the rest as metric, and says so.
         overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results do not depend on it but for rounding.
+        batch_size: Samples at a time; results depend on it only by rounding.
     """
     check_seed(seed, num_images)
     from mmdit.cli.common.given import given_files, read_given

@@ -33,7 +33,7 @@ def samples(
 
     Start the same command in N processes (torchrun, srun): each makes its share of the blocks, and the last one writes
     OUTPUT/samples_NxHxWx3.npz as ADM's evaluator reads it (arr_0 uint8, arr_1 the labels). Started again, also with another
-    N, it goes on with the blocks that are missing. Sample i is a function of the seed and i alone, up to the rounding that
+    N, it makes the missing blocks. Sample i is a function of the seed and i alone, up to the rounding that
     differs between sizes of batches. The defaults are MMGen's and SiT's: 50,000 samples, 250 steps of the SDE, no guidance.
     OUTPUT/samples.json records the settings, and so does the report of evaluate-generation.
 
@@ -180,8 +180,8 @@ def evaluate_generation(
 def process_place() -> tuple[int, int, int]:
     """(rank, number of processes, rank on this machine), as torchrun or SLURM's srun tells them; (0, 1, 0) without.
 
-    A shell of salloc, or a batch script, has SLURM_NTASKS of its allocation and is one process all the same: only srun
-    says how many its step has.
+    A shell of salloc, or a batch script, has SLURM_NTASKS of its allocation but is one process: only srun says how many
+    its step has.
 
     Raises:
         UserError: variables that are not whole numbers.

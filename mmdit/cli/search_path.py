@@ -25,7 +25,7 @@ def _is_needed() -> bool:
 
 
 def without_working_directory(path: list[str]) -> list[str]:
-    """A search path without "", "." and, in first place, the working directory; as it is where this package lives there.
+    """A search path without "", "." and, in first place, the working directory; unchanged if this package lives there.
 
     A later entry that names the directory in full was put there by the user.
     """

@@ -25,7 +25,7 @@ def train(output: Path, resume: str | None = None, **sections: Any) -> None:
     from mmdit.training.processes import is_first_process
     from mmdit.training.signals import leaving_quietly
 
-    # The first process of a run holds its folder; the others write nothing of their own into it.
+    # The first process of a run holds its folder; the others write nothing there by themselves.
     lock = FolderLock(output, "mmdit train") if is_first_process() else nullcontext()
     with leaving_quietly(), lock:
         folder = _train(TrainingConfig(**sections), output, resume)

@@ -3,7 +3,7 @@
 Only ``modalities`` is needed. ``categories`` may be missing, null or empty: the dataset has none. ``segmentation_classes``
 may be missing: labels are then 0 to 63, without names. ``depth_scale`` may be missing: 16-bit depth is in millimetres.
 ``licence`` and ``provenance`` are for people. A class of id 255 is one like any other; a label that no class has, 255
-included, is an unknown one: who marks ignored pixels with 255 adds ``{"id": 255, "name": "ignore", "color": ...}``.
+included, is an unknown one: to mark ignored pixels with 255, add ``{"id": 255, "name": "ignore", "color": ...}``.
 """
 
 from __future__ import annotations

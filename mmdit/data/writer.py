@@ -1,4 +1,4 @@
-"""Writing one split of a dataset folder: files that appear whole or not at all, and a manifest of what is there."""
+"""Writing one split of a dataset folder: files that appear whole or not at all, and their manifest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Dataset folder -> latent shards: resumable per shard, striped over processes, its need of disk told at the start.
 
-Only plain callables come in for distribution (``Processes``): who launches the processes is the caller's business.
+Distribution comes in as plain callables (``Processes``); the caller launches the processes.
 Every shard depends on its samples alone, so any number of processes writes the same files.
 """
 
@@ -110,9 +110,7 @@ def encode_dataset(
     processes = processes or Processes()
     data, output = Path(data), Path(output)
     if data.resolve() == output.resolve():
-        raise UserError(
-            f"{output}: is the dataset itself; latents need a folder of their own, such as {output}_latents"
-        )
+        raise UserError(f"{output}: is the dataset itself; latents need another folder, such as {output}_latents")
     available = list_splits(data)
     splits = sorted(available, key=lambda s: (s != "train", s)) if splits is None else list(splits)
     if not splits:

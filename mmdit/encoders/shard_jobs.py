@@ -49,7 +49,7 @@ class ShardJob:
         return sum(2 * torch.Size(shape).numel() for shape in self.shapes.values()) + 4096
 
     def samples(self, folder: AlignedFolder) -> list[Sample]:
-        """Return the samples that it is about."""
+        """Return the samples of the file."""
         return folder.samples[self.start : self.start + self.count]
 
 

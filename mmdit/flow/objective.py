@@ -96,7 +96,7 @@ class FlowDraw:
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Named scalar ``losses``, of which "loss" is minimised, and what the network returned, which may be used further."""
+    """Named scalar ``losses`` ("loss" is minimised), and the network's output for further use."""
 
     losses: dict[str, Tensor]
     network_output: Any

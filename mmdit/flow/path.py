@@ -1,4 +1,4 @@
-"""The probability path, and the one statement of which way time runs: t = 0 is data, t = 1 is noise.
+"""The probability path. Time runs from t = 0, data, to t = 1, noise.
 
 x_t = (1 - t) x_0 + t ε,   v = dx_t / dt = ε - x_0        (rectified flow, arXiv 2209.03003; SiT, arXiv 2401.08740)
 """
@@ -38,7 +38,7 @@ class Given:
     """What a sampler is given and keeps.
 
     Args:
-        clean: (B, M, C, H, W), latents of what is given; anything elsewhere.
+        clean: (B, M, C, H, W), latents of the given modalities; anything elsewhere.
         noise: (B, M, C, H, W), the samples' own noise. What is given is on the path to it, at every time.
         condition_time: t at which modalities with the role CONDITION are held.
         known: (B, M, H, W) bool, where a modality that is generated is given nevertheless; None = nowhere.
@@ -51,7 +51,7 @@ class Given:
 
 
 def settle(latents: Tensor, given: Given, roles: Tensor) -> Tensor:
-    """Latents at the end: what is given is exactly as it was given, whatever the last step left of it."""
+    """Latents at the end: put back the given ones exactly, whatever the last step left of them."""
     kept = expand(roles == Role.CONDITION, latents)
     if given.known is not None:
         kept = kept | given.known[:, :, None]

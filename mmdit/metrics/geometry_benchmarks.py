@@ -124,7 +124,7 @@ def _npy_normal(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Ar
 
 
 def _dsine_normal(files: Sequence[Path], size: tuple[int, int]) -> tuple[Array, Array]:
-    """8 bits, 255 (n + 1) / 2, black where there is none; x right, y down, z forward, and pointing away from the viewer.
+    """8 bits, 255 (n + 1) / 2, black where none is known; x right, y down, z forward, and pointing away from the viewer.
 
     A wall that faces the viewer is (0, 0, 1) there as here. Turned round, (x, y, z) becomes (-x, -y, -z); in our axes
     y and z change their signs once more.

@@ -66,7 +66,7 @@ class SegmentationMetrics:
     """Streaming metrics of label maps: one confusion matrix over all pixels of the dataset.
 
     Args:
-        labels: the classes. Pixels whose true label is none of them are left out and counted; a predicted label that is
+        labels: the classes. Pixels with another true label are left out and counted; a predicted label that is
             none of them is wrong.
     """
 

@@ -84,7 +84,7 @@ class StepSweep:
     """Measures rows of one model on one choice of samples.
 
     Args:
-        pipe: the model; its own scheduler judges, and is left as it is.
+        pipe: the model; its own scheduler judges, and stays unchanged.
         samples: the same for every row.
         network: feature network for the Fréchet distance, as ``evaluate`` takes it, or None.
         guidance_scale: on the class, in generation.

@@ -34,7 +34,7 @@ class TaskRunner:
         pipe: the model, with its scheduler.
         steps: denoising steps of each task, or one number for all.
         guidance_scale: on the class, in generation.
-        seed: each sample draws noise of its own from it, whatever the batch size.
+        seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
     ``seconds`` has the mean wall-clock time per sample of each task.

@@ -1,4 +1,4 @@
-"""Errors of kinds of images that have no metric of their own: plain maps, and pictures."""
+"""Errors of kinds of images without a special metric: plain maps, and pictures."""
 
 from __future__ import annotations
 

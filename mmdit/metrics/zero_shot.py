@@ -165,7 +165,7 @@ def evaluate_geometry(
     Args:
         pipe: a pipeline with RGB and the benchmark's modality.
         samples: the benchmark.
-        num_inference_steps, seed: of the prediction; each image has noise of its own.
+        num_inference_steps, seed: of the prediction; each image has its own noise.
         batch_size: images at a time; the errors don't depend on it.
         size: (height, width) in pixels that images are resized to for the model; None = the model's own.
         alignment: "depth" or "disparity"; None = the space of the model's depth.

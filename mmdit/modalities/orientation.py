@@ -1,4 +1,4 @@
-"""EXIF's orientation: which way a camera was held, as a turn of a raw array, and who is turned in a sample.
+"""EXIF's orientation: which way a camera was held, as a turn of a raw array, and which modalities of a sample are turned.
 
 Cameras store pixels as the sensor has them, with a tag that says how to turn them. An image that has the tag is read as
 seen. Maps of it may have been made from either, and seldom have the tag themselves: they are turned with it where their size

@@ -64,7 +64,7 @@ class RGBCodec(Codec, name="rgb"):
         return np.asarray(image.convert("RGB"))
 
     def from_array(self, stored: Stored) -> np.ndarray:
-        """The array as it is; ``encode`` judges it."""
+        """The array unchanged; ``encode`` judges it."""
         assert stored.array is not None
         return stored.array
 

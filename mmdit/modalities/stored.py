@@ -167,7 +167,7 @@ def _load_array(path: Path, size: int) -> np.ndarray:
     except UserError:
         raise
     except Exception as error:  # numpy and zipfile raise anything for a damaged file
-        # of any text file numpy says that it is a pickle, and how to load it unsafely
+        # numpy calls any text file a pickle, and says how to load it unsafely
         text = one_line(error)
         reason = "it holds no array of numbers" if "pickle" in text or "magic string" in text else text
         raise UserError(f"{path}: not a readable {path.suffix.lower()} array: {reason}") from None

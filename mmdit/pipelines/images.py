@@ -18,7 +18,7 @@ from mmdit.pipelines.limits import in_batches, refuse_decoded
 
 
 def clean_latents(codec: LatentCodec, given: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-    """Latents of what is given, (B, M, C, h, w) like ``noise``; zeros elsewhere."""
+    """Latents of the given modalities, (B, M, C, h, w) like ``noise``; zeros elsewhere."""
     clean = torch.zeros_like(noise)
     for index, name in enumerate(codec.modalities):
         if name in given:

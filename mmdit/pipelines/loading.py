@@ -37,7 +37,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve_model(name: str | os.PathLike[str]) -> Path | str:
-    """A bundled name, a local folder, or a Hub id -> the folder, or the Hub id as it is.
+    """A bundled name, a local folder, or a Hub id -> the folder, or the Hub id unchanged.
 
     Raises:
         UserError: a name that can be none of the three.
@@ -165,7 +165,7 @@ def download(hub: Callable[..., str | os.PathLike[str]], repository: str, kwargs
     offline = out_of_reach(repository)
     try:
         return Path(hub(repository, **({**kwargs, "local_files_only": True} if offline else kwargs)))
-    except Exception as error:  # the network, the Hub and the repository each have exceptions of their own
+    except Exception as error:  # the network, the Hub and the repository each raise their own kinds
         why = (
             "the Hub can't be reached and its cache lacks it"
             if offline

@@ -236,7 +236,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
         Args:
             class_labels: id, name, None (no label), or a list of these, which makes one sample each.
-            conditions: modality -> what is given of it, one value or a batch (list, array, tensor), in raw units. rgb:
+            conditions: modality -> its given values, one or a batch (list, array, tensor), in raw units. rgb:
                 PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or relative
                 depth as this pipeline returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
@@ -291,7 +291,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
-        # 1. What is asked for: labels, given images, roles
+        # 1. The request: labels, given images, roles
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
         may_differ = height is not None and width is not None
@@ -313,7 +313,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
         roles = roles.to(device).expand(batch, -1)  # (B, M)
 
-        # 2. Prompt, noise, clean latents of what is given
+        # 2. Prompt, noise, clean latents of the given modalities
         conditioner = self.transformer.conditioner
         conditioning = conditioner(conditioner.of_inputs(labels, prompts)).to(device)
         null = None
@@ -377,7 +377,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_tensor_inputs: Sequence[str] = (),
     ) -> Tensor:
-        """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), with what is given in its place.
+        """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), the given ones in place.
 
         ``guidance`` is the scale on the conditions and the interval; the scale on the prompt may change in a callback.
         """
@@ -405,7 +405,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                 guided = guided_velocity(velocity, conditioning, null, roles, guidance=scales, t=t)
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
                 finite.see(latents, i)
-                # The scheduler moved what is given, too: back to its place at the time that was reached.
+                # The scheduler moved the given latents too: put them back on their path, at the time reached.
                 latents, _ = place(latents, given, roles, sigmas[i + 1])
                 if callback_on_step_end is not None:
                     latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)

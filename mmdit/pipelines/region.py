@@ -28,7 +28,7 @@ class Region:
     given_size: tuple[int, int]
 
     def known(self, downsampling: int) -> Tensor:
-        """Cells of the latents that are kept, (h, w) bool: those of which no pixel is inside."""
+        """Cells of the latents to keep, (h, w) bool: those without a pixel inside."""
         cells = F.max_pool2d(self.inside[None, None].float(), downsampling)
         return cells[0, 0] == 0
 
@@ -37,8 +37,8 @@ def read_region(mask: Any, conditions: Mapping[str, Any], height: int, width: in
     """Read a mask and bring it to the size of the output; a pixel that shrinks is inside where any part of it was.
 
     Args:
-        mask: (H, W), True or 1 = generate anew, 0 = keep: an array, a tensor, or a PIL image, of which grey above half counts.
-        conditions: what is given; outside the mask it is kept.
+        mask: (H, W), True or 1 = generate anew, 0 = keep: an array, a tensor, or a PIL image (grey above half counts).
+        conditions: the given modalities; kept outside the mask.
         height, width: of the output.
 
     Raises:

@@ -102,7 +102,7 @@ class EMA(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Without an average of its own (a run with ema: null) the weights are where the average begins.
+        # A checkpoint without an average (a run with ema: null) starts the average from the weights.
         self._restored = checkpoint["state_dict"]
         if "current_model_state" in checkpoint:
             self.num_averaged = int(checkpoint["averaging_state"]["n_averaged"])

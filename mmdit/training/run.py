@@ -160,7 +160,7 @@ def prepare_network(network: torch.nn.Module, config: TrainerConfig) -> None:
 
 
 def compile_network(network: torch.nn.Module) -> None:
-    """Compile in place: block by block where there are blocks, which are alike, so that one compilation serves them all.
+    """Compile in place, block by block if the network has blocks: they are alike, so one compilation serves them all.
 
     Then gradients of later blocks are exchanged while earlier ones are computed, and sharded weights come block by block.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """The slice of a sharded tensor that this process holds, sharing its memory; a plain tensor as it is."""
+    """This process's slice of a sharded tensor, sharing its memory; a plain tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -219,9 +219,7 @@ def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp
 def test_the_dataset_itself_is_no_output(make_dataset, vae):
     root = make_dataset()
     kept = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"is the dataset itself; latents need a folder of their own, such as .*_latents"
-    ):
+    with pytest.raises(UserError, match=r"is the dataset itself; latents need another folder, such as .*_latents"):
         _encode(root, root / "train" / "..", vae)
     assert kept == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 

@@ -5,7 +5,7 @@ With s = q' k'^T and p = softmax(scale s), and a dot for the tangent,
     s. = q'. k'^T + q' k'.^T        o. = sum_j p_j (v_j. + scale (s_j. - c) v_j),  c = sum_j p_j s_j.
 
 c is kept per row as a running mean, and what has been added up with the mean before is moved to the new one. Subtracting
-c at the end instead would cancel most digits of a row with one large weight, whose s. - c is zero but for that.
+c at the end instead would cancel most digits of a row with one large weight, whose s. - c is almost zero.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """Tiles of (rows, head dimension): loads and stores in two column parts, and the norm and rotation of q and k.
 
 A head dimension other than a power of two is split in two, MAIN + TAIL columns wide: 72 is 64 + 16, of which 8 are masked.
-With TAIL = 0 the second part is never touched, and functions return the first part in its place.
+With TAIL = 0 the second part is never touched, and functions return the first part instead.
 """
 
 import triton

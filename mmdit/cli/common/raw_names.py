@@ -16,7 +16,7 @@ _SHOW = {private: surrogate for surrogate, private in _HIDE.items()}
 
 
 def hide_bytes(args: Sequence[str]) -> list[str]:
-    """Return arguments that YAML's reader takes; the file of ``--config`` is opened by the parser, so it stays as it is."""
+    """Return arguments that YAML's reader takes; the parser opens the file of ``--config``, so that stays unchanged."""
     previous = ["", *args]
     is_config = [
         before == "--config" or word.startswith("--config=") for before, word in zip(previous, args, strict=False)

@@ -28,7 +28,7 @@ Request = dict[str, Any]
 
 
 class NumberedRequests(Mapping[str, Request]):
-    """Requests of samples NAME_SEED for ranges of seeds, each made when it is asked for: a million take no memory.
+    """Requests of samples NAME_SEED for ranges of seeds, each made on demand: a million take no memory.
 
     Args:
         ranges: (name without the seed, its seeds), in the order of the samples; a name may come again with other seeds.

@@ -55,7 +55,7 @@ def tone_map(color: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Radiance (H, W, 3) -> uint8: the 90th percentile of brightness becomes 0.8 after the gamma, as Hypersim's previews.
 
     Args:
-        color: linear radiance, of any scale; what is not finite is black.
+        color: linear radiance, of any scale; pixels that are not finite become black.
         valid: (H, W) bool, pixels of the scene: those whose brightness counts.
     """
     color = np.where(np.isfinite(color), color, 0).astype(np.float64)

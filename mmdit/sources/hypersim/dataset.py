@@ -140,7 +140,7 @@ def _import_frame(reader: Reader, output: Path, frame: Frame) -> BadFrame | None
         arrays = _read_frame(reader, frame)
     except UserError as error:
         return BadFrame(frame.id, str(error))
-    except Exception as error:  # whatever its files hold, the other frames are imported
+    except Exception as error:  # a bad file must not stop the import of other frames
         reason = one_line(error, 160)
         return BadFrame(frame.id, f"{type(error).__name__}: {reason}")
     writer = DatasetWriter(output, frame.split, DEPTH_SCALE)

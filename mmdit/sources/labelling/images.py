@@ -99,7 +99,7 @@ class ImagesToLabel(Dataset):
 
     Args:
         images: which.
-        size: side of the square that is cropped from the centre and resized; None = the whole image as it is.
+        size: side of the square that is cropped from the centre and resized; None = the whole image unchanged.
     """
 
     def __init__(self, images: Sequence[SourceImage], size: int | None = None) -> None:

@@ -94,7 +94,7 @@ def _fetch(name: str, option: str, patterns: list[str], revision: str | None = N
         raise UserError(
             f"{option} {name!r} can't be fetched from the Hub and is not in its cache ({reason}): connect once, or put "
             f"its files ({' or '.join(DESCRIPTIONS)}, the *.json and *.safetensors beside it) into a folder, for instance "
-            f"by 'hf download {name} --local-dir FOLDER' where there is a connection, and give {option} FOLDER"
+            f"by 'hf download {name} --local-dir FOLDER' on a machine with a connection, and give {option} FOLDER"
         ) from None
 
 

@@ -39,7 +39,7 @@ def hue_name(hue: float) -> str:
 
 
 def colour_name(rgb: Sequence[float] | np.ndarray) -> str:
-    """Name of an sRGB colour in [0, 1]: a hue of ``HUES``, or "black", "grey", "white" where there is hardly any."""
+    """Name of an sRGB colour in [0, 1]: a hue of ``HUES``, or "black", "grey", "white" where it has hardly any."""
     red, green, blue = (float(c) for c in rgb)
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
     if saturation < GREY_SATURATION or value < 0.1:

@@ -108,7 +108,7 @@ def scene_generator(seed: int, split: str, *stream: int) -> np.random.Generator:
 
 
 def category_of(seed: int, split: str, index: int) -> str:
-    """Category of scene `index`: every block of as many scenes as categories is a permutation of them all."""
+    """Category of scene `index`: each block of scenes, as many as categories, is a permutation of the categories."""
     block, place = divmod(index, len(CATEGORY_NAMES))
     return CATEGORY_NAMES[int(scene_generator(seed, split, 0, block).permutation(len(CATEGORY_NAMES))[place])]
 
@@ -253,7 +253,7 @@ def _aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> C
 def add_distractor(
     rng: np.random.Generator, layout: Layout, others: list[str], palette: list[Vector], variety: bool
 ) -> Layout:
-    """Add an object that hides a part of the main one or is partly hidden; the scene as it is where none fits."""
+    """Add an object that hides a part of the main one or is partly hidden; the scene unchanged if none fits."""
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
     masks = [silhouette(mesh, camera) for mesh in meshes]

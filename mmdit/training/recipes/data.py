@@ -23,7 +23,7 @@ from mmdit.modalities import Modality, get_modalities
 from mmdit.storage.component import load_component
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
-# With no statistics of its own a modality's latents are scaled by the VAE's factor (``LatentCodec``).
+# Without its own statistics a modality's latents are scaled by the VAE's factor (``LatentCodec``).
 WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
     "dataset": lambda modality: modality,
     "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),

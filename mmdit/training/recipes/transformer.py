@@ -169,7 +169,7 @@ def _previews(
 
 
 def without_projector(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> MultimodalDiT:
-    """Build a network of its own from whole weights, without the alignment projector, which only training needs."""
+    """Build a new network from whole weights, without the alignment projector, which only training needs."""
     values = {key: value for key, value in config.items() if not key.startswith("_")}
     copy: MultimodalDiT = MultimodalDiT.from_config({**values, "alignment_depth": None})
     copy.load_state_dict({k: v for k, v in weights.items() if not k.startswith("projector.")})
