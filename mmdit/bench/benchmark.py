@@ -41,7 +41,12 @@ def _random_data(config: TrainingConfig, folder: Path, num_samples: int, latent_
     grid = latent_size // config.model.patch_size
     features = None if config.alignment is None else (grid * grid, FEATURE_DIM)
     write_random_latents(
-        folder, get_modalities(names), num_samples, latent_size, num_classes=num_classes, features_shape=features
+        folder,
+        modalities=get_modalities(names),
+        num_samples=num_samples,
+        latent_size=latent_size,
+        num_classes=num_classes,
+        features_shape=features,
     )
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(folder / "vae")  # it is not timed
@@ -52,6 +57,7 @@ def _random_data(config: TrainingConfig, folder: Path, num_samples: int, latent_
 
 def benchmark_training(
     config: TrainingConfig,
+    *,
     num_steps: int = 20,
     num_warmup: int = 5,
     latent_size: int = 32,
@@ -99,7 +105,16 @@ def benchmark_training(
             size = config.data.batch_size // world_size
             batches = _batches(config, size, num_steps + num_warmup + 1)
             amp = dtype if config.trainer.precision.endswith("mixed") else None
-            theirs = official.time_training(code, network, batches, FEATURE_DIM, device, amp, num_steps, num_warmup)
+            theirs = official.time_training(
+                code,
+                network,
+                batches,
+                feature_dim=FEATURE_DIM,
+                device=device,
+                amp_dtype=amp,
+                num_steps=num_steps,
+                num_warmup=num_warmup,
+            )
             report["official"] = theirs | _rates(theirs["seconds_per_step"], size, size * flops, rate)
             _compare(report, world_size)
     return report
@@ -132,12 +147,13 @@ def _time_training(config: TrainingConfig, num_warmup: int) -> tuple[Report | No
 def _batches(config: TrainingConfig, size: int, count: int) -> DataLoader[Any]:
     """Batches for one device; the official code is timed on one."""
     shards = LatentShards(str(config.data.path), config.data.train_split, config.model.modalities, features=True)
-    sampler = StepSampler(len(shards), size, count, config.seed)
+    sampler = StepSampler(len(shards), size, num_batches=count, seed=config.seed)
     return make_loader(shards, batch_sampler=sampler, num_workers=config.data.num_workers)
 
 
 def benchmark_sampling(
     config: TrainingConfig,
+    *,
     num_images: int = 8,
     num_inference_steps: int = 25,
     guidance_scale: float = 1.0,
@@ -192,7 +208,7 @@ def benchmark_sampling(
         "machine": speed.machine(place),
         "tflop_per_image": flops / 1e12,
     }
-    report["mmdit"] = _time_call(ours, place, num_images, flops, rate)
+    report["mmdit"] = _time_call(ours, place, num_images=num_images, flops=flops, rate=rate)
     if code is not None:
         sample = official.sampler(code, network, place, dtype)
         noise = torch.randn(num_images, len(names), LATENT_CHANNELS, latent_size, latent_size)
@@ -200,7 +216,7 @@ def benchmark_sampling(
         def theirs() -> None:
             sample(noise, torch.tensor(labels), num_inference_steps, guidance_scale)
 
-        report["official"] = _time_call(theirs, place, num_images, flops, rate)
+        report["official"] = _time_call(theirs, place, num_images=num_images, flops=flops, rate=rate)
         _compare(report)
     return report
 
@@ -211,7 +227,7 @@ def benchmark_loader(data: Path | None, split: str = "train", batch_size: int = 
         raise UserError(f"--split is {split!r}: the random latents are the split 'train'; name your own with --data")
     with TemporaryDirectory(prefix="mmdit-bench-") as folder:
         if data is None:
-            write_random_latents(Path(folder), get_modalities(MODALITIES), 2048)
+            write_random_latents(Path(folder), modalities=get_modalities(MODALITIES), num_samples=2048)
         shards = LatentShards(data or folder, split)
         shape = [len(shards.modalities), *shards.info.moments_shape]
         rate = speed.measure_loader(shards, batch_size, seconds)
@@ -220,7 +236,7 @@ def benchmark_loader(data: Path | None, split: str = "train", batch_size: int = 
 
 
 def _time_call(
-    function: Any, device: torch.device, num_images: int, flops: float, rate: float, repeats: int = 3
+    function: Any, device: torch.device, *, num_images: int, flops: float, rate: float, repeats: int = 3
 ) -> Report:
     function()
     speed.synchronize(device)

@@ -98,6 +98,7 @@ def time_training(
     code: OfficialCode,
     ours: MultimodalDiT,
     batches: Iterable[dict[str, Any]],
+    *,
     feature_dim: int,
     device: torch.device,
     amp_dtype: torch.dtype | None,
@@ -126,7 +127,16 @@ def time_training(
             began = time.perf_counter()
         if step == num_steps + num_warmup:
             break
-        _training_step(code, network, average, optimizer, loss, batch, device, amp_dtype)
+        _training_step(
+            code,
+            network,
+            average,
+            optimizer=optimizer,
+            loss_function=loss,
+            batch=batch,
+            device=device,
+            amp_dtype=amp_dtype,
+        )
     synchronize(device)
     return {"seconds_per_step": (time.perf_counter() - began) / num_steps, "peak_memory_gib": peak_memory(device)}
 
@@ -135,6 +145,7 @@ def _training_step(
     code: OfficialCode,
     network: nn.Module,
     average: nn.Module,
+    *,
     optimizer: torch.optim.Optimizer,
     loss_function: Any,
     batch: dict[str, Any],

@@ -145,9 +145,9 @@ def measure_loader(dataset: Dataset[Any], batch_size: int = 256, seconds: float 
     """
     num_samples = len(dataset)  # type: ignore[arg-type]
     num_batches = -(-num_samples // batch_size)
-    for _ in make_loader(dataset, batch_sampler=StepSampler(num_samples, batch_size, num_batches, seed=0)):
+    for _ in make_loader(dataset, batch_sampler=StepSampler(num_samples, batch_size, num_batches=num_batches, seed=0)):
         pass
-    loader = make_loader(dataset, batch_sampler=StepSampler(num_samples, batch_size, 10**9, seed=1))
+    loader = make_loader(dataset, batch_sampler=StepSampler(num_samples, batch_size, num_batches=10**9, seed=1))
     count, began, processor = 0, time.perf_counter(), time.process_time()
     for batch in loader:
         count += len(batch["id"])

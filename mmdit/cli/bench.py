@@ -50,7 +50,15 @@ def bench_train(
     if random_data is None:
         path = settings.data.path
         random_data = path is None or not Path(path, "latents.json").is_file()
-    found = benchmark_training(settings, num_steps, num_warmup, latent_size, num_classes, random_data, against)
+    found = benchmark_training(
+        settings,
+        num_steps=num_steps,
+        num_warmup=num_warmup,
+        latent_size=latent_size,
+        num_classes=num_classes,
+        random_data=random_data,
+        against=against,
+    )
     if found is not None:
         _write(found, report)
 
@@ -94,13 +102,13 @@ def bench_sample(
 
     found = benchmark_sampling(
         TrainingConfig(**config),
-        num_images,
-        num_inference_steps,
-        guidance_scale,
-        latent_size,
-        num_classes,
-        device,
-        against,
+        num_images=num_images,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        latent_size=latent_size,
+        num_classes=num_classes,
+        device=device,
+        against=against,
     )
     _write(found, report)
 

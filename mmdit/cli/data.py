@@ -48,7 +48,17 @@ def render(
         raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
     from mmdit.sources.scenes.dataset import render_dataset
 
-    report = render_dataset(output, num_samples, split, size, seed, num_workers, variety, max_distractors, composition)
+    report = render_dataset(
+        output,
+        num_samples,
+        split=split,
+        size=size,
+        seed=seed,
+        num_workers=num_workers,
+        variety=variety,
+        max_distractors=max_distractors,
+        composition=composition,
+    )
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
 
 

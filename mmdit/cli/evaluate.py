@@ -62,12 +62,12 @@ def evaluate(
     report = measure(
         pipe,
         data,
-        split,
-        num_samples,
-        num_inference_steps,
-        guidance_scale,
-        seed,
-        batch_size,
+        split=split,
+        num_samples=num_samples,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        batch_size=batch_size,
         teacher=teacher,
         allow_outside=allow_outside,
     )

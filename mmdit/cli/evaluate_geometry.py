@@ -75,7 +75,15 @@ def evaluate_geometry(
     pipe.set_progress_bar_config(disable=True)
     size = None if height is None or width is None else (height, width)
     space = None if alignment == "auto" else alignment
-    report = measure(pipe, samples, num_inference_steps, seed, batch_size, size, space)
+    report = measure(
+        pipe,
+        samples,
+        num_inference_steps=num_inference_steps,
+        seed=seed,
+        batch_size=batch_size,
+        size=size,
+        alignment=space,
+    )
     report["settings"] = {
         "benchmark": benchmark,
         "data": str(data),

@@ -98,7 +98,15 @@ def samples(
     for done, number in enumerate(mine, start=1):
         folder.write(
             number,
-            make_block(pipe, plan, number, num_inference_steps, guidance_scale, guidance_interval, batch_size),
+            make_block(
+                pipe,
+                plan,
+                number,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                batch_size=batch_size,
+            ),
         )
         print(f"process {rank} of {world_size}: block {done} of {len(mine)}", flush=True)
     missing = folder.missing()
@@ -157,7 +165,9 @@ def evaluate_generation(
         networks["inception"] = InceptionFeatures(None if inception == "download" else Path(inception)).to(where)
     if dinov2 is not None:
         networks["dinov2"] = DinoFeatures(dinov2).to(where)
-    scores = score_generation(made, real, networks["inception"], networks["dinov2"], batch_size)
+    scores = score_generation(
+        made, real, inception=networks["inception"], dino=networks["dinov2"], batch_size=batch_size
+    )
     report = {
         "generation": scores,
         "settings": {

@@ -86,10 +86,17 @@ def sweep(
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(
-        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_size, num_samples=num_samples, seed=seed, allow_outside=allow_outside
     )
     measuring = StepSweep(
-        pipe, samples, network, guidance_scale, condition, seed, batch_size, depth_range(samples.info.depth_scale)
+        pipe,
+        samples,
+        network=network,
+        guidance_scale=guidance_scale,
+        condition=condition,
+        seed=seed,
+        batch_size=batch_size,
+        span=depth_range(samples.info.depth_scale),
     )
     settings = {
         "model": model,

@@ -32,7 +32,7 @@ class StepSampler(Sampler[list[int]]):
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, num_batches: int, seed: int, rank: int = 0, world_size: int = 1
+        self, num_samples: int, batch_size: int, *, num_batches: int, seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_samples, self.batch_size, self.num_batches, self.seed = num_samples, batch_size, num_batches, seed
         self.rank, self.world_size = rank, world_size
@@ -102,6 +102,7 @@ class ResumableDataModule(LightningDataModule):
         self,
         train: Dataset[dict[str, Any]],
         val: Dataset[dict[str, Any]] | None,
+        *,
         batch_size: int,
         num_batches: int,
         num_workers: int = 0,
@@ -131,10 +132,10 @@ class ResumableDataModule(LightningDataModule):
         sampler = StepSampler(
             len(self.train),  # type: ignore[arg-type]
             self.batch_size,
-            self.num_batches,
-            self.seed,
-            rank,
-            world_size,
+            num_batches=self.num_batches,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
         )
         sampler.start = self.batches_seen
         return make_loader(self.train, batch_sampler=sampler, **self.loader_settings)

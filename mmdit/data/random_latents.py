@@ -16,6 +16,7 @@ from mmdit.modalities.modality import Modality
 
 def write_random_latents(
     root: Path,
+    *,
     modalities: Mapping[str, Modality],
     num_samples: int,
     latent_size: int = 32,

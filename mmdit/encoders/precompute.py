@@ -151,7 +151,17 @@ def encode_dataset(
                 samples = GuardedFolder(folders[job.split], like)
                 loader = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": collate}
                 found: dict[str, str] = {}
-                _write_shard(job, samples, codec, teacher, info, loader, skip_bad, found, progress)
+                _write_shard(
+                    job,
+                    samples,
+                    codec,
+                    teacher=teacher,
+                    info=info,
+                    loader_args=loader,
+                    skip_bad=skip_bad,
+                    bad=found,
+                    progress=progress,
+                )
                 for sample_id, reason in found.items():
                     if f"{job.split}/{sample_id}" not in bad:  # not once more for its features
                         bad[f"{job.split}/{sample_id}"] = reason
@@ -198,6 +208,7 @@ def _write_shard(
     job: ShardJob,
     samples: GuardedFolder,
     codec: LatentCodec,
+    *,
     teacher: FeatureTeacher | SceneTeacher | None,
     info: LatentsInfo,
     loader_args: Mapping[str, Any],

@@ -143,6 +143,7 @@ class SceneTeacherObjective:
         self,
         teacher: SceneTeacher,
         images: Tensor,
+        *,
         categories: Tensor,
         labels: Tensor,
         normals: Tensor,

@@ -47,6 +47,7 @@ class Evaluation:
         self,
         pipe: MultimodalDiTPipeline,
         samples: EvaluationSamples,
+        *,
         num_inference_steps: int | None,
         guidance_scale: float | None,
         seed: int,

@@ -96,6 +96,7 @@ def precision_recall(generated: torch.Tensor, real: torch.Tensor) -> tuple[float
 def score_generation(
     samples: ImageSet,
     reference: ImageSet,
+    *,
     inception: InceptionFeatures | None,
     dino: DinoFeatures | None,
     batch_size: int = 64,

@@ -138,6 +138,7 @@ def make_block(
     pipe: MultimodalDiTPipeline,
     plan: SamplePlan,
     number: int,
+    *,
     num_inference_steps: int,
     guidance_scale: float,
     guidance_interval: tuple[float, float],

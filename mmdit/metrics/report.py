@@ -26,6 +26,7 @@ _MAX_DEPTH_UNITS = 65535  # of a 16-bit depth image
 def evaluate(
     pipe: MultimodalDiTPipeline | str | Path,
     data: str | Path,
+    *,
     split: str = "test",
     num_samples: int | None = 128,
     num_inference_steps: int | None = None,
@@ -66,10 +67,16 @@ def evaluate(
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
     samples = EvaluationSamples(
-        data, split, pipe.modalities, pipe.native_size, num_samples, seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_size, num_samples=num_samples, seed=seed, allow_outside=allow_outside
     )
     evaluation = Evaluation(
-        pipe, samples, num_inference_steps, guidance_scale, seed, network, depth_range(samples.info.depth_scale)
+        pipe,
+        samples,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        network=network,
+        span=depth_range(samples.info.depth_scale),
     )
     quiet = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)

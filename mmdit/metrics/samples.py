@@ -54,9 +54,9 @@ class EvaluationSamples:
         split: str,
         modalities: Mapping[str, Modality],
         size: int,
+        *,
         num_samples: int | None = None,
         seed: int = 0,
-        *,
         allow_outside: bool = False,
     ) -> None:
         if num_samples is not None and num_samples < 1:

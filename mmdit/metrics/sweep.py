@@ -101,6 +101,7 @@ class StepSweep:
         self,
         pipe: MultimodalDiTPipeline,
         samples: EvaluationSamples,
+        *,
         network: Any,
         guidance_scale: float,
         condition: str,

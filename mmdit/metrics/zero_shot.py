@@ -36,6 +36,7 @@ def align(
     prediction: Array,
     target: Array,
     valid: Array,
+    *,
     space: str,
     depth_range: tuple[float, float],
     max_fit_width: int | None = None,
@@ -153,6 +154,7 @@ class AnglesOfPixels:
 def evaluate_geometry(
     pipe: MultimodalDiTPipeline,
     samples: GeometrySamples,
+    *,
     num_inference_steps: int = 1,
     seed: int = 0,
     batch_size: int = 8,
@@ -220,7 +222,14 @@ def _depth_errors_of(
     prediction: Array, sample: GeometrySample, benchmark: GeometryBenchmark, space: str
 ) -> dict[str, float]:
     try:
-        estimate = align(prediction, sample.target, sample.valid, space, benchmark.depth_range, benchmark.max_fit_width)
+        estimate = align(
+            prediction,
+            sample.target,
+            sample.valid,
+            space=space,
+            depth_range=benchmark.depth_range,
+            max_fit_width=benchmark.max_fit_width,
+        )
     except UserError as error:
         raise UserError(f"{sample.id}: {error}") from None
     return depth_errors(estimate[sample.valid], sample.target[sample.valid])

@@ -251,4 +251,11 @@ class TeacherModule(SteppedModule):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         labels = self.segmentation.logits(batch["segmentation"]).argmax(dim=1)  # (B, H, W)
-        return self.objective(self.network, batch["rgb"], batch["category"], labels, batch["normal"], generator)
+        return self.objective(
+            self.network,
+            batch["rgb"],
+            categories=batch["category"],
+            labels=labels,
+            normals=batch["normal"],
+            generator=generator,
+        )

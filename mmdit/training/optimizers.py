@@ -74,6 +74,7 @@ class MuonWithAdamW(Optimizer):
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
+        *,
         momentum: float = 0.95,
         nesterov: bool = True,
         num_steps: int = 5,

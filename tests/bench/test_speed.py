@@ -72,6 +72,8 @@ def test_step_timer_measures_after_the_warm_up_and_counts_waiting() -> None:
 
 def test_loader_outruns_the_model(tmp_path: Path) -> None:
     """256-pixel latents of four modalities."""
-    write_random_latents(tmp_path, get_modalities(["rgb", "depth", "normal", "segmentation"]), 256)
+    write_random_latents(
+        tmp_path, modalities=get_modalities(["rgb", "depth", "normal", "segmentation"]), num_samples=256
+    )
     rate = speed.measure_loader(LatentShards(tmp_path), batch_size=64, seconds=0.5)
     assert rate["samples_per_second_per_core"] > 5000

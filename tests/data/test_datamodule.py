@@ -15,33 +15,33 @@ from mmdit.errors import UserError
 
 
 def test_every_pass_visits_every_sample_once_and_passes_differ() -> None:
-    flat = [i for batch in StepSampler(10, 4, 5, seed=3) for i in batch]
+    flat = [i for batch in StepSampler(10, 4, num_batches=5, seed=3) for i in batch]
     assert Counter(flat[:10]) == Counter(range(10))
     assert Counter(flat[10:20]) == Counter(range(10))
     assert flat[:10] != flat[10:20]
 
 
 def test_batches_are_full_even_where_the_data_is_smaller() -> None:
-    batches = list(StepSampler(3, 8, 2, seed=0))
+    batches = list(StepSampler(3, 8, num_batches=2, seed=0))
     assert [len(batch) for batch in batches] == [8, 8]
     assert set(batches[0]) == {0, 1, 2}
 
 
 def test_starting_later_continues_the_same_order() -> None:
-    whole = list(StepSampler(10, 4, 9, seed=1))
-    resumed = StepSampler(10, 4, 9, seed=1)
+    whole = list(StepSampler(10, 4, num_batches=9, seed=1))
+    resumed = StepSampler(10, 4, num_batches=9, seed=1)
     resumed.start = 5
     assert list(resumed) == whole[5:]
 
 
 def test_longer_runs_begin_alike_and_seeds_differ() -> None:
-    assert list(StepSampler(10, 4, 20, seed=1))[:9] == list(StepSampler(10, 4, 9, seed=1))
-    assert list(StepSampler(10, 4, 9, seed=2)) != list(StepSampler(10, 4, 9, seed=1))
+    assert list(StepSampler(10, 4, num_batches=20, seed=1))[:9] == list(StepSampler(10, 4, num_batches=9, seed=1))
+    assert list(StepSampler(10, 4, num_batches=9, seed=2)) != list(StepSampler(10, 4, num_batches=9, seed=1))
 
 
 def test_processes_share_the_global_batch() -> None:
-    whole = list(StepSampler(10, 4, 6, seed=1))
-    parts = [list(StepSampler(10, 4, 6, 1, rank, 2)) for rank in range(2)]
+    whole = list(StepSampler(10, 4, num_batches=6, seed=1))
+    parts = [list(StepSampler(10, 4, num_batches=6, seed=1, rank=rank, world_size=2)) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert parts[0][step] == batch[0::2]
         assert parts[1][step] == batch[1::2]
@@ -60,7 +60,7 @@ def test_data_module_state_moves_the_start() -> None:
 def test_workers_do_not_change_the_order(num_workers: int) -> None:
     data = ResumableDataModule(SyntheticLatents(2, 8), None, batch_size=4, num_batches=3, num_workers=num_workers)
     batches = list(data.train_dataloader())
-    expected = [SyntheticLatents(2, 8)[i]["id"] for i in next(iter(StepSampler(8, 4, 3, 0)))]
+    expected = [SyntheticLatents(2, 8)[i]["id"] for i in next(iter(StepSampler(8, 4, num_batches=3, seed=0)))]
     assert batches[0]["id"] == expected
     assert batches[0]["moments"].shape == (4, 2, 8, 8, 8)
     assert batches[0]["present"].dtype == torch.bool

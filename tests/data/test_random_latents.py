@@ -10,7 +10,14 @@ from mmdit.modalities import get_modalities
 
 
 def test_random_latents_are_read_as_real_ones(tmp_path: Path) -> None:
-    write_random_latents(tmp_path, get_modalities(["rgb", "depth"]), 10, 8, features_shape=(16, 6), shard_size=4)
+    write_random_latents(
+        tmp_path,
+        modalities=get_modalities(["rgb", "depth"]),
+        num_samples=10,
+        latent_size=8,
+        features_shape=(16, 6),
+        shard_size=4,
+    )
     data = LatentShards(tmp_path, features=True)
     assert len(data) == 10
     item = data[9]

@@ -205,7 +205,12 @@ def test_scores(tmp_path, inception, dino_folder):
     np.savez(tmp_path / "real.npz", real)
     dino = DinoFeatures(str(dino_folder))
     scores = score_generation(
-        open_images(tmp_path / "made.npz"), open_images(tmp_path / "real.npz"), network, dino, 4, False
+        open_images(tmp_path / "made.npz"),
+        open_images(tmp_path / "real.npz"),
+        inception=network,
+        dino=dino,
+        batch_size=4,
+        progress=False,
     )
     # In batches of 4 and of what is left: the reference first, then the samples.
     second, *rest = ({k: v.double().numpy() for k, v in features.items()} for features in network.seen)
@@ -259,7 +264,12 @@ def test_statistics_count_for_the_distances(tmp_path):
         sigma_s=np.cov(spatial, rowvar=False),
     )
     scores = score_generation(
-        open_images(tmp_path / "made.npz"), open_images(tmp_path / "ref.npz"), network, None, 16, False
+        open_images(tmp_path / "made.npz"),
+        open_images(tmp_path / "ref.npz"),
+        inception=network,
+        dino=None,
+        batch_size=16,
+        progress=False,
     )
     ours = {key: value.double().numpy() for key, value in network(tensor(made)).items()}
     assert scores["fid"] == pytest.approx(distance(ours["pool"], other), rel=1e-5)  # not the images' distance
@@ -269,10 +279,14 @@ def test_statistics_count_for_the_distances(tmp_path):
     for statistics in ({"mu": np.zeros(5), "sigma": np.eye(5)}, {"mu": np.zeros(6)}):
         np.savez(tmp_path / "foreign.npz", arr_0=real, **statistics)
         with pytest.raises(UserError, match=r"foreign.npz: mu and sigma have shapes .* have \(6,\) and \(6, 6\)"):
-            score_generation(open_images(tmp_path / "made.npz"), open_images(tmp_path / "foreign.npz"), network, None)
+            score_generation(
+                open_images(tmp_path / "made.npz"), open_images(tmp_path / "foreign.npz"), inception=network, dino=None
+            )
     np.savez(tmp_path / "one.npz", made[:1])
     with pytest.raises(UserError, match="holds 1 images: at least 2"):
-        score_generation(open_images(tmp_path / "one.npz"), open_images(tmp_path / "ref.npz"), network, None)
+        score_generation(
+            open_images(tmp_path / "one.npz"), open_images(tmp_path / "ref.npz"), inception=network, dino=None
+        )
 
 
 def test_command(tmp_path, dino_folder, monkeypatch, capsys):

@@ -45,12 +45,36 @@ def test_bad_plans():
 
 
 def test_a_sample_depends_on_seed_and_number_alone(pipe):
-    whole = make_block(pipe, plan(4, 4), 0, 2, 1.5, (0.0, 1.0), 4)
-    parts = [make_block(pipe, plan(4, 2), number, 2, 1.5, (0.0, 1.0), 1) for number in (0, 1)]
+    whole = make_block(
+        pipe, plan(4, 4), 0, num_inference_steps=2, guidance_scale=1.5, guidance_interval=(0.0, 1.0), batch_size=4
+    )
+    parts = [
+        make_block(
+            pipe,
+            plan(4, 2),
+            number,
+            num_inference_steps=2,
+            guidance_scale=1.5,
+            guidance_interval=(0.0, 1.0),
+            batch_size=1,
+        )
+        for number in (0, 1)
+    ]
     assert whole.shape == (4, 64, 64, 3)
     assert whole.dtype == np.uint8
     assert abs(whole.astype(int) - np.concatenate(parts)).max() <= 1  # of rounding
-    assert (whole != make_block(pipe, plan(4, 4, seed=1), 0, 2, 1.5, (0.0, 1.0), 4)).any()
+    assert (
+        whole
+        != make_block(
+            pipe,
+            plan(4, 4, seed=1),
+            0,
+            num_inference_steps=2,
+            guidance_scale=1.5,
+            guidance_interval=(0.0, 1.0),
+            batch_size=4,
+        )
+    ).any()
 
 
 def test_joined_blocks(tmp_path):

@@ -33,7 +33,16 @@ def pipe(tiny_pipeline_dir):
 def sweeping(pipe, make_dataset):
     def build(num_samples=5, batch_size=2, condition="depth", guidance_scale=2.0, network=None):
         samples = EvaluationSamples(make_dataset(num_samples), "train", pipe.modalities, 64)
-        return StepSweep(pipe, samples, network, guidance_scale, condition, 3, batch_size, RANGE)
+        return StepSweep(
+            pipe,
+            samples,
+            network=network,
+            guidance_scale=guidance_scale,
+            condition=condition,
+            seed=3,
+            batch_size=batch_size,
+            span=RANGE,
+        )
 
     return build
 

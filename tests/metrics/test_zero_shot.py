@@ -169,7 +169,7 @@ def test_alignment_is_numpys_least_squares(space):
     target, prediction = rng.uniform(1, 9, (12, 30)), rng.uniform(-0.1, 1, (12, 30))
     valid = rng.random((12, 30)) > 0.2
     for width in (None, 20):
-        estimate = align(prediction, target, valid, space, (0.5, 8.0), width)
+        estimate = align(prediction, target, valid, space=space, depth_range=(0.5, 8.0), max_fit_width=width)
         expected = reference_errors(prediction, target, valid, space, 0.5, 8.0, width)
         measured = depth_errors(estimate[valid], target[valid])
         assert measured == pytest.approx(expected, rel=1e-6)
@@ -180,9 +180,9 @@ def test_alignment_is_numpys_least_squares(space):
 def test_alignment_refuses():
     ones = np.ones((2, 2))
     with pytest.raises(UserError, match="alignment space is 'log'"):
-        align(ones, ones, ones > 0, "log", (1, 2))
+        align(ones, ones, ones > 0, space="log", depth_range=(1, 2))
     with pytest.raises(UserError, match="0 pixels can be fitted"):
-        align(-ones, ones, ones > 0, "disparity", (1, 2))
+        align(-ones, ones, ones > 0, space="disparity", depth_range=(1, 2))
 
 
 def write_normals(root, name, count=2):
@@ -211,7 +211,7 @@ def write_normals(root, name, count=2):
 def test_normals_of_every_layout(pipe, tmp_path, name):
     truths = write_normals(tmp_path, name)
     samples = GeometrySamples(name, tmp_path, tmp_path / "list.txt")
-    report = evaluate_geometry(pipe, samples, 2, 5, batch_size=1, progress=False)["normal"]
+    report = evaluate_geometry(pipe, samples, num_inference_steps=2, seed=5, batch_size=1, progress=False)["normal"]
     angles = []
     for prediction, (_, normal, valid) in zip(predict(pipe, truths, "normal", 2, 5), truths, strict=True):
         p, t = torch.from_numpy(prediction[valid]), torch.from_numpy(normal[valid])

@@ -24,6 +24,7 @@ VERSIONED = ("torch", "transformers", "diffusers")
 def describe(
     root: Path,
     split: str,
+    *,
     images: str,
     licence: str,
     categories: Iterable[str],

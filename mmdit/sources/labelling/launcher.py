@@ -74,6 +74,7 @@ class LabellingModule(pl.LightningModule):
         images: Sequence[SourceImage],
         labellers: Sequence[Labeller],
         writer: DatasetWriter,
+        *,
         size: int | None,
         batch_size: int,
         num_workers: int,
@@ -211,10 +212,12 @@ def label_images(
     categories = {image.category for image in found if image.category is not None}
     trainer = _make_trainer(accelerator, devices, num_nodes)
     with FolderLock(output, "mmdit data label") if trainer.is_global_zero else nullcontext():
-        values = describe(output, split, str(images), licence, categories, size, labellers)
+        values = describe(
+            output, split, images=str(images), licence=licence, categories=categories, size=size, labellers=labellers
+        )
         if trainer.is_global_zero:
             save_description(output, values)  # before the first label, so that no other labeller can be mixed in
-        module = LabellingModule(found, labellers, writer, size, batch_size, num_workers)
+        module = LabellingModule(found, labellers, writer, size=size, batch_size=batch_size, num_workers=num_workers)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             try:

@@ -98,6 +98,7 @@ def render_scene(
     seed: int,
     split: str,
     index: int,
+    *,
     size: int = 64,
     variety: bool = False,
     max_distractors: int | None = None,
@@ -121,6 +122,7 @@ def default_distractors(composition: str, variety: bool) -> int:
 def render_dataset(
     output: Path,
     num_samples: int = 1000,
+    *,
     split: str = "train",
     size: int = 64,
     seed: int = 0,
@@ -149,7 +151,14 @@ def render_dataset(
         UserError: a value out of range, an unknown name, a folder rendered with other settings, or one that another process
             writes into.
     """
-    _check_arguments(num_samples, split, size, seed, num_workers, max_distractors)
+    _check_arguments(
+        num_samples=num_samples,
+        split=split,
+        size=size,
+        seed=seed,
+        num_workers=num_workers,
+        max_distractors=max_distractors,
+    )
     if composition not in COMPOSITIONS:
         raise unknown_name("composition", composition, COMPOSITIONS)
     output = Path(output)
@@ -195,7 +204,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _check_arguments(
-    num_samples: int, split: str, size: int, seed: int, num_workers: int | None, max_distractors: int | None
+    *, num_samples: int, split: str, size: int, seed: int, num_workers: int | None, max_distractors: int | None
 ) -> None:
     if not MIN_SIZE <= size <= MAX_SIZE or size % SIZE_STEP:
         raise UserError(f"size {size}: must be at least {MIN_SIZE}, at most {MAX_SIZE} and divisible by {SIZE_STEP}")
@@ -305,7 +314,13 @@ def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: Sc
 def _render_to_disk(output: Path, scenes: _Scenes, index: int) -> int:
     split = scenes.split
     sample = render_scene(
-        scenes.seed, split, index, scenes.size, scenes.variety, scenes.max_distractors, scenes.composition
+        scenes.seed,
+        split,
+        index,
+        size=scenes.size,
+        variety=scenes.variety,
+        max_distractors=scenes.max_distractors,
+        composition=scenes.composition,
     )
     depth_units = np.round(sample.depth / DEPTH_SCALE)
     if depth_units.min() < 1 or depth_units.max() > np.iinfo(np.uint16).max:

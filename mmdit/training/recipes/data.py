@@ -34,7 +34,12 @@ def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] |
     """Batches for all steps of a run."""
     num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     return ResumableDataModule(
-        train, val, config.data.batch_size, num_batches, config.data.num_workers, seed=config.seed
+        train,
+        val,
+        batch_size=config.data.batch_size,
+        num_batches=num_batches,
+        num_workers=config.data.num_workers,
+        seed=config.seed,
     )
 
 
