@@ -111,7 +111,8 @@ def test_background_pixels_weigh_less():
     normals = torch.zeros(1, 3, 8, 8)
     normals[:, 2] = 1.0
     normals[:, :, 0] = torch.tensor([1.0, 0.0, 0.0])[:, None]  # wrong by 90 degrees on the object
-    parts = objective(teacher, torch.zeros(1, 3, 8, 8), torch.zeros(1).long(), labels, normals, torch.Generator())
+    batch = {"categories": torch.zeros(1).long(), "labels": labels, "normals": normals, "generator": torch.Generator()}
+    parts = objective(teacher, torch.zeros(1, 3, 8, 8), **batch)
     assert parts["normal"].item() == pytest.approx(8 / (8 + 56 / 4), rel=1e-4)
 
 
