@@ -118,13 +118,13 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_files(make_dataset, vae,
     _encode(root, tmp_path / "whole", vae)
     write, written = precompute._write_shard, []
 
-    def write_and_die(job, *args):
+    def write_and_die(job, *args, **options):
         if len(written) == 2:
             # What SIGKILL leaves: a temporary file of a shard that was not finished.
             (job.path.parent / f".{job.path.name}.tmp").write_bytes(b"half")
             raise _Killed
         written.append(job.path.name)
-        write(job, *args)
+        write(job, *args, **options)
 
     monkeypatch.setattr(precompute, "_write_shard", write_and_die)
     with pytest.raises(_Killed):
@@ -133,7 +133,9 @@ def test_an_interrupted_run_goes_on_and_writes_the_same_files(make_dataset, vae,
         LatentShards(tmp_path / "out")
     resumed = []
     monkeypatch.setattr(
-        precompute, "_write_shard", lambda job, *args: (resumed.append(job.path.name), write(job, *args))
+        precompute,
+        "_write_shard",
+        lambda job, *args, **options: (resumed.append(job.path.name), write(job, *args, **options)),
     )
     _encode(root, tmp_path / "out", vae)
     assert resumed == ["shard-00002.safetensors"]
