@@ -48,7 +48,7 @@ def test_no_gpu_is_one_line(
     ("arguments", "message"),
     [
         (["--minutes", "0"], r"--minutes is 0.0: give more than 0"),
-        (["--wheels", "."], r"--wheels .*: there is no wheel in this folder"),
+        (["--wheels", "."], r"--wheels .*: this folder has no wheel"),
         (["--only", "speed"], r"invalid choice: 'speed'"),
     ],
 )
