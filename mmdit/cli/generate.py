@@ -61,7 +61,16 @@ def generate(
     files = given_files({}, given)
 
     run = SamplingRun(
-        "generate", model, num_inference_steps, guidance_scale, scheduler, device, dtype, output, overwrite, batch_size
+        "generate",
+        model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        output=output,
+        overwrite=overwrite,
+        batch_size=batch_size,
     )
     labels, names, ranges, next_seed = {}, {}, [], dict[str, int]()
     stems = category_names(run.pipe)
@@ -128,7 +137,16 @@ def understand(
     for reason in bad:
         note(f"left out: {reason}")
     run = SamplingRun(
-        "understand", model, num_inference_steps, 1.0, scheduler, device, dtype, output, overwrite, batch_size
+        "understand",
+        model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=1.0,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        output=output,
+        overwrite=overwrite,
+        batch_size=batch_size,
     )
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
@@ -214,7 +232,16 @@ def condition(
         raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
     scale = guidance_scale if category is not None else 1.0
     run = SamplingRun(
-        "condition", model, num_inference_steps, scale, scheduler, device, dtype, output, overwrite, batch_size
+        "condition",
+        model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=scale,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        output=output,
+        overwrite=overwrite,
+        batch_size=batch_size,
     )
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
     label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)

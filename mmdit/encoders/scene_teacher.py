@@ -41,6 +41,7 @@ class SceneTeacher(nn.Module):
         num_categories: int,
         num_labels: int,
         image_size: int = 64,
+        *,
         patch_size: int = 8,
         hidden_size: int = 160,
         depth: int = 5,

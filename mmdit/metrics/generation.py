@@ -50,6 +50,7 @@ class ImageFeatures:
     def of(
         cls,
         images: ImageSet,
+        *,
         inception: InceptionFeatures | None,
         dino: DinoFeatures | None,
         batch_size: int,
@@ -121,8 +122,9 @@ def score_generation(
         raise UserError(f"{reference.name}: holds neither images nor statistics")
     if inception is not None and reference.statistics:
         _check_statistics(reference, inception)
-    real = ImageFeatures.of(reference, inception, dino, batch_size, progress, "reference")
-    made = ImageFeatures.of(samples, inception, dino, batch_size, progress, "samples")
+    how: dict[str, Any] = {"inception": inception, "dino": dino, "batch_size": batch_size, "progress": progress}
+    real = ImageFeatures.of(reference, **how, what="reference")
+    made = ImageFeatures.of(samples, **how, what="samples")
     report: dict[str, Any] = dict.fromkeys(
         ("fid", "sfid", "inception_score", "inception_score_std", "precision", "recall", "fd_dinov2"), float("nan")
     )

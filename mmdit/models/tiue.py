@@ -45,6 +45,7 @@ class TIUEConditioner(ClassConditioner):
         num_classes: int,
         hidden_size: int,
         dropout_prob: float = 0.1,
+        *,
         text_width: int = 768,
         image_width: int = 768,
         text_share: float = 0.36,

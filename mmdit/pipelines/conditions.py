@@ -29,6 +29,7 @@ def encode_conditions(
     height: int,
     width: int,
     may_differ: bool,
+    *,
     region: Region | None = None,
     options: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Tensor]:

@@ -302,7 +302,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
         prompts = prompt if prompt is None or isinstance(prompt, list) else [prompt]
         options = {"depth_values": depth_values}
-        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region, options)
+        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region=region, options=options)
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
         batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
         check_call(batch * num_images, height, width)

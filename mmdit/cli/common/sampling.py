@@ -106,6 +106,7 @@ class SamplingRun:
         self,
         command: str,
         model: str,
+        *,
         num_inference_steps: int,
         guidance_scale: float,
         scheduler: str | None,
