@@ -123,7 +123,11 @@ class _Parser:
         if self.categories is None or category in self.categories:
             return category
         nearest = nearest_names(category[:200], self.rules.categories or ())
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "dataset.json names no categories"
+        hint = (
+            f"did you mean {nearest[0]!r}?"
+            if nearest
+            else "dataset.json names no categories: list it there, or leave it out of the line"
+        )
         reasons.append(f"unknown category {quoted(category)}: {hint}")
         return None
 

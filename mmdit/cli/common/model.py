@@ -145,9 +145,8 @@ def load_vae(name: str) -> AutoencoderKL:
         refuse_code(config, f"{name}: config.json")
         vae = AutoencoderKL.from_pretrained(name, use_safetensors=True, local_files_only=offline)
     except (OSError, ValueError) as error:
-        reason = f"the Hub did not deliver it; a folder or bundled model needs no network: {one_line(error)}"
-        if offline:
-            reason = "the Hub can't be reached and its cache lacks it; a folder or bundled model needs no network"
-        raise UserError(f"--vae {name!r} can't be loaded: {reason}") from error
+        reason = "the Hub can't be reached and its cache lacks it" if offline else one_line(error)
+        advice = f"a folder needs no network, nor does the bundled {BUNDLED_MODEL!r}"
+        raise UserError(f"--vae {name!r} can't be loaded: {reason}; {advice}") from error
     refuse_non_finite(vae, f"--vae {name!r}")
     return vae
