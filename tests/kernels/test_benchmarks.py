@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdit_kernels.dispatch import interpreting
 
 FOLDER = Path(__file__).parents[2] / "kernels" / "benchmarks"
 
@@ -64,3 +65,31 @@ def test_a_report_compares_with_the_goals_and_saves_each_row(tmp_path: Path, mon
     assert [line["goal"] for line in table[1:]] == [""] * 5
     if importlib.util.find_spec("matplotlib") is not None:
         assert (tmp_path / "attention.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(interpreting(), reason="the interpreter does not compile")
+def test_the_grid_replaces_rows_of_its_own_version_and_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One kernel, compiled for two labels and again: a row each, and a table that shows what changed."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import compile_grid
+
+    path = tmp_path / "compiled.csv"
+    only = ["--kernel", "forward", "--target", "sm_90", "--dtype", "bfloat16", "--d", "1152", "--output", str(path)]
+    for label in ("before", "after", "after"):
+        compile_grid.main([*only, "--label", label])
+    assert "0 of 1 cases spill or do not fit" in capsys.readouterr().out
+    rows = compile_grid.read(path)
+    assert [(row["label"], row["op"], row["spilled"], row["tensors"]) for row in rows] == [
+        ("before", "adaln", "0", "4"),
+        ("after", "adaln", "0", "4"),
+    ]
+    registers, blocks = rows[1]["registers"], rows[1]["blocks"]
+    assert int(registers) > 0
+    assert int(blocks) > 0
+    rows[0] |= {"registers": "255", "blocks": "1"}
+    compile_grid.write(path, rows)
+    compile_grid.main(["--table", "--output", str(path)])
+    assert f"| 255 / 1 → {registers} / {blocks} | - |" in capsys.readouterr().out
