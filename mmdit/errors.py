@@ -11,7 +11,9 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         text = super().__str__()  # torch raises a loader process's error again with its whole traceback as the message
-        return text.rpartition(f"{__name__}.UserError: ")[2].strip() if text.startswith("Caught UserError in") else text
+        if text.startswith("Caught UserError in"):
+            text = text.rpartition(f"{__name__}.UserError: ")[2]
+        return " ".join(filter(None, map(str.strip, text.splitlines())))  # a library's reason may have several lines
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -235,7 +235,7 @@ def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
     assert len(notes) == 2
     error = result.err.splitlines()[-1]
     assert error.startswith(
-        f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled all the same"
+        f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled; the same command tries the others again"
     )
     assert "label 5: 100%" in result.err.replace("\r", "\n")  # the progress, with its time left
     (image_folder / "n01/c.png").unlink()
