@@ -7,6 +7,7 @@ the child's pid; {"wait": pid} gives its exit code, negative for a signal, or nu
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 
@@ -24,6 +25,10 @@ from mmdit.cli.main import main
 
 def child(arguments: list[str]) -> int:
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # as in a terminal: under nohup, or behind a shell's "&", they are ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if arguments[0].endswith(".py"):
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")

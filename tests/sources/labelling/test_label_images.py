@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmdit.cli.main import main
@@ -235,7 +236,8 @@ def test_command(depth_anything, sam, image_folder, tmp_path, capsys):
     assert len(notes) == 2
     error = result.err.splitlines()[-1]
     assert error.startswith(
-        f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled; the same command tries the others again"
+        f"mmdit: error: 1 problems, listed above ({tmp_path / 'out/train'}: 4 images labelled; the same command tries the "
+        "others again"
     )
     assert "label 5: 100%" in result.err.replace("\r", "\n")  # the progress, with its time left
     (image_folder / "n01/c.png").unlink()
@@ -274,7 +276,12 @@ def test_killed_runs_go_on_in_two_processes(depth_anything, pixels, tmp_path, pr
     assert [code for code, _ in said] == [2, 0], said
     assert (said[0][1] + said[1][1]).count("bad.jpg: not an image") == 1
 
-    report = _label(images, tmp_path / "whole", _load(depth=depth_anything), batch_size=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes: another number rounds sums otherwise
+    try:
+        report = _label(images, tmp_path / "whole", _load(depth=depth_anything), batch_size=2)
+    finally:
+        torch.set_num_threads(threads)
     assert report.num_samples == 30
     assert _files(train / "rgb") == _files(tmp_path / "whole/train/rgb")
     assert _files(train / "depth") == _files(tmp_path / "whole/train/depth")
