@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmdit.conditioning import EncodedPrompts
+from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
 from mmdit.encoders.text import TextEncoder
 from mmdit.errors import UserError
 from mmdit.prompt import Prompt
@@ -112,5 +112,5 @@ class PromptEncoder(nn.Module):
         def restate(words: Tensor) -> Tensor:
             return text(tokens, words).states
 
-        subjects = tokens.subjects if images else torch.full_like(tokens.subjects, -1)
+        subjects = tokens.subjects if images else torch.full_like(tokens.subjects, NO_SUBJECT)
         return EncodedPrompts(states, tokens.mask, subjects, embeddings.to(states), restate, present)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdit.errors import UserError, nearest_names
+from mmdit.conditioning import NO_SUBJECT
+from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.prompt import Prompt
 
-NO_SUBJECT = -1
 # Per thread, so that threads can share one encoder: (S, W) vectors, and which of them stands at each token (B, L).
 _pseudo_words: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("pseudo_words", default=None)
 
@@ -204,8 +204,7 @@ def load_text_encoder(name_or_folder: str) -> TextEncoder:
         model = loader.from_pretrained(name_or_folder, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"text encoder {name_or_folder!r} can't be loaded ({reason}): give a folder or a Hub id"
+            f"text encoder {name_or_folder!r} can't be loaded ({first_line(error)}): give a folder or a Hub id"
         ) from error
     return TextEncoder(model, tokenizer)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_encoders import VOCABULARY, make_bert, make_clip, make_model, make_tokenizer
 
-from mmdit.encoders.text import NO_SUBJECT, TextEncoder, load_text_encoder
+from mmdit.conditioning import NO_SUBJECT
+from mmdit.encoders.text import TextEncoder, load_text_encoder
 from mmdit.errors import UserError
 from mmdit.prompt import parse
 
