@@ -23,7 +23,7 @@ def render(
     num_workers: Workers | None = None,
     variety: bool = False,
     max_distractors: NonNegativeInt | None = None,
-    composition: Literal["main", "subjects"] = "main",
+    composition: Literal["main", "subjects", "mixed"] = "main",
 ) -> None:
     """Render procedural scenes with exact ground truth.
 
@@ -41,7 +41,7 @@ def render(
         variety: Add textures, gloss and more distractors.
         max_distractors: Most other objects in a scene; by default 1, with variety 3.
         composition: main, or subjects: for prompts, blocks of eight scenes with two subjects that come back, alone and as
-            pairs, left and right of, in front of and behind each other.
+            pairs, left and right of, in front of and behind each other; or mixed: both by turns.
     """
     missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,11 +1,13 @@
 """What a scene's caption says, by construction: categories, colours, sizes, relations, floor, wall, texture and gloss.
 
-A caption is a text with the character span of each object's words, None for an object that it leaves out.
+A caption is a text with the character span of each object's words, None for an object that it leaves out, and those of the
+floor, the wall and "the scene" whose style it asks for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,20 +24,30 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 }
 TEXTURE_WORDS = {"checker": "checkered", "stripes": "striped", "noise": "speckled"}
 GLOSS_WORD, SHINY = "shiny", 0.3
+# What words may stand for besides objects: floor and wall, and both together in another picture.
+FLOOR, WALL, STYLE = GROUND = ("floor", "wall", "scene")
 LEADS = ("", "", "", "a picture of ", "a photo of ", "a rendering of ")
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and, object by object of the layout, where its words are."""
+    """A text and, object by object of the layout, where its words are; ``ground``: name in ``GROUND`` -> where its words are."""
 
     text: str
     spans: tuple[Span | None, ...]
+    ground: Mapping[str, Span] = field(default_factory=dict)
 
 
 def phrase(placed: PlacedObject) -> str:
     """The object's colour and category: "red torus"."""
     return f"{_colour(placed.material)} {placed.category}"
+
+
+def ground_phrase(layout: Layout, name: str) -> str:
+    """What ``name`` of ``GROUND`` is called: "grey floor", "white wall", "scene"."""
+    if name == STYLE:
+        return STYLE
+    return f"{_ground(layout.floor if name == FLOOR else layout.wall)} {name}"
 
 
 def captions(layout: Layout, rng: np.random.Generator, count: int = 6) -> list[Caption]:
@@ -56,6 +68,7 @@ class _Writer:
     def __init__(self, num_objects: int) -> None:
         self.text = ""
         self.spans: list[Span | None] = [None] * num_objects
+        self.ground: dict[str, Span] = {}
 
     def add(self, text: str) -> _Writer:
         self.text += text
@@ -71,8 +84,13 @@ class _Writer:
         self.spans[number] = (len(self.text), len(self.text) + len(marked))
         return self.add(marked)
 
+    def place(self, name: str, words: str) -> _Writer:
+        """Words of the floor, the wall or the style."""
+        self.ground[name] = (len(self.text), len(self.text) + len(words))
+        return self.add(words)
+
     def caption(self) -> Caption:
-        return Caption(self.text, tuple(self.spans))
+        return Caption(self.text, tuple(self.spans), self.ground)
 
 
 def _single(layout: Layout, rng: np.random.Generator) -> Caption:
@@ -99,12 +117,13 @@ def _pair(layout: Layout, rng: np.random.Generator) -> Caption:
 
 
 def _background(writer: _Writer, layout: Layout, rng: np.random.Generator) -> _Writer:
-    floor, wall = _ground(layout.floor), _ground(layout.wall)
     draw = rng.random()
-    if draw < 0.25:
-        writer.add(f" on {_article(floor)} {floor} floor")
-    if draw < 0.12 or 0.25 <= draw < 0.35:
-        writer.add(f" against {_article(wall)} {wall} wall")
+    if layout.relation and draw > 0.92:  # another picture has the same floor and wall
+        return writer.add(" in the style of the ").place(STYLE, ground_phrase(layout, STYLE))
+    for name, lead, said in ((FLOOR, " on ", draw < 0.25), (WALL, " against ", draw < 0.12 or 0.25 <= draw < 0.35)):
+        if said:
+            words = ground_phrase(layout, name)
+            writer.add(f"{lead}{_article(words)} ").place(name, words)
     return writer
 
 

@@ -6,7 +6,13 @@ from abc import ABC, abstractmethod
 
 from mmdit.errors import UserError
 from mmdit.sources.scenes.layout import Layout, category_of, sample_layout
-from mmdit.sources.scenes.subjects import alone_scenes, lone_subject, sample_subject_layout
+from mmdit.sources.scenes.subjects import (
+    SCENES_PER_BLOCK,
+    alone_scenes,
+    lone_subject,
+    same_ground,
+    sample_subject_layout,
+)
 
 
 class Composition(ABC):
@@ -23,6 +29,10 @@ class Composition(ABC):
     def references(self, layout: Layout, index: int, number: int) -> list[int]:
         """Other scenes that show ``layout.objects[number]``, the clearest one first."""
         return []
+
+    def same_ground(self, index: int) -> int | None:
+        """Another scene with the same floor and wall, if there is one."""
+        return None
 
 
 class MainObject(Composition):
@@ -53,5 +63,42 @@ class Subjects(Composition):
         crowded, alone = alone_scenes(layout.subjects[number])
         return [scene for scene in (alone, crowded) if scene != index]
 
+    def same_ground(self, index: int) -> int | None:
+        return same_ground(index)
 
-COMPOSITIONS: dict[str, Composition] = {"main": MainObject(), "subjects": Subjects()}
+
+class Mixed(Composition):
+    """Both kinds in one split, by turns: a block of scenes of one main object, a block of subjects."""
+
+    parts = (MainObject(), Subjects())
+
+    def _part(self, index: int) -> tuple[Composition, int]:
+        """The composition that scene ``index`` is from, and its number there."""
+        block, place = divmod(index, SCENES_PER_BLOCK)
+        return self.parts[block % 2], SCENES_PER_BLOCK * (block // 2) + place
+
+    def _index(self, index: int, scene: int) -> int:
+        """The number here of scene ``scene`` of the composition that scene ``index`` is from."""
+        block, place = divmod(scene, SCENES_PER_BLOCK)
+        kind = index // SCENES_PER_BLOCK % 2
+        return SCENES_PER_BLOCK * (2 * block + kind) + place
+
+    def layout(self, seed: int, split: str, index: int, variety: bool, max_distractors: int) -> Layout:
+        part, scene = self._part(index)
+        return part.layout(seed, split, scene, variety, max_distractors)
+
+    def category(self, seed: int, split: str, index: int) -> str | None:
+        part, scene = self._part(index)
+        return part.category(seed, split, scene)
+
+    def references(self, layout: Layout, index: int, number: int) -> list[int]:
+        part, scene = self._part(index)
+        return [self._index(index, other) for other in part.references(layout, scene, number)]
+
+    def same_ground(self, index: int) -> int | None:
+        part, scene = self._part(index)
+        other = part.same_ground(scene)
+        return None if other is None else self._index(index, other)
+
+
+COMPOSITIONS: dict[str, Composition] = {"main": MainObject(), "subjects": Subjects(), "mixed": Mixed()}

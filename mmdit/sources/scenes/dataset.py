@@ -25,7 +25,7 @@ from mmdit.modalities import IMAGE
 from mmdit.modalities.files import png
 from mmdit.progress import Progress
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
-from mmdit.sources.scenes.captions import captions, phrase
+from mmdit.sources.scenes.captions import FLOOR, GROUND, STYLE, WALL, captions, ground_phrase, phrase
 from mmdit.sources.scenes.compositions import COMPOSITIONS
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, scene_generator
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
@@ -145,7 +145,7 @@ def render_dataset(
         num_workers: processes; by default one for each usable core.
         variety: also textures, gloss and up to three distractors.
         max_distractors: most other objects in a scene; by default 1, with variety 3.
-        composition: name in ``COMPOSITIONS``: "main", or "subjects" for prompts.
+        composition: name in ``COMPOSITIONS``: "main", "subjects" for prompts, or "mixed", half of each.
 
     Raises:
         UserError: a value out of range, an unknown name, a folder rendered with other settings, or one that another process
@@ -286,27 +286,32 @@ def _prompt_file(writer: DatasetWriter, index: int) -> Path:
 
 
 def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: SceneSample) -> None:
-    """Captions and entities of a scene, and a mask of each object that can be seen."""
+    """Captions and entities of a scene, and a mask of everything named that can be seen."""
     layout, composition = sample.layout, COMPOSITIONS[scenes.composition]
     drawn = captions(layout, scene_generator(scenes.seed, scenes.split, CAPTION_STREAM, index))
-    entities = []
-    for number, placed in enumerate(layout.objects):
-        mask = sample.surface == 2 + number
+    entities: list[dict[str, Any]] = []
+
+    def add(words: str, spans: list[Any], mask: np.ndarray, others: list[int]) -> None:
         if not mask.any():
-            continue
-        name = f"mask/{_sample_id(index)}_{number}.png"
-        write_atomically(writer.folder / name, png(Image.fromarray(mask)))
+            return
+        name = None
+        if not mask.all():
+            name = f"mask/{_sample_id(index)}_{len(entities)}.png"
+            write_atomically(writer.folder / name, png(Image.fromarray(mask)))
         rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+        images = [writer.name(IMAGE, _sample_id(other)) for other in others]
+        entities.append({"phrase": words, "spans": spans, "box": box, "mask": name, "images": images})
+
+    for number, placed in enumerate(layout.objects):
         others = composition.references(layout, index, number)
-        entities.append(
-            {
-                "phrase": phrase(placed),
-                "spans": [caption.spans[number] for caption in drawn],
-                "box": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
-                "mask": name,
-                "images": [writer.name(IMAGE, _sample_id(other)) for other in others],
-            }
-        )
+        add(phrase(placed), [caption.spans[number] for caption in drawn], sample.surface == 2 + number, others)
+    other = composition.same_ground(index)
+    surfaces = {FLOOR: sample.surface == 0, WALL: sample.surface == 1, STYLE: np.ones_like(sample.surface, bool)}
+    for name in GROUND:
+        spans = [caption.ground.get(name) for caption in drawn]
+        if any(spans):
+            add(ground_phrase(layout, name), spans, surfaces[name], [] if other is None else [other])
     line = {"id": _sample_id(index), "captions": [caption.text for caption in drawn], "entities": entities}
     write_atomically(_prompt_file(writer, index), json.dumps(line).encode() + b"\n")
 

@@ -2,7 +2,7 @@
 
 A block is eight scenes of two subjects A and B of different categories and colours: each alone twice, the second time with
 nothing else, and both together in the four relations. So every subject is met in six pictures, and every picture of one has
-another that shows it alone.
+another that shows it alone. Pairs have partners with the same floor and wall, no picture of a subject alone does.
 """
 
 from __future__ import annotations
@@ -93,6 +93,11 @@ def lone_subject(seed: int, split: str, index: int, variety: bool = False) -> Su
     return block_subjects(seed, split, block, variety)[place // 2] if place < 4 else None
 
 
+def same_ground(index: int) -> int | None:
+    """The other scene with the floor and wall of scene ``index``; None where there is none."""
+    return index ^ 1 if index % SCENES_PER_BLOCK >= 4 else None
+
+
 def sample_subject_layout(seed: int, split: str, index: int, variety: bool = False) -> Layout:
     """Draw scene ``index``; a function of the arguments alone, like ``sample_layout``."""
     block, place = divmod(index, SCENES_PER_BLOCK)
@@ -101,12 +106,13 @@ def sample_subject_layout(seed: int, split: str, index: int, variety: bool = Fal
     if place < 4:
         return _alone(rng, (one, other)[place // 2], has_company=place % 2 == 0, variety=variety)
     pair = (one, other) if place % 2 == 0 else (other, one)
-    return _together(rng, pair, block_relations(seed, split, block)[place - 4], variety)
+    ground = _draw_ground(scene_generator(seed, split, 7, index // 2), [one.material, other.material], variety)
+    return _together(rng, pair, block_relations(seed, split, block)[place - 4], ground)
 
 
 def _alone(rng: np.random.Generator, subject: Subject, has_company: bool, variety: bool) -> Layout:
     main = subject.place(rng, rng.uniform(0.8, 1.2))
-    layout = _surroundings(rng, (main,), variety)
+    layout = _surroundings(rng, (main,), _draw_ground(rng, [subject.material], variety))
     if has_company and rng.random() < 0.6:
         others = [name for name in CATEGORY_NAMES if name != subject.category]
         palette = [layout.floor.albedo, layout.wall.albedo, main.material.albedo]
@@ -114,7 +120,9 @@ def _alone(rng: np.random.Generator, subject: Subject, has_company: bool, variet
     return replace(layout, subjects=(subject.number,))
 
 
-def _together(rng: np.random.Generator, pair: tuple[Subject, Subject], relation: str, variety: bool) -> Layout:
+def _together(
+    rng: np.random.Generator, pair: tuple[Subject, Subject], relation: str, ground: tuple[Material, Material]
+) -> Layout:
     """Both subjects, the first one in ``relation`` to the second; tried until both can be seen well."""
     best: tuple[float, Layout] | None = None
     for _ in range(60):
@@ -122,7 +130,7 @@ def _together(rng: np.random.Generator, pair: tuple[Subject, Subject], relation:
         if rng.random() < 0.4:  # one small, one large
             sizes[int(rng.integers(2))] *= 0.6
         objects = tuple(subject.place(rng, size) for subject, size in zip(pair, sizes, strict=True))
-        layout = _surroundings(rng, _apart(rng, objects, relation), variety)  # type: ignore[arg-type]
+        layout = _surroundings(rng, _apart(rng, objects, relation), ground)  # type: ignore[arg-type]
         seen = _least_visible(layout, relation)
         if best is None or seen > best[0]:
             best = (seen, layout)
@@ -149,13 +157,19 @@ def _apart(
     )
 
 
-def _surroundings(rng: np.random.Generator, objects: tuple[PlacedObject, ...], variety: bool) -> Layout:
-    """Camera, light, floor and wall around objects whose colours stand out against them."""
+def _draw_ground(rng: np.random.Generator, objects: list[Material], variety: bool) -> tuple[Material, Material]:
+    """Floor and wall against which the objects stand out."""
     while True:
-        floor, wall = scenes.draw_background(rng, variety)
-        colours = [placed.material.albedo for placed in objects]
-        if min(scenes.colour_distance(c, b.albedo) for c in colours for b in (floor, wall)) > 0.38:
-            break
+        ground = scenes.draw_background(rng, variety)
+        if min(scenes.colour_distance(one.albedo, other.albedo) for one in objects for other in ground) > 0.38:
+            return ground
+
+
+def _surroundings(
+    rng: np.random.Generator, objects: tuple[PlacedObject, ...], ground: tuple[Material, Material]
+) -> Layout:
+    """Camera and light around objects."""
+    floor, wall = ground
     meshes = [placed.mesh(sections=16) for placed in objects]
     whole = Mesh(
         np.concatenate([mesh.vertices for mesh in meshes]),

@@ -44,8 +44,8 @@ def test_masks_and_boxes_are_the_objects(dataset):
     for index, sample in enumerate(prompts.values()):
         layout = sample_subject_layout(3, "train", index)
         labels = np.asarray(Image.open(dataset / "train" / "segmentation" / f"{sample.id}.png"))
-        assert len(sample.entities) == len(layout.objects)
-        for placed, entity in zip(layout.objects, sample.entities, strict=True):
+        assert len(sample.entities) >= len(layout.objects)
+        for placed, entity in zip(layout.objects, sample.entities, strict=False):
             mask = np.asarray(Image.open(entity.mask))
             assert np.array_equal(mask, labels == CLASS_IDS[placed.category])
             x0, y0, x1, y1 = entity.box
@@ -57,12 +57,51 @@ def test_other_pictures_show_the_same_subject_alone(dataset):
     """Where they are rendered: the second block ends after its four lone scenes."""
     for index, sample in enumerate(read_prompts(Rules(dataset, "train", None, None)).values()):
         layout = sample_subject_layout(3, "train", index)
-        for number, entity in enumerate(sample.entities):
+        for number, entity in enumerate(sample.entities[: len(layout.objects)]):
             others = [sample_subject_layout(3, "train", int(path.stem)) for path in entity.images]
             if number < len(layout.subjects):
                 assert others
             assert all(other.subjects == (layout.subjects[number],) for other in others)
             assert f"{index:06d}" not in {path.stem for path in entity.images}
+
+
+def test_floor_wall_and_style_are_entities_with_the_partners_picture(tmp_path):
+    """Of pairs: the first words of the caption name them, their mask is what the labels say, the partner shows them."""
+    render_dataset(tmp_path / "data", num_samples=40, seed=1, num_workers=0, composition="subjects")
+    said = set()
+    for index, sample in enumerate(read_prompts(Rules(tmp_path / "data", "train", None, None)).values()):
+        layout = sample_subject_layout(1, "train", index)
+        labels = np.asarray(Image.open(tmp_path / "data" / "train" / "segmentation" / f"{sample.id}.png"))
+        for entity in sample.entities[len(layout.objects) :]:
+            name = entity.phrase.split()[-1]
+            said.add((name, bool(layout.relation)))
+            for caption, span in zip(sample.captions, entity.spans, strict=True):
+                assert span is None or caption[slice(*span)] == entity.phrase
+                assert span is not None or f"{entity.phrase}" not in caption
+            if name == "scene":
+                assert entity.mask is None
+            else:
+                assert np.array_equal(np.asarray(Image.open(entity.mask)), labels == CLASS_IDS[name])
+            others = [sample_subject_layout(1, "train", int(path.stem)) for path in entity.images]
+            assert [(o.floor, o.wall) for o in others] == [(layout.floor, layout.wall)] * bool(layout.relation)
+    assert said == {("floor", True), ("wall", True), ("floor", False), ("wall", False), ("scene", True)}
+
+
+def test_mixed_is_both_kinds_by_turns(tmp_path):
+    render_dataset(tmp_path / "data", num_samples=24, seed=3, num_workers=0, composition="mixed")
+    mixed, main, subjects = (COMPOSITIONS[name] for name in ("mixed", "main", "subjects"))
+    for index in range(32):
+        block, place = divmod(index, 8)
+        part = (main, subjects)[block % 2]
+        assert mixed.layout(3, "train", index, False, 1) == part.layout(3, "train", block // 2 * 8 + place, False, 1)
+        assert mixed.category(3, "train", index) == part.category(3, "train", block // 2 * 8 + place)
+    for index, sample in enumerate(read_prompts(Rules(tmp_path / "data", "train", None, None)).values()):
+        layout = mixed.layout(3, "train", index, False, 1)
+        for number, entity in enumerate(sample.entities[: len(layout.subjects)]):
+            others = [mixed.layout(3, "train", int(path.stem), False, 1) for path in entity.images]
+            assert others
+            assert all(other.subjects == (layout.subjects[number],) for other in others)
+    assert check_dataset(tmp_path / "data").problems == ()
 
 
 def test_scenes_of_one_main_object_are_described_too(tmp_path):
@@ -94,4 +133,4 @@ def test_bad_arguments(tmp_path, settings, told):
 
 
 def test_the_table():
-    assert list(COMPOSITIONS) == ["main", "subjects"]
+    assert list(COMPOSITIONS) == ["main", "subjects", "mixed"]

@@ -15,6 +15,7 @@ from mmdit.sources.scenes.subjects import (
     alone_scenes,
     block_relations,
     block_subjects,
+    same_ground,
     sample_subject_layout,
 )
 
@@ -58,6 +59,14 @@ def test_every_subject_has_a_picture_of_its_own(layouts):
         assert [layout.subjects for layout in scenes] == [(number,)] * 2
         assert len(scenes[1].objects) == 1
     assert any(len(layout.objects) > len(layout.subjects) for layout in layouts)
+
+
+def test_partners_share_the_ground_and_nobody_else_does(layouts):
+    """No picture of a subject alone has the floor of its pairs: copying it would be seen."""
+    grounds = [(layout.floor.albedo, layout.wall.albedo) for layout in layouts]
+    for index, layout in enumerate(layouts):
+        same = [other for other in range(NUM_SCENES) if grounds[other] == grounds[index]]
+        assert same == sorted({index, same_ground(index)} if layout.relation else {index})
 
 
 def test_relations_in_equal_shares(layouts):
