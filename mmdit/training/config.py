@@ -32,6 +32,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "PreviewConfig",
+    "PromptsConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
@@ -63,6 +64,7 @@ class ModelConfig:
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
+        trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"]; null = all.
     """
 
     size: str = "nano"
@@ -83,6 +85,32 @@ class ModelConfig:
     conditioner: str = "class"
     conditioner_settings: dict[str, Any] = field(default_factory=dict)
     second_time: bool = False
+    trainable: list[str] | None = None
+
+
+@dataclass
+class PromptsConfig:
+    """Prompts of text and subjects beside the latents, and the frozen encoders that read them.
+
+    Args:
+        path: the dataset folder that the latents were encoded from, with ``prompts.jsonl``.
+        text_encoder: folder or Hub id: a CLIP model or its text tower, an encoder of the kinds of T5 and BERT, or, for the
+            conditioner "interleaved", a multimodal LLM.
+        image_encoder: folder or Hub id of a CLIP model or its image tower; null = that of ``text_encoder`` where it has one.
+        pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either".
+        max_subjects: the most pictures in one prompt; 0 = text alone.
+        plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
+        anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
+            are.
+    """
+
+    path: str | None = None
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+    pictures: str = "other"
+    max_subjects: Rows = 4
+    plain_share: ClosedUnitInterval = 0.0
+    anonymous_share: ClosedUnitInterval = 0.0
 
 
 @dataclass
@@ -296,6 +324,7 @@ class TrainingConfig:
         trainer: steps, devices, precision.
         ema: moving average of the weights; null = off.
         preview: sample grids.
+        prompts: captions and subjects, for conditioners that read them; null = none.
     """
 
     recipe: str = "transformer"
@@ -311,3 +340,4 @@ class TrainingConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     ema: EMAConfig | None = field(default_factory=EMAConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    prompts: PromptsConfig | None = None
