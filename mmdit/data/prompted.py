@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from mmdit.data.latents import LatentShards
 from mmdit.data.lines import Rules
-from mmdit.data.manifest import read_dataset_info, read_manifest
+from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
@@ -39,12 +40,17 @@ class PromptDraw:
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G, arXiv 2401.13388: 0.1).
         anonymous_share: share of the subjects whose words are replaced by ``IMAGE_WORD``, so that the picture alone says
             what they are.
+        label_share: share of the samples that keep their category. Where it always stood beside the caption, nothing would
+            be learned of the category from words.
+        label_alone_share: share of those that come without their caption.
     """
 
     pictures: str = "other"
     max_subjects: int = 4
     plain_share: float = 0.0
     anonymous_share: float = 0.0
+    label_share: float = 0.0
+    label_alone_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.pictures not in PICTURES:
@@ -56,12 +62,15 @@ class PromptDraw:
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
+_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": []}
+
+
 class PromptedLatents(Dataset):
     """``LatentShards`` whose batches also hold prompts.
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the picture, None = not known. A mirrored view has a mirrored caption and mirrored masks.
+    them is in the picture, None = not known. ``category`` is -1 where the label is not shown. A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
         latents: the encoded split.
@@ -101,26 +110,35 @@ class PromptedLatents(Dataset):
         return len(self.latents)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        drawn = self._prompt(index, index)
-        return {**self.latents[index], **drawn}
+        item = self.latents[index]
+        return {**item, **self._prompt(index, index, int(item["category"]))}
 
     def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
         """Read a batch; ``positions`` (those of the samples in the run) are the draws, None = ``indices``."""
-        drawn = [self._prompt(*pair) for pair in zip(indices, indices if positions is None else positions, strict=True)]
-        return self.latents.read_batch(indices) | {key: [one[key] for one in drawn] for key in drawn[0]}
+        batch = self.latents.read_batch(indices)
+        categories = batch["category"].tolist()
+        rows = zip(indices, indices if positions is None else positions, categories, strict=True)
+        drawn = [self._prompt(*row) for row in rows]
+        prompts = {key: [one[key] for one in drawn] for key in drawn[0]}
+        return batch | prompts | {"category": torch.tensor(prompts["category"])}
 
-    def _prompt(self, index: int, position: int) -> dict[str, Any]:
+    def _prompt(self, index: int, position: int, category: int) -> dict[str, Any]:
         view, row = divmod(index, len(self.latents.ids))
         sample = self.prompts.get(self.latents.ids[row])
-        if sample is None:
-            return {"caption": "", "subjects": [], "subject_masks": []}
         rng = np.random.default_rng([self.seed, position])
+        shown, alone = rng.random() < self.draw.label_share, rng.random() < self.draw.label_alone_share
+        if sample is None:
+            return {"category": category, **_NO_PROMPT}
+        if category == NO_CATEGORY or not shown:
+            category, alone = NO_CATEGORY, False
+        if alone:
+            return {"category": category, **_NO_PROMPT}
         prompt, chosen = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
         subjects = [self._picture(sample, entity, rng) for entity in chosen]
         masks = [_mask_of(entity) for entity in chosen]
         if view == 1:
             prompt, masks = prompt.mirrored(), [None if mask is None else mask[:, ::-1] for mask in masks]
-        return {"caption": prompt.template, "subjects": subjects, "subject_masks": masks}
+        return {"category": category, "caption": prompt.template, "subjects": subjects, "subject_masks": masks}
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]

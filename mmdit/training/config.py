@@ -26,6 +26,7 @@ from mmdit.training.optimizers import OptimizerConfig
 __all__ = [
     "AlignmentConfig",
     "AutoencoderConfig",
+    "CLIPConfig",
     "DataConfig",
     "EMAConfig",
     "ModelConfig",
@@ -102,6 +103,8 @@ class PromptsConfig:
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
             are.
+        label_share: share of the samples that keep their category beside or instead of the caption.
+        label_alone_share: share of those whose caption is hidden.
     """
 
     path: str | None = None
@@ -111,6 +114,8 @@ class PromptsConfig:
     max_subjects: Rows = 4
     plain_share: ClosedUnitInterval = 0.0
     anonymous_share: ClosedUnitInterval = 0.0
+    label_share: ClosedUnitInterval = 0.4
+    label_alone_share: ClosedUnitInterval = 0.6
 
 
 @dataclass
@@ -118,7 +123,8 @@ class DataConfig:
     """What to train on.
 
     Args:
-        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher);
+        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher,
+            clip);
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
@@ -307,15 +313,41 @@ class TeacherConfig:
 
 
 @dataclass
+class CLIPConfig:
+    """The small CLIP model of recipe "clip"; both towers have one size.
+
+    Args:
+        image_size: side of the images in pixels; others are cropped and resized.
+        patch_size: side of a patch in pixels.
+        hidden_size: width of the towers.
+        depth: number of layers of each tower.
+        num_heads: attention heads.
+        projection_dim: width of the embeddings.
+        max_length: tokens of the longest text, with the two that mark its ends.
+        subject_weight: weight of the loss between two pictures of one subject.
+    """
+
+    image_size: Layers = 64
+    patch_size: Layers = 8
+    hidden_size: Width = 192
+    depth: Layers = 4
+    num_heads: Layers = 4
+    projection_dim: Width = 192
+    max_length: Layers = 40
+    subject_weight: NonNegativeNumber = 0.5
+
+
+@dataclass
 class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder or teacher.
+        recipe: what is trained: transformer, autoencoder, teacher or clip.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
+        clip: the text and image encoder, for recipe clip.
         data: what it is trained on.
         task: which tasks are mixed.
         objective: the loss.
@@ -332,6 +364,7 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

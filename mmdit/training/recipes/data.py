@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmdit.data.datamodule import ResumableDataModule
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
@@ -98,7 +99,9 @@ def stored_data(config: TrainingConfig) -> LatentData:
                 "--data.val_split null to train without"
             )
         latents = LatentShards(root, split, names, features=stored_features, mirrored=i == 0)
-        if config.alignment is not None:
+        if config.prompts is not None:
+            splits[i] = _with_prompts(config, latents)
+        elif config.alignment is not None:
             splits[i] = _with_images(config.alignment, latents, config.data.allow_outside)
         else:
             splits[i] = latents
@@ -139,6 +142,19 @@ def _with_images(alignment: AlignmentConfig, latents: LatentShards, allow_outsid
     modalities = modalities_from_dataset(read_dataset_info(alignment.images), ["rgb"])
     images = AlignedFolder(alignment.images, latents.split, modalities, mirrored=True, allow_outside=allow_outside)
     return LatentsWithImages(latents, images)
+
+
+def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLatents:
+    settings = config.prompts
+    assert settings is not None
+    if settings.path is None:
+        raise UserError("prompts.path is null: give the dataset folder that the latents were encoded from")
+    if config.alignment is not None and config.alignment.teacher is not None:
+        raise UserError(
+            "alignment.teacher is not for runs with prompts: store its features with 'mmdit data encode --teacher'"
+        )
+    draw = PromptDraw(**{field.name: getattr(settings, field.name) for field in fields(PromptDraw)})
+    return PromptedLatents(latents, settings.path, draw, config.seed, allow_outside=config.data.allow_outside)
 
 
 def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
