@@ -97,6 +97,12 @@ class TIUEConditioner(ClassConditioner):
             return prompt
         return replace(prompt, prompts=prompt.prompts.text_only(draw < self.dropout_prob + self.text_share))
 
+    def text_alone(self, prompt: Any) -> Any:
+        """The same prompts without their subjects' images: y in eq. 8."""
+        if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
+            return prompt
+        return replace(prompt, prompts=prompt.prompts.text_only())
+
     def of_batch(self, batch: Mapping[str, Any]) -> PromptInputs:
         """Class ids, and under "prompts" what the frozen encoders made of the captions, if there are any."""
         return PromptInputs(batch["category"], batch.get("prompts"))
