@@ -136,7 +136,9 @@ class EncodedPrompts:
     def repeat(self, count: int) -> EncodedPrompts:
         """Each prompt ``count`` times, next to each other; subjects are not encoded again."""
         restate = self.restate
-        rows = {name: getattr(self, name).repeat_interleave(count, 0) for name in ("states", "mask", "subjects", "present")}
+        rows = {
+            name: getattr(self, name).repeat_interleave(count, 0) for name in ("states", "mask", "subjects", "present")
+        }
         return replace(self, **rows, restate=lambda words: restate(words).repeat_interleave(count, 0))
 
 

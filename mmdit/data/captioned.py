@@ -38,7 +38,9 @@ class CaptionedImages(Dataset):
 
     takes_positions = True
 
-    def __init__(self, images: AlignedFolder, seed: int, anonymous_share: float = 0.15, pair_share: float = 0.25) -> None:
+    def __init__(
+        self, images: AlignedFolder, seed: int, anonymous_share: float = 0.15, pair_share: float = 0.25
+    ) -> None:
         self.images, self.seed, self.pair_share = images, seed, pair_share
         root, split = images.info.root, images.split
         rules = Rules(root, split, None, None, allow_outside=images.info.allow_outside)

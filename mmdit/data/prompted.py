@@ -70,7 +70,8 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the picture, None = not known. ``category`` is -1 where the label is not shown. A mirrored view has a mirrored caption and mirrored masks.
+    them is in the picture, None = not known. ``category`` is -1 where the label is not shown.
+    A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
         latents: the encoded split.

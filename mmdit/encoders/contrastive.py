@@ -93,7 +93,7 @@ class ContrastiveObjective:
     def __call__(
         self, model: CLIPModel, rgb: Tensor, tokens: dict[str, Tensor], captions: list[str], pairs: Tensor | None
     ) -> dict[str, Tensor]:
-        """Compute the losses "loss", "text" and, with pairs, "subject"; and "accuracy", the share of images nearest to their caption.
+        """Compute the losses "loss", "text" and, with pairs, "subject"; "accuracy": the share of images nearest to their caption.
 
         Args:
             model: both towers.

@@ -18,7 +18,7 @@ from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
-from mmdit.encoders.prompts import PromptEncoder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowDraw, Objective
@@ -126,7 +126,7 @@ class FrozenNetworks:
 
     codec: LatentCodec
     teacher: FeatureTeacher | SceneTeacher | None = None
-    prompts: PromptEncoder | None = None
+    prompts: FrozenPromptEncoder | None = None
 
     def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:
         """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders."""
@@ -174,7 +174,7 @@ class TransformerModule(SteppedModule):
         alignment_weight: float = 0.0,
         hide_prompt_beside: str | None = None,
         teacher: FeatureTeacher | SceneTeacher | None = None,
-        prompts: PromptEncoder | None = None,
+        prompts: FrozenPromptEncoder | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight

@@ -120,7 +120,9 @@ def test_a_draw_depends_on_the_position_alone(folders):
     one = dataset.read_batch([0, 5, 9], [100, 101, 102])
     again = dataset.read_batch([5, 9], [101, 102])
     assert one["caption"][1:] == again["caption"]
-    assert [[s.tobytes() for s in row] for row in one["subjects"][1:]] == [[s.tobytes() for s in row] for row in again["subjects"]]
+    assert [[s.tobytes() for s in row] for row in one["subjects"][1:]] == [
+        [s.tobytes() for s in row] for row in again["subjects"]
+    ]
     captions = {dataset.read_batch([5], [position])["caption"][0] for position in range(30)}
     assert len(captions) > 5
     torch.testing.assert_close(one["moments"], dataset.latents.read_batch([0, 5, 9])["moments"])
@@ -173,12 +175,14 @@ def test_a_loader_hands_positions_on(folders):
     halves = []
     for rank in range(2):
         sampler = StepSampler(len(dataset), 4, num_batches=3, seed=1, rank=rank, world_size=2, with_positions=True)
-        halves.append([caption for batch in make_loader(dataset, batch_sampler=sampler) for caption in batch["caption"]])
+        halves.append(
+            [caption for batch in make_loader(dataset, batch_sampler=sampler) for caption in batch["caption"]]
+        )
     assert [caption for pair in zip(*halves, strict=True) for caption in pair] == expected
 
 
 def test_bad_data(folders, tmp_path):
-    data, latents = folders
+    _, latents = folders
     shards = LatentShards(latents, "train", ["rgb"])
     with pytest.raises(UserError, match=r"prompts.pictures 'others'.*other"):
         PromptDraw("others")

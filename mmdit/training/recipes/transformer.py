@@ -102,7 +102,9 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
     if config.data.path is None:
         raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
     if settings.text_encoder is None:
-        raise UserError("prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14")
+        raise UserError(
+            "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
+        )
     return load_prompt_encoder(config.model.conditioner, settings.text_encoder, settings.image_encoder)
 
 
