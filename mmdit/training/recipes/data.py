@@ -21,13 +21,30 @@ from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import Modality, get_modalities
+from mmdit.pipelines.loading import INDEX
 from mmdit.storage.component import load_component
+from mmdit.storage.json_object import read_object
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
-# Without its own statistics a modality's latents are scaled by the VAE's factor (``LatentCodec``).
-WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
-    "dataset": lambda modality: modality,
-    "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
+
+def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modality:
+    if pretrained is None:
+        raise UserError(
+            "data.whitening 'pretrained' is that of model.pretrained, which is null: give a pipeline folder"
+        )
+    known = read_object(Path(pretrained) / INDEX).get("modalities") or {}
+    if modality.name not in known:  # a modality that is new to the model
+        return modality
+    trained = Modality.from_dict(known[modality.name])
+    return modality.replace(latents_mean=trained.latents_mean, latents_std=trained.latents_std)
+
+
+# Name -> (modality of the data, model.pretrained) -> modality. Without its own statistics a modality's latents are scaled by
+# the VAE's factor (``LatentCodec``).
+WHITENINGS: dict[str, Callable[[Modality, str | None], Modality]] = {
+    "dataset": lambda modality, _: modality,
+    "vae": lambda modality, _: modality.replace(latents_mean=None, latents_std=None),
+    "pretrained": _pretrained_whitening,
 }
 
 
@@ -108,7 +125,8 @@ def stored_data(config: TrainingConfig) -> LatentData:
     vae = _stored_vae(root / "vae")
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
-    modalities = {name: WHITENINGS[config.data.whitening](info.modalities[name]) for name in names}
+    whiten = WHITENINGS[config.data.whitening]
+    modalities = {name: whiten(info.modalities[name], config.model.pretrained) for name in names}
     height, width = info.moments_shape[1:]
     teacher, feature_dim = None, None
     if stored_features and info.features is not None:
