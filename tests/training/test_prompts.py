@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmdit.encoders.prompts import PromptEncoder
 from mmdit.errors import UserError
@@ -149,3 +151,17 @@ def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_f
     assert module.codec.modalities["rgb"] == pipe.modalities["rgb"]
     with pytest.raises(UserError, match=r"data.whitening 'pretrained' is that of model.pretrained, which is null"):
         build_run(make_config(clip, data=data))
+
+
+def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_path: Path, tiny_config) -> None:
+    data = DataConfig(path=str(dataset), batch_size=8, val_split=None)
+    settings = replace(TINY_CLIP, pretrained=str(clip), freeze_text=True)
+    folder = run_to_end(tiny_config(recipe="clip", clip=settings, data=data, alignment=None), tmp_path / "again")
+    before, after = (load_file(path / "model.safetensors") for path in (clip, folder))
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"vision_model", "visual_projection", "logit_scale"}
+    vocabularies = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in (clip, folder)]
+    assert vocabularies[0] == vocabularies[1]
+    with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
+        build_run(tiny_config(recipe="clip", clip=replace(settings, image_size=32), data=data, alignment=None))
