@@ -65,7 +65,7 @@ def test_clip_learns_and_reads_prompts(dataset: Path, tmp_path: Path, tiny_confi
     assert {"loss", "text", "subject", "accuracy"} == set(after)
     assert float(after["text"]) < float(before["text"]) - 0.3
     encoder = PromptEncoder.load(str(folder))
-    prompts = [parse("a {torus} left of a object", [torch_image()]), parse("a red cone")]
+    prompts = [parse("a {torus} left of a object", [torch_image()]), parse("a pink cone")]
     encoded = encoder(prompts)
     assert encoded.states.shape[2] == encoder.widths["text_width"] == 16
     assert encoded.subject_embeddings.shape == (1, 16)
