@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,9 @@ class EncodedPrompts:
     def repeat(self, count: int) -> EncodedPrompts:
         """Each prompt ``count`` times, next to each other; subjects are not encoded again."""
         restate = self.restate
-        rows = {name: getattr(self, name).repeat_interleave(count, 0) for name in ("states", "mask", "subjects", "present")}
+        rows = {
+            name: getattr(self, name).repeat_interleave(count, 0) for name in ("states", "mask", "subjects", "present")
+        }
         return replace(self, **rows, restate=lambda words: restate(words).repeat_interleave(count, 0))
 
 
@@ -147,6 +149,8 @@ class Conditioner(nn.Module, ABC):
     ``num_classes``, ``hidden_size``, ``dropout_prob`` and, by name, what its config has in ``conditioner_settings``.
     """
 
+    # Whether subjects' images can be left out of its prompts, and the two predictions fused (``mmdit.flow.guidance``).
+    fuses_subjects: ClassVar[bool] = False
     dropout_prob: float = 0.0
 
     @abstractmethod
@@ -181,13 +185,6 @@ class Conditioner(nn.Module, ABC):
         if prompts is not None:
             raise UserError("this model takes no prompt: give class_labels, or a model whose conditioner reads prompts")
         return class_labels
-
-    def text_alone(self, prompt: Any) -> Any | None:
-        """The same prompts without their subjects' images, for fusing (``mmdit.flow.guidance``).
-
-        None = this kind has no such branch, and ``fusing_scale`` is refused.
-        """
-        return None
 
     def start_from(self, trained: Conditioner) -> None:
         """Take over the weights of a trained conditioner that have the same name and shape here."""
