@@ -118,7 +118,10 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
             check_scheduler(folder / name, *index[name])
         elif name in OPTIONAL:
             _check_shards(folder / name)
-            CHECKS.get(name, check_model)(folder / name)
+            if name in CHECKS:
+                CHECKS[name](folder / name)
+            else:
+                _check_kind(check_model(folder / name), _class_of(*index[name]), folder / name)
         else:
             _check_shards(folder / name)
             check_component(folder / name, _class_of(*index[name]))
@@ -154,6 +157,12 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for name, values in (index.get("modalities") or {}).items():
         if not isinstance(values, dict):
             raise UserError(f"{path}: modality {name!r} is a {type(values).__name__}; give an object")
+
+
+def _check_kind(config: Mapping[str, Any], cls: Any, folder: Path) -> None:
+    found, right = config.get("model_type"), cls.config_class.model_type
+    if found != right:
+        raise UserError(f"{folder / 'config.json'}: model_type is {found!r}, not {right!r}")
 
 
 def _is_given(value: Any) -> bool:

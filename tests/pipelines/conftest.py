@@ -75,14 +75,18 @@ def pipe(make_pipeline: Callable[..., MultimodalDiTPipeline]) -> MultimodalDiTPi
 
 
 @pytest.fixture
-def prompted(make_pipeline: Callable[..., MultimodalDiTPipeline]) -> MultimodalDiTPipeline:
-    """A pipeline that takes prompts of text and subjects."""
-    return make_prompted(make_pipeline)
-
-
-def make_prompted(make_pipeline: Callable[..., MultimodalDiTPipeline], kind: str = "bert") -> MultimodalDiTPipeline:
+def make_prompted(make_pipeline: Callable[..., MultimodalDiTPipeline]) -> Callable[..., MultimodalDiTPipeline]:
+    """A tiny pipeline that takes prompts of text and subjects, with a text encoder of this kind."""
     from tiny_encoders import make_prompt_encoder
 
-    settings = {"text_width": 16, "image_width": 6}
-    components = make_prompt_encoder(kind).components
-    return make_pipeline(components=components, block="cross", conditioner="tiue", conditioner_settings=settings)
+    def make(kind: str = "bert") -> MultimodalDiTPipeline:
+        settings = {"text_width": 16, "image_width": 6}
+        components = make_prompt_encoder(kind).components
+        return make_pipeline(components=components, block="cross", conditioner="tiue", conditioner_settings=settings)
+
+    return make
+
+
+@pytest.fixture
+def prompted(make_prompted: Callable[..., MultimodalDiTPipeline]) -> MultimodalDiTPipeline:
+    return make_prompted()

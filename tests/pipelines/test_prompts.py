@@ -58,11 +58,9 @@ def test_without_a_prompt_it_is_the_class_model(make_pipeline: MakePipeline, pro
 
 
 @pytest.mark.parametrize("kind", ["bert", "clip", "t5"])
-def test_batch_equals_single(make_pipeline: MakePipeline, kind: str) -> None:
+def test_batch_equals_single(make_prompted: MakePipeline, kind: str) -> None:
     """Prompts of several lengths, with and without images, and a sample without one: padding and mates do not matter."""
-    from conftest import make_prompted
-
-    pipe = make_prompted(make_pipeline, kind)
+    pipe = make_prompted(kind)
     prompts: list[Any] = ["a {torus}", LONG, None, "a red {cone} left of {}"]
     subjects = [{"torus": ONE}, None, None, [TWO, ONE]]
     negative = ["a blue cone", "", "a cone in front of a cone", None]
