@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class TIUEConditioner(ClassConditioner):
         image_width: P.
         text_share: share of the samples that training gives the text alone (UMM-Diffusion: none 0.1, text 0.36, both 0.54).
     """
+
+    fuses_subjects: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,12 +98,6 @@ class TIUEConditioner(ClassConditioner):
         if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
             return prompt
         return replace(prompt, prompts=prompt.prompts.text_only(draw < self.dropout_prob + self.text_share))
-
-    def text_alone(self, prompt: Any) -> Any:
-        """The same prompts without their subjects' images: y in eq. 8."""
-        if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
-            return prompt
-        return replace(prompt, prompts=prompt.prompts.text_only())
 
     def of_batch(self, batch: Mapping[str, Any]) -> PromptInputs:
         """Class ids, and under "prompts" what the frozen encoders made of the captions, if there are any."""
