@@ -81,9 +81,17 @@ class TIUEConditioner(ClassConditioner):
         """h_u: h_y, with the states at the subjects' words from h_r, (B, L, W)."""
         at_subjects = given.subjects >= 0
         if len(given.subject_embeddings) == 0 or not bool(at_subjects.any()):
-            return given.states
+            return self._with_idle_weights(given.states)
         restated = given.restate(self.pseudo_word(given.subject_embeddings))
         return torch.where(at_subjects[..., None], restated, given.states)
+
+    def _with_idle_weights(self, states: Tensor) -> Tensor:
+        """The same states. In training the pseudo-word's weights get a gradient of zero: distributed training waits for one."""
+        if not (self.training and torch.is_grad_enabled()):
+            return states
+        first = self.pseudo_word[0]
+        assert isinstance(first, nn.Linear)
+        return states + 0 * self.pseudo_word(states.new_zeros(1, first.in_features)).sum().to(states.dtype)
 
     def without(self, prompt: Any, rows: Tensor) -> Any:
         """Take class and prompt away in ``rows``."""

@@ -126,3 +126,13 @@ def test_in_the_transformer_no_prompt_is_the_class_model(prompts):
 
 def test_it_is_in_the_table():
     assert CONDITIONERS["tiue"] is TIUEConditioner
+
+
+def test_weights_of_pseudo_words_have_a_gradient_without_subjects(conditioner, prompts):
+    """Of zero, and the tokens are the same: DistributedDataParallel waits for the gradient of every weight."""
+    text = prompts.text_only()
+    expected = conditioner.eval()(PromptInputs(LABELS, text)).tokens
+    tokens = conditioner.train()(PromptInputs(LABELS, text)).tokens
+    assert torch.equal(tokens, expected)
+    tokens.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in conditioner.pseudo_word.parameters())
