@@ -40,7 +40,9 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command("mmdit.cli.demo:demo", "Show what the bundled model does: generate, understand, condition."),
     "generate": Command(
-        "mmdit.cli.generate:generate", "Generate aligned images of all modalities from categories.", ("categories",)
+        "mmdit.cli.generate:generate",
+        "Generate aligned images of all modalities from categories or prompts.",
+        ("categories",),
     ),
     "understand": Command(
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)

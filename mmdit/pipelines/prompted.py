@@ -83,6 +83,11 @@ class PromptsMixin:
         else:
             encoder.check([*(given.prompts or ()), *(given.negative or ())])
 
+    def fusing_scale(self, given: float | None = None) -> float | None:
+        """α that a call uses for the one it is given; None = its prompts are not fused. Raises UserError as a call."""
+        alpha = fusing_scale_of(self.transformer.conditioner, given)
+        return alpha if self.transformer.conditioner.fuses_subjects else None
+
     @torch.no_grad()
     def encode_prompt(
         self,
