@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mmdit.data.prompts import PROMPTS
+from mmdit.data.writer import existing_stems
 from mmdit.modalities.files import png
 from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_object import read_object
@@ -39,11 +41,23 @@ class PromptsWriter:
         """Return the file of a sample's line."""
         return self.folder / path_of(f"{FOLDER}/{self.stem(sample_id)}.json")
 
+    def existing(self) -> set[str]:
+        """Return the stems of the samples whose line is there, and so is whole."""
+        return existing_stems(self.folder / FOLDER, ".json")
+
     def save_picture(self, kind: str, sample_id: str, number: int, image: Image.Image) -> str:
         """Write a picture of entity ``number`` of a sample into the folder ``kind``; return its path as a line has it."""
         name = f"{kind}/{self.stem(sample_id)}_{number}.png"
         write_atomically(self.folder / path_of(name), png(image))
         return name
+
+    def remove_pictures(self, kind: str, sample_id: str, start: int) -> None:
+        """Remove what is there of entities from number ``start`` on: an older description had more."""
+        for number in count(start):
+            path = self.folder / path_of(f"{kind}/{self.stem(sample_id)}_{number}.png")
+            if not path.exists():
+                return
+            path.unlink()
 
     def save(self, sample_id: str, captions: Sequence[str], entities: Sequence[Mapping[str, Any]]) -> None:
         """Write a sample's line, after its pictures; ``entities`` as ``entity_values`` makes them."""
@@ -51,7 +65,7 @@ class PromptsWriter:
 
     def save_values(self, values: Mapping[str, Any]) -> None:
         """Write any values of a sample; those without captions are no line of prompts.jsonl, and are kept all the same."""
-        write_atomically(self.path(values["id"]), _line(values))
+        write_atomically(self.path(values["id"]), prompt_line(values))
 
     def stored(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield the values of samples that have been saved, in the order of ``ids``.
@@ -65,13 +79,18 @@ class PromptsWriter:
                 yield read_object(path, "delete it, and run the command again")
 
     def write(self, lines: Iterable[Mapping[str, Any]]) -> int:
-        """Write prompts.jsonl and return how many lines it has."""
-        count = 0
+        """Write prompts.jsonl and return how many lines it has; without any there is none."""
+        remaining = iter(lines)
+        first = next(remaining, None)
+        if first is None:
+            (self.folder / PROMPTS).unlink(missing_ok=True)
+            return 0
+        number = 0
         with atomic_file(self.folder / PROMPTS) as file:
-            for values in lines:
-                file.write(_line(values))
-                count += 1
-        return count
+            for values in chain([first], remaining):
+                file.write(prompt_line(values))
+                number += 1
+        return number
 
 
 def entity_values(
@@ -85,5 +104,6 @@ def entity_values(
     return {"phrase": phrase, "spans": list(spans), "box": box, "mask": mask, "images": list(images)}
 
 
-def _line(values: Mapping[str, Any]) -> bytes:
+def prompt_line(values: Mapping[str, Any]) -> bytes:
+    """Return a line of prompts.jsonl."""
     return json.dumps(values, ensure_ascii=False).encode("utf-8") + b"\n"
