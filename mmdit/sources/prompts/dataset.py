@@ -22,7 +22,7 @@ from mmdit.errors import UserError, one_line
 from mmdit.modalities import IMAGE
 from mmdit.sources.labelling.images import LoadedImage, SourceImage
 from mmdit.sources.passes import MACHINE_ERRORS, BadImage, ImagePass, make_trainer, run_pass
-from mmdit.sources.prompts.captions import Captions, GivenCaptions, keep_given
+from mmdit.sources.prompts.captions import NONE, Captions, GivenCaptions, keep_given
 from mmdit.sources.prompts.description import describe, record_written, refuse_edited, save_description
 from mmdit.sources.prompts.pipeline import Described, PromptPipeline
 from mmdit.sources.records import SourceRecords
@@ -88,13 +88,19 @@ class PromptsPass(ImagePass):
         """Return the images that are not described yet, or whose file or caption was changed since."""
         self.records = SourceRecords(self.writer.folder, rank, RECORDS)
         given = GivenCaptions(self.rules, {image.id for image in self.images}, self.where)
-        there, todo = self.writer.existing(), []
+        there, todo, with_caption = self.writer.existing(), [], 0
         for image in self.images:
             captions, stem = given.of(image), self.writer.stem(image.id)
             made = self.writer.path(image.id)
+            with_caption += bool(captions.note)
             if stem not in there or not self.records.is_current(image.id, image.path, made, captions.note):
                 todo.append(image)
                 self.captions[image.id] = captions
+        if not with_caption and self.pipeline.captioner is None:
+            raise UserError(
+                f"none of the {len(self.images)} images has a caption: write them into {PROMPTS} or into text files beside "
+                "the images, give a folder of text files as --captions, or name a --captioner"
+            )
         return todo
 
     def make(self, images: list[LoadedImage]) -> None:
@@ -188,6 +194,8 @@ def make_prompts(
     images = [SourceImage(sample.id, str(path), None) for sample in samples if (path := sample.files.get(IMAGE))]
     if not images:
         raise UserError(f"{info.root / split}: no sample has an {IMAGE} image: prompts are made of these")
+    if captions == NONE and pipeline.captioner is None:
+        raise UserError("--captions none leaves every image without a caption: name a --captioner")
     rules = Rules(info.root, split, info.modalities, info.categories, allow_outside)
     module = PromptsPass(images, pipeline, rules, captions, batch_size=batch_size, num_workers=num_workers)
     trainer = make_trainer(accelerator, devices, num_nodes)

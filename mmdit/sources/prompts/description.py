@@ -51,9 +51,9 @@ def describe(root: Path, split: str, pipeline: PromptPipeline, captions: str | N
         "networks": {name: network.provenance() for name, network in pipeline.networks.items()},
     }
     folder = root / split
-    theirs = splits.get(split) if (folder / FOLDER).is_dir() or (folder / PROMPTS).is_file() else None
-    there = isinstance(theirs, dict)
-    if there:
+    there = (folder / FOLDER).is_dir() or (folder / PROMPTS).is_file()
+    theirs = splits.get(split) if there else None
+    if isinstance(theirs, dict):
         remedy = f"give the same, or delete {FOLDER}/ and {PROMPTS} there to begin anew"
         flat = _flat(ours)
         # A captioner writes what is missing: it may be named later.
@@ -67,7 +67,7 @@ def describe(root: Path, split: str, pipeline: PromptPipeline, captions: str | N
     parts = [part for part in str(values.get("licence") or "").split(_SEPARATOR) if part]
     kept = [part for part in parts if not part.startswith(prompts_licence({}))]
     values["licence"] = _SEPARATOR.join([*kept, prompts_licence(splits)])
-    return values, there
+    return values, isinstance(theirs, dict)
 
 
 def save_description(root: Path, values: Mapping[str, Any]) -> None:
