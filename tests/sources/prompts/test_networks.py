@@ -76,7 +76,7 @@ def test_grounding_dino(grounding_dino, pixels):
     assert pieces == ["[CLS]", "red", "torus", ".", "cone", ".", "[SEP]"]
     scores = outputs.logits[0].sigmoid()
     whole = grounder.processor.post_process_grounded_object_detection(
-        outputs, threshold=-1.0, text_threshold=-1.0, target_sizes=[(1, 1)]
+        outputs, threshold=-1.0, text_threshold=1.0, target_sizes=[(1, 1)]
     )[0]["boxes"]
     for box, tokens in zip(boxes, ([1, 2], [4]), strict=True):
         values = scores[:, tokens].max(dim=1).values
@@ -171,6 +171,21 @@ def test_a_stack_of_linear_layers_is_one(tmp_path):
         read_linear_head(path, 8)
     with pytest.raises(UserError, match="no such file"):
         read_linear_head(tmp_path / "none.safetensors", 8)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype, yolos, grounding_dino, sam, llava, clip, pixels):
+    image, settings = pixels(0, 40, 60), {"dtype": dtype, "max_new_tokens": 1}
+    assert _load("detector", yolos, **settings).detect(image, 0.0)
+    (box,) = _load("grounder", grounding_dino, **settings).ground(image, ["torus"], 0.0)
+    (mask,) = _load("segmenter", sam, **settings).segment(image, [box])
+    assert mask.shape == (40, 60)
+    captioner = _load("captioner", llava, **settings)
+    assert captioner.captions([image]) == ["torus"]
+    assert captioner.provenance()["dtype"] == dtype
+    embedding = _load("clip", clip, **settings).embed_image(image)
+    assert embedding.dtype == torch.float32
+    assert float(embedding.norm()) == pytest.approx(1, abs=1e-5)
 
 
 def test_wrong_models_are_named(yolos, clip, llava, tmp_path):
