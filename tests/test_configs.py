@@ -19,7 +19,7 @@ from mmdit.training.checkpoints import read_checkpoint
 
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
-IMAGE_RECIPES = ["scenes64_teacher", "scenes64_vae"]  # these read images, the others latents
+IMAGE_RECIPES = ["scenes64_detector", "scenes64_teacher", "scenes64_vae"]  # these read images, the others latents
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
 --trainer.strategy auto --trainer.precision 32-true --trainer.compile false --data.batch_size 4 --data.num_workers 0

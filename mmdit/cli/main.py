@@ -46,7 +46,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
-    "train": Command("mmdit.cli.train:train", "Train a transformer, an autoencoder or a teacher.", config=True),
+    "train": Command(
+        "mmdit.cli.train:train", "Train a transformer, an autoencoder, a teacher or a detector.", config=True
+    ),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
     "samples": Command(
         "mmdit.cli.samples:samples",
