@@ -47,7 +47,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
     "train": Command(
-        "mmdit.cli.train:train", "Train a transformer, an autoencoder, a teacher or a detector.", config=True
+        "mmdit.cli.train:train",
+        "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",
+        config=True,
     ),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
     "samples": Command(

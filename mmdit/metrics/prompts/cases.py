@@ -20,6 +20,7 @@ from mmdit.data.prompted import read_mask
 from mmdit.data.prompts import CaptionedSample, Entity, read_prompts
 from mmdit.metrics.arrays import Array
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
+from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import read_picture
 from mmdit.names import RELATION_WORDS
 
@@ -65,7 +66,8 @@ class PromptedSplit:
     """A split's captions, and its true pictures and masks.
 
     Args:
-        samples: the whole split, in the drawn order; ``cases`` take the first that fit.
+        samples: the whole split, in the drawn order; of it the first samples that fit are taken.
+        split: its name.
 
     Raises:
         UserError: lines of ``prompts.jsonl`` that are wrong.
@@ -82,10 +84,12 @@ class PromptedSplit:
         return bool(self.prompts)
 
     def __iter__(self) -> Iterator[tuple[int, CaptionedSample, list[Named]]]:
-        """Number, captions and named objects of each sample that has both."""
+        """Number, captions and objects of each sample that has these and a picture."""
         for index, sample in enumerate(self.samples.samples):
             prompted = self.prompts.get(sample.id)
-            if prompted is not None and (objects := self._named(prompted)):
+            if prompted is None or sample.files.get(IMAGE) is None:
+                continue
+            if objects := self._named(prompted):
                 yield index, prompted, objects
 
     def _named(self, sample: CaptionedSample) -> list[Named]:
@@ -109,6 +113,11 @@ class PromptedSplit:
         box = (draw.left, draw.top, draw.left + draw.crop_width, draw.top + draw.crop_height)
         resized = Image.fromarray(mask).resize((draw.width, draw.height), Image.Resampling.NEAREST, box=box)
         return np.asarray(resized, dtype=bool)
+
+    def foreground(self, index: int) -> Array:
+        """Where any object of a sample is, named by a caption or not, bool (H, W) at the model's size."""
+        objects = self._named(self.prompts[self.samples.samples[index].id])
+        return np.any([self.mask(one) for one in objects if one.entity.mask is not None], axis=0)
 
 
 @dataclass(frozen=True)

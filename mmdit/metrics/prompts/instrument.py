@@ -87,8 +87,8 @@ class Seen:
 
     def at(self, mask: Array) -> SeenObject | None:
         """The object that covers most of a mask (H, W)."""
-        covered = [int((each.mask & mask).sum()) for each in self.objects]
-        return self.objects[int(np.argmax(covered))] if covered and max(covered) else None
+        covering = [each for each in self.objects if (each.mask & mask).any()]
+        return max(covering, key=lambda each: int((each.mask & mask).sum()), default=None)
 
 
 # Where the first of two objects stands to the second: centres of mass for the sides; the one in front reaches lower down.
@@ -140,7 +140,7 @@ class Instrument:
         objects.sort(key=lambda each: -each.area)
         return Seen(picture, tuple(objects), ~np.isin(labels, background))
 
-    def mask(self, mask: Array) -> Array:
+    def resize_mask(self, mask: Array) -> Array:
         """A mask (H, W) at the instrument's size."""
         size = int(self.detector.config["image_size"])
         return mask if mask.shape == (size, size) else _resized(mask.astype(np.uint8) * 255, size) > 127

@@ -75,7 +75,7 @@ def colour_distance(seen: Seen, thing: SeenObject | None, colour: Array) -> floa
 class OneObject(PromptKind):
     """A caption of one object and its colour. The largest object of the picture is judged, whatever it is."""
 
-    metrics = ("category", "colour")
+    metrics: ClassVar[tuple[str, ...]] = ("category", "colour")
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
@@ -95,7 +95,7 @@ class OneObject(PromptKind):
 class TwoObjects(PromptKind):
     """A caption of two objects of different categories, their colours, and how they stand."""
 
-    metrics = ("present", "colour", "relation", "all")
+    metrics: ClassVar[tuple[str, ...]] = ("present", "colour", "relation", "all")
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
@@ -124,7 +124,7 @@ class OneSubject(PromptKind):
     distance: of the mean colour of the largest object to the subject's in the true picture, see ``colour_distance``.
     """
 
-    metrics = ("category", "colour", "distance")
+    metrics: ClassVar[tuple[str, ...]] = ("category", "colour", "distance")
 
     def __init__(self, named: bool) -> None:
         self.named = named
@@ -160,7 +160,7 @@ class TwoSubjects(TwoObjects):
     fused: only one of them is there, or one has the other's colour; distance: of each one's colour, over those that are there.
     """
 
-    metrics = (*TwoObjects.metrics, "fused", "distance")
+    metrics: ClassVar[tuple[str, ...]] = (*TwoObjects.metrics, "fused", "distance")
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
@@ -198,7 +198,7 @@ class Geometry(OneObject):
     over a picture.
     """
 
-    metrics = ("colour", "object_iou")
+    metrics: ClassVar[tuple[str, ...]] = ("colour", "object_iou")
     given = "depth"
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
@@ -219,7 +219,7 @@ class Contradiction(OneSubject):
     text: the picture shows the category in the colour of the words; subject: in the colour of the picture.
     """
 
-    metrics = ("text", "subject", "distance")
+    metrics: ClassVar[tuple[str, ...]] = ("text", "subject", "distance")
 
     def __init__(self) -> None:
         super().__init__(named=True)

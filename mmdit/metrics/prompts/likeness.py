@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-from mmdit.encoders.guarded import guarded
-from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
 
 COPY_QUANTILE = 0.01
