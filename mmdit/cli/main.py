@@ -63,6 +63,10 @@ COMMANDS: dict[str, Command] = {
     "evaluate-geometry": Command(
         "mmdit.cli.evaluate_geometry:evaluate_geometry", "Measure zero-shot depth or normals on a public benchmark."
     ),
+    "evaluate-prompts": Command(
+        "mmdit.cli.evaluate_prompts:evaluate_prompts",
+        "Measure a model on a public benchmark of prompts: DreamBench, MultiBench, COCO-30k.",
+    ),
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
