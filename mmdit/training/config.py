@@ -28,6 +28,7 @@ __all__ = [
     "AutoencoderConfig",
     "CLIPConfig",
     "DataConfig",
+    "DetectorConfig",
     "EMAConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -344,16 +345,32 @@ class CLIPConfig:
 
 
 @dataclass
+class DetectorConfig:
+    """The small U-Net of recipe "detector", which judges what prompts made.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        channels: of each level, multiples of 8; each level after the first halves the size.
+        blocks: residual blocks of each level on the way down.
+    """
+
+    patch_size: Layers = 4
+    channels: list[Width] = field(default_factory=lambda: [48, 96, 96])
+    blocks: list[Layers] = field(default_factory=lambda: [2, 3, 3])
+
+
+@dataclass
 class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher or clip.
+        recipe: what is trained: transformer, autoencoder, teacher, clip or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
+        detector: the U-Net, for recipe detector.
         data: what it is trained on.
         task: which tasks are mixed.
         objective: the loss.
@@ -371,6 +388,7 @@ class TrainingConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
