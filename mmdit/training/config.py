@@ -59,7 +59,7 @@ class ModelConfig:
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
         pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities, another conditioner,
             and the block that ``block`` derives from; the rest must match.
-        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross" and "joint", which also attend to the prompt's tokens.
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
