@@ -76,6 +76,13 @@ def subject_image(subject: Any) -> Image.Image:
     return Image.fromarray(np.where(kept[..., None], np.asarray(image), BACKGROUND).astype(np.uint8))
 
 
+def check_subjects(prompts: Sequence[Prompt | None], most: int) -> None:
+    """Raise a UserError where a prompt has more than ``most`` images."""
+    for prompt in prompts:
+        if prompt is not None and len(prompt.images) > most:
+            raise UserError(f"a prompt has {len(prompt.images)} subjects, the model takes {most}: leave some out")
+
+
 class PromptEncoder(nn.Module):
     """The frozen encoders of text and subjects.
 
@@ -96,10 +103,7 @@ class PromptEncoder(nn.Module):
             UserError: what ``TextEncoder.tokenize`` refuses, images for a model without an image encoder, or too many.
         """
         images = [image for prompt in prompts if prompt is not None for image in prompt.images]
-        for prompt in prompts:
-            if prompt is not None and len(prompt.images) > self.max_subjects:
-                count = len(prompt.images)
-                raise UserError(f"a prompt has {count} subjects, the model takes {self.max_subjects}: leave some out")
+        check_subjects(prompts, self.max_subjects)
         if images and self.subjects is None:
             raise UserError("this model takes no subjects' images: give text alone")
         device = next(self.text.model.parameters()).device

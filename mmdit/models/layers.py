@@ -98,7 +98,8 @@ class CrossAttention(nn.Module):
     def map(self, x: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """How much x attends to each token, as ``forward`` takes them: (B, T, L)."""
         q, k, _ = self._heads(x, tokens)
-        q, k = norm_and_rotate(q, k, *self.qk_norm(), None)
+        q_weight, k_weight = self.qk_norm()
+        q, k = norm_and_rotate(q, k, q_weight, k_weight, None)
         return attention_map(q, k, None if token_mask is None else token_mask.expand(len(x), -1))
 
     def _heads(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

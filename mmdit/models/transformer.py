@@ -163,6 +163,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
 
         alignment, maps = None, []
         for index, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
             if index in output_attention and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
             x = self._run(block, x, c, rope, conditioning)
