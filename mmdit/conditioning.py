@@ -123,6 +123,24 @@ class EncodedPrompts:
         """No prompt at all in ``rows`` (B,) bool."""
         return replace(self, present=self.present & ~rows.to(self.present.device))
 
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> EncodedPrompts:
+        """Move every tensor, and what ``restate`` returns, to ``device``; those of floating point to ``dtype``."""
+        restate = self.restate
+
+        def move(part: Any) -> Any:
+            return part.to(device, dtype if part.is_floating_point() else None) if isinstance(part, Tensor) else part
+
+        moved = {field.name: move(getattr(self, field.name)) for field in fields(self)}
+        return replace(self, **{**moved, "restate": lambda words: restate(words).to(device, dtype)})
+
+    def repeat(self, count: int) -> EncodedPrompts:
+        """Each prompt ``count`` times, next to each other; subjects are not encoded again."""
+        restate = self.restate
+        rows = {
+            name: getattr(self, name).repeat_interleave(count, 0) for name in ("states", "mask", "subjects", "present")
+        }
+        return replace(self, **rows, restate=lambda words: restate(words).repeat_interleave(count, 0))
+
 
 class Conditioner(nn.Module, ABC):
     """Turns one kind of prompt into ``Conditioning``; a submodule of the transformer, so it is saved with it.
@@ -165,6 +183,13 @@ class Conditioner(nn.Module, ABC):
         if prompts is not None:
             raise UserError("this model takes no prompt: give class_labels, or a model whose conditioner reads prompts")
         return class_labels
+
+    def text_alone(self, prompt: Any) -> Any | None:
+        """The same prompts without their subjects' images, for fusing (``mmdit.flow.guidance``).
+
+        None = this kind has no such branch, and ``fusing_scale`` is refused.
+        """
+        return None
 
     def start_from(self, trained: Conditioner) -> None:
         """Take over the weights of a trained conditioner that have the same name and shape here."""

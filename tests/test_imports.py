@@ -38,7 +38,7 @@ ALLOWED = {
     "mmdit.errors": set(),
     "mmdit.bounds": _areas("errors"),
     "mmdit.names": set(),
-    "mmdit.hub": set(),
+    "mmdit.hub": _areas("errors"),
     "mmdit.progress": set(),
     "mmdit.storage": _areas("errors"),
     "mmdit.task": _areas("errors"),

@@ -76,7 +76,7 @@ def make_qwen() -> tuple[Any, Any]:
     ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
     scale = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 2048}}
     config = Qwen2_5_VLConfig(
-        text_config=_text(tokenizer, rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]}),
+        text_config=_text(tokenizer, rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]}, max_window_layers=2),
         vision_config={
             "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "out_hidden_size": 16,
             "spatial_merge_size": 2, "fullatt_block_indexes": [1], "window_size": 32,

@@ -18,7 +18,7 @@ def numbered_generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**64)
 
 
-class StepSampler(Sampler[list[int]]):
+class StepSampler(Sampler[list[Any]]):
     """Batches of indices for steps ``start`` … ``num_batches`` of a run: shuffled passes over the data, without end.
 
     The passes are joined, so every batch is full whatever the size of the data. Process ``rank`` of ``world_size`` gets
@@ -29,33 +29,46 @@ class StepSampler(Sampler[list[int]]):
         batch_size: of the global batch.
         num_batches: batches in the whole run.
         seed: order; pass p is shuffled with (seed, p).
+        with_positions: yield (index, position in the run), for data that are drawn anew each time a sample is met.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, num_batches: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        num_batches: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        with_positions: bool = False,
     ) -> None:
         self.num_samples, self.batch_size, self.num_batches, self.seed = num_samples, batch_size, num_batches, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.with_positions = rank, world_size, with_positions
         self.start = 0
 
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         cached: tuple[int, list[int]] = (-1, [])
         for batch in range(self.start, self.num_batches):
-            indices = []
+            indices: list[Any] = []
             for position in range(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size):
                 epoch, offset = divmod(position, self.num_samples)
                 if cached[0] != epoch:
                     generator = numbered_generator(self.seed, epoch)
                     cached = (epoch, torch.randperm(self.num_samples, generator=generator).tolist())
-                indices.append(cached[1][offset])
+                index = cached[1][offset]
+                indices.append((index, position) if self.with_positions else index)
             yield indices
 
 
 class BatchReader(Dataset):
-    """Lets a loader fetch whole batches from a dataset that has ``read_batch(indices)``, such as ``LatentShards``."""
+    """Lets a loader fetch whole batches from a dataset that has ``read_batch``, such as ``LatentShards``.
+
+    A dataset with ``takes_positions`` may be asked for (index, position) pairs: ``read_batch(indices, positions)``.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -63,7 +76,9 @@ class BatchReader(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: list[int]) -> Any:
+    def __getitems__(self, indices: list[Any]) -> Any:
+        if isinstance(indices[0], tuple):
+            return self.dataset.read_batch(*zip(*indices, strict=True))
         return self.dataset.read_batch(indices)
 
 
@@ -136,6 +151,7 @@ class ResumableDataModule(LightningDataModule):
             seed=self.seed,
             rank=rank,
             world_size=world_size,
+            with_positions=getattr(self.train, "takes_positions", False),
         )
         sampler.start = self.batches_seen
         return make_loader(self.train, batch_sampler=sampler, **self.loader_settings)

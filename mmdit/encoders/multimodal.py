@@ -8,23 +8,23 @@ B prompts, L tokens, W width of the LLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
-from mmdit.encoders.prompts import check_subjects, subject_image
-from mmdit.encoders.text import refuse_unknown_words, short
-from mmdit.errors import UserError, first_line
-from mmdit.hub import out_of_reach
-from mmdit.prompt import Prompt
+from mmdit.encoders.pretrained import PretrainedFolder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.subjects import check_subjects, subject_image
+from mmdit.encoders.text import refuse_unknown_words, short, weights_device
+from mmdit.errors import UserError
+from mmdit.prompt import Prompt, Span
 
 
-class MultimodalEncoder(nn.Module):
+class MultimodalEncoder(FrozenPromptEncoder):
     """A frozen multimodal LLM with its processor, called as ``PromptEncoder`` is.
 
     Works with models of transformers that read images as tokens of one sequence: LLaVA, Idefics3 and SmolVLM, Qwen-VL.
@@ -40,13 +40,15 @@ class MultimodalEncoder(nn.Module):
         UserError: a model that doesn't read images so, or a layer that it doesn't have.
     """
 
+    required = ("text_encoder", "processor")
+
     def __init__(self, model: Any, processor: Any, max_subjects: int = 4, hidden_layer: int = -1) -> None:
         super().__init__()
         image_token = getattr(model.config, "image_token_id", None)
         if image_token is None or not hasattr(processor, "image_processor"):
             raise UserError(
-                f"{type(model).__name__} reads no images as tokens of its text: give a model of the kinds of LLaVA, "
-                "Idefics3, SmolVLM or Qwen-VL, with its processor"
+                f"{type(model).__name__} with {type(processor).__name__} reads no images as tokens of its text: give a model "
+                "of the kinds of LLaVA, Idefics3, SmolVLM or Qwen-VL, and its processor"
             )
         layers = int(model.config.get_text_config().num_hidden_layers)
         if not -layers - 1 <= hidden_layer <= layers:
@@ -56,8 +58,39 @@ class MultimodalEncoder(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
         self._image_token = int(image_token)
-        self._last = hidden_layer in (-1, layers)
         self._lengths: dict[tuple[int, int], int] = {}
+
+    @classmethod
+    def of_components(cls, components: Mapping[str, Any]) -> MultimodalEncoder:
+        """Build from ``text_encoder`` and ``processor``."""
+        return cls(components["text_encoder"], components["processor"])
+
+    @classmethod
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, *, max_subjects: int = 4, hidden_layer: int = -1
+    ) -> MultimodalEncoder:
+        """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
+
+        Raises:
+            UserError: no such folder, an unreachable Hub, a model of another kind, or an image encoder beside it.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if image_encoder is not None:
+            raise UserError(f"image_encoder is {image_encoder!r}: a multimodal LLM reads images itself, leave it out")
+        source = PretrainedFolder.find(text_encoder, "multimodal LLM")
+        model = source.load_model(AutoModelForImageTextToText)
+        return cls(model, source.load(AutoProcessor), max_subjects, hidden_layer)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What a pipeline is built with."""
+        return {"text_encoder": self.model, "processor": self.processor}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Settings of the conditioner: W."""
+        return {"text_width": self.width}
 
     @property
     def width(self) -> int:
@@ -71,70 +104,76 @@ class MultimodalEncoder(nn.Module):
         most = int(self.processor.tokenizer.model_max_length)
         return most if positions is None else min(most, int(positions))
 
+    def check(self, prompts: Sequence[Prompt | None]) -> None:
+        """Raise UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know
+        (it names the nearest), a mark of the model's own in the text, too many images, or something other than one.
+        """
+        self._prepared(prompts)
+
     @torch.no_grad()
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
-        """Encode prompts; None = a sample without one.
+        """Encode prompts; None = a sample without one. Raises UserError as ``check``.
 
         ``subjects`` of the result tells which tokens are those of an image, and of whose: subjects are counted over the batch,
         prompt by prompt. Words belong to none.
-
-        Raises:
-            UserError: a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know (it
-                names the nearest), a mark of the model's own in the text, too many images, or something other than one.
         """
+        read: dict[int, tuple[Tensor, Tensor]] = {}  # row -> states (L, W) and subjects (L,)
+        for rows, subjects, inputs in self._prepared(prompts):
+            states = self._states(inputs)
+            kept = inputs["attention_mask"].bool().to(states.device)
+            for i, row in enumerate(rows):
+                read[row] = states[i][kept[i]], subjects[i].to(states.device)
+        device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
+        if read:
+            device = next(iter(read.values()))[0].device
+        length = max((len(own) for own, _ in read.values()), default=0)
+        padded = torch.zeros(len(prompts), length, self.width, device=device, dtype=dtype)
+        mask = torch.zeros(len(prompts), length, device=device, dtype=torch.bool)
+        whose = torch.full((len(prompts), length), NO_SUBJECT, device=device)
+        for row, (own, numbers) in read.items():
+            padded[row, : len(own)], mask[row, : len(own)], whose[row, : len(own)] = own, True, numbers
+        present = torch.tensor([prompt is not None for prompt in prompts], device=device)
+        return EncodedPrompts(padded, mask, whose, padded.new_zeros(0, 1), lambda _: padded, present)
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The states (B, L, W) of the layer."""
+        device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
+        moved = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
+        has_head = self.model.base_model is not self.model
+        head = {"logits_to_keep": 1} if has_head else {}  # nobody reads the logits
+        output = self.model(**moved, **head, use_cache=False, output_hidden_states=True, return_dict=True)
+        return output.hidden_states[self.hidden_layer]
+
+    def _prepared(self, prompts: Sequence[Prompt | None]) -> list[tuple[list[int], list[Tensor], dict[str, Tensor]]]:
+        """Prompts with images, and those without: rows, the subjects (L,) of each one's tokens, and the model's inputs."""
         check_subjects(prompts, self.max_subjects)
-        first = 0
-        rows: dict[bool, list[tuple[int, Prompt, int]]] = {False: [], True: []}  # by whether there are images
+        first, groups = 0, {True: [], False: []}  # type: ignore[var-annotated]
         for row, prompt in enumerate(prompts):
             if prompt is not None:
                 self._check_words(prompt)
-                rows[bool(prompt.images)].append((row, prompt, first))
+                groups[bool(prompt.images)].append((row, prompt, first))
                 first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
-        parameter = next(self.model.parameters())
-        read: dict[int, tuple[Tensor, Tensor]] = {}
-        for group in rows.values():
-            if group:
-                encoded = self._read([prompt for _, prompt, _ in group], [start for _, _, start in group])
-                read |= {row: one for (row, _, _), one in zip(group, encoded, strict=True)}
-        length = max((len(states) for states, _ in read.values()), default=0)
-        states = parameter.new_zeros(len(prompts), length, self.width)
-        mask = torch.zeros(states.shape[:2], dtype=torch.bool, device=parameter.device)
-        subjects = torch.full(states.shape[:2], NO_SUBJECT, device=parameter.device)
-        for row, (own, whose) in read.items():
-            states[row, : len(own)], mask[row, : len(own)], subjects[row, : len(own)] = own, True, whose
-        present = torch.tensor([prompt is not None for prompt in prompts], device=parameter.device)
-        return EncodedPrompts(states, mask, subjects, states.new_zeros(0, 1), lambda _: states, present)
+        prepared = []
+        for group in filter(None, groups.values()):
+            pictures = [
+                [subject_image(prompt.images[span.subject]) for span in _shown(prompt)] for _, prompt, _ in group
+            ]
+            inputs = self._inputs([self._interleaved(prompt) for _, prompt, _ in group], pictures)
+            subjects = []
+            for i, (_, prompt, start) in enumerate(group):
+                ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()]
+                self._check_length(prompt, ids)
+                numbers = torch.tensor([start + span.subject for span in _shown(prompt)], dtype=torch.long)
+                lengths = torch.tensor([self._length(picture) for picture in pictures[i]], dtype=torch.long)
+                whose = torch.full_like(ids, NO_SUBJECT)
+                whose[ids == self._image_token] = numbers.repeat_interleave(lengths)
+                subjects.append(whose)
+            prepared.append(([row for row, _, _ in group], subjects, inputs))
+        return prepared
 
-    def _read(self, prompts: list[Prompt], starts: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """States (L, W) and subjects (L,) of each prompt; all of them have images, or none has."""
-        pictures = [[subject_image(prompt.images[span.subject]) for span in _shown(prompt)] for prompt in prompts]
-        inputs = self._inputs([self._interleaved(prompt) for prompt in prompts], pictures)
-        kept = inputs["attention_mask"].bool()
-        for prompt, ids, real in zip(prompts, inputs["input_ids"], kept, strict=True):
-            self._check_length(prompt, ids[real])
-        # Models of this kind have the network without its head under "model".
-        output = self.model.base_model(**inputs, use_cache=False, output_hidden_states=not self._last, return_dict=True)
-        states = output.last_hidden_state if self._last else output.hidden_states[self.hidden_layer]
-        found = []
-        for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-            ids = inputs["input_ids"][row][kept[row]]
-            lengths = [self._length(picture) for picture in pictures[row]]
-            numbers = [start + span.subject for span in _shown(prompt)]
-            whose = torch.full_like(ids, NO_SUBJECT)
-            whose[ids == self._image_token] = torch.tensor(numbers, dtype=ids.dtype).repeat_interleave(
-                torch.tensor(lengths, dtype=torch.long)
-            ).to(ids)  # fmt: skip
-            found.append((states[row][kept[row]], whose))
-        return found
-
-    def _inputs(self, texts: list[str], pictures: list[list[Image.Image]]) -> dict[str, Any]:
+    def _inputs(self, texts: list[str], pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
         images = {"images": pictures} if any(pictures) else {}
-        made = self.processor(text=texts, **images, padding=True, padding_side="right", return_tensors="pt")
-        parameter = next(self.model.parameters())
-        return {
-            key: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-            for key, value in made.items()
-        }
+        return dict(self.processor(text=texts, **images, padding=True, padding_side="right", return_tensors="pt"))
 
     def _length(self, picture: Image.Image) -> int:
         """How many tokens the processor makes of a picture, which follows from its size."""
@@ -151,61 +190,37 @@ class MultimodalEncoder(nn.Module):
         return "".join(self.processor.tokenizer.convert_ids_to_tokens(ids))
 
     def _interleaved(self, prompt: Prompt) -> str:
-        parts, end = [], 0
-        for span in _shown(prompt):
-            parts += [prompt.text[end : span.start], self._mark()]
-            end = span.end
-        return "".join([*parts, prompt.text[end:]])
+        return self._mark().join(_pieces(prompt))
 
     def _check_words(self, prompt: Prompt) -> None:
-        tokenizer, end = self.processor.tokenizer, 0
+        tokenizer = self.processor.tokenizer
         for mark in (*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)):
             if mark in prompt.text:
                 raise UserError(f"prompt {short(prompt.text)!r}: {mark!r} is a mark of the model's own: leave it out")
-        pieces = []
-        for span in _shown(prompt):
-            pieces.append(prompt.text[end : span.start])
-            end = span.end
-        for piece in [*pieces, prompt.text[end:]]:
-            encoded = tokenizer(
-                piece, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
-            )
-            if tokenizer.is_fast:
+        if tokenizer.is_fast:
+            for piece in _pieces(prompt):
+                encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
 
     def _check_length(self, prompt: Prompt, ids: Tensor) -> None:
         if len(ids) > self.max_length:
             words = self.processor.tokenizer.decode(ids[self.max_length :], skip_special_tokens=True).strip()
-            lost = f"{short(words)!r}" if words else "the end"
+            lost = repr(short(words)) if words else "the end"
             raise UserError(
                 f"prompt {short(prompt.text)!r} has {len(ids)} tokens with its images, the model reads {self.max_length}: "
                 f"{lost} would be lost; make it shorter, or give fewer or smaller images"
             )
 
 
-def _shown(prompt: Prompt) -> Sequence[Any]:
+def _shown(prompt: Prompt) -> Sequence[Span]:
     """The spans whose words an image replaces: all, where there are images."""
     return prompt.spans if prompt.images else ()
 
 
-def load_multimodal_encoder(name_or_folder: str, *, max_subjects: int = 4, hidden_layer: int = -1) -> MultimodalEncoder:
-    """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
-
-    Nothing in the folder is run, and weights are read from safetensors only.
-
-    Raises:
-        UserError: no such folder, an unreachable Hub, or a model of another kind.
-    """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    offline = not Path(name_or_folder).is_dir() and out_of_reach(name_or_folder)
-    safe = {"trust_remote_code": False, "local_files_only": offline}
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name_or_folder, use_safetensors=True, **safe)
-        processor = AutoProcessor.from_pretrained(name_or_folder, **safe)
-    except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-        where = "the Hub can't be reached, and it is not in the cache" if offline else first_line(error)
-        raise UserError(
-            f"multimodal LLM {name_or_folder!r} can't be loaded ({where}): give a folder or a Hub id"
-        ) from error
-    return MultimodalEncoder(model, processor, max_subjects, hidden_layer)
+def _pieces(prompt: Prompt) -> list[str]:
+    """The text before, between and behind the words that images replace."""
+    pieces, end = [], 0
+    for span in _shown(prompt):
+        pieces.append(prompt.text[end : span.start])
+        end = span.end
+    return [*pieces, prompt.text[end:]]

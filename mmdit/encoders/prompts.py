@@ -1,90 +1,38 @@
-"""Prompts -> the input of a conditioner: the frozen text and image encoders, together.
+"""Prompts -> the input of a conditioner: the frozen encoders of text and subjects, and which conditioner has which.
 
 B prompts, L tokens, W width of the text encoder, S subjects of the batch, P width of the image embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
-from mmdit.encoders.text import TextEncoder
-from mmdit.errors import UserError
+from mmdit.encoders.multimodal import MultimodalEncoder
+from mmdit.encoders.pretrained import PretrainedFolder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.subjects import SubjectEncoder, check_subjects, load_image_encoder, subject_image
+from mmdit.encoders.text import TextEncoder, load_text_encoder
+from mmdit.errors import UserError, unknown_name
 from mmdit.prompt import Prompt
 
-BACKGROUND = 255  # what a mask takes away of a subject's picture becomes white
+__all__ = [
+    "PROMPT_ENCODERS",
+    "MultimodalEncoder",
+    "PromptEncoder",
+    "SubjectEncoder",
+    "load_prompt_encoder",
+    "make_prompt_encoder",
+    "subject_image",
+]
 
 
-class SubjectEncoder(nn.Module):
-    """A frozen image encoder: CLIP's image tower with its projection, and its processor.
-
-    Args:
-        model: ``CLIPVisionModelWithProjection`` or another model with ``image_embeds``.
-        processor: its image processor of transformers.
-    """
-
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        self.processor = processor
-
-    @property
-    def width(self) -> int:
-        """P."""
-        return int(self.model.config.projection_dim)
-
-    @torch.no_grad()
-    def forward(self, images: Sequence[Any]) -> Tensor:
-        """Embed subjects, each a PIL image or a pair (image, mask), True = subject: -> (S, P).
-
-        Raises:
-            UserError: something other than an image, or a mask of another size.
-        """
-        parameter = next(self.model.parameters())
-        if not images:
-            return torch.zeros(0, self.width, device=parameter.device, dtype=parameter.dtype)
-        pictures = [subject_image(image) for image in images]
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return self.model(pixel_values=pixels.to(parameter.device, parameter.dtype)).image_embeds
-
-
-def subject_image(subject: Any) -> Image.Image:
-    """The RGB picture of a subject; a mask (H, W) leaves white around it.
-
-    Raises:
-        UserError: something other than an image, or a mask that is empty or of another size.
-    """
-    image, mask = subject if isinstance(subject, tuple) and len(subject) == 2 else (subject, None)
-    if not isinstance(image, Image.Image):
-        raise UserError(f"a subject is a {type(image).__name__}: give a PIL image, or (image, mask)")
-    image = image.convert("RGB")
-    if mask is None:
-        return image
-    kept = np.asarray(mask)
-    kept = kept if kept.dtype == bool else kept > 0
-    if kept.shape != (image.height, image.width):
-        size = f"{image.height} x {image.width}"
-        raise UserError(f"a subject's mask has shape {kept.shape}, its image is {size}: give one of the same size")
-    if not kept.any():
-        raise UserError("a subject's mask is empty: mark the subject with True or 1")
-    return Image.fromarray(np.where(kept[..., None], np.asarray(image), BACKGROUND).astype(np.uint8))
-
-
-def check_subjects(prompts: Sequence[Prompt | None], most: int) -> None:
-    """Raise a UserError where a prompt has more than ``most`` images."""
-    for prompt in prompts:
-        if prompt is not None and len(prompt.images) > most:
-            raise UserError(f"a prompt has {len(prompt.images)} subjects, the model takes {most}: leave some out")
-
-
-class PromptEncoder(nn.Module):
-    """The frozen encoders of text and subjects.
+class PromptEncoder(FrozenPromptEncoder):
+    """The frozen encoders of text and subjects, apart (UMM-Diffusion).
 
     Args:
         text: the text encoder.
@@ -92,23 +40,72 @@ class PromptEncoder(nn.Module):
         max_subjects: the most images in one prompt.
     """
 
+    required: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    optional: ClassVar[tuple[str, ...]] = ("image_encoder", "image_processor")
+
     def __init__(self, text: TextEncoder, subjects: SubjectEncoder | None = None, max_subjects: int = 4) -> None:
         super().__init__()
         self.text, self.subjects, self.max_subjects = text, subjects, max_subjects
 
-    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
-        """Encode prompts; None = a sample without one.
+    @classmethod
+    def of_components(cls, components: Mapping[str, Any]) -> PromptEncoder:
+        """Build from ``text_encoder`` and ``tokenizer``, and for subjects ``image_encoder`` and ``image_processor``.
 
         Raises:
-            UserError: what ``TextEncoder.tokenize`` refuses, images for a model without an image encoder, or too many.
+            UserError: one of the latter without the other, or a tokenizer that is no fast one.
         """
-        images = [image for prompt in prompts if prompt is not None for image in prompt.images]
+        text = TextEncoder(components["text_encoder"], components["tokenizer"])
+        given = [name for name in cls.optional if components.get(name) is not None]
+        if len(given) == 1:
+            lacking = next(name for name in cls.optional if name not in given)
+            raise UserError(f"{given[0]} is given without {lacking}: give both, or neither for prompts of text alone")
+        subjects = SubjectEncoder(*(components[name] for name in cls.optional)) if given else None
+        return cls(text, subjects)
+
+    @classmethod
+    def load(cls, text_encoder: str, image_encoder: str | None = None) -> PromptEncoder:
+        """Load a text encoder and CLIP's image tower, by folders or Hub ids.
+
+        One folder of a whole CLIP model serves both: without ``image_encoder`` its image tower is that of ``text_encoder``,
+        and where that has none, prompts are of text alone.
+        """
+        text = load_text_encoder(text_encoder)
+        if image_encoder is None and "vision_config" not in PretrainedFolder.find(text_encoder, "text encoder").config:
+            return cls(text)
+        return cls(text, load_image_encoder(image_encoder or text_encoder))
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What a pipeline is built with."""
+        found = {"text_encoder": self.text.model, "tokenizer": self.text.tokenizer}
+        if self.subjects is not None:
+            found |= {"image_encoder": self.subjects.model, "image_processor": self.subjects.processor}
+        return found
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Settings of the conditioner: W and P."""
+        text = {"text_width": self.text.width}
+        return text if self.subjects is None else {**text, "image_width": self.subjects.width}
+
+    def check(self, prompts: Sequence[Prompt | None]) -> None:
+        """Raise UserError for images without an image encoder, too many, unreadable ones, or what the tokenizer refuses."""
+        for image in self._images(prompts):
+            subject_image(image)
+        self.text.tokenize([prompt or Prompt("") for prompt in prompts])
+
+    def _images(self, prompts: Sequence[Prompt | None]) -> list[Any]:
         check_subjects(prompts, self.max_subjects)
+        images = [image for prompt in prompts if prompt is not None for image in prompt.images]
         if images and self.subjects is None:
             raise UserError("this model takes no subjects' images: give text alone")
-        device = next(self.text.model.parameters()).device
-        tokens = self.text.tokenize([prompt or Prompt("") for prompt in prompts]).to(device)
-        present = torch.tensor([prompt is not None for prompt in prompts], device=device)
+        return images
+
+    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
+        """Encode prompts; None = a sample without one. Raises UserError as ``check``."""
+        images = self._images(prompts)
+        tokens = self.text.tokenize([prompt or Prompt("") for prompt in prompts])
+        present = torch.tensor([prompt is not None for prompt in prompts])
         states = self.text(tokens).states
         embeddings = self.subjects(images) if self.subjects is not None else states.new_zeros(0, 1)
         text = self.text
@@ -117,4 +114,43 @@ class PromptEncoder(nn.Module):
             return text(tokens, words).states
 
         subjects = tokens.subjects if images else torch.full_like(tokens.subjects, NO_SUBJECT)
-        return EncodedPrompts(states, tokens.mask, subjects, embeddings.to(states), restate, present)
+        encoded = EncodedPrompts(states, tokens.mask, subjects, embeddings, restate, present)
+        return encoded.to(states.device, states.dtype)
+
+
+# conditioner -> what encodes its prompts. Conditioners that are not here read what ``pipe(prompt=...)`` is given themselves.
+PROMPT_ENCODERS: dict[str, type[FrozenPromptEncoder]] = {"tiue": PromptEncoder, "interleaved": MultimodalEncoder}
+
+
+def make_prompt_encoder(conditioner: str, components: Mapping[str, Any]) -> FrozenPromptEncoder:
+    """Build the encoder of a conditioner's prompts from a pipeline's components, name -> component or None.
+
+    Raises:
+        UserError: components that are missing; the message names them.
+    """
+    kind = PROMPT_ENCODERS[conditioner]
+    missing = [name for name in kind.required if components.get(name) is None]
+    if missing:
+        listed, plural = " and ".join(missing), "s" if len(missing) > 1 else ""
+        arguments = ", ".join(f"{name}=..." for name in missing)
+        raise UserError(
+            f"this model has no {listed}, which its prompts need: give the component{plural}, from_pretrained(..., "
+            f"{arguments}), or a folder that holds them"
+        )
+    return kind.of_components(components)
+
+
+def load_prompt_encoder(conditioner: str, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
+    """Load the encoder of a conditioner's prompts by folders or Hub ids, such as "openai/clip-vit-large-patch14".
+
+    Args:
+        conditioner: name in ``PROMPT_ENCODERS``.
+        text_encoder: see ``load_text_encoder``; for a multimodal LLM, the LLM.
+        image_encoder: CLIP; None = that of ``text_encoder`` where it is a whole CLIP model.
+
+    Raises:
+        UserError: a conditioner without an encoder, or encoders that can't be loaded.
+    """
+    if conditioner not in PROMPT_ENCODERS:
+        raise unknown_name("conditioner with prompts", conditioner, PROMPT_ENCODERS)
+    return PROMPT_ENCODERS[conditioner].load(text_encoder, image_encoder)

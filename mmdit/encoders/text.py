@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mmdit.conditioning import NO_SUBJECT
-from mmdit.errors import UserError, first_line, nearest_names
+from mmdit.encoders.pretrained import PretrainedFolder
+from mmdit.errors import UserError, nearest_names
 from mmdit.prompt import Prompt
 
 # Per thread, so that threads can share one encoder: (S, W) vectors, and which of them stands at each token (B, L).
@@ -71,7 +72,8 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         table = self.model.get_input_embeddings().weight
         for module in self.model.modules():  # T5 looks words up in another module with the same table
-            if isinstance(module, nn.Embedding) and module.weight is table:
+            is_table = isinstance(module, nn.Embedding) and module.weight is table
+            if is_table and _put_pseudo_words not in module._forward_hooks.values():
                 module.register_forward_hook(_put_pseudo_words)
 
     @property
@@ -137,13 +139,14 @@ class TextEncoder(nn.Module):
             words: (S, W), the pseudo-word embedding of each subject, put in place of its tokens' own; gradients flow to
                 them through the frozen encoder (UMM-Diffusion, arXiv 2303.09319, section 3.2). None = the words themselves.
         """
+        tokens = tokens.to(weights_device(self.model))
         with torch.set_grad_enabled(words is not None and torch.is_grad_enabled()), _putting(words, tokens.subjects):
             output = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long())
         states = output.last_hidden_state
         pooled = (
             getattr(output, "pooler_output", None) if self.model.config.model_type in _POOLED_BY_THE_MODEL else None
         )
-        return TextStates(states, _mean(states, tokens.mask) if pooled is None else pooled)
+        return TextStates(states, _mean(states, tokens.mask.to(states.device)) if pooled is None else pooled)
 
 
 # Pooled by the model as it was trained to (CLIP: the state at the end of the text); the others by the mean of their states.
@@ -171,7 +174,14 @@ def _put_pseudo_words(module: nn.Module, arguments: Any, embeddings: Tensor) -> 
     words, subjects = put
     if len(words) == 0:
         return None
-    return torch.where((subjects >= 0)[..., None], words.to(embeddings.dtype)[subjects.clamp_min(0)], embeddings)
+    words, subjects = words.to(embeddings), subjects.to(embeddings.device)
+    return torch.where((subjects >= 0)[..., None], words[subjects.clamp_min(0)], embeddings)
+
+
+def weights_device(module: nn.Module) -> torch.device:
+    """Where a module's inputs go. Weights that are offloaded to nowhere ("meta") have a hook that moves the inputs."""
+    device = next(module.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def refuse_unknown_words(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[Sequence[int]]) -> None:
@@ -207,15 +217,9 @@ def load_text_encoder(name_or_folder: str) -> TextEncoder:
     Raises:
         UserError: no such folder, an unreachable Hub, or a model other than a text encoder.
     """
-    from transformers import AutoConfig, AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
+    from transformers import AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
-    try:
-        config = AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
-        loader = CLIPTextModel if config.model_type in _POOLED_BY_THE_MODEL else AutoModelForTextEncoding
-        model = loader.from_pretrained(name_or_folder, use_safetensors=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"text encoder {name_or_folder!r} can't be loaded ({first_line(error)}): give a folder or a Hub id"
-        ) from error
-    return TextEncoder(model, tokenizer)
+    source = PretrainedFolder.find(name_or_folder, "text encoder")
+    is_clip = source.config.get("model_type") in _POOLED_BY_THE_MODEL
+    model = source.load_model(CLIPTextModel if is_clip else AutoModelForTextEncoding)
+    return TextEncoder(model, source.load(AutoTokenizer))

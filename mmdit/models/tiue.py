@@ -63,6 +63,12 @@ class TIUEConditioner(PromptConditioner):
             return prompt
         return replace(prompt, prompts=prompt.prompts.text_only(draw < self.dropout_prob + self.text_share))
 
+    def text_alone(self, prompt: Any) -> Any:
+        """The same prompts without their subjects' images: y in eq. 8."""
+        if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
+            return prompt
+        return replace(prompt, prompts=prompt.prompts.text_only())
+
     def reset_parameters(self) -> None:
         """Xavier-uniform; the pooled projection begins at zero, pseudo-words at the size of word embeddings."""
         super().reset_parameters()

@@ -26,12 +26,14 @@ from mmdit.training.optimizers import OptimizerConfig
 __all__ = [
     "AlignmentConfig",
     "AutoencoderConfig",
+    "CLIPConfig",
     "DataConfig",
     "EMAConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "PreviewConfig",
+    "PromptsConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
@@ -63,6 +65,7 @@ class ModelConfig:
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
+        trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"]; null = all.
     """
 
     size: str = "nano"
@@ -83,6 +86,36 @@ class ModelConfig:
     conditioner: str = "class"
     conditioner_settings: dict[str, Any] = field(default_factory=dict)
     second_time: bool = False
+    trainable: list[str] | None = None
+
+
+@dataclass
+class PromptsConfig:
+    """Prompts of text and subjects beside the latents, and the frozen encoders that read them.
+
+    Args:
+        path: the dataset folder that the latents were encoded from, with ``prompts.jsonl``.
+        text_encoder: folder or Hub id: a CLIP model or its text tower, an encoder of the kinds of T5 and BERT, or, for the
+            conditioner "interleaved", a multimodal LLM.
+        image_encoder: folder or Hub id of a CLIP model or its image tower; null = that of ``text_encoder`` where it has one.
+        pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either".
+        max_subjects: the most pictures in one prompt; 0 = text alone.
+        plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
+        anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
+            are.
+        label_share: share of the samples that keep their category beside or instead of the caption.
+        label_alone_share: share of those whose caption is hidden.
+    """
+
+    path: str | None = None
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+    pictures: str = "other"
+    max_subjects: Rows = 4
+    plain_share: ClosedUnitInterval = 0.0
+    anonymous_share: ClosedUnitInterval = 0.0
+    label_share: ClosedUnitInterval = 0.4
+    label_alone_share: ClosedUnitInterval = 0.6
 
 
 @dataclass
@@ -90,14 +123,16 @@ class DataConfig:
     """What to train on.
 
     Args:
-        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher);
+        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher,
+            clip);
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
         train_split: name of the split to train on.
         val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
-            data) or "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect).
+            data), "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect) or "pretrained" (that of
+            model.pretrained, on other data than it was trained on).
         allow_outside: accept a dataset whose manifests name files outside its folder.
     """
 
@@ -279,15 +314,41 @@ class TeacherConfig:
 
 
 @dataclass
+class CLIPConfig:
+    """The small CLIP model of recipe "clip"; both towers have one size.
+
+    Args:
+        image_size: side of the images in pixels; others are cropped and resized.
+        patch_size: side of a patch in pixels.
+        hidden_size: width of the towers.
+        depth: number of layers of each tower.
+        num_heads: attention heads.
+        projection_dim: width of the embeddings.
+        max_length: tokens of the longest text, with the two that mark its ends.
+        subject_weight: weight of the loss between two pictures of one subject.
+    """
+
+    image_size: Layers = 64
+    patch_size: Layers = 8
+    hidden_size: Width = 192
+    depth: Layers = 4
+    num_heads: Layers = 4
+    projection_dim: Width = 192
+    max_length: Layers = 40
+    subject_weight: NonNegativeNumber = 0.5
+
+
+@dataclass
 class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder or teacher.
+        recipe: what is trained: transformer, autoencoder, teacher or clip.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
+        clip: the text and image encoder, for recipe clip.
         data: what it is trained on.
         task: which tasks are mixed.
         objective: the loss.
@@ -296,6 +357,7 @@ class TrainingConfig:
         trainer: steps, devices, precision.
         ema: moving average of the weights; null = off.
         preview: sample grids.
+        prompts: captions and subjects, for conditioners that read them; null = none.
     """
 
     recipe: str = "transformer"
@@ -303,6 +365,7 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    clip: CLIPConfig = field(default_factory=CLIPConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -311,3 +374,4 @@ class TrainingConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     ema: EMAConfig | None = field(default_factory=EMAConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    prompts: PromptsConfig | None = None

@@ -18,11 +18,13 @@ from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.prompt import parse
 from mmdit.task import Role
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.sharding import shard_module
@@ -124,6 +126,15 @@ class FrozenNetworks:
 
     codec: LatentCodec
     teacher: FeatureTeacher | SceneTeacher | None = None
+    prompts: FrozenPromptEncoder | None = None
+
+    def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders."""
+        if self.prompts is None:
+            return batch
+        pairs = zip(batch["caption"], batch["subjects"], strict=True)
+        prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
+        return {**batch, "prompts": self.prompts.to(device)(prompts)}
 
     def features(self, batch: Batch, device: torch.device) -> Tensor:
         """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""
@@ -136,8 +147,8 @@ class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
     The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``id``, what the conditioner reads of it (a class label:
-    ``category`` (B,)), and with alignment ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one
-    that runs here.
+    ``category`` (B,); prompts: ``caption`` and ``subjects``, see ``PromptedLatents``), and with alignment ``features``
+    (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
 
     Args:
         network: the transformer.
@@ -146,6 +157,7 @@ class TransformerModule(SteppedModule):
         alignment_weight: weight of the alignment loss; 0 = off.
         hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
         teacher: frozen network whose features are computed in each step; None = the batch holds them.
+        prompts: frozen encoders of captions and subjects; None = the batch has none.
     """
 
     network: MultimodalDiT
@@ -162,11 +174,12 @@ class TransformerModule(SteppedModule):
         alignment_weight: float = 0.0,
         hide_prompt_beside: str | None = None,
         teacher: FeatureTeacher | SceneTeacher | None = None,
+        prompts: FrozenPromptEncoder | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
         self.hide_prompt_beside = hide_prompt_beside
-        self.frozen = FrozenNetworks(codec, teacher)
+        self.frozen = FrozenNetworks(codec, teacher, prompts)
 
     @property
     def codec(self) -> LatentCodec:
@@ -193,7 +206,7 @@ class TransformerModule(SteppedModule):
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
         conditioner, modalities = self.network.conditioner, list(self.network.config.modalities)
-        prompt = conditioner.of_batch(batch)
+        prompt = conditioner.of_batch(self.frozen.encode_prompts(batch, self.device))
         if self.training and draw.prompt_draw is not None:
             prompt = conditioner.drop(prompt, draw.prompt_draw)
         if self.hide_prompt_beside in modalities:

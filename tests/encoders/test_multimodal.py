@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from tiny_multimodal import FAMILIES, make_multimodal
 
-from mmdit.encoders.multimodal import MultimodalEncoder, load_multimodal_encoder
+from mmdit.encoders.multimodal import MultimodalEncoder
+from mmdit.encoders.prompts import load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError
 from mmdit.models.interleaved import InterleavedConditioner
 from mmdit.models.prompted import PromptInputs
@@ -36,7 +37,7 @@ def folder(family, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(folder) -> MultimodalEncoder:
-    return load_multimodal_encoder(str(folder))
+    return load_prompt_encoder("interleaved", str(folder))
 
 
 PER_IMAGE = {"idefics3": 4, "llava": 16, "qwen": 4}
@@ -115,10 +116,10 @@ def test_another_layer(folder, encoder):
         inputs = encoder._inputs([encoder._interleaved(prompt)], [[prompt.images[0]]])
         states = encoder.model(**inputs, output_hidden_states=True).hidden_states
     for layer in (0, 1, -2, 2):
-        other = load_multimodal_encoder(str(folder), hidden_layer=layer)
+        other = MultimodalEncoder.load(str(folder), hidden_layer=layer)
         torch.testing.assert_close(other([prompt]).states, states[layer], atol=1e-5, rtol=1e-4)
     with pytest.raises(UserError, match="hidden_layer is 3: the model has 2 layers, give -3 to 2"):
-        load_multimodal_encoder(str(folder), hidden_layer=3)
+        MultimodalEncoder.load(str(folder), hidden_layer=3)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +137,10 @@ def test_another_layer(folder, encoder):
     ],
 )
 def test_bad_prompts(encoder, prompt, told):
-    with pytest.raises(UserError) as error:
-        encoder([prompt()])
-    assert told in str(error.value)
+    for call in (encoder, encoder.check):
+        with pytest.raises(UserError) as error:
+            call([prompt()])
+        assert told in str(error.value)
 
 
 def test_the_mark_of_an_image_is_refused_as_text(encoder):
@@ -147,17 +149,37 @@ def test_the_mark_of_an_image_is_refused_as_text(encoder):
         encoder([parse(f"a {mark} torus")])
 
 
+def test_as_components_of_a_pipeline(encoder):
+    assert encoder.widths == {"text_width": 16}
+    made = make_prompt_encoder("interleaved", {**encoder.components, "tokenizer": None})
+    prompt = parse("a {torus}", [_picture(0)])
+    assert torch.equal(made([prompt]).states, encoder([prompt]).states)
+    made.check([prompt, None])
+    with pytest.raises(UserError, match="this model has no processor, which its prompts need"):
+        make_prompt_encoder("interleaved", {"text_encoder": encoder.model})
+
+
+def test_a_model_without_a_head_gives_the_same(encoder):
+    prompt = parse("a {torus} left", [_picture(0)])
+    headless = MultimodalEncoder(encoder.model.base_model, encoder.processor)
+    torch.testing.assert_close(headless([prompt]).states, encoder([prompt]).states)
+
+
 def test_bad_folders(folder, tmp_path):
-    with pytest.raises(UserError, match=r"'no/such-model' can't be loaded \(the Hub can't be reached, and it is not"):
-        load_multimodal_encoder("no/such-model")
+    with pytest.raises(
+        UserError, match=r"'no/such-model' can't be fetched from the Hub and is not in its cache \(the Hub"
+    ):
+        MultimodalEncoder.load("no/such-model")
     with pytest.raises(UserError, match="can't be loaded"):
-        load_multimodal_encoder(str(tmp_path))
+        MultimodalEncoder.load(str(tmp_path))
     for file in folder.iterdir():
         if file.is_file() and file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.save({"weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="can't be loaded"):
-        load_multimodal_encoder(str(tmp_path))
+    with pytest.raises(UserError, match="holds no weights"):
+        MultimodalEncoder.load(str(tmp_path))
+    with pytest.raises(UserError, match="a multimodal LLM reads images itself"):
+        MultimodalEncoder.load(str(folder), str(folder))
 
 
 def test_code_in_a_folder_is_not_run(folder, tmp_path):
@@ -168,15 +190,17 @@ def test_code_in_a_folder_is_not_run(folder, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "theirs.Theirs", "AutoModelForImageTextToText": "theirs.Theirs"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    load_multimodal_encoder(str(tmp_path))
+    with pytest.raises(UserError, match="auto_map"):
+        MultimodalEncoder.load(str(tmp_path))
+    del config["auto_map"]
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "theirs"}))
     with pytest.raises(UserError, match="can't be loaded"):
-        load_multimodal_encoder(str(tmp_path))
+        MultimodalEncoder.load(str(tmp_path))
     assert not marker.exists()
 
 
 def test_a_text_encoder_is_no_multimodal_llm():
     from tiny_encoders import make_model, make_tokenizer
 
-    with pytest.raises(UserError, match="BertModel reads no images as tokens of its text"):
+    with pytest.raises(UserError, match=r"BertModel with .* reads no images as tokens of its text"):
         MultimodalEncoder(make_model("bert"), make_tokenizer())

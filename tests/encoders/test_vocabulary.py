@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tiny_encoders import make_model
 from transformers import AutoTokenizer
 
 from mmdit.encoders.text import TextEncoder
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.prompt import parse
+from tests.tiny_encoders import make_model
 
 TEXTS = ["A red torus, left of a blue cone.", "the cone is large"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdit.errors import UserError, first_line
-from mmdit.hub import out_of_reach
+from mmdit.errors import UserError
+from mmdit.hub import fetch, is_hub_id
 from mmdit.storage.digests import digest_files
 from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
@@ -53,7 +53,7 @@ def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
     local = Path(name).expanduser()
     if local.is_dir():
         folder, revision = local, None
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif is_hub_id(name):
         folder = _fetch(name, option, [*DESCRIPTIONS, CARD])
         revision = folder.name  # snapshots/<commit>
     else:
@@ -77,25 +77,8 @@ def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
 
 
 def _fetch(name: str, option: str, patterns: list[str], revision: str | None = None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*.fp16.safetensors"],  # other weights under other names
-                local_files_only=out_of_reach(name),
-            )
-        )
-    except Exception as error:  # the client raises the types of whichever HTTP library it uses
-        reason = first_line(error)
-        raise UserError(
-            f"{option} {name!r} can't be fetched from the Hub and is not in its cache ({reason}): connect once, or put "
-            f"its files ({' or '.join(DESCRIPTIONS)}, the *.json and *.safetensors beside it) into a folder, for instance "
-            f"by 'hf download {name} --local-dir FOLDER' on a machine with a connection, and give {option} FOLDER"
-        ) from None
+    needs = f"{' or '.join(DESCRIPTIONS)}, the *.json and *.safetensors beside it"
+    return fetch(name, option, patterns, needs=needs, revision=revision)
 
 
 def _read_kind(folder: Path, name: str, option: str) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,10 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "front": ("in front of", "before"),
     "behind": ("behind", "at the back of"),
 }
+# Both named, nothing said of how they stand; the last two only where they stand side by side.
+JOINED_WORDS = ("and", "and", "with", "next to", "beside")
+LARGE_WORDS = ("large", "large", "big")
+SIDES = ("left", "right")
 TEXTURE_WORDS = {"checker": "checkered", "stripes": "striped", "noise": "speckled"}
 GLOSS_WORD, SHINY = "shiny", 0.3
 # What words may stand for besides objects: floor and wall, and both together in another picture.
@@ -74,13 +78,17 @@ class _Writer:
         self.text += text
         return self
 
-    def noun(self, number: int, placed: PlacedObject, colour: bool, size: str = "") -> _Writer:
-        """The object with an article; the span is that of the category, with the colour before it where it is said."""
-        words = [_colour(placed.material)] if colour else []
+    def noun(self, rng: np.random.Generator, number: int, placed: PlacedObject, size: str = "") -> _Writer:
+        """The object with an article, mostly with its colour.
+
+        The span is that of the category, with the colour before it where it is said.
+        """
+        words = [_colour(placed.material)] if rng.random() < 0.8 else []
         marked = " ".join([*words, placed.category])
         before = " ".join(word for word in (size, *_surface(placed.material)) if word)
         head = f"{before} " if before else ""
-        self.text += f"{_article(head + marked)} {head}"
+        article = "the" if rng.random() < 0.08 else _article(head + marked)
+        self.text += f"{article} {head}"
         self.spans[number] = (len(self.text), len(self.text) + len(marked))
         return self.add(marked)
 
@@ -95,10 +103,10 @@ class _Writer:
 
 def _single(layout: Layout, rng: np.random.Generator) -> Caption:
     writer = _Writer(len(layout.objects)).add(_one_of(rng, LEADS))
-    writer.noun(0, layout.objects[0], colour=rng.random() < 0.8)
+    writer.noun(rng, 0, layout.objects[0])
     if len(layout.objects) > 1 and rng.random() < 0.35:
         other = int(rng.integers(1, len(layout.objects)))
-        writer.add(" with ").noun(other, layout.objects[other], colour=rng.random() < 0.8, size="small")
+        writer.add(" with ").noun(rng, other, layout.objects[other], size="small")
         writer.add(_one_of(rng, (" beside it", " near it", "")))
     return _background(writer, layout, rng).caption()
 
@@ -108,11 +116,14 @@ def _pair(layout: Layout, rng: np.random.Generator) -> Caption:
     first, second, relation = 0, 1, layout.relation
     if rng.random() < 0.3:  # told from the other one's side
         first, second, relation = 1, 0, OPPOSITE[relation]
-    sizes = _sizes(layout) if rng.random() < 0.6 else ("", "")
+    sizes = _sizes(layout, rng) if rng.random() < 0.6 else ("", "")
+    between = _one_of(rng, RELATION_WORDS[relation])
+    if rng.random() < 0.15:
+        between = _one_of(rng, JOINED_WORDS if relation in SIDES else JOINED_WORDS[:-2])
     writer = _Writer(len(layout.objects)).add(_one_of(rng, LEADS))
-    writer.noun(first, layout.objects[first], rng.random() < 0.8, sizes[first])
-    writer.add(f" {_one_of(rng, RELATION_WORDS[relation])} ")
-    writer.noun(second, layout.objects[second], rng.random() < 0.8, sizes[second])
+    writer.noun(rng, first, layout.objects[first], sizes[first])
+    writer.add(f" {between} ")
+    writer.noun(rng, second, layout.objects[second], sizes[second])
     return _background(writer, layout, rng).caption()
 
 
@@ -127,12 +138,13 @@ def _background(writer: _Writer, layout: Layout, rng: np.random.Generator) -> _W
     return writer
 
 
-def _sizes(layout: Layout) -> tuple[str, str]:
-    """ "small" and "large" where the two differ enough, else nothing."""
+def _sizes(layout: Layout, rng: np.random.Generator) -> tuple[str, str]:
+    """ "small" and "large" (or "big") where the two differ enough, else nothing."""
     one, other = (max(placed.scale) for placed in layout.objects[:2])
+    large = _one_of(rng, LARGE_WORDS)
     if one > SIZE_RATIO * other:
-        return "large", "small"
-    return ("small", "large") if other > SIZE_RATIO * one else ("", "")
+        return large, "small"
+    return ("small", large) if other > SIZE_RATIO * one else ("", "")
 
 
 def _surface(material: Material) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,36 @@ from mmdit.data.datamodule import ResumableDataModule
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import Modality, get_modalities
+from mmdit.pipelines.loading import INDEX
 from mmdit.storage.component import load_component
+from mmdit.storage.json_object import read_object
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
-# Without its own statistics a modality's latents are scaled by the VAE's factor (``LatentCodec``).
-WHITENINGS: dict[str, Callable[[Modality], Modality]] = {
-    "dataset": lambda modality: modality,
-    "vae": lambda modality: modality.replace(latents_mean=None, latents_std=None),
+
+def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modality:
+    if pretrained is None:
+        raise UserError(
+            "data.whitening 'pretrained' is that of model.pretrained, which is null: give a pipeline folder"
+        )
+    known = read_object(Path(pretrained) / INDEX).get("modalities") or {}
+    if modality.name not in known:  # a modality that is new to the model
+        return modality
+    trained = Modality.from_dict(known[modality.name])
+    return modality.replace(latents_mean=trained.latents_mean, latents_std=trained.latents_std)
+
+
+# Name -> (modality of the data, model.pretrained) -> modality. Without its own statistics a modality's latents are scaled by
+# the VAE's factor (``LatentCodec``).
+WHITENINGS: dict[str, Callable[[Modality, str | None], Modality]] = {
+    "dataset": lambda modality, _: modality,
+    "vae": lambda modality, _: modality.replace(latents_mean=None, latents_std=None),
+    "pretrained": _pretrained_whitening,
 }
 
 
@@ -98,14 +116,17 @@ def stored_data(config: TrainingConfig) -> LatentData:
                 "--data.val_split null to train without"
             )
         latents = LatentShards(root, split, names, features=stored_features, mirrored=i == 0)
-        if config.alignment is not None:
+        if config.prompts is not None:
+            splits[i] = _with_prompts(config, latents)
+        elif config.alignment is not None:
             splits[i] = _with_images(config.alignment, latents, config.data.allow_outside)
         else:
             splits[i] = latents
     vae = _stored_vae(root / "vae")
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
-    modalities = {name: WHITENINGS[config.data.whitening](info.modalities[name]) for name in names}
+    whiten = WHITENINGS[config.data.whitening]
+    modalities = {name: whiten(info.modalities[name], config.model.pretrained) for name in names}
     height, width = info.moments_shape[1:]
     teacher, feature_dim = None, None
     if stored_features and info.features is not None:
@@ -139,6 +160,19 @@ def _with_images(alignment: AlignmentConfig, latents: LatentShards, allow_outsid
     modalities = modalities_from_dataset(read_dataset_info(alignment.images), ["rgb"])
     images = AlignedFolder(alignment.images, latents.split, modalities, mirrored=True, allow_outside=allow_outside)
     return LatentsWithImages(latents, images)
+
+
+def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLatents:
+    settings = config.prompts
+    assert settings is not None
+    if settings.path is None:
+        raise UserError("prompts.path is null: give the dataset folder that the latents were encoded from")
+    if config.alignment is not None and config.alignment.teacher is not None:
+        raise UserError(
+            "alignment.teacher is not for runs with prompts: store its features with 'mmdit data encode --teacher'"
+        )
+    draw = PromptDraw(**{field.name: getattr(settings, field.name) for field in fields(PromptDraw)})
+    return PromptedLatents(latents, settings.path, draw, config.seed, allow_outside=config.data.allow_outside)
 
 
 def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:

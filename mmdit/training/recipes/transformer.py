@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.prompts import load_prompt_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import make_objective
 from mmdit.flow.schedulers import make_scheduler
@@ -37,6 +39,7 @@ def make_transformer(
     latent_size: int,
     in_channels: int,
     feature_dim: int | None = None,
+    conditioner_settings: Mapping[str, Any] | None = None,
 ) -> MultimodalDiT:
     """Build the network of a configuration.
 
@@ -46,6 +49,7 @@ def make_transformer(
         num_classes: of the data.
         latent_size, in_channels: of the latents.
         feature_dim: width of the teacher's features, where the configuration aligns.
+        conditioner_settings: what follows from the prompts' encoders; those of the configuration come before them.
     """
     model = config.model
     size = get_size(model.size)
@@ -72,16 +76,47 @@ def make_transformer(
         prediction=config.objective.prediction,
         block=model.block,
         conditioner=model.conditioner,
-        conditioner_settings=model.conditioner_settings,
+        conditioner_settings={**(conditioner_settings or {}), **model.conditioner_settings},
         second_time=model.second_time,
         **size,
         **alignment,
     )
     if model.pretrained is not None:
         _start_from(network, Path(model.pretrained))
+    if model.trainable is not None:
+        train_only(network, model.trainable)
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network
+
+
+def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
+    """The frozen encoders of a configuration's prompts, None where it has none.
+
+    Raises:
+        UserError: prompts for a conditioner that reads none, or without data on disk, or encoders that can't be loaded.
+    """
+    settings = config.prompts
+    if settings is None:
+        return None
+    if config.data.path is None:
+        raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
+    if settings.text_encoder is None:
+        raise UserError(
+            "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
+        )
+    return load_prompt_encoder(config.model.conditioner, settings.text_encoder, settings.image_encoder)
+
+
+def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
+    """Freeze all weights but those whose name begins with one of ``beginnings``. Raises UserError where none does."""
+    names = [name for name, _ in network.named_parameters()]
+    for beginning in beginnings:
+        if not any(name.startswith(beginning) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise unknown_name("beginning in model.trainable", beginning, parts)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
 def _start_from(network: MultimodalDiT, folder: Path) -> None:
@@ -97,6 +132,7 @@ def _start_from(network: MultimodalDiT, folder: Path) -> None:
 def transformer_run(config: TrainingConfig) -> Run:
     """Recipe "transformer": the multimodal DiT on latents."""
     data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    prompts = prompt_encoder(config)
     network = make_transformer(
         config,
         modalities=list(data.modalities),
@@ -104,6 +140,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         latent_size=data.latent_size,
         in_channels=int(data.vae.config.latent_channels),
         feature_dim=data.feature_dim,
+        conditioner_settings={} if prompts is None else prompts.widths,
     )
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
@@ -131,18 +168,18 @@ def transformer_run(config: TrainingConfig) -> Run:
         alignment_weight=0.0 if config.alignment is None else config.alignment.weight,
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
         teacher=data.teacher,
+        prompts=prompts,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 
-    def make_pipeline() -> MultimodalDiTPipeline:
+    def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
-        return MultimodalDiTPipeline(network, data.vae, make_scheduler("euler"), modalities, id2label)
+        encoders = {} if prompts is None else prompts.components
+        return MultimodalDiTPipeline(transformer, data.vae, make_scheduler("euler"), modalities, id2label, **encoders)
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        id2label = dict(enumerate(data.categories))
         trained = without_projector(network.config, network.state_dict() if weights is None else weights)
-        pipe = MultimodalDiTPipeline(trained, data.vae, make_scheduler("euler"), modalities, id2label)
-        pipe.save_pretrained(folder, safe_serialization=True)
+        make_pipeline(trained).save_pretrained(folder, safe_serialization=True)
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)

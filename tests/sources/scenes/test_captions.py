@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmdit.prompt import Prompt, Span
-from mmdit.sources.scenes.captions import RELATION_WORDS, captions, phrase
+from mmdit.sources.scenes.captions import JOINED_WORDS, RELATION_WORDS, captions, phrase
 from mmdit.sources.scenes.colours import COLOUR_NAMES
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, sample_layout
 from mmdit.sources.scenes.subjects import OPPOSITE, sample_subject_layout
@@ -54,7 +54,7 @@ def test_what_is_said_is_there_and_nothing_else(described):
 
 
 def test_relation_is_told_from_either_side(described):
-    sides = set()
+    sides, joined = set(), set()
     for layout, drawn in described:
         if not layout.relation:
             continue
@@ -62,9 +62,13 @@ def test_relation_is_told_from_either_side(described):
             first_is_main = caption.spans[0] < caption.spans[1]
             told = layout.relation if first_is_main else OPPOSITE[layout.relation]
             between = caption.text[min(caption.spans)[1] : max(caption.spans)[0]]
+            if any(f" {words} " in between for words in JOINED_WORDS):
+                joined.add((layout.relation in ("left", "right"), re.sub(" (a|an|the)( .*)?$", "", between.strip())))
+                continue
             assert any(f" {words} " in between for words in RELATION_WORDS[told]), (layout.relation, caption)
             sides.add((layout.relation, first_is_main))
     assert len(sides) == 8
+    assert joined == {(True, words) for words in JOINED_WORDS} | {(False, "and"), (False, "with")}
 
 
 def test_sizes_are_told_where_they_differ(described):
@@ -73,7 +77,7 @@ def test_sizes_are_told_where_they_differ(described):
             continue
         sizes = [max(placed.scale) for placed in layout.objects]
         for caption in drawn:
-            words = re.findall(r"\b(small|large)\b", caption.text)
+            words = re.findall(r"\b(small|large)\b", caption.text.replace("big", "large"))
             assert words in ([], ["small", "large"], ["large", "small"])
             if words:
                 first = caption.spans[0] < caption.spans[1]

@@ -1,0 +1,222 @@
+"""Latents with prompts: each time a sample is met, one of its captions is drawn, and pictures of what its words name.
+
+A draw is a function of (seed, position), where position counts the samples of the run: the same for any number of processes,
+and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mmdit.data.latents import LatentShards
+from mmdit.data.lines import Rules
+from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
+from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.errors import UserError, unknown_name
+from mmdit.modalities import IMAGE
+from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.stored import open_stored
+from mmdit.prompt import IMAGE_WORD, Prompt, Span
+
+BACKGROUND = 255  # around a subject that is cut out
+MARGIN = 0.1  # around the box of a crop, as a share of its longer side
+
+
+@dataclass(frozen=True)
+class PromptDraw:
+    """How prompts are drawn.
+
+    Args:
+        pictures: name in ``PICTURES``: what a subject is shown by.
+        max_subjects: the most words with a picture in one prompt; 0 = text alone.
+        plain_share: share of the samples whose caption comes without pictures (UNIMO-G, arXiv 2401.13388: 0.1).
+        anonymous_share: share of the subjects whose words are replaced by ``IMAGE_WORD``, so that the picture alone says
+            what they are.
+        label_share: share of the samples that keep their category. Where it always stood beside the caption, nothing would
+            be learned of the category from words.
+        label_alone_share: share of those that come without their caption.
+    """
+
+    pictures: str = "other"
+    max_subjects: int = 4
+    plain_share: float = 0.0
+    anonymous_share: float = 0.0
+    label_share: float = 0.0
+    label_alone_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pictures not in PICTURES:
+            raise unknown_name("prompts.pictures", self.pictures, PICTURES)
+
+
+# What shows a subject -> the share of crops of the sample's own picture where there are other pictures too. "other" leaves out
+# subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way.
+PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
+
+
+_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": []}
+
+
+class PromptedLatents(Dataset):
+    """``LatentShards`` whose batches also hold prompts.
+
+    A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
+    ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
+    them is in the picture, None = not known. ``category`` is -1 where the label is not shown.
+    A mirrored view has a mirrored caption and mirrored masks.
+
+    Args:
+        latents: the encoded split.
+        root: the dataset folder that it was encoded from, with ``<split>/prompts.jsonl``.
+        draw: how prompts are drawn.
+        seed: of the draws.
+        allow_outside: accept paths outside ``root``.
+
+    Raises:
+        UserError: no prompts, or bad ones.
+    """
+
+    takes_positions = True
+
+    def __init__(
+        self, latents: LatentShards, root: str | Path, draw: PromptDraw, seed: int, *, allow_outside: bool = False
+    ) -> None:
+        self.latents, self.draw, self.seed = latents, draw, seed
+        info = read_dataset_info(root, allow_outside=allow_outside)
+        split = latents.split
+        rules = Rules(info.root, split, None, None, allow_outside=allow_outside)
+        self.prompts = read_prompts(rules)
+        if not self.prompts:
+            raise UserError(
+                f"{info.root / split / PROMPTS}: no such file; 'mmdit data render' and 'mmdit data prompts' write it"
+            )
+        if not any(sample_id in self.prompts for sample_id in latents.ids):
+            raise UserError(
+                f"{info.root / split / PROMPTS}: has no sample that {latents.root} holds: give the dataset that was encoded"
+            )
+        self._pictures: dict[str, Path] = {}
+        if PICTURES[draw.pictures] is not None:
+            samples = read_manifest(info, split)
+            self._pictures = {sample.id: path for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.latents[index]
+        return {**item, **self._prompt(index, index, int(item["category"]))}
+
+    def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
+        """Read a batch; ``positions`` (those of the samples in the run) are the draws, None = ``indices``."""
+        batch = self.latents.read_batch(indices)
+        categories = batch["category"].tolist()
+        rows = zip(indices, indices if positions is None else positions, categories, strict=True)
+        drawn = [self._prompt(*row) for row in rows]
+        prompts = {key: [one[key] for one in drawn] for key in drawn[0]}
+        return batch | prompts | {"category": torch.tensor(prompts["category"])}
+
+    def _prompt(self, index: int, position: int, category: int) -> dict[str, Any]:
+        view, row = divmod(index, len(self.latents.ids))
+        sample = self.prompts.get(self.latents.ids[row])
+        rng = np.random.default_rng([self.seed, position])
+        shown, alone = rng.random() < self.draw.label_share, rng.random() < self.draw.label_alone_share
+        if sample is None:
+            return {"category": category, **_NO_PROMPT}
+        if category == NO_CATEGORY or not shown:
+            category, alone = NO_CATEGORY, False
+        if alone:
+            return {"category": category, **_NO_PROMPT}
+        prompt, chosen = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
+        subjects = [self._picture(sample, entity, rng) for entity in chosen]
+        masks = [_mask_of(entity) for entity in chosen]
+        if view == 1:
+            prompt, masks = prompt.mirrored(), [None if mask is None else mask[:, ::-1] for mask in masks]
+        return {"category": category, "caption": prompt.template, "subjects": subjects, "subject_masks": masks}
+
+    def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
+        share = PICTURES[self.draw.pictures]
+        own = self._pictures.get(sample.id)
+        if entity.images and (own is None or share is None or rng.random() >= share):
+            return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
+        assert own is not None
+        return crop(read_picture(own), entity)
+
+
+def draw_prompt(
+    sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool
+) -> tuple[Prompt, list[Entity]]:
+    """Draw a caption and which of its entities are shown by a picture, in the order of the text.
+
+    ``has_picture``: whether the sample's own picture is there to be cropped.
+    """
+    number = int(rng.integers(len(sample.captions)))
+    text = sample.captions[number]
+    crops = has_picture and PICTURES[draw.pictures] is not None
+    named = [
+        (entity.spans[number], entity)
+        for entity in sample.entities
+        if entity.spans[number] is not None and (entity.images or (crops and entity.box is not None))
+    ]
+    spans = _apart(named)  # type: ignore[arg-type]
+    most = min(len(spans), draw.max_subjects)
+    plain = rng.random() < draw.plain_share
+    if most == 0 or plain:
+        return Prompt(text), []
+    chosen = sorted(rng.permutation(len(spans))[: int(rng.integers(1, most + 1))].tolist())
+    words, placed, end = "", [], 0
+    for subject, place in enumerate(chosen):
+        (start, stop), _ = spans[place]
+        word = IMAGE_WORD if rng.random() < draw.anonymous_share else text[start:stop]
+        words += text[end:start]
+        placed.append(Span(len(words), len(words) + len(word), subject))
+        words, end = words + word, stop
+    return Prompt(words + text[end:], tuple(placed)), [spans[place][1] for place in chosen]
+
+
+def _apart(named: list[tuple[tuple[int, int], Entity]]) -> list[tuple[tuple[int, int], Entity]]:
+    """Those in the order of the text that don't overlap one before them."""
+    kept: list[tuple[tuple[int, int], Entity]] = []
+    for span, entity in sorted(named, key=lambda pair: pair[0]):
+        if not kept or span[0] >= kept[-1][0][1]:
+            kept.append((span, entity))
+    return kept
+
+
+def _mask_of(entity: Entity) -> np.ndarray | None:
+    return None if entity.mask is None else read_mask(entity.mask)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read an entity's mask as bool (H, W): what is not black. Raises UserError for what is no image."""
+    stored = open_stored(path)
+    values = np.asarray(stored.image.convert("L")) if stored.image is not None else np.asarray(stored.array)
+    if values.ndim != 2:
+        raise stored.error(f"the mask has shape {values.shape}: give (height, width)")
+    return values > 0
+
+
+def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
+    """Cut an entity out of its picture (H, W, 3): a square around its box, white where its mask is not."""
+    height, width = rgb.shape[:2]
+    mask = _mask_of(entity)
+    if mask is not None and mask.shape != (height, width):
+        raise UserError(
+            f"{entity.mask}: the mask is {mask.shape[0]} x {mask.shape[1]}, its picture {height} x {width}: give one size"
+        )
+    if mask is not None:
+        rgb = np.where(mask[..., None], rgb, BACKGROUND).astype(np.uint8)
+    x0, y0, x1, y1 = entity.box or (0, 0, width, height)
+    side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
+    left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+    side = max(1, round(side))
+    picture = Image.new("RGB", (side, side), (BACKGROUND,) * 3)
+    picture.paste(Image.fromarray(rgb), (-left, -top))
+    return picture

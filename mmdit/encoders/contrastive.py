@@ -1,0 +1,136 @@
+"""A CLIP model of our own size, trained on captioned images (CLIP, arXiv 2103.00020).
+
+B images, P pairs of pictures of one subject, H W pixels, D width of the embeddings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+from mmdit.errors import UserError
+
+MAX_SCALE = 100.0  # of the logits, as in CLIP
+
+
+def make_clip(
+    tokenizer: PreTrainedTokenizerFast,
+    image_size: int,
+    *,
+    patch_size: int = 8,
+    hidden_size: int = 192,
+    depth: int = 4,
+    num_heads: int = 4,
+    projection_dim: int = 192,
+) -> CLIPModel:
+    """Build a ``CLIPModel`` with random weights, both towers of one size.
+
+    Args:
+        tokenizer: its vocabulary and its longest text are the text tower's.
+        image_size, patch_size: of square images, in pixels.
+        hidden_size, depth, num_heads: of each tower.
+        projection_dim: D.
+
+    Raises:
+        UserError: sizes that don't divide.
+    """
+    if image_size % patch_size:
+        raise UserError(f"clip.patch_size {patch_size} does not divide images of {image_size} pixels")
+    if hidden_size % num_heads:
+        raise UserError(f"clip.hidden_size {hidden_size} is not a multiple of clip.num_heads {num_heads}")
+    tower = {
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
+        "num_hidden_layers": depth,
+        "num_attention_heads": num_heads,
+    }
+    text = {
+        **tower,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {**tower, "image_size": image_size, "patch_size": patch_size}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
+    return CLIPModel(config)
+
+
+def image_processor(image_size: int) -> CLIPImageProcessor:
+    """The processor that brings pictures to the tower's size and to [-1, 1]."""
+    size = {"height": image_size, "width": image_size}
+    half = [0.5, 0.5, 0.5]
+    return CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size=size, image_mean=half, image_std=half)
+
+
+def save_clip(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write model, tokenizer and image processor, as transformers lays a CLIP model out."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    image_processor(int(model.config.vision_config.image_size)).save_pretrained(folder)
+
+
+class ContrastiveObjective:
+    """CLIP's symmetric loss, and the same between two pictures of each subject.
+
+    Equal captions in a batch are all right answers for each other's images (as in SupCon, arXiv 2004.11362), for a scene's
+    caption fits many scenes.
+
+    Args:
+        subject_weight: weight of the loss between pictures of a subject: it makes the image embedding tell subjects apart
+            that one caption fits.
+    """
+
+    def __init__(self, subject_weight: float = 0.5) -> None:
+        self.subject_weight = subject_weight
+
+    def __call__(
+        self, model: CLIPModel, rgb: Tensor, tokens: dict[str, Tensor], captions: list[str], pairs: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compute the losses "loss", "text" and, with pairs, "subject"; "accuracy": the share of images nearest to their caption.
+
+        Args:
+            model: both towers.
+            rgb: (B, 3, H, W) in [-1, 1].
+            tokens: the tokenizer's output for ``captions``.
+            captions: B texts.
+            pairs: (P, 2, 3, H, W), two pictures of each of P subjects; None = none.
+        """
+        scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
+        pictures = rgb if pairs is None else torch.cat([rgb, pairs.flatten(0, 1)])
+        embedded = _unit(model.get_image_features(pixel_values=pictures))
+        images = embedded[: len(rgb)]  # (B, D)
+        texts = _unit(model.get_text_features(**tokens))  # (B, D)
+        kinds = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        numbers = torch.tensor([kinds[caption] for caption in captions], device=rgb.device)
+        same = numbers[:, None] == numbers[None, :]  # (B, B)
+        logits = scale * images @ texts.T
+        losses = {"text": symmetric_loss(logits, same)}
+        losses["accuracy"] = same.gather(1, logits.argmax(1, keepdim=True)).float().mean()
+        losses["loss"] = losses["text"]
+        if pairs is not None:
+            one, other = embedded[len(rgb) :].unflatten(0, (-1, 2)).unbind(1)  # (P, D)
+            itself = torch.eye(len(one), dtype=torch.bool, device=one.device)
+            losses["subject"] = symmetric_loss(scale * one @ other.T, itself)
+            losses["loss"] = losses["loss"] + self.subject_weight * losses["subject"]
+        return losses
+
+
+def symmetric_loss(logits: Tensor, same: Tensor) -> Tensor:
+    """Mean cross-entropy of rows and of columns of ``logits`` (B, B), the right answers ``same`` (B, B) with equal shares."""
+    targets = same.float()
+    rows = F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+    columns = F.cross_entropy(logits.T, targets.T / targets.T.sum(1, keepdim=True))
+    return (rows + columns) / 2
+
+
+def _unit(output: Any) -> Tensor:
+    """The embeddings on the unit sphere; newer transformers return them in a record."""
+    features = output if isinstance(output, Tensor) else output.pooler_output
+    return F.normalize(features, dim=-1)

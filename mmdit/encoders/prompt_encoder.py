@@ -1,0 +1,56 @@
+"""What the encoder of a kind of prompt is: frozen networks, named as the pipeline's components are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from mmdit.conditioning import EncodedPrompts
+from mmdit.prompt import Prompt
+
+
+class FrozenPromptEncoder(nn.Module, ABC):
+    """Encodes prompts for one conditioner. A new kind: a subclass and an entry in ``mmdit.encoders.prompts.PROMPT_ENCODERS``.
+
+    Attributes:
+        required: the pipeline's components that it can't do without.
+        optional: those that it can.
+    """
+
+    required: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def of_components(cls, components: Mapping[str, Any]) -> FrozenPromptEncoder:
+        """Build from the pipeline's components, name -> model, tokenizer or processor; the required ones are there."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
+        """Load by folders or Hub ids. Raises UserError where they can't be."""
+
+    @property
+    @abstractmethod
+    def components(self) -> dict[str, Any]:
+        """What a pipeline is built with: component -> model, tokenizer or processor."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Settings of the conditioner that must be these, such as "text_width"."""
+
+    @abstractmethod
+    def check(self, prompts: Sequence[Prompt | None]) -> None:
+        """Raise the UserError that ``forward`` would, without running a network."""
+
+    @abstractmethod
+    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
+        """Encode prompts; None = a sample without one. Independent of padding and of the other prompts.
+
+        Raises:
+            UserError: words or images that the encoder can't read, too many of them, or too long a text.
+        """

@@ -1,0 +1,92 @@
+"""Recipe "clip": a small CLIP model on captioned images, the text and image encoders of a model that takes prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerFast
+
+from mmdit.data.captioned import CaptionedImages
+from mmdit.data.folder import AlignedFolder
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.encoders.contrastive import ContrastiveObjective, make_clip, save_clip
+from mmdit.encoders.vocabulary import word_tokenizer
+from mmdit.errors import UserError
+from mmdit.modalities import IMAGE
+from mmdit.prompt import IMAGE_WORD, mirror_text
+from mmdit.training.config import TrainingConfig
+from mmdit.training.module import Batch, SteppedModule
+from mmdit.training.optimizers import OptimizerConfig
+from mmdit.training.recipes.data import data_module
+from mmdit.training.run import Run
+
+
+class CLIPModule(SteppedModule):
+    """Trains a ``CLIPModel``. The batch is that of ``CaptionedImages``."""
+
+    network: CLIPModel
+
+    def __init__(
+        self,
+        network: CLIPModel,
+        tokenizer: PreTrainedTokenizerFast,
+        objective: ContrastiveObjective,
+        *,
+        optimizer: OptimizerConfig,
+        seed: int,
+        max_steps: int,
+    ) -> None:
+        super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
+        self.tokenizer, self.objective = tokenizer, objective
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        tokens = self.tokenizer(batch["caption"], padding=True, truncation=True, return_tensors="pt")
+        inputs = {key: tokens[key].to(batch["rgb"].device) for key in ("input_ids", "attention_mask")}
+        return self.objective(self.network, batch["rgb"], inputs, batch["caption"], batch.get("pairs"))
+
+
+def clip_run(config: TrainingConfig) -> Run:
+    """Recipe "clip": a CLIP model on a dataset folder with captions; its words are those of the training split."""
+    if config.data.path is None:
+        raise UserError(
+            "data.path is null: recipe 'clip' needs a dataset folder with captions (see 'mmdit data render')"
+        )
+    settings = config.clip
+    train = _captioned(config, config.data.train_split, settings.image_size, mirrored=True)
+    val = None
+    if config.data.val_split is not None and config.trainer.validate_every > 0:
+        val = _captioned(config, config.data.val_split, settings.image_size)
+    texts = [text for caption in train.captions for text in (caption, mirror_text(caption))]
+    tokenizer = word_tokenizer([*texts, IMAGE_WORD], max_length=settings.max_length)
+    longest = max(len(tokens) for tokens in tokenizer(sorted(set(texts)))["input_ids"])
+    if longest > settings.max_length:
+        raise UserError(f"clip.max_length is {settings.max_length}: the longest caption has {longest} tokens")
+    torch.manual_seed(config.seed)
+    sizes = {
+        key: getattr(settings, key) for key in ("patch_size", "hidden_size", "depth", "num_heads", "projection_dim")
+    }
+    network = make_clip(tokenizer, settings.image_size, **sizes)
+    module = CLIPModule(
+        network,
+        tokenizer,
+        ContrastiveObjective(settings.subject_weight),
+        optimizer=config.optimizer,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+    )
+
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        save_clip(folder, network, tokenizer)
+
+    return Run(module, data_module(config, train, val), export, "clip", [])
+
+
+def _captioned(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> CaptionedImages:
+    path, outside = str(config.data.path), config.data.allow_outside
+    modalities: Any = modalities_from_dataset(read_dataset_info(path), [IMAGE])
+    images = AlignedFolder(path, split, modalities, size=size, mirrored=mirrored, allow_outside=outside)
+    return CaptionedImages(images, config.seed)

@@ -1,0 +1,195 @@
+"""Captions and subjects beside latents: drawn by position, mirrored with the view, shown by other pictures or crops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from mmdit.data.datamodule import ResumableDataModule, StepSampler, make_loader
+from mmdit.data.latents import LatentShards
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, read_mask
+from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
+from mmdit.encoders.precompute import encode_dataset
+from mmdit.errors import UserError
+from mmdit.prompt import IMAGE_WORD, parse
+from mmdit.sources.scenes.dataset import render_dataset
+
+TEXT = "a red torus left of a cone"
+PICTURE = Path("other.png")
+TORUS = Entity("red torus", ((2, 11), None), (1, 1, 3, 3), images=(PICTURE,))
+CONE = Entity("blue cone", ((22, 26), (2, 6)), (4, 4, 8, 8), images=(PICTURE, PICTURE))
+SAMPLE = CaptionedSample("0", (TEXT, "a cone"), (CONE, TORUS))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A block of scenes of subjects, and their latents with mirrored views."""
+    root = tmp_path_factory.mktemp("prompted")
+    render_dataset(root / "data", num_samples=8, seed=3, num_workers=0, composition="subjects")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=48, out_channels=48, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=False
+    )
+    modalities = modalities_from_dataset(read_dataset_info(root / "data"), ["rgb"])
+    encode_dataset(root / "data", root / "latents", vae.eval(), modalities, say=lambda text: None)
+    return root / "data", root / "latents"
+
+
+def make(folders, **draw) -> PromptedLatents:
+    data, latents = folders
+    return PromptedLatents(LatentShards(latents, "train", ["rgb"]), data, PromptDraw(**draw), seed=7)
+
+
+def drawn(draw: PromptDraw, count: int = 400, has_picture: bool = False):
+    return [draw_prompt(SAMPLE, draw, np.random.default_rng(i), has_picture) for i in range(count)]
+
+
+def test_templates_mark_the_words_of_the_chosen_entities():
+    seen = Counter((prompt.template, tuple(e.phrase for e in chosen)) for prompt, chosen in drawn(PromptDraw()))
+    assert set(seen) == {
+        ("a {red torus} left of a cone", ("red torus",)),
+        ("a red torus left of a {cone}", ("blue cone",)),
+        ("a {red torus} left of a {cone}", ("red torus", "blue cone")),
+        ("a {cone}", ("blue cone",)),
+    }
+    both = sum(n for (template, _), n in seen.items() if template.count("{") == 2)
+    assert abs(both / sum(n for (text, _), n in seen.items() if "torus" in text) - 0.5) < 0.08
+
+
+def test_shares():
+    """Within four standard errors of what is asked for."""
+    plain = [not chosen for _, chosen in drawn(PromptDraw(plain_share=0.3), 2000)]
+    assert abs(np.mean(plain) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 2000)
+    words = [word for prompt, _ in drawn(PromptDraw(anonymous_share=0.4), 2000) for word in prompt.words]
+    assert abs(np.mean([word == IMAGE_WORD for word in words]) - 0.4) < 4 * np.sqrt(0.4 * 0.6 / len(words))
+    assert {len(chosen) for _, chosen in drawn(PromptDraw(max_subjects=1))} == {1}
+    assert {len(chosen) for _, chosen in drawn(PromptDraw(max_subjects=0))} == {0}
+
+
+def test_anonymous_words_keep_the_rest_in_place():
+    texts = {prompt.template for prompt, _ in drawn(PromptDraw(anonymous_share=1.0))}
+    assert "a {object} left of a {object}" in texts
+    assert "a {object} left of a cone" in texts
+
+
+def test_only_what_can_be_shown_is_chosen():
+    hidden = CaptionedSample("0", ("a red torus",), (Entity("red torus", ((2, 11),), (0, 0, 4, 4)),))
+    for pictures, chosen in (("other", 0), ("crop", 1), ("either", 1)):
+        rng = np.random.default_rng(0)
+        assert len(draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=True)[1]) == chosen
+        assert draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=False)[1] == []
+
+
+def test_overlapping_words_are_marked_once():
+    inner = Entity("torus", ((6, 11), None), images=(PICTURE,))
+    sample = CaptionedSample("0", (TEXT,), (inner, TORUS))
+    for i in range(20):
+        prompt, _ = draw_prompt(sample, PromptDraw(), np.random.default_rng(i), has_picture=False)
+        assert prompt.template == "a {red torus} left of a cone"
+
+
+def test_crop_is_a_square_of_the_box_with_white_around_the_mask(tmp_path):
+    rgb = np.arange(10 * 8 * 3, dtype=np.uint8).reshape(10, 8, 3)
+    mask = np.zeros((10, 8), bool)
+    mask[2:6, 3:5] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    picture = np.asarray(crop(rgb, Entity("x", (), (3, 2, 5, 6), mask=tmp_path / "mask.png")))
+    assert picture.shape == (5, 5, 3)  # 4 pixels and a tenth on both sides
+    np.testing.assert_array_equal(picture[0:4, 1:3], rgb[2:6, 3:5])
+    assert (picture == 255).all(-1).sum() == 25 - 8
+    with pytest.raises(UserError, match=r"mask.png: the mask is 10 x 8, its picture 5 x 8: give one size"):
+        crop(rgb[:5], Entity("x", (), (3, 2, 5, 6), mask=tmp_path / "mask.png"))
+    assert np.asarray(crop(rgb, Entity("x", (), None))).shape == (12, 12, 3)
+
+
+def test_mask_is_what_is_not_black(tmp_path):
+    values = np.array([[0, 1], [128, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[False, True], [True, True]]
+
+
+def test_a_draw_depends_on_the_position_alone(folders):
+    dataset = make(folders, pictures="either", anonymous_share=0.5)
+    one = dataset.read_batch([0, 5, 9], [100, 101, 102])
+    again = dataset.read_batch([5, 9], [101, 102])
+    assert one["caption"][1:] == again["caption"]
+    assert [[s.tobytes() for s in row] for row in one["subjects"][1:]] == [
+        [s.tobytes() for s in row] for row in again["subjects"]
+    ]
+    captions = {dataset.read_batch([5], [position])["caption"][0] for position in range(30)}
+    assert len(captions) > 5
+    torch.testing.assert_close(one["moments"], dataset.latents.read_batch([0, 5, 9])["moments"])
+
+
+def test_every_brace_has_its_picture_and_its_mask(folders):
+    dataset = make(folders, pictures="other")
+    for index in range(8):
+        for position in range(6):
+            batch = dataset.read_batch([index], [position])
+            prompt = parse(batch["caption"][0], batch["subjects"][0])
+            assert len(prompt.images) == len(batch["subject_masks"][0]) == len(prompt.spans)
+            assert all(image.size == (64, 64) for image in prompt.images)
+
+
+def test_mirrored_views_have_mirrored_captions_and_masks(folders):
+    dataset = make(folders, pictures="crop", max_subjects=2)
+    sides = 0
+    for index in range(8):
+        for position in range(8):
+            plain, mirrored = dataset.read_batch([index], [position]), dataset.read_batch([8 + index], [position])
+            swapped = plain["caption"][0].replace("left", "LEFT").replace("right", "left").replace("LEFT", "right")
+            assert mirrored["caption"][0] == swapped
+            sides += swapped != plain["caption"][0]
+            for mask, other in zip(plain["subject_masks"][0], mirrored["subject_masks"][0], strict=True):
+                assert (mask is None) == (other is None)
+                assert mask is None or np.array_equal(mask[:, ::-1], other)
+    assert sides > 4
+
+
+def test_labels_beside_captions(folders):
+    """Scene 0 has one subject and so a category; a pair has none and keeps its caption."""
+    dataset = make(folders, label_share=0.5, label_alone_share=0.5)
+    rows = [dataset.read_batch([0], [position]) for position in range(1000)]
+    kinds = Counter((int(row["category"]) >= 0, bool(row["caption"][0])) for row in rows)
+    assert set(kinds) == {(False, True), (True, True), (True, False)}
+    assert abs(kinds[False, True] / 1000 - 0.5) < 0.07
+    assert abs(kinds[True, False] / 1000 - 0.25) < 0.06
+    assert all(dataset.read_batch([6], [position])["caption"][0] for position in range(20))
+    assert dataset[0].keys() >= {"moments", "category", "caption", "subjects", "subject_masks"}
+
+
+def test_a_loader_hands_positions_on(folders):
+    dataset = make(folders)
+    module = ResumableDataModule(dataset, None, batch_size=4, num_batches=3, seed=1)
+    batches = list(module.train_dataloader())
+    order = [index for batch in StepSampler(len(dataset), 4, num_batches=3, seed=1) for index in batch]
+    expected = [dataset.read_batch([index], [position])["caption"][0] for position, index in enumerate(order)]
+    assert [caption for batch in batches for caption in batch["caption"]] == expected
+    halves = []
+    for rank in range(2):
+        sampler = StepSampler(len(dataset), 4, num_batches=3, seed=1, rank=rank, world_size=2, with_positions=True)
+        halves.append(
+            [caption for batch in make_loader(dataset, batch_sampler=sampler) for caption in batch["caption"]]
+        )
+    assert [caption for pair in zip(*halves, strict=True) for caption in pair] == expected
+
+
+def test_bad_data(folders, tmp_path):
+    _, latents = folders
+    shards = LatentShards(latents, "train", ["rgb"])
+    with pytest.raises(UserError, match=r"prompts.pictures 'others'.*other"):
+        PromptDraw("others")
+    render_dataset(tmp_path / "data", num_samples=1, seed=3, num_workers=0)
+    (tmp_path / "data" / "train" / PROMPTS).write_text('{"id": "x", "captions": ["a torus"]}\n')
+    with pytest.raises(UserError, match=r"has no sample that .* holds: give the dataset that was encoded"):
+        PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
+    (tmp_path / "data" / "train" / PROMPTS).unlink()
+    with pytest.raises(UserError, match=r"prompts.jsonl: no such file; 'mmdit data render'"):
+        PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
