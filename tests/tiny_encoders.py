@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel, WordPiece
@@ -17,7 +20,11 @@ from transformers import (
     T5EncoderModel,
 )
 
+from mmdit.encoders.contrastive import make_clip as make_whole_clip
+from mmdit.encoders.contrastive import save_clip
 from mmdit.encoders.text import TextEncoder
+from mmdit.encoders.vocabulary import word_tokenizer
+from mmdit.prompt import IMAGE_WORD, mirror_text
 
 WORDS = ["a", "red", "blue", "torus", "cone", "left", "of", "in", "front", "object", "tor", "##us"]
 SPECIAL = ["<pad>", "<s>", "<unk>", "</s>"]
@@ -58,3 +65,11 @@ def make_clip() -> TextEncoder:
 
 def make_bert() -> TextEncoder:
     return TextEncoder(make_model("bert"), make_tokenizer())
+
+
+def save_clip_of_captions(folder: Path, captions: Sequence[str]) -> None:
+    """A whole CLIP model, 16 wide, that knows the words of captions and of their mirror images."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([*captions, *map(mirror_text, captions), IMAGE_WORD], max_length=40)
+    sizes = {"patch_size": 16, "hidden_size": 16, "depth": 1, "num_heads": 2, "projection_dim": 16}
+    save_clip(folder, make_whole_clip(tokenizer, 64, **sizes), tokenizer)

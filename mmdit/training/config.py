@@ -326,6 +326,9 @@ class CLIPConfig:
         projection_dim: width of the embeddings.
         max_length: tokens of the longest text, with the two that mark its ends.
         subject_weight: weight of the loss between two pictures of one subject.
+        pretrained: folder of a CLIP model to start from, with its words and sizes; null = a new one.
+        freeze_text: train the image tower alone (as in LiT, arXiv 2111.07991, with the towers' parts swapped), so that models
+            that read the text tower's states stay valid.
     """
 
     image_size: Layers = 64
@@ -336,6 +339,8 @@ class CLIPConfig:
     projection_dim: Width = 192
     max_length: Layers = 40
     subject_weight: NonNegativeNumber = 0.5
+    pretrained: str | None = None
+    freeze_text: bool = False
 
 
 @dataclass
