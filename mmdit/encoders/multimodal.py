@@ -23,6 +23,8 @@ from mmdit.encoders.text import refuse_unknown_words, short, weights_device
 from mmdit.errors import UserError
 from mmdit.prompt import Prompt, Span
 
+LAYER_KEY = "prompt_hidden_layer"  # in the config of the model
+
 
 class MultimodalEncoder(FrozenPromptEncoder):
     """A frozen multimodal LLM with its processor, called as ``PromptEncoder`` is.
@@ -34,7 +36,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
         model: with ``image_token_id`` in its config; with or without a language-model head.
         processor: the model's own.
         max_subjects: the most images in one prompt.
-        hidden_layer: whose states are taken, in ``hidden_states`` of the model: 0 = embeddings, -1 = the last, behind its norm.
+        hidden_layer: whose states are taken, in ``hidden_states`` of the model: 0 = embeddings, -1 = the last, behind its
+            norm. It is noted in the model's config, and so saved with it; None = what is noted there, else the last.
 
     Raises:
         UserError: a model that doesn't read images so, or a layer that it doesn't have.
@@ -42,7 +45,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     required = ("text_encoder", "processor")
 
-    def __init__(self, model: Any, processor: Any, max_subjects: int = 4, hidden_layer: int = -1) -> None:
+    def __init__(self, model: Any, processor: Any, max_subjects: int = 4, hidden_layer: int | None = None) -> None:
         super().__init__()
         image_token = getattr(model.config, "image_token_id", None)
         if image_token is None or not hasattr(processor, "image_processor"):
@@ -50,11 +53,14 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 f"{type(model).__name__} with {type(processor).__name__} reads no images as tokens of its text: give a model "
                 "of the kinds of LLaVA, Idefics3, SmolVLM or Qwen-VL, and its processor"
             )
+        if hidden_layer is None:
+            hidden_layer = getattr(model.config, LAYER_KEY, -1)
         layers = int(model.config.get_text_config().num_hidden_layers)
-        if not -layers - 1 <= hidden_layer <= layers:
+        if not isinstance(hidden_layer, int) or not -layers - 1 <= hidden_layer <= layers:
             raise UserError(
-                f"hidden_layer is {hidden_layer}: the model has {layers} layers, give {-layers - 1} to {layers}"
+                f"hidden_layer is {hidden_layer!r}: the model has {layers} layers, give {-layers - 1} to {layers}"
             )
+        setattr(model.config, LAYER_KEY, hidden_layer)
         self.model = model.eval().requires_grad_(False)
         self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
         self._image_token = int(image_token)
@@ -67,7 +73,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     @classmethod
     def load(
-        cls, text_encoder: str, image_encoder: str | None = None, *, max_subjects: int = 4, hidden_layer: int = -1
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
     ) -> MultimodalEncoder:
         """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
 
@@ -80,7 +86,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
             raise UserError(f"image_encoder is {image_encoder!r}: a multimodal LLM reads images itself, leave it out")
         source = PretrainedFolder.find(text_encoder, "multimodal LLM")
         model = source.load_model(AutoModelForImageTextToText)
-        return cls(model, source.load(AutoProcessor), max_subjects, hidden_layer)
+        return cls(model, source.load(AutoProcessor), hidden_layer=hidden_layer)
 
     @property
     def components(self) -> dict[str, Any]:

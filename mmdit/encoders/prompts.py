@@ -63,12 +63,18 @@ class PromptEncoder(FrozenPromptEncoder):
         return cls(text, subjects)
 
     @classmethod
-    def load(cls, text_encoder: str, image_encoder: str | None = None) -> PromptEncoder:
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+    ) -> PromptEncoder:
         """Load a text encoder and CLIP's image tower, by folders or Hub ids.
 
         One folder of a whole CLIP model serves both: without ``image_encoder`` its image tower is that of ``text_encoder``,
         and where that has none, prompts are of text alone.
         """
+        if hidden_layer is not None:
+            raise UserError(
+                f"hidden_layer is {hidden_layer}: a text encoder's last states are read, leave it out; it is for multimodal LLMs"
+            )
         text = load_text_encoder(text_encoder)
         if image_encoder is None and "vision_config" not in PretrainedFolder.find(text_encoder, "text encoder").config:
             return cls(text)
@@ -140,17 +146,20 @@ def make_prompt_encoder(conditioner: str, components: Mapping[str, Any]) -> Froz
     return kind.of_components(components)
 
 
-def load_prompt_encoder(conditioner: str, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
+def load_prompt_encoder(
+    conditioner: str, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+) -> FrozenPromptEncoder:
     """Load the encoder of a conditioner's prompts by folders or Hub ids, such as "openai/clip-vit-large-patch14".
 
     Args:
         conditioner: name in ``PROMPT_ENCODERS``.
         text_encoder: see ``load_text_encoder``; for a multimodal LLM, the LLM.
         image_encoder: CLIP; None = that of ``text_encoder`` where it is a whole CLIP model.
+        hidden_layer: of a multimodal LLM, see ``MultimodalEncoder``.
 
     Raises:
         UserError: a conditioner without an encoder, or encoders that can't be loaded.
     """
     if conditioner not in PROMPT_ENCODERS:
         raise unknown_name("conditioner with prompts", conditioner, PROMPT_ENCODERS)
-    return PROMPT_ENCODERS[conditioner].load(text_encoder, image_encoder)
+    return PROMPT_ENCODERS[conditioner].load(text_encoder, image_encoder, hidden_layer)

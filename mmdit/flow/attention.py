@@ -42,8 +42,8 @@ def attention_mask_loss(
     Returns:
         A scalar; 0 where no token counts.
     """
-    if len(masks) == 0:
-        return attention.sum() * 0
+    if len(masks) == 0:  # all processes count, those without subjects too
+        masks, known = masks.new_zeros(1, *masks.shape[1:]), None
     counted = subject_ids >= 0
     subjects = subject_ids.clamp_min(0)
     if known is not None:

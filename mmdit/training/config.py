@@ -27,6 +27,7 @@ __all__ = [
     "AlignmentConfig",
     "AutoencoderConfig",
     "CLIPConfig",
+    "CaptionerConfig",
     "DataConfig",
     "EMAConfig",
     "ModelConfig",
@@ -103,6 +104,11 @@ class PromptsConfig:
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
             are.
+        hidden_layer: of a multimodal LLM, whose states are the prompt: 0 = embeddings, -1 = the last; null = what the LLM's
+            config says, else the last.
+        attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
+            picture; 0 = off.
+        attention_blocks: numbers of the blocks whose attention it compares, 1 = the first; null = three, spread evenly.
         label_share: share of the samples that keep their category beside or instead of the caption.
         label_alone_share: share of those whose caption is hidden.
     """
@@ -114,6 +120,9 @@ class PromptsConfig:
     max_subjects: Rows = 4
     plain_share: ClosedUnitInterval = 0.0
     anonymous_share: ClosedUnitInterval = 0.0
+    hidden_layer: int | None = None
+    attention_loss_weight: NonNegativeNumber = 0.0
+    attention_blocks: list[Layers] | None = None
     label_share: ClosedUnitInterval = 0.4
     label_alone_share: ClosedUnitInterval = 0.6
 
@@ -124,7 +133,7 @@ class DataConfig:
 
     Args:
         path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher,
-            clip);
+            clip, captioner);
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
@@ -344,16 +353,46 @@ class CLIPConfig:
 
 
 @dataclass
+class CaptionerConfig:
+    """The small multimodal LLM of recipe "captioner": a ViT, a connector and a Llama.
+
+    Args:
+        image_size: side to which images are brought, in pixels.
+        patch_size: side of a patch in pixels.
+        scale_factor: side of the square of patches that become one token of the text.
+        vision_hidden_size: width of the ViT.
+        vision_depth: layers of the ViT.
+        vision_num_heads: attention heads of the ViT.
+        hidden_size: width of the Llama, and so of the prompts' states.
+        depth: layers of the Llama.
+        num_heads: attention heads of the Llama.
+        max_length: tokens of the longest text, with its images.
+    """
+
+    image_size: Layers = 64
+    patch_size: Layers = 8
+    scale_factor: Layers = 4
+    vision_hidden_size: Width = 160
+    vision_depth: Layers = 4
+    vision_num_heads: Layers = 5
+    hidden_size: Width = 192
+    depth: Layers = 4
+    num_heads: Layers = 4
+    max_length: Layers = 96
+
+
+@dataclass
 class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher or clip.
+        recipe: what is trained: transformer, autoencoder, teacher, clip or captioner.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
+        captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.
         task: which tasks are mixed.
         objective: the loss.
@@ -371,6 +410,7 @@ class TrainingConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -110,7 +110,7 @@ def test_the_conditioner_reads_them(encoder):
     assert not changed[1].any()
 
 
-def test_another_layer(folder, encoder):
+def test_another_layer(folder, encoder, tmp_path):
     prompt = parse("a {torus} left", [_picture(0)])
     with torch.no_grad():
         inputs = encoder._inputs([encoder._interleaved(prompt)], [[prompt.images[0]]])
@@ -118,6 +118,9 @@ def test_another_layer(folder, encoder):
     for layer in (0, 1, -2, 2):
         other = MultimodalEncoder.load(str(folder), hidden_layer=layer)
         torch.testing.assert_close(other([prompt]).states, states[layer], atol=1e-5, rtol=1e-4)
+    other.model.save_pretrained(tmp_path)
+    other.processor.save_pretrained(tmp_path)
+    assert MultimodalEncoder.load(str(tmp_path)).hidden_layer == 2, "the choice is saved with the model"
     with pytest.raises(UserError, match="hidden_layer is 3: the model has 2 layers, give -3 to 2"):
         MultimodalEncoder.load(str(folder), hidden_layer=3)
 

@@ -8,6 +8,7 @@ from mmdit.bounds import check_bounds
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.config import TrainingConfig
 from mmdit.training.recipes.autoencoder import autoencoder_run
+from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
 from mmdit.training.recipes.teacher import teacher_run
 from mmdit.training.recipes.transformer import transformer_run
@@ -18,6 +19,7 @@ RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "autoencoder": autoencoder_run,
     "teacher": teacher_run,
     "clip": clip_run,
+    "captioner": captioner_run,
 }
 
 
