@@ -137,9 +137,15 @@ SUBJECT = ("--subject", "torus=mine.png")
         (("--prompt", "a {}"), "{} has no image: give --subject FILE"),
         (("--prompt", "a torus", *SUBJECT), "--subject torus=mine.png: no prompt marks 'torus': write {torus} in it"),
         (("--prompt", "a {tours}", *SUBJECT), "{tours} has no image"),
-        (("--prompt", "a {torus}", *SUBJECT, "--subject", "cone=mine.png"), "no prompt marks 'cone': write {cone} in it; nearest"),
+        (
+            ("--prompt", "a {torus}", *SUBJECT, "--subject", "cone=mine.png"),
+            "no prompt marks 'cone': write {cone} in it; nearest",
+        ),
         (("--prompt", "a torus", "--subject", "mine.png"), "no prompt has a brace left for it"),
-        (("--prompt", "a {torus}", *SUBJECT, "--subject", "torus=other.png"), "'torus' has an image already, --subject torus=mine.png"),
+        (
+            ("--prompt", "a {torus}", *SUBJECT, "--subject", "torus=other.png"),
+            "'torus' has an image already, --subject torus=mine.png",
+        ),
         (SUBJECT, "no prompt is given: give one with braces"),
         (("--prompt", "a {torus", *SUBJECT), "'{' at character 3 is not closed"),
         (("--prompt", "a torus}"), "closes nothing"),
