@@ -91,7 +91,7 @@ def start_image_tower(model: CLIPModel, teacher: SceneTeacher) -> None:
     """Copy a teacher's weights into the image tower, layer by layer.
 
     A scene's caption says little about shapes, and few captions teach a tower to see them. What CLIP adds begins neutral: the
-    token that is read at the end at zero, the norm before the first layer at the scale of the teacher's tokens.
+    token that is read at the end at zero, the norm before the first layer at the scale of the teacher's tokens of noise.
     """
     tower, vit = model.vision_model, teacher.vit
     embeddings = tower.embeddings
@@ -99,7 +99,8 @@ def start_image_tower(model: CLIPModel, teacher: SceneTeacher) -> None:
     positions = vit.pos_embed[0] + vit.patch_embed.proj.bias  # CLIP's patches have no bias
     embeddings.position_embedding.weight.copy_(F.pad(positions, (0, 0, 1, 0)))
     embeddings.class_embedding.zero_()
-    tower.pre_layrnorm.weight.fill_(float(positions.std(dim=-1).mean()))
+    noise = torch.rand(8, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tower.pre_layrnorm.weight.fill_(float((vit.patch_embed(noise) + vit.pos_embed).std(dim=-1).mean()))
     tower.pre_layrnorm.bias.zero_()
     for ours, theirs in zip(tower.encoder.layers, vit.blocks, strict=True):
         attention = ours.self_attn
