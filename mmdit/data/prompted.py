@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mmdit.data.entity_counts import COUNTS
 from mmdit.data.latents import LatentShards
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
@@ -43,6 +44,7 @@ class PromptDraw:
         label_share: share of the samples that keep their category. Where it always stood beside the caption, nothing would
             be learned of the category from words.
         label_alone_share: share of those that come without their caption.
+        counts: how many words have a picture, a name in ``mmdit.data.entity_counts.COUNTS``.
     """
 
     pictures: str = "other"
@@ -51,10 +53,13 @@ class PromptDraw:
     anonymous_share: float = 0.0
     label_share: float = 0.0
     label_alone_share: float = 0.0
+    counts: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.pictures not in PICTURES:
             raise unknown_name("prompts.pictures", self.pictures, PICTURES)
+        if self.counts not in COUNTS:
+            raise unknown_name("prompts.counts", self.counts, COUNTS)
 
 
 # What shows a subject -> the share of crops of the sample's own picture where there are other pictures too. "other" leaves out
@@ -170,7 +175,7 @@ def draw_prompt(
     plain = rng.random() < draw.plain_share
     if most == 0 or plain:
         return Prompt(text), []
-    chosen = sorted(rng.permutation(len(spans))[: int(rng.integers(1, most + 1))].tolist())
+    chosen = sorted(rng.permutation(len(spans))[: COUNTS[draw.counts](most, rng)].tolist())
     words, placed, end = "", [], 0
     for subject, place in enumerate(chosen):
         (start, stop), _ = spans[place]

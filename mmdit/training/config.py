@@ -112,6 +112,7 @@ class PromptsConfig:
         attention_blocks: numbers of the blocks whose attention it compares, 1 = the first; null = three, spread evenly.
         label_share: share of the samples that keep their category beside or instead of the caption.
         label_alone_share: share of those whose caption is hidden.
+        counts: how many pictures a prompt has: "uniform" from 1 to the most, or "unimo", by UNIMO-G's shares from 0 on.
     """
 
     path: str | None = None
@@ -126,6 +127,7 @@ class PromptsConfig:
     attention_blocks: list[Layers] | None = None
     label_share: ClosedUnitInterval = 0.4
     label_alone_share: ClosedUnitInterval = 0.6
+    counts: str = "uniform"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from mmdit.data.entity_shares import ENTITY_SHARES, share_of
+from mmdit.data.entity_counts import ENTITY_SHARES, share_of
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, parse_prompts
