@@ -32,8 +32,14 @@ class FrozenPromptEncoder(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
-        """Load by folders or Hub ids. Raises UserError where they can't be."""
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+    ) -> FrozenPromptEncoder:
+        """Load by folders or Hub ids; ``hidden_layer``: whose states are the prompt, None = the encoder's own choice.
+
+        Raises:
+            UserError: they can't be loaded, or have no such choice.
+        """
 
     @property
     @abstractmethod
