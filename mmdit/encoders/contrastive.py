@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 
 MAX_SCALE = 100.0  # of the logits, as in CLIP
@@ -27,17 +28,19 @@ def make_clip(
     depth: int = 4,
     num_heads: int = 4,
     projection_dim: int = 192,
+    teacher: SceneTeacher | None = None,
 ) -> CLIPModel:
-    """Build a ``CLIPModel`` with random weights, both towers of one size.
+    """Build a ``CLIPModel`` with random weights, both towers of one size; or with a trained image tower.
 
     Args:
         tokenizer: its vocabulary and its longest text are the text tower's.
         image_size, patch_size: of square images, in pixels.
         hidden_size, depth, num_heads: of each tower.
         projection_dim: D.
+        teacher: where the image tower takes its weights and sizes from (``start_image_tower``); None = random ones.
 
     Raises:
-        UserError: sizes that don't divide.
+        UserError: sizes that don't divide, or a teacher of another image size.
     """
     if image_size % patch_size:
         raise UserError(f"clip.patch_size {patch_size} does not divide images of {image_size} pixels")
@@ -59,8 +62,60 @@ def make_clip(
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {**tower, "image_size": image_size, "patch_size": patch_size}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)
-    return CLIPModel(config)
+    if teacher is not None:
+        vision |= _sizes_of(teacher, image_size)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim))
+    if teacher is not None:
+        start_image_tower(model, teacher)
+    return model
+
+
+def _sizes_of(teacher: SceneTeacher, image_size: int) -> dict[str, Any]:
+    sizes = teacher.config
+    if sizes["image_size"] != image_size:
+        raise UserError(f"clip.teacher reads {sizes['image_size']} pixels, clip.image_size is {image_size}")
+    width = sizes["hidden_size"]
+    return {
+        "patch_size": sizes["patch_size"],
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["num_heads"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    }
+
+
+@torch.no_grad()
+def start_image_tower(model: CLIPModel, teacher: SceneTeacher) -> None:
+    """Copy a teacher's weights into the image tower, layer by layer.
+
+    A scene's caption says little about shapes, and few captions teach a tower to see them. What CLIP adds begins neutral: the
+    token that is read at the end at zero, the norm before the first layer at the scale of the teacher's tokens of noise.
+    """
+    tower, vit = model.vision_model, teacher.vit
+    embeddings = tower.embeddings
+    embeddings.patch_embedding.weight.copy_(vit.patch_embed.proj.weight)
+    positions = vit.pos_embed[0] + vit.patch_embed.proj.bias  # CLIP's patches have no bias
+    embeddings.position_embedding.weight.copy_(F.pad(positions, (0, 0, 1, 0)))
+    embeddings.class_embedding.zero_()
+    noise = torch.rand(8, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tower.pre_layrnorm.weight.fill_(float((vit.patch_embed(noise) + vit.pos_embed).std(dim=-1).mean()))
+    tower.pre_layrnorm.bias.zero_()
+    for ours, theirs in zip(tower.encoder.layers, vit.blocks, strict=True):
+        attention = ours.self_attn
+        for part in ("weight", "bias"):
+            q, k, v = getattr(theirs.attn.qkv, part).chunk(3)
+            for name, value in (
+                ("q_proj", q),
+                ("k_proj", k),
+                ("v_proj", v),
+                ("out_proj", getattr(theirs.attn.proj, part)),
+            ):
+                getattr(getattr(attention, name), part).copy_(value)
+            pairs = ((ours.layer_norm1, theirs.norm1), (ours.layer_norm2, theirs.norm2))
+            for own, given in (*pairs, (ours.mlp.fc1, theirs.mlp.fc1), (ours.mlp.fc2, theirs.mlp.fc2)):
+                getattr(own, part).copy_(getattr(given, part))
 
 
 def image_processor(image_size: int) -> CLIPImageProcessor:

@@ -336,6 +336,7 @@ class CLIPConfig:
         projection_dim: width of the embeddings.
         max_length: tokens of the longest text, with the two that mark its ends.
         subject_weight: weight of the loss between two pictures of one subject.
+        teacher: folder of a teacher (recipe "teacher") whose weights and sizes the image tower starts from; null = none.
         pretrained: folder of a CLIP model to start from, with its words and sizes; null = a new one.
         freeze_text: train the image tower alone (as in LiT, arXiv 2111.07991, with the towers' parts swapped), so that models
             that read the text tower's states stay valid.
@@ -349,6 +350,7 @@ class CLIPConfig:
     projection_dim: Width = 192
     max_length: Layers = 40
     subject_weight: NonNegativeNumber = 0.5
+    teacher: str | None = None
     pretrained: str | None = None
     freeze_text: bool = False
 

@@ -15,6 +15,7 @@ from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.contrastive import ContrastiveObjective, make_clip, save_clip
 from mmdit.encoders.pretrained import PretrainedFolder
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
@@ -89,7 +90,9 @@ def _new(config: TrainingConfig, train: CaptionedImages) -> tuple[CLIPModel, Pre
         raise UserError(f"clip.max_length is {settings.max_length}: the longest caption has {longest} tokens")
     torch.manual_seed(config.seed)
     names = ("patch_size", "hidden_size", "depth", "num_heads", "projection_dim")
-    return make_clip(tokenizer, settings.image_size, **{name: getattr(settings, name) for name in names}), tokenizer
+    sizes = {name: getattr(settings, name) for name in names}
+    teacher = None if settings.teacher is None else SceneTeacher.from_pretrained(Path(settings.teacher))
+    return make_clip(tokenizer, settings.image_size, teacher=teacher, **sizes), tokenizer
 
 
 def _trained(settings: CLIPConfig) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
