@@ -34,9 +34,8 @@ TEXT_ENCODERS = (
         "ElectraModel",
     ),
 )
-MULTIMODAL = tuple(
-    f"{kind}ForConditionalGeneration" for kind in ("Llava", "Idefics3", "SmolVLM", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
-)
+READERS = ("Llava", "Idefics3", "SmolVLM", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")  # of text and images
+MULTIMODAL = tuple(f"{kind}{head}" for kind in READERS for head in ("ForConditionalGeneration", "Model"))
 TOKENIZERS = ("CLIP", "T5", "Bert", "DistilBert", "Roberta", "XLMRoberta", "Deberta", "DebertaV2", "Electra", "Qwen2")
 FAST_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # component -> class -> library: all that a folder's index may name, besides the schedulers of diffusers
@@ -52,9 +51,7 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
     "tokenizer": tuple(f"{kind}Tokenizer{fast}" for kind in TOKENIZERS for fast in ("", "Fast")) + FAST_TOKENIZERS,
     "image_encoder": ("CLIPVisionModelWithProjection",),
     "image_processor": ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
-    "processor": tuple(
-        f"{kind}Processor" for kind in ("Llava", "Idefics3", "SmolVLM", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
-    ),
+    "processor": tuple(f"{kind}Processor" for kind in READERS),
 }
 CHECKS: dict[str, Callable[[Path], None]] = {
     "tokenizer": check_tokenizer,

@@ -93,6 +93,8 @@ def check_processor(folder: Path) -> None:
     """Check a tokenizer and an image processor in one folder, and the template of their chats."""
     check_tokenizer(folder)
     check_image_processor(folder)
+    for path in visible(folder.glob("*config.json")):  # how videos are prepared, too
+        _read_config(path)
     for path in visible(folder.rglob("*.jinja")):
         read_bounded(path, MAX_TEMPLATE_BYTES)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_multimodal import FAMILIES, make_multimodal
 
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -49,6 +50,38 @@ def test_round_trip(make_prompted: MakePipeline, kind: str, tmp_path: Path, capf
     assert loaded.weights_digest() == pipe.weights_digest()
     assert "shards" not in (shown := capfd.readouterr().err)
     assert "LOAD REPORT" not in shown
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_multimodal_llm(make_pipeline: MakePipeline, family: str, tmp_path: Path) -> None:
+    """Saved and loaded; a batch equals its samples; there is no text alone to fuse with; a processor that names code."""
+    model, processor = make_multimodal(family)
+    pipe = make_pipeline(
+        components={"text_encoder": model, "processor": processor},
+        block="cross",
+        conditioner="interleaved",
+        conditioner_settings={"text_width": 16},
+    )
+    pipe.save_pretrained(tmp_path)
+    loaded = MultimodalDiTPipeline.from_pretrained(tmp_path)
+    assert set(loaded.components) == {"transformer", "vae", "scheduler", "text_encoder", "processor"}
+    np.testing.assert_allclose(run(loaded), run(pipe), atol=1e-4)
+    words: dict[str, Any] = {"prompt": ["a red {torus}", "a cone", None], "subjects": [[PICTURE], None, None]}
+    noise = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    common: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+    batch = loaded(**words, **common, latents=noise.expand(3, -1, -1, -1, -1)).latents
+    for i in range(3):
+        single = loaded(**{name: values[i] for name, values in words.items()}, **common, latents=noise).latents
+        torch.testing.assert_close(batch[i : i + 1], single, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match=r"fusing_scale is 0\.5, but this model has no prediction from the text alone"):
+        loaded(prompt="a red {torus}", subjects=[PICTURE], fusing_scale=0.5)
+    with pytest.raises(
+        UserError, match="has no processor, which its prompts need: give the component, from_pretrained"
+    ):
+        MultimodalDiTPipeline.from_pretrained(tmp_path, processor=None)
+    _edit_json("processor/processor_config.json", auto_map={"AutoProcessor": "payload.X"})(tmp_path)
+    with pytest.raises(UserError, match=r"processor_config\.json: 'auto_map' would have other code"):
+        MultimodalDiTPipeline.from_pretrained(tmp_path)
 
 
 def test_a_class_models_folder_is_as_it_was(pipe: MultimodalDiTPipeline, tmp_path: Path) -> None:

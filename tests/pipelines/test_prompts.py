@@ -240,10 +240,22 @@ def test_offloaded_weights(prompted: MultimodalDiTPipeline) -> None:
         accelerate.cpu_offload(model, execution_device="cpu", offload_buffers=True)
     assert next(prompted.text_encoder.parameters()).is_meta
     torch.testing.assert_close(latents_of(prompted, **arguments), expected, atol=1e-5, rtol=1e-5)
+    prompted.remove_all_hooks()
     assert prompted.model_cpu_offload_seq == "text_encoder->image_encoder->transformer->vae"
 
 
-def test_training_mode_and_threads_of_calls_leave_encoders_alone(prompted: MultimodalDiTPipeline) -> None:
+def test_offloaded_models(make_prompted: MakePipeline) -> None:
+    """One model after another on the device; the text encoder reads subjects' words again after the image encoder ran."""
+    pytest.importorskip("accelerate")
+    arguments = {"prompt": ["a {torus}", LONG], "subjects": [{"torus": ONE}, None], "negative_prompt": "a cone"}
+    expected = latents_of(make_prompted(), **arguments)
+    pipe = make_prompted()
+    pipe.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        torch.testing.assert_close(latents_of(pipe, **arguments), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_another_encoder_is_taken_up(prompted: MultimodalDiTPipeline) -> None:
     expected = latents_of(prompted, prompt="a {torus}", subjects=[ONE])
     copied = copy.deepcopy(prompted.text_encoder)
     prompted.text_encoder = copied  # another object: what encodes is built again, hooks are not doubled

@@ -121,7 +121,7 @@ def load_vae(name: str) -> AutoencoderKL:
     """
     from diffusers import AutoencoderKL
 
-    from mmdit.hub import out_of_reach
+    from mmdit.hub import is_hub_id, out_of_reach
     from mmdit.pipelines.loading import bundled_models
     from mmdit.storage.component import load_component, refuse_code
     from mmdit.storage.weights import refuse_non_finite
@@ -130,7 +130,7 @@ def load_vae(name: str) -> AutoencoderKL:
     folder = bundled_models().get(name, Path(name))
     if (folder / "vae").is_dir():
         folder = folder / "vae"
-    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    if not folder.is_dir() and not is_hub_id(name):
         raise UserError(
             f"--vae {name!r} is not a folder, a bundled model or a Hub id: known here {', '.join(bundled_models()) or 'none'}"
         )
