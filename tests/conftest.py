@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,41 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     pipe.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class PromptFolders:
+    """Scenes with captions, their latents (with mirrored views), and a CLIP model that knows their words."""
+
+    data: Path
+    latents: Path
+    clip: Path
+
+
+@pytest.fixture(scope="session")
+def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
+    """16 scenes of both kinds, split train; all four modalities at 64 x 64 as latents of 16 x 16; random encoders."""
+    from diffusers import AutoencoderKL
+    from tiny_encoders import save_clip_of_captions
+
+    from mmdit.data.lines import Rules
+    from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+    from mmdit.data.prompts import read_prompts
+    from mmdit.encoders.precompute import encode_dataset
+    from mmdit.sources.scenes.dataset import render_dataset
+
+    root = tmp_path_factory.mktemp("prompts")
+    folders = PromptFolders(root / "data", root / "latents", root / "clip")
+    render_dataset(folders.data, num_samples=16, seed=3, num_workers=0, composition="mixed")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=48, out_channels=48, block_out_channels=(8,), norm_num_groups=4, mid_block_add_attention=False
+    )
+    modalities = modalities_from_dataset(read_dataset_info(folders.data))
+    encode_dataset(folders.data, folders.latents, vae.eval(), modalities, say=lambda text: None)
+    prompts = read_prompts(Rules(folders.data, "train", None, None))
+    save_clip_of_captions(folders.clip, [text for sample in prompts.values() for text in sample.captions])
+    return folders
 
 
 def _keep(rows: list[dict[str, Any]]) -> None:

@@ -19,18 +19,21 @@ from mmdit.training.checkpoints import read_checkpoint
 
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
-IMAGE_RECIPES = ["scenes64_detector", "scenes64_teacher", "scenes64_vae"]  # these read images, the others latents
+# These read images, the others latents.
+IMAGE_RECIPES = ["scenes64_clip", "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
+PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
 --trainer.strategy auto --trainer.precision 32-true --trainer.compile false --data.batch_size 4 --data.num_workers 0
 """
 IN_MEMORY = "--data.path null --model.size debug"
+ON_DISK = "--model.size debug --model.pretrained null --data.whitening dataset"
 WITHOUT_FILES = "--alignment.depth 1 --alignment.teacher null --model.pretrained null"
 
 
 def train(name: str, run: Path, *more: str) -> None:
     """Train a configuration for one step on this machine, its network as small as can be."""
-    small = IN_MEMORY if name not in IMAGE_RECIPES else ""
+    small = "" if name in IMAGE_RECIPES else ON_DISK if name in PROMPT_RECIPES else IN_MEMORY
     small += f" {WITHOUT_FILES}" if name in LARGE else ""
     arguments = ["--config", str(CONFIGS[name]), "--output", str(run), *ONE_STEP.split(), *small.split(), *more]
     assert main(["train", *arguments]) == 0
@@ -54,10 +57,15 @@ def settings(values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configuration_trains(
-    name: str, tmp_path: Path, make_dataset: Callable[..., Path], parsed: dict[str, Any]
+    name: str, tmp_path: Path, make_dataset: Callable[..., Path], prompt_folders: Any, parsed: dict[str, Any]
 ) -> None:
-    images = ["--data.path", str(make_dataset(4, size=32))] if name in IMAGE_RECIPES else []
-    train(name, tmp_path / "run", *images)
+    data: list[str] = []
+    if name in PROMPT_RECIPES:
+        data = ["--data.path", str(prompt_folders.latents), "--prompts.path", str(prompt_folders.data)]
+        data += ["--prompts.text_encoder", str(prompt_folders.clip)]
+    elif name in IMAGE_RECIPES:
+        data = ["--data.path", str(prompt_folders.data if name == "scenes64_clip" else make_dataset(4, size=32))]
+    train(name, tmp_path / "run", *data)
     weights = list(tmp_path.glob("run/*/**/*.safetensors"))
     assert weights, "nothing was exported"
     assert parsed[name].trainer.max_steps > 1, "it is shrunk here, not in the file"
@@ -117,6 +125,23 @@ def test_our_recipe_at_scale_differs_from_the_published_one_where_it_says_so(par
     }
     for key in ("objective.prediction", "alignment.teacher", "trainer.precision"):
         assert ours[key] == theirs[key]
+
+
+def test_prompts_are_trained_in_the_papers_steps(parsed: dict[str, Any]) -> None:
+    """UMM-Diffusion (arXiv 2303.09319, section 4.1): MLP first, then denoiser and MLP; each starts where the one before ends."""
+    for size in ("scenes64", "xl2"):
+        text, mlp, both = (parsed[f"umm_{size}_{step}"] for step in ("text", "mlp", "both"))
+        assert [values.prompts.max_subjects > 0 for values in (text, mlp, both)] == [False, True, True]
+        assert [values.model.trainable for values in (text, mlp, both)] == [None, ["conditioner.pseudo_word"], None]
+        assert Path(mlp.model.pretrained) == Path(text.output) / "pipeline"
+        assert Path(both.model.pretrained) == Path(mlp.output) / "pipeline"
+        assert {values.model.conditioner for values in (text, mlp, both)} == {"tiue"}
+    assert both.data.batch_size * both.trainer.accumulate_grad_batches == mlp.data.batch_size == 192
+    assert both.trainer.max_steps == mlp.trainer.max_steps == 200_000
+    assert both.optimizer.lr == mlp.optimizer.lr == 1e-5
+    assert (both.ema.decay, both.preview.guidance_scale, both.model.class_dropout_prob) == (0.9999, 7.5, 0.1)
+    assert both.model.conditioner_settings == {"text_share": 0.36}
+    assert both.prompts.text_encoder == "openai/clip-vit-large-patch14"
 
 
 @pytest.mark.parametrize("name", LARGE)

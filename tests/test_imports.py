@@ -81,7 +81,7 @@ LIGHTNING_IMPORTERS = (
     "mmdit.bench",
     "mmdit.launch",
     "mmdit.data.datamodule",
-    "mmdit.sources.labelling.launcher",
+    "mmdit.sources.passes",
 )
 
 

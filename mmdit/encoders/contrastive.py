@@ -48,6 +48,7 @@ def make_clip(
         "intermediate_size": 4 * hidden_size,
         "num_hidden_layers": depth,
         "num_attention_heads": num_heads,
+        "projection_dim": projection_dim,  # read where a tower is loaded by itself
     }
     text = {
         **tower,

@@ -13,7 +13,9 @@ from mmdit.prompt import Prompt
 
 
 class FrozenPromptEncoder(nn.Module, ABC):
-    """Encodes prompts for one conditioner. A new kind: a subclass and an entry in ``mmdit.encoders.prompts.PROMPT_ENCODERS``.
+    """Encodes prompts for one conditioner.
+
+    A new kind is one subclass and one entry in ``mmdit.encoders.prompts.PROMPT_ENCODERS``.
 
     Attributes:
         required: the pipeline's components that it can't do without.
@@ -30,8 +32,14 @@ class FrozenPromptEncoder(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
-        """Load by folders or Hub ids. Raises UserError where they can't be."""
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+    ) -> FrozenPromptEncoder:
+        """Load by folders or Hub ids; ``hidden_layer``: whose states are the prompt, None = the encoder's own choice.
+
+        Raises:
+            UserError: they can't be loaded, or have no such choice.
+        """
 
     @property
     @abstractmethod

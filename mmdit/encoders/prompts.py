@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
+from mmdit.encoders.multimodal import MultimodalEncoder
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
-from mmdit.encoders.subjects import SubjectEncoder, load_image_encoder, subject_image
+from mmdit.encoders.subjects import SubjectEncoder, check_subjects, load_image_encoder, subject_image
 from mmdit.encoders.text import TextEncoder, load_text_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.prompt import Prompt
 
 __all__ = [
     "PROMPT_ENCODERS",
+    "MultimodalEncoder",
     "PromptEncoder",
     "SubjectEncoder",
     "load_prompt_encoder",
@@ -61,12 +63,18 @@ class PromptEncoder(FrozenPromptEncoder):
         return cls(text, subjects)
 
     @classmethod
-    def load(cls, text_encoder: str, image_encoder: str | None = None) -> PromptEncoder:
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+    ) -> PromptEncoder:
         """Load a text encoder and CLIP's image tower, by folders or Hub ids.
 
         One folder of a whole CLIP model serves both: without ``image_encoder`` its image tower is that of ``text_encoder``,
         and where that has none, prompts are of text alone.
         """
+        if hidden_layer is not None:
+            raise UserError(
+                f"hidden_layer is {hidden_layer}: a text encoder's last states are read, leave it out; it is for multimodal LLMs"
+            )
         text = load_text_encoder(text_encoder)
         if image_encoder is None and "vision_config" not in PretrainedFolder.find(text_encoder, "text encoder").config:
             return cls(text)
@@ -93,13 +101,11 @@ class PromptEncoder(FrozenPromptEncoder):
         self.text.tokenize([prompt or Prompt("") for prompt in prompts])
 
     def _images(self, prompts: Sequence[Prompt | None]) -> list[Any]:
-        for prompt in prompts:
-            count = 0 if prompt is None else len(prompt.images)
-            if count > self.max_subjects:
-                raise UserError(f"a prompt has {count} subjects, the model takes {self.max_subjects}: leave some out")
-            if count and self.subjects is None:
-                raise UserError("this model takes no subjects' images: give text alone")
-        return [image for prompt in prompts if prompt is not None for image in prompt.images]
+        check_subjects(prompts, self.max_subjects)
+        images = [image for prompt in prompts if prompt is not None for image in prompt.images]
+        if images and self.subjects is None:
+            raise UserError("this model takes no subjects' images: give text alone")
+        return images
 
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
         """Encode prompts; None = a sample without one. Raises UserError as ``check``."""
@@ -119,7 +125,7 @@ class PromptEncoder(FrozenPromptEncoder):
 
 
 # conditioner -> what encodes its prompts. Conditioners that are not here read what ``pipe(prompt=...)`` is given themselves.
-PROMPT_ENCODERS: dict[str, type[FrozenPromptEncoder]] = {"tiue": PromptEncoder}
+PROMPT_ENCODERS: dict[str, type[FrozenPromptEncoder]] = {"tiue": PromptEncoder, "interleaved": MultimodalEncoder}
 
 
 def make_prompt_encoder(conditioner: str, components: Mapping[str, Any]) -> FrozenPromptEncoder:
@@ -140,17 +146,20 @@ def make_prompt_encoder(conditioner: str, components: Mapping[str, Any]) -> Froz
     return kind.of_components(components)
 
 
-def load_prompt_encoder(conditioner: str, text_encoder: str, image_encoder: str | None = None) -> FrozenPromptEncoder:
+def load_prompt_encoder(
+    conditioner: str, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+) -> FrozenPromptEncoder:
     """Load the encoder of a conditioner's prompts by folders or Hub ids, such as "openai/clip-vit-large-patch14".
 
     Args:
         conditioner: name in ``PROMPT_ENCODERS``.
         text_encoder: see ``load_text_encoder``; for a multimodal LLM, the LLM.
         image_encoder: CLIP; None = that of ``text_encoder`` where it is a whole CLIP model.
+        hidden_layer: of a multimodal LLM, see ``MultimodalEncoder``.
 
     Raises:
         UserError: a conditioner without an encoder, or encoders that can't be loaded.
     """
     if conditioner not in PROMPT_ENCODERS:
         raise unknown_name("conditioner with prompts", conditioner, PROMPT_ENCODERS)
-    return PROMPT_ENCODERS[conditioner].load(text_encoder, image_encoder)
+    return PROMPT_ENCODERS[conditioner].load(text_encoder, image_encoder, hidden_layer)

@@ -14,6 +14,7 @@ from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.text import weights_device
 from mmdit.errors import UserError
 from mmdit.modalities.rgb import RGBCodec
+from mmdit.prompt import Prompt
 
 BACKGROUND = 255  # what a mask takes away of a subject's picture becomes white
 
@@ -49,6 +50,13 @@ class SubjectEncoder(nn.Module):
         pictures = [subject_image(image) for image in images]
         pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         return self.model(pixel_values=pixels.to(device, dtype)).image_embeds
+
+
+def check_subjects(prompts: Sequence[Prompt | None], most: int) -> None:
+    """Raise a UserError where a prompt has more than ``most`` images."""
+    for prompt in prompts:
+        if prompt is not None and len(prompt.images) > most:
+            raise UserError(f"a prompt has {len(prompt.images)} subjects, the model takes {most}: leave some out")
 
 
 def subject_image(subject: Any) -> Image.Image:

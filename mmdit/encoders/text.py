@@ -126,20 +126,10 @@ class TextEncoder(nn.Module):
             real = [span for span, kept in zip(offsets, mask.tolist(), strict=True) if kept and span[1] > span[0]]
             lost = prompt.text[real[len(real) - (count - self.max_length)][0] :]
             raise UserError(
-                f"prompt {_short(prompt.text)!r} has {count} tokens, the text encoder reads {self.max_length}: {_short(lost)!r} "
+                f"prompt {short(prompt.text)!r} has {count} tokens, the text encoder reads {self.max_length}: {short(lost)!r} "
                 "would be lost; make it shorter"
             )
-        unknown = self.tokenizer.unk_token_id
-        if unknown is None or unknown in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
-            return
-        for token, (start, end) in zip(ids.tolist(), offsets, strict=True):
-            if token == unknown and end > start:
-                word = prompt.text[start:end]
-                known = [w for w in self.tokenizer.get_vocab() if w.isalpha()]
-                nearest = ", ".join(nearest_names(word.lower(), known))
-                raise UserError(
-                    f"prompt {_short(prompt.text)!r}: the text encoder doesn't know {word!r}; nearest are {nearest}"
-                )
+        refuse_unknown_words(self.tokenizer, prompt.text, ids.tolist(), offsets)
 
     def forward(self, tokens: Tokens, words: Tensor | None = None) -> TextStates:
         """Encode.
@@ -194,7 +184,28 @@ def weights_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def _short(text: str) -> str:
+def refuse_unknown_words(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[Sequence[int]]) -> None:
+    """Raise a UserError for the first word of ``text`` that the tokenizer doesn't know; it names the nearest that it does.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        text: what it read.
+        ids: what it made of that.
+        offsets: (start, end) of each token in the text; equal for those that it added.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+        return
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        if token == unknown and end > start:
+            word = text[start:end]
+            known = [w for w in tokenizer.get_vocab() if w.isalpha()]
+            nearest = ", ".join(nearest_names(word.lower(), known))
+            raise UserError(f"prompt {short(text)!r}: the text encoder doesn't know {word!r}; nearest are {nearest}")
+
+
+def short(text: str) -> str:
+    """A text for a message: its beginning, where it is long."""
     return text if len(text) <= 60 else text[:57] + "…"
 
 

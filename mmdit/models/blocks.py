@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.models.layers import (
     MLP,
     CrossAttention,
+    JointAttention,
     Rope,
     SelfAttention,
     gated_residual_layernorm_modulate,
@@ -25,8 +27,11 @@ class Block(nn.Module, ABC):
     """One layer of the transformer. A new kind is one subclass and one entry in ``BLOCKS``.
 
     A subclass of another block can start from a model of the other (``mmdit.models.widen``), where ``start_as_base`` lets
-    what it adds begin as exactly zero.
+    what it adds begin as exactly zero. One that attends to the prompt's tokens says so in ``attends_to_prompt``, and has
+    ``attention_map``.
     """
+
+    attends_to_prompt: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
@@ -35,6 +40,10 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
         """Tokens x (B, T, D), vector c (B, D) of times, roles and prompt, and the prompt's own tokens -> (B, T, D)."""
+
+    def attention_map(self, x: Tensor, c: Tensor, rope: Rope | None, context: Conditioning) -> Tensor:
+        """How much each token of the block's input x attends to each of the prompt's L, mean over heads: (B, T, L)."""
+        raise NotImplementedError(f"{type(self).__name__} attends to no prompt")
 
     @abstractmethod
     def reset_parameters(self) -> None:
@@ -57,9 +66,12 @@ class DiTBlock(Block):
         """Tokens x (B, T, D) and vector c (B, D) -> (B, T, D); ``context`` is not read."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
         dtype = matmul_dtype(x)
-        y = self.attn(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope)
+        y = self._attend(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope, context)
         x, y = gated_residual_layernorm_modulate(x, y, gate_attn, shift_mlp, scale_mlp, out_dtype=dtype)
         return x + gate_mlp[:, None] * self.mlp(y)  # (B, T, D)
+
+    def _attend(self, y: Tensor, rope: Rope | None, context: Conditioning | None) -> Tensor:
+        return self.attn(y, rope)
 
     def reset_parameters(self) -> None:
         """Xavier-uniform; the modulation begins at zero, so the block as the identity."""
@@ -75,6 +87,8 @@ class CrossBlock(DiTBlock):
     DiT block, bit for bit, with trained weights too.
     """
 
+    attends_to_prompt = True
+
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
         super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
         self.cross = CrossAttention(hidden_size, num_heads, qk_norm)
@@ -82,9 +96,16 @@ class CrossBlock(DiTBlock):
     def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
         """Attend to the tokens of ``context``, if it has any, then to x (B, T, D) as the DiT block does."""
         if context is not None and context.tokens is not None and context.tokens.shape[1] > 0:
-            normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)  # its affine part is in the projection of q
-            x = x + self.cross(normed, context.tokens, context.token_mask)
+            x = x + self.cross(self._normed(x), context.tokens, context.token_mask)
         return super().forward(x, c, rope, context)
+
+    def attention_map(self, x: Tensor, c: Tensor, rope: Rope | None, context: Conditioning) -> Tensor:
+        """That of the cross-attention, (B, T, L)."""
+        assert context.tokens is not None
+        return self.cross.map(self._normed(x), context.tokens, context.token_mask)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=1e-6)  # its affine part is in the projection of q
 
     def reset_parameters(self) -> None:
         """As the DiT block; the cross-attention begins at zero."""
@@ -96,4 +117,40 @@ class CrossBlock(DiTBlock):
         nn.init.zeros_(self.cross.proj.weight)
 
 
-BLOCKS: dict[str, type[Block]] = {"dit": DiTBlock, "cross": CrossBlock}
+class JointBlock(DiTBlock):
+    """The DiT block whose self-attention also reads the prompt's tokens, in one sequence with those of the image.
+
+    It has no attention of its own to the prompt, so fewer weights than ``CrossBlock``: q is shared. As in PixArt-α and unlike
+    MM-DiT (arXiv 2403.03206) the prompt's tokens are the same in every block: an encoder has read them already.
+    Samples without tokens, or with a mask that is all False, get the DiT block, bit for bit, with trained weights too.
+    """
+
+    attends_to_prompt = True
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
+        super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
+        self.attn: JointAttention = JointAttention(hidden_size, num_heads, qk_norm)
+
+    def _attend(self, y: Tensor, rope: Rope | None, context: Conditioning | None) -> Tensor:
+        if context is None:
+            return self.attn(y, rope)
+        return self.attn(y, rope, context.tokens, context.token_mask)
+
+    def attention_map(self, x: Tensor, c: Tensor, rope: Rope | None, context: Conditioning) -> Tensor:
+        """The prompt's part of the joint attention, (B, T, L)."""
+        assert context.tokens is not None
+        shift, scale = self.modulation(c).chunk(6, dim=-1)[:2]
+        normed = layernorm_modulate(x, shift, scale, out_dtype=matmul_dtype(x))
+        return self.attn.map(normed, rope, context.tokens, context.token_mask)
+
+    def reset_parameters(self) -> None:
+        """As the DiT block; the gates begin open."""
+        super().reset_parameters()
+        nn.init.ones_(self.attn.gate)
+
+    def start_as_base(self) -> None:
+        """Close the gates, which then learn to open."""
+        nn.init.zeros_(self.attn.gate)
+
+
+BLOCKS: dict[str, type[Block]] = {"dit": DiTBlock, "cross": CrossBlock, "joint": JointBlock}

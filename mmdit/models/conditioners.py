@@ -8,11 +8,16 @@ from typing import Any
 from mmdit.conditioning import Conditioner
 from mmdit.errors import UserError, unknown_name
 from mmdit.models.class_conditioner import ClassConditioner
+from mmdit.models.interleaved import InterleavedConditioner
 from mmdit.models.tiue import TIUEConditioner
 
-__all__ = ["CONDITIONERS", "ClassConditioner", "TIUEConditioner", "make_conditioner"]
+__all__ = ["CONDITIONERS", "ClassConditioner", "InterleavedConditioner", "TIUEConditioner", "make_conditioner"]
 
-CONDITIONERS: dict[str, type[Conditioner]] = {"class": ClassConditioner, "tiue": TIUEConditioner}
+CONDITIONERS: dict[str, type[Conditioner]] = {
+    "class": ClassConditioner,
+    "tiue": TIUEConditioner,
+    "interleaved": InterleavedConditioner,
+}
 
 
 def make_conditioner(

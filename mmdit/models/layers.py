@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels.attention.reference import norm_and_rotate
 from torch import Tensor, nn
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "QK_NORMS",
     "AdaLayerNorm",
     "CrossAttention",
+    "JointAttention",
     "SelfAttention",
     "gated_residual_layernorm_modulate",
     "layernorm_modulate",
@@ -87,14 +89,90 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """x (B, T, D), tokens (B, L, D) or (1, L, D), token_mask (B, L) bool, True = attend -> (B, T, D)."""
-        b = len(x)
-        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, T, d)
-        kv = self.kv(tokens.to(x.dtype)).expand(b, -1, -1).unflatten(-1, (2, self.num_heads, -1))
-        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
+        q, k, v = self._heads(x, tokens)
         q_weight, k_weight = self.qk_norm()
-        key_mask = None if token_mask is None else token_mask.expand(b, -1)
+        key_mask = None if token_mask is None else token_mask.expand(len(x), -1)
         y = attention(q, k, v, q_weight=q_weight, k_weight=k_weight, key_mask=key_mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def map(self, x: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """How much x attends to each token, as ``forward`` takes them: (B, T, L)."""
+        q, k, _ = self._heads(x, tokens)
+        q_weight, k_weight = self.qk_norm()
+        q, k = norm_and_rotate(q, k, q_weight, k_weight, None)
+        return attention_map(q, k, None if token_mask is None else token_mask.expand(len(x), -1))
+
+    def _heads(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, T, d)
+        kv = self.kv(tokens.to(x.dtype)).expand(len(x), -1, -1).unflatten(-1, (2, self.num_heads, -1))
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
+        return q, k, v
+
+
+class JointAttention(SelfAttention):
+    """Self-attention in which x (B, T, D) also attends to the tokens of a prompt: one sequence, one softmax.
+
+    Each head has a gate g between what it reads of x alone and of both: y = y_alone + g (y_both - y_alone). With g = 0, and
+    for a sample without tokens to attend to whatever g is, it is ``SelfAttention``, bit for bit; g = 1 is joint attention
+    as in MM-DiT (arXiv 2403.03206). Tokens of a prompt have no place in the image: ``rope`` does not turn them.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: str | None = None) -> None:
+        super().__init__(hidden_size, num_heads, qk_norm)
+        self.prompt_kv = nn.Linear(hidden_size, 2 * hidden_size)
+        self.gate = nn.Parameter(torch.ones(num_heads))
+
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, tokens: Tensor | None = None, token_mask: Tensor | None = None
+    ) -> Tensor:
+        """x (B, T, D), tokens (B, L, D) or (1, L, D), token_mask (B, L) bool, True = attend -> (B, T, D)."""
+        if tokens is None or tokens.shape[1] == 0:
+            return super().forward(x, rope)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, h, d)
+        q_weight, k_weight = self.qk_norm()
+        alone = attention_packed(qkv, q_weight=q_weight, k_weight=k_weight, rope=rope)  # (B, h, T, d)
+        q, k, v, key_mask = self._sequence(qkv, rope, tokens, token_mask)
+        both = attention(q, k, v, key_mask=key_mask)  # (B, h, T, d)
+        any_token = key_mask[:, x.shape[1] :].any(1)  # (B,)
+        gate = torch.where(any_token[:, None], self.gate, 0.0).to(alone.dtype)  # (B, h)
+        y = alone + gate[:, :, None, None] * (both - alone)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def map(self, x: Tensor, rope: Rope | None, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """How much x attends to each token of the prompt, the gate aside: (B, T, L). The rest of the softmax is on x."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        q, k, _, key_mask = self._sequence(qkv, rope, tokens, token_mask)
+        return attention_map(q, k, key_mask)[..., x.shape[1] :]
+
+    def _sequence(
+        self, qkv: Tensor, rope: Rope | None, tokens: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q (B, h, T, d), k and v (B, h, T + L, d) of image and prompt, normed and rotated, and the mask (B, T + L)."""
+        b, t = qkv.shape[:2]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        prompt = self.prompt_kv(tokens.to(qkv.dtype)).expand(b, -1, -1).unflatten(-1, (2, self.num_heads, -1))
+        prompt_k, prompt_v = prompt.permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
+        q_weight, k_weight = self.qk_norm()
+        q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
+        _, prompt_k = norm_and_rotate(q, prompt_k, None, k_weight, None)
+        key_mask = torch.ones(b, t + tokens.shape[1], dtype=torch.bool, device=qkv.device)
+        if token_mask is not None:
+            key_mask[:, t:] = token_mask
+        return q, torch.cat([k, prompt_k], 2), torch.cat([v, prompt_v], 2), key_mask
+
+
+def attention_map(q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Mean over the heads of softmax(q kᵀ / √d): q (B, h, N, d), k (B, h, S, d), key_mask (B, S) -> (B, N, S).
+
+    The fused attention never holds it. In float32 or wider; 0 at masked keys, also where all are masked.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.to(wide) @ k.to(wide).transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, h, N, S)
+        if key_mask is None:
+            return logits.softmax(-1).mean(1)
+        logits = logits.masked_fill(~key_mask[:, None, None], torch.finfo(wide).min)
+        return logits.softmax(-1).mean(1) * key_mask[:, None]
 
 
 class MLP(nn.Module):

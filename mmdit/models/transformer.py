@@ -6,7 +6,7 @@ MMGen's network (arXiv 2503.20644) is exactly representable with the default arg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,10 +34,13 @@ class MultimodalDiTOutput(BaseOutput):
     Args:
         sample: (B, M, C, H, W), the velocity or the clean latent, as ``config.prediction`` says.
         alignment: (B, T, alignment_dim), projected tokens of block ``alignment_depth``, where they were asked for.
+        attention: (N, B, T, L), how much each token attends to each of the prompt's L in N blocks, mean over heads, where
+            it was asked for and the prompt has tokens.
     """
 
     sample: Tensor
     alignment: Tensor | None = None
+    attention: Tensor | None = None
 
 
 class MultimodalDiT(ModelMixin, ConfigMixin):
@@ -58,7 +61,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         prediction: what ``sample`` of the output is: "velocity" (noise - data) or "sample" (the clean latent).
         alignment_depth: number of blocks before the alignment tap, None = no projector.
         alignment_dim, alignment_hidden_size: width of the teacher's features and of the projector.
-        block: name in ``models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        block: name in ``models.blocks.BLOCKS``: "dit", or "cross" and "joint", which also attend to the prompt's tokens.
         conditioner: name in ``models.conditioners.CONDITIONERS``: what kind of prompt the model takes.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: whether ``forward`` takes ``timesteps_next``, as a network that jumps from one time to another needs.
@@ -133,6 +136,7 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         output_alignment: bool = False,
         return_dict: bool = True,
         timesteps_next: Tensor | None = None,
+        output_attention: Collection[int] = (),
     ) -> MultimodalDiTOutput | tuple[Tensor, Tensor | None]:
         """Predict the velocity (or the clean latent) of every modality.
 
@@ -144,10 +148,12 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
             output_alignment: also return the projected tokens of the tap.
             timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None = the output
                 depends on ``timesteps`` alone, as without ``second_time``.
+            output_attention: numbers of the blocks (1 = the first) whose attention to the prompt's tokens is returned too.
 
         Raises:
-            ValueError: shapes that don't fit the config.
+            ValueError: shapes that don't fit the config, or attention asked for of blocks that have none.
         """
+        self._check_attention(output_attention)
         grid = self._token_grid(latents, timesteps, roles, timesteps_next)
         x = self.patch_embed(latents)  # (B, T, D)
         x, rope = self.position_embed(x, grid)
@@ -155,19 +161,33 @@ class MultimodalDiT(ModelMixin, ConfigMixin):
         if self.next_time_embed is not None and timesteps_next is not None:
             c = c + self.next_time_embed(timesteps_next)
 
-        alignment = None
+        alignment, maps = None, []
         for index, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
+            if index in output_attention and conditioning.tokens is not None:
+                maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
             x = self._run(block, x, c, rope, conditioning)
             if self.projector is not None and output_alignment and index == self.config.alignment_depth:
                 alignment = self.projector(x)  # (B, T, alignment_dim)
 
         sample = self.head(x, c, grid)  # (B, M, C, H, W)
-        return MultimodalDiTOutput(sample, alignment) if return_dict else (sample, alignment)
+        if not return_dict:
+            return sample, alignment
+        return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None)
 
-    def _run(self, block: nn.Module, *args: object) -> Tensor:
+    def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
+
+    def _check_attention(self, numbers: Collection[int]) -> None:
+        if not numbers:
+            return
+        depth = len(self.blocks)
+        if not BLOCKS[self.config.block].attends_to_prompt:
+            raise ValueError(f"block {self.config.block!r} attends to no prompt: output_attention needs another block")
+        if not all(1 <= number <= depth for number in numbers):
+            raise ValueError(f"output_attention is {list(numbers)}: give numbers of blocks from 1 to {depth}")
 
     def _token_grid(
         self, latents: Tensor, timesteps: Tensor, roles: Tensor, timesteps_next: Tensor | None

@@ -27,6 +27,7 @@ __all__ = [
     "AlignmentConfig",
     "AutoencoderConfig",
     "CLIPConfig",
+    "CaptionerConfig",
     "DataConfig",
     "DetectorConfig",
     "EMAConfig",
@@ -62,7 +63,7 @@ class ModelConfig:
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
         pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities, another conditioner,
             and the block that ``block`` derives from; the rest must match.
-        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross", which also attends to the prompt's tokens.
+        block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross" and "joint", which also attend to the prompt's tokens.
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
@@ -104,6 +105,11 @@ class PromptsConfig:
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
             are.
+        hidden_layer: of a multimodal LLM, whose states are the prompt: 0 = embeddings, -1 = the last; null = what the LLM's
+            config says, else the last.
+        attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
+            picture; 0 = off.
+        attention_blocks: numbers of the blocks whose attention it compares, 1 = the first; null = three, spread evenly.
         label_share: share of the samples that keep their category beside or instead of the caption.
         label_alone_share: share of those whose caption is hidden.
     """
@@ -115,6 +121,9 @@ class PromptsConfig:
     max_subjects: Rows = 4
     plain_share: ClosedUnitInterval = 0.0
     anonymous_share: ClosedUnitInterval = 0.0
+    hidden_layer: int | None = None
+    attention_loss_weight: NonNegativeNumber = 0.0
+    attention_blocks: list[Layers] | None = None
     label_share: ClosedUnitInterval = 0.4
     label_alone_share: ClosedUnitInterval = 0.6
 
@@ -125,7 +134,7 @@ class DataConfig:
 
     Args:
         path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher,
-            clip);
+            clip, captioner);
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process.
@@ -327,6 +336,9 @@ class CLIPConfig:
         projection_dim: width of the embeddings.
         max_length: tokens of the longest text, with the two that mark its ends.
         subject_weight: weight of the loss between two pictures of one subject.
+        pretrained: folder of a CLIP model to start from, with its words and sizes; null = a new one.
+        freeze_text: train the image tower alone (as in LiT, arXiv 2111.07991, with the towers' parts swapped), so that models
+            that read the text tower's states stay valid.
     """
 
     image_size: Layers = 64
@@ -337,6 +349,8 @@ class CLIPConfig:
     projection_dim: Width = 192
     max_length: Layers = 40
     subject_weight: NonNegativeNumber = 0.5
+    pretrained: str | None = None
+    freeze_text: bool = False
 
 
 @dataclass
@@ -355,17 +369,47 @@ class DetectorConfig:
 
 
 @dataclass
+class CaptionerConfig:
+    """The small multimodal LLM of recipe "captioner": a ViT, a connector and a Llama.
+
+    Args:
+        image_size: side to which images are brought, in pixels.
+        patch_size: side of a patch in pixels.
+        scale_factor: side of the square of patches that become one token of the text.
+        vision_hidden_size: width of the ViT.
+        vision_depth: layers of the ViT.
+        vision_num_heads: attention heads of the ViT.
+        hidden_size: width of the Llama, and so of the prompts' states.
+        depth: layers of the Llama.
+        num_heads: attention heads of the Llama.
+        max_length: tokens of the longest text, with its images.
+    """
+
+    image_size: Layers = 64
+    patch_size: Layers = 8
+    scale_factor: Layers = 4
+    vision_hidden_size: Width = 160
+    vision_depth: Layers = 4
+    vision_num_heads: Layers = 5
+    hidden_size: Width = 192
+    depth: Layers = 4
+    num_heads: Layers = 4
+    max_length: Layers = 96
+
+
+@dataclass
 class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher, clip or detector.
+        recipe: what is trained: transformer, autoencoder, teacher, clip, captioner or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
         detector: the U-Net, for recipe detector.
+        captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.
         task: which tasks are mixed.
         objective: the loss.
@@ -384,6 +428,7 @@ class TrainingConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

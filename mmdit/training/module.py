@@ -6,6 +6,7 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mmdit.conditioning import Conditioning
 from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
@@ -21,6 +23,7 @@ from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
+from mmdit.flow.attention import attention_mask_loss, masks_on_grid
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
@@ -147,8 +150,8 @@ class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
     The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``id``, what the conditioner reads of it (a class label:
-    ``category`` (B,); prompts: ``caption`` and ``subjects``, see ``PromptedLatents``), and with alignment ``features``
-    (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
+    ``category`` (B,); prompts: ``caption``, ``subjects`` and ``subject_masks``, see ``PromptedLatents``), and with alignment
+    ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
 
     Args:
         network: the transformer.
@@ -158,6 +161,8 @@ class TransformerModule(SteppedModule):
         hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
         teacher: frozen network whose features are computed in each step; None = the batch holds them.
         prompts: frozen encoders of captions and subjects; None = the batch has none.
+        attention_weight: weight of the attention-mask loss; 0 = off.
+        attention_blocks: numbers of the blocks whose attention to the prompt it compares.
     """
 
     network: MultimodalDiT
@@ -175,9 +180,12 @@ class TransformerModule(SteppedModule):
         hide_prompt_beside: str | None = None,
         teacher: FeatureTeacher | SceneTeacher | None = None,
         prompts: FrozenPromptEncoder | None = None,
+        attention_weight: float = 0.0,
+        attention_blocks: Sequence[int] = (),
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
+        self.attention_weight, self.attention_blocks = attention_weight, tuple(attention_blocks)
         self.hide_prompt_beside = hide_prompt_beside
         self.frozen = FrozenNetworks(codec, teacher, prompts)
 
@@ -194,14 +202,30 @@ class TransformerModule(SteppedModule):
 
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
-        network = partial(self.network.__call__, output_alignment=self.alignment_weight > 0)
+        network = partial(
+            self.network.__call__,
+            output_alignment=self.alignment_weight > 0,
+            output_attention=self.attention_blocks if self.attention_weight > 0 else (),
+        )
         step = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
         losses = dict(step.losses)
         if self.alignment_weight > 0:
             features = self.frozen.features(batch, self.device)
             losses["alignment"] = alignment_loss(step.network_output.alignment, features)
             losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
+        if step.network_output.attention is not None:
+            losses["attention"] = self._attention_loss(step.network_output.attention, conditioning, batch, (h, w))
+            losses["loss"] = losses["loss"] + self.attention_weight * losses["attention"]
         return losses
+
+    def _attention_loss(
+        self, attention: Tensor, conditioning: Conditioning, batch: Batch, latent_size: tuple[int, int]
+    ) -> Tensor:
+        p = self.network.config.patch_size
+        grid = (latent_size[0] // p, latent_size[1] // p)
+        masks, known = masks_on_grid(batch["subject_masks"], grid, attention.device)
+        assert conditioning.subject_ids is not None
+        return attention_mask_loss(attention, conditioning.subject_ids, masks, known, self._mean_over_processes)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""

@@ -59,6 +59,7 @@ def shard_module(module: pl.LightningModule, network: nn.Module, mesh: DeviceMes
     blocks: Any = getattr(network, "blocks", ())
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(block, "attention_map")
     # Also after a validation step, which no backward pass follows: between steps every weight is a slice.
     fully_shard(
         module, mesh=mesh, reshard_after_forward=True, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False)

@@ -8,6 +8,7 @@ from mmdit.bounds import check_bounds
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.config import TrainingConfig
 from mmdit.training.recipes.autoencoder import autoencoder_run
+from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
 from mmdit.training.recipes.detector import detector_run
 from mmdit.training.recipes.teacher import teacher_run
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "teacher": teacher_run,
     "clip": clip_run,
     "detector": detector_run,
+    "captioner": captioner_run,
 }
 
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
 
 from mmdit.data.captioned import CaptionedImages
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.contrastive import ContrastiveObjective, make_clip, save_clip
+from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.prompt import IMAGE_WORD, mirror_text
-from mmdit.training.config import TrainingConfig
+from mmdit.training.config import CLIPConfig, TrainingConfig
 from mmdit.training.module import Batch, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import data_module
@@ -60,16 +61,10 @@ def clip_run(config: TrainingConfig) -> Run:
     val = None
     if config.data.val_split is not None and config.trainer.validate_every > 0:
         val = _captioned(config, config.data.val_split, settings.image_size)
-    texts = [text for caption in train.captions for text in (caption, mirror_text(caption))]
-    tokenizer = word_tokenizer([*texts, IMAGE_WORD], max_length=settings.max_length)
-    longest = max(len(tokens) for tokens in tokenizer(sorted(set(texts)))["input_ids"])
-    if longest > settings.max_length:
-        raise UserError(f"clip.max_length is {settings.max_length}: the longest caption has {longest} tokens")
-    torch.manual_seed(config.seed)
-    sizes = {
-        key: getattr(settings, key) for key in ("patch_size", "hidden_size", "depth", "num_heads", "projection_dim")
-    }
-    network = make_clip(tokenizer, settings.image_size, **sizes)
+    network, tokenizer = _new(config, train) if settings.pretrained is None else _trained(settings)
+    if settings.freeze_text:
+        network.text_model.requires_grad_(False)
+        network.text_projection.requires_grad_(False)
     module = CLIPModule(
         network,
         tokenizer,
@@ -83,6 +78,29 @@ def clip_run(config: TrainingConfig) -> Run:
         save_clip(folder, network, tokenizer)
 
     return Run(module, data_module(config, train, val), export, "clip", [])
+
+
+def _new(config: TrainingConfig, train: CaptionedImages) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    settings = config.clip
+    texts = [text for caption in train.captions for text in (caption, mirror_text(caption))]
+    tokenizer = word_tokenizer([*texts, IMAGE_WORD], max_length=settings.max_length)
+    longest = max(len(tokens) for tokens in tokenizer(sorted(set(texts)))["input_ids"])
+    if longest > settings.max_length:
+        raise UserError(f"clip.max_length is {settings.max_length}: the longest caption has {longest} tokens")
+    torch.manual_seed(config.seed)
+    names = ("patch_size", "hidden_size", "depth", "num_heads", "projection_dim")
+    return make_clip(tokenizer, settings.image_size, **{name: getattr(settings, name) for name in names}), tokenizer
+
+
+def _trained(settings: CLIPConfig) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    found = PretrainedFolder.find(str(settings.pretrained), "clip.pretrained")
+    network = found.load_model(CLIPModel, alone=True)
+    size = int(network.config.vision_config.image_size)
+    if size != settings.image_size:
+        raise UserError(
+            f"clip.pretrained {settings.pretrained!r} reads {size} pixels, clip.image_size is {settings.image_size}"
+        )
+    return network.requires_grad_(True), found.load(AutoTokenizer)
 
 
 def _captioned(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> CaptionedImages:

@@ -14,9 +14,11 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import load_prompt_encoder
 from mmdit.errors import UserError, unknown_name
+from mmdit.flow.attention import tapped_blocks
 from mmdit.flow.objective import make_objective
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
+from mmdit.models.blocks import BLOCKS
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
@@ -105,7 +107,31 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         raise UserError(
             "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
         )
-    return load_prompt_encoder(config.model.conditioner, settings.text_encoder, settings.image_encoder)
+    return load_prompt_encoder(
+        config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
+    )
+
+
+def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
+    """Numbers of the blocks that the attention-mask loss compares, () where it is off.
+
+    Raises:
+        UserError: blocks that attend to no prompt, or numbers beyond the depth.
+    """
+    settings = config.prompts
+    if settings is None or settings.attention_loss_weight == 0:
+        return ()
+    if not BLOCKS[config.model.block].attends_to_prompt:
+        able = ", ".join(name for name, block in BLOCKS.items() if block.attends_to_prompt)
+        raise UserError(
+            f"prompts.attention_loss_weight needs a model.block that attends to the prompt ({able}); it is "
+            f"{config.model.block!r}"
+        )
+    depth = len(network.blocks)
+    numbers = tapped_blocks(depth) if settings.attention_blocks is None else tuple(settings.attention_blocks)
+    if not numbers or not all(1 <= number <= depth for number in numbers):
+        raise UserError(f"prompts.attention_blocks is {list(numbers)}: give numbers from 1 to depth = {depth}, or null")
+    return numbers
 
 
 def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
@@ -169,6 +195,8 @@ def transformer_run(config: TrainingConfig) -> Run:
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
         teacher=data.teacher,
         prompts=prompts,
+        attention_weight=0.0 if config.prompts is None else config.prompts.attention_loss_weight,
+        attention_blocks=attention_blocks(config, network),
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 

@@ -1,0 +1,147 @@
+"""Images, texts and what a multimodal LLM shall say next: captions, answers to questions, and prompts with images read out.
+
+An example is a text with ``IMAGE_MARK`` where images stand, the images, and the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from mmdit.data.lines import Rules
+from mmdit.data.manifest import read_dataset_info, read_manifest
+from mmdit.data.prompted import PromptDraw, crop, draw_prompt
+from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.errors import UserError
+from mmdit.modalities import IMAGE
+from mmdit.modalities.rgb import read_picture
+from mmdit.prompt import Prompt, mirror_text
+
+IMAGE_MARK = "<image>"
+READ_OUT = "that is"  # between a prompt with images and the same in words
+CAPTION, QUESTION, PROMPT = KINDS = ("caption", "question", "prompt")
+
+Questions = Callable[[CaptionedSample], list[tuple[str, str]]]
+
+
+class Instructions(Dataset):
+    """One example per sample, drawn anew at every position of the run.
+
+    A batch holds, by sample: ``id``; ``kind``, of ``KINDS``; ``text``; ``answer``; ``pictures``, a list of PIL images, one per
+    mark. A caption follows the image alone, an answer the image and a question, and the prompt in words a prompt in which
+    images (crops, or other pictures of the same subject) stand for words, as the LLM will read them later; the last without
+    images too. Mirrored images have mirrored words.
+
+    Args:
+        root: dataset folder.
+        split: with ``prompts.jsonl``.
+        questions: what can be asked about a sample, with the answers.
+        seed: of the draws.
+        shares: of the kinds; they are scaled to sum to 1. Where nothing can be asked it is a caption.
+        mirrored: append every sample once more, mirrored.
+        allow_outside: accept paths outside ``root``.
+
+    Raises:
+        UserError: a split without captions or images.
+    """
+
+    takes_positions = True
+    draw = PromptDraw("either", max_subjects=2, plain_share=0.25)
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        questions: Questions,
+        *,
+        seed: int,
+        shares: Sequence[float] = (0.35, 0.35, 0.3),
+        mirrored: bool = False,
+        allow_outside: bool = False,
+    ) -> None:
+        info = read_dataset_info(root, allow_outside=allow_outside)
+        self.questions, self.seed, self.mirrored = questions, seed, mirrored
+        self.shares = np.asarray(shares, dtype=float) / sum(shares)
+        samples = read_prompts(Rules(info.root, split, None, None, allow_outside=allow_outside))
+        files = {sample.id: sample.files.get(IMAGE) for sample in read_manifest(info, split)}
+        self.samples = [sample for name, sample in samples.items() if files.get(name) is not None]
+        self.files = files
+        if not self.samples:
+            raise UserError(
+                f"{info.root / split / PROMPTS}: has no captions of samples with {IMAGE}; 'mmdit data render' and 'mmdit data "
+                "prompts' write them"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples) * (2 if self.mirrored else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._example(index, index)
+
+    def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
+        """Read a batch; ``positions`` are those of the samples in the run, None = ``indices``."""
+        pairs = zip(indices, indices if positions is None else positions, strict=True)
+        examples = [self._example(*pair) for pair in pairs]
+        return {key: [example[key] for example in examples] for key in examples[0]}
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text and answer that can come up, mirrored ones too."""
+        found: dict[str, None] = {READ_OUT: None}
+        for sample in self.samples:
+            said = [*sample.captions, *(entity.phrase for entity in sample.entities)]
+            said += [text for pair in self.questions(sample) for text in pair]
+            found.update(dict.fromkeys([*said, *map(mirror_text, said)]))
+        return list(found)
+
+    def _example(self, index: int, position: int) -> dict[str, Any]:
+        view, row = divmod(index, len(self.samples))
+        sample = self.samples[row]
+        rng = np.random.default_rng([self.seed, position])
+        kind = KINDS[int(rng.choice(len(KINDS), p=self.shares))]
+        asked = self.questions(sample) if kind == QUESTION else []
+        kind = CAPTION if kind == QUESTION and not asked else kind
+        pixels = read_picture(self._file(sample))  # (H, W, 3)
+        if kind == PROMPT:
+            text, answer, pictures = self._prompt(sample, pixels, rng)
+        else:
+            caption = sample.captions[int(rng.integers(len(sample.captions)))]
+            question, answer = asked[int(rng.integers(len(asked)))] if asked else ("", caption)
+            text, pictures = f"{IMAGE_MARK} {question}".strip(), [Image.fromarray(pixels)]
+            if view == 1:
+                text, answer = mirror_text(text), mirror_text(answer)
+                pictures = [Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]))]
+        return {"id": sample.id, "kind": kind, "text": text, "answer": answer, "pictures": pictures}
+
+    def _file(self, sample: CaptionedSample) -> Path:
+        path = self.files[sample.id]
+        assert path is not None
+        return path
+
+    def _prompt(
+        self, sample: CaptionedSample, pixels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[str, str, list[Image.Image]]:
+        prompt, entities = draw_prompt(sample, self.draw, rng, has_picture=True)
+        pictures = [_picture(entity, pixels, rng) for entity in entities]
+        text = _replaced(prompt, [IMAGE_MARK] * len(entities))
+        return f"{text} {READ_OUT}", _replaced(prompt, [entity.phrase for entity in entities]), pictures
+
+
+def _picture(entity: Entity, pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    if entity.images and (entity.box is None or rng.random() < 0.5):
+        return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
+    return crop(pixels, entity)
+
+
+def _replaced(prompt: Prompt, words: Sequence[str]) -> str:
+    """The text with words of one's own in the place of each span."""
+    text, end = "", 0
+    for span, word in zip(prompt.spans, words, strict=True):
+        text += prompt.text[end : span.start] + word
+        end = span.end
+    return text + prompt.text[end:]

@@ -1,0 +1,166 @@
+"""A small multimodal LLM of our own size (Idefics3, arXiv 2408.12637): a ViT, a connector, a Llama.
+
+B examples, L tokens, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+)
+
+from mmdit.errors import UserError
+
+# The marks that Idefics3's processor puts into a text; a tokenizer for it knows them.
+MARKS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
+IGNORED = -100
+
+
+def make_captioner(
+    tokenizer: PreTrainedTokenizerFast,
+    image_size: int = 64,
+    *,
+    patch_size: int = 8,
+    scale_factor: int = 4,
+    vision_hidden_size: int = 160,
+    vision_depth: int = 4,
+    vision_num_heads: int = 5,
+    hidden_size: int = 192,
+    depth: int = 4,
+    num_heads: int = 4,
+) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
+    """Build a model with random weights, and its processor.
+
+    Args:
+        tokenizer: has ``MARKS``; its vocabulary and its longest text are the model's.
+        image_size: side to which images are brought, in pixels.
+        patch_size: of the ViT.
+        scale_factor: side of the square of patches that become one token: an image has (image_size / patch_size /
+            scale_factor)² tokens.
+        vision_hidden_size, vision_depth, vision_num_heads: of the ViT.
+        hidden_size, depth, num_heads: of the Llama.
+
+    Raises:
+        UserError: sizes that don't divide.
+    """
+    cell = patch_size * scale_factor
+    if image_size % cell:
+        raise UserError(
+            f"captioner.image_size {image_size} is not a multiple of patch_size x scale_factor = {patch_size} x {scale_factor}"
+        )
+    for width, heads, name in (
+        (vision_hidden_size, vision_num_heads, "vision_hidden_size"),
+        (hidden_size, num_heads, "hidden_size"),
+    ):
+        if width % heads:
+            raise UserError(f"captioner.{name} {width} is not a multiple of its {heads} heads")
+    edge = {"longest_edge": image_size}
+    images = Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=(image_size // cell) ** 2)
+    config = Idefics3Config(
+        vision_config={
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "hidden_size": vision_hidden_size,
+            "intermediate_size": 4 * vision_hidden_size,
+            "num_hidden_layers": vision_depth,
+            "num_attention_heads": vision_num_heads,
+        },
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 8 * hidden_size // 3,
+            "num_hidden_layers": depth,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": num_heads,
+            "max_position_embeddings": tokenizer.model_max_length,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        scale_factor=scale_factor,
+    )
+    return Idefics3ForConditionalGeneration(config), processor
+
+
+def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
+    """Write model and processor, as transformers lays them out."""
+    model.save_pretrained(folder, safe_serialization=True)
+    processor.save_pretrained(folder)
+
+
+class CaptionerObjective:
+    """Cross-entropy of the answer's words, the mean of each example's mean, so that a short answer counts as a long one.
+
+    Args:
+        processor: the model's; its tokenizer is one of whole words, so that an answer's tokens don't depend on the text.
+    """
+
+    def __init__(self, processor: Idefics3Processor) -> None:
+        self.processor = processor
+
+    def inputs(
+        self, texts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The inputs for text and answer together, padded on the right, and labels (B, L), ``IGNORED`` off the answers."""
+        said = [f"{text} {answer}" for text, answer in zip(texts, answers, strict=True)]
+        images = {"images": [list(listed) for listed in pictures]} if any(pictures) else {}
+        inputs = dict(self.processor(text=said, **images, padding=True, padding_side="right", return_tensors="pt"))
+        ids, lengths = inputs["input_ids"], inputs["attention_mask"].sum(1).tolist()
+        labels = torch.full_like(ids, IGNORED)
+        tokens = self.processor.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        for row, (answer, length) in enumerate(zip(tokens, lengths, strict=True)):
+            start = length - len(answer) - 1  # with the mark of the end
+            labels[row, start:length] = ids[row, start:length]
+        return inputs, labels
+
+    def __call__(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch of ``mmdit.data.instructions.Instructions``.
+
+        Returns:
+            "loss", and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of examples all of whose
+            words are the likeliest, which is what is said when the likeliest word is taken each time.
+        """
+        inputs, labels = self.inputs(batch["text"], batch["answer"], batch["pictures"])
+        device = next(model.parameters()).device
+        labels = labels.to(device)[:, 1:]
+        logits = model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits[:, :-1]
+        counted = labels != IGNORED
+        errors = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+        per_example = errors.sum(1) / counted.sum(1)  # (B,)
+        right = ((logits.argmax(-1) == labels) | ~counted).all(1).float()
+        losses = {"loss": per_example.mean()}
+        for kind in dict.fromkeys(batch["kind"]):
+            rows = torch.tensor([other == kind for other in batch["kind"]], device=device)
+            losses[kind] = per_example[rows].mean().detach()
+            losses[f"{kind}_right"] = right[rows].mean()
+        return losses
+
+
+@torch.no_grad()
+def say(model: Any, processor: Any, text: str, pictures: Sequence[Image.Image], max_words: int = 40) -> str:
+    """What the model says behind a text with ``<image>`` where the pictures stand, the likeliest word each time.
+
+    For tokenizers of ``mmdit.encoders.vocabulary``, whose mark of the end is taken off the text.
+    """
+    images = {"images": [list(pictures)]} if pictures else {}
+    inputs = dict(processor(text=[text], **images, return_tensors="pt"))
+    inputs = {key: value[:, :-1] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
+    end = processor.tokenizer.eos_token_id
+    ids = model.generate(**inputs, max_new_tokens=max_words, do_sample=False, eos_token_id=end)
+    return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

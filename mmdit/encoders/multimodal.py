@@ -1,0 +1,232 @@
+"""A frozen multimodal LLM as the encoder of prompts (UNIMO-G, arXiv 2401.13388, section 2.1).
+
+A subject's image stands in the sequence in place of the words it stands for, as the segments do in UNIMO-G's prompts, so a word
+that is marked need not be one that the LLM knows. The states of the whole sequence, words and images, are the prompt.
+
+B prompts, L tokens, W width of the LLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
+from mmdit.encoders.pretrained import PretrainedFolder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.subjects import check_subjects, subject_image
+from mmdit.encoders.text import refuse_unknown_words, short, weights_device
+from mmdit.errors import UserError
+from mmdit.prompt import Prompt, Span
+
+LAYER_KEY = "prompt_hidden_layer"  # in the config of the model
+
+
+class MultimodalEncoder(FrozenPromptEncoder):
+    """A frozen multimodal LLM with its processor, called as ``PromptEncoder`` is.
+
+    Works with models of transformers that read images as tokens of one sequence: LLaVA, Idefics3 and SmolVLM, Qwen-VL.
+    Sequences are padded on the right and the LLM is causal, so a prompt's states depend neither on padding nor on others.
+
+    Args:
+        model: with ``image_token_id`` in its config; with or without a language-model head.
+        processor: the model's own.
+        max_subjects: the most images in one prompt.
+        hidden_layer: whose states are taken, in ``hidden_states`` of the model: 0 = embeddings, -1 = the last, behind its
+            norm. It is noted in the model's config, and so saved with it; None = what is noted there, else the last.
+
+    Raises:
+        UserError: a model that doesn't read images so, or a layer that it doesn't have.
+    """
+
+    required = ("text_encoder", "processor")
+
+    def __init__(self, model: Any, processor: Any, max_subjects: int = 4, hidden_layer: int | None = None) -> None:
+        super().__init__()
+        image_token = getattr(model.config, "image_token_id", None)
+        if image_token is None or not hasattr(processor, "image_processor"):
+            raise UserError(
+                f"{type(model).__name__} with {type(processor).__name__} reads no images as tokens of its text: give a model "
+                "of the kinds of LLaVA, Idefics3, SmolVLM or Qwen-VL, and its processor"
+            )
+        if hidden_layer is None:
+            hidden_layer = getattr(model.config, LAYER_KEY, -1)
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        if not isinstance(hidden_layer, int) or not -layers - 1 <= hidden_layer <= layers:
+            raise UserError(
+                f"hidden_layer is {hidden_layer!r}: the model has {layers} layers, give {-layers - 1} to {layers}"
+            )
+        setattr(model.config, LAYER_KEY, hidden_layer)
+        self.model = model.eval().requires_grad_(False)
+        self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
+        self._image_token = int(image_token)
+        self._lengths: dict[tuple[int, int], int] = {}
+
+    @classmethod
+    def of_components(cls, components: Mapping[str, Any]) -> MultimodalEncoder:
+        """Build from ``text_encoder`` and ``processor``."""
+        return cls(components["text_encoder"], components["processor"])
+
+    @classmethod
+    def load(
+        cls, text_encoder: str, image_encoder: str | None = None, hidden_layer: int | None = None
+    ) -> MultimodalEncoder:
+        """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
+
+        Raises:
+            UserError: no such folder, an unreachable Hub, a model of another kind, or an image encoder beside it.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        if image_encoder is not None:
+            raise UserError(f"image_encoder is {image_encoder!r}: a multimodal LLM reads images itself, leave it out")
+        source = PretrainedFolder.find(text_encoder, "multimodal LLM")
+        model = source.load_model(AutoModelForImageTextToText)
+        return cls(model, source.load(AutoProcessor), hidden_layer=hidden_layer)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What a pipeline is built with."""
+        return {"text_encoder": self.model, "processor": self.processor}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Settings of the conditioner: W."""
+        return {"text_width": self.width}
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a prompt, those of its images included."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = int(self.processor.tokenizer.model_max_length)
+        return most if positions is None else min(most, int(positions))
+
+    def check(self, prompts: Sequence[Prompt | None]) -> None:
+        """Raise UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know
+        (it names the nearest), a mark of the model's own in the text, too many images, or something other than one.
+        """
+        self._prepared(prompts)
+
+    @torch.no_grad()
+    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
+        """Encode prompts; None = a sample without one. Raises UserError as ``check``.
+
+        ``subjects`` of the result tells which tokens are those of an image, and of whose: subjects are counted over the batch,
+        prompt by prompt. Words belong to none.
+        """
+        read: dict[int, tuple[Tensor, Tensor]] = {}  # row -> states (L, W) and subjects (L,)
+        for rows, subjects, inputs in self._prepared(prompts):
+            states = self._states(inputs)
+            kept = inputs["attention_mask"].bool().to(states.device)
+            for i, row in enumerate(rows):
+                read[row] = states[i][kept[i]], subjects[i].to(states.device)
+        device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
+        if read:
+            device = next(iter(read.values()))[0].device
+        length = max((len(own) for own, _ in read.values()), default=0)
+        padded = torch.zeros(len(prompts), length, self.width, device=device, dtype=dtype)
+        mask = torch.zeros(len(prompts), length, device=device, dtype=torch.bool)
+        whose = torch.full((len(prompts), length), NO_SUBJECT, device=device)
+        for row, (own, numbers) in read.items():
+            padded[row, : len(own)], mask[row, : len(own)], whose[row, : len(own)] = own, True, numbers
+        present = torch.tensor([prompt is not None for prompt in prompts], device=device)
+        return EncodedPrompts(padded, mask, whose, padded.new_zeros(0, 1), lambda _: padded, present)
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The states (B, L, W) of the layer."""
+        device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
+        moved = {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in inputs.items()}
+        has_head = self.model.base_model is not self.model
+        head = {"logits_to_keep": 1} if has_head else {}  # nobody reads the logits
+        output = self.model(**moved, **head, use_cache=False, output_hidden_states=True, return_dict=True)
+        return output.hidden_states[self.hidden_layer]
+
+    def _prepared(self, prompts: Sequence[Prompt | None]) -> list[tuple[list[int], list[Tensor], dict[str, Tensor]]]:
+        """Prompts with images, and those without: rows, the subjects (L,) of each one's tokens, and the model's inputs."""
+        check_subjects(prompts, self.max_subjects)
+        first, groups = 0, {True: [], False: []}  # type: ignore[var-annotated]
+        for row, prompt in enumerate(prompts):
+            if prompt is not None:
+                self._check_words(prompt)
+                groups[bool(prompt.images)].append((row, prompt, first))
+                first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
+        prepared = []
+        for group in filter(None, groups.values()):
+            pictures = [
+                [subject_image(prompt.images[span.subject]) for span in _shown(prompt)] for _, prompt, _ in group
+            ]
+            inputs = self._inputs([self._interleaved(prompt) for _, prompt, _ in group], pictures)
+            subjects = []
+            for i, (_, prompt, start) in enumerate(group):
+                ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()]
+                self._check_length(prompt, ids)
+                numbers = torch.tensor([start + span.subject for span in _shown(prompt)], dtype=torch.long)
+                lengths = torch.tensor([self._length(picture) for picture in pictures[i]], dtype=torch.long)
+                whose = torch.full_like(ids, NO_SUBJECT)
+                whose[ids == self._image_token] = numbers.repeat_interleave(lengths)
+                subjects.append(whose)
+            prepared.append(([row for row, _, _ in group], subjects, inputs))
+        return prepared
+
+    def _inputs(self, texts: list[str], pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
+        images = {"images": pictures} if any(pictures) else {}
+        return dict(self.processor(text=texts, **images, padding=True, padding_side="right", return_tensors="pt"))
+
+    def _length(self, picture: Image.Image) -> int:
+        """How many tokens the processor makes of a picture, which follows from its size."""
+        if picture.size not in self._lengths:
+            ids = self._inputs([self._mark()], [[picture]])["input_ids"]
+            self._lengths[picture.size] = int((ids == self._image_token).sum())
+        return self._lengths[picture.size]
+
+    def _mark(self) -> str:
+        """What the processor replaces by the tokens of an image; Qwen-VL wants it between two more."""
+        config = self.model.config
+        ends = (getattr(config, "vision_start_token_id", None), getattr(config, "vision_end_token_id", None))
+        ids = [self._image_token] if None in ends else [ends[0], self._image_token, ends[1]]
+        return "".join(self.processor.tokenizer.convert_ids_to_tokens(ids))
+
+    def _interleaved(self, prompt: Prompt) -> str:
+        return self._mark().join(_pieces(prompt))
+
+    def _check_words(self, prompt: Prompt) -> None:
+        tokenizer = self.processor.tokenizer
+        for mark in (*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)):
+            if mark in prompt.text:
+                raise UserError(f"prompt {short(prompt.text)!r}: {mark!r} is a mark of the model's own: leave it out")
+        if tokenizer.is_fast:
+            for piece in _pieces(prompt):
+                encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
+
+    def _check_length(self, prompt: Prompt, ids: Tensor) -> None:
+        if len(ids) > self.max_length:
+            words = self.processor.tokenizer.decode(ids[self.max_length :], skip_special_tokens=True).strip()
+            lost = repr(short(words)) if words else "the end"
+            raise UserError(
+                f"prompt {short(prompt.text)!r} has {len(ids)} tokens with its images, the model reads {self.max_length}: "
+                f"{lost} would be lost; make it shorter, or give fewer or smaller images"
+            )
+
+
+def _shown(prompt: Prompt) -> Sequence[Span]:
+    """The spans whose words an image replaces: all, where there are images."""
+    return prompt.spans if prompt.images else ()
+
+
+def _pieces(prompt: Prompt) -> list[str]:
+    """The text before, between and behind the words that images replace."""
+    pieces, end = [], 0
+    for span in _shown(prompt):
+        pieces.append(prompt.text[end : span.start])
+        end = span.end
+    return [*pieces, prompt.text[end:]]

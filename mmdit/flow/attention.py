@@ -1,0 +1,78 @@
+"""The attention-mask loss of UNIMO-G (arXiv 2401.13388, section 2.2, "visual enhancement").
+
+N tapped blocks, B samples, T tokens of the image (h x w), L tokens of the prompt, S subjects of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def tapped_blocks(depth: int, count: int = 3) -> tuple[int, ...]:
+    """Numbers of ``count`` blocks spread evenly over ``depth``, 1 = the first; fewer where there are no more."""
+    return tuple(sorted({max(1, round(depth * (i + 1) / (count + 1))) for i in range(count)}))
+
+
+def attention_mask_loss(
+    attention: Tensor,
+    subject_ids: Tensor,
+    masks: Tensor,
+    known: Tensor | None = None,
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+) -> Tensor:
+    """Return the mean of |CA(z_t, v_k) - M_k| over the subjects' tokens k, the locations and the blocks.
+
+    The map of a token is divided by its own largest value (no gradient through that): it says *where* the token is read,
+    as M says where its object is, and not how much of the softmax it gets. Several tokens of one subject share the softmax
+    with the words beside them, so no map could reach 1 otherwise, and the loss would pull all attention from the words.
+
+    Args:
+        attention: (N, B, T, L), attention of the image to the prompt, mean over heads, in row-major order of the locations.
+        subject_ids: (B, L) int64, the subject of each token, counted over the batch; negative = none, so not in the loss.
+        masks: (S, h, w) in [0, 1], the share of each location that the subject covers; h w = T.
+        known: (S,) bool, False = where the subject is isn't known, so its tokens are not in the loss; None = all are.
+        mean_over_processes: averages counts, so that averaging gradients over processes equals one process with all samples.
+
+    Returns:
+        A scalar; 0 where no token counts.
+    """
+    if len(masks) == 0:  # all processes count, those without subjects too
+        masks, known = masks.new_zeros(1, *masks.shape[1:]), None
+    counted = subject_ids >= 0
+    subjects = subject_ids.clamp_min(0)
+    if known is not None:
+        counted = counted & known[subjects]  # (B, L)
+    targets = masks.flatten(1)[subjects].transpose(1, 2)  # (B, T, L)
+    peak = attention.detach().amax(2, keepdim=True)  # (N, B, 1, L)
+    maps = attention / torch.where(peak > 0, peak, 1)
+    per_token = (maps - targets.to(maps)).abs().mean((0, 2))  # (B, L)
+    count = mean_over_processes(counted.sum().to(per_token.dtype))
+    return (per_token * counted).sum() / torch.where(count > 0, count, 1)
+
+
+def masks_on_grid(masks: Sequence[Sequence[Any]], grid: tuple[int, int], device: Any = None) -> tuple[Tensor, Tensor]:
+    """Pool where subjects are in their pictures to the grid of tokens.
+
+    Args:
+        masks: for each sample, for each of its subjects in the order of the prompt: (H, W), True or above 0 = the subject
+            is there; None = not known.
+        grid: (h, w).
+        device: of the results.
+
+    Returns:
+        (S, h, w), the share of each cell that is covered, and (S,) bool, False = not known.
+    """
+    listed = [mask for sample in masks for mask in sample]
+    pooled = torch.zeros(len(listed), *grid)
+    for row, mask in enumerate(listed):
+        if mask is not None:
+            covered = torch.from_numpy(np.ascontiguousarray(np.asarray(mask) > 0)).float()
+            pooled[row] = F.adaptive_avg_pool2d(covered[None], grid)[0]
+    known = torch.tensor([mask is not None for mask in listed], dtype=torch.bool)
+    return pooled.to(device), known.to(device)

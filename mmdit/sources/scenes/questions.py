@@ -1,0 +1,55 @@
+"""Questions about scenes and their answers, by construction: from entities, and what captions say of them."""
+
+from __future__ import annotations
+
+import re
+
+from mmdit.data.prompts import CaptionedSample, Entity
+from mmdit.sources.scenes.captions import GROUND, RELATION_WORDS
+from mmdit.sources.scenes.colours import COLOUR_NAMES
+from mmdit.sources.scenes.subjects import OPPOSITE
+
+_COLOURS = frozenset({*COLOUR_NAMES, "black", "grey", "white"})
+_BETWEEN = {
+    relation: re.compile(rf"\s(?:{'|'.join(words)})\s(?:a|an|the)\s(?:\w+\s)*$")
+    for relation, words in RELATION_WORDS.items()
+}
+
+
+def questions(sample: CaptionedSample) -> list[tuple[str, str]]:
+    """What can be asked about a scene, each with its one answer.
+
+    ("what colour is the torus?", "red"); ("what is left of the cone?", "red torus"). Nothing is asked about a category that is
+    there twice.
+    """
+    nouns = [_noun(entity) for entity in sample.entities]
+    single = [entity for entity in sample.entities if nouns.count(_noun(entity)) == 1]
+    found = []
+    for entity in single:
+        colours = [word for word in entity.phrase.split() if word in _COLOURS]
+        if len(colours) == 1:
+            found.append((f"what colour is the {_noun(entity)}?", colours[0]))
+    objects = [entity for entity in single if _noun(entity) not in GROUND]
+    for one in objects:
+        for other in objects:
+            if one is not other and (relation := _relation(sample, one, other)) is not None:
+                found.append((f"what is {RELATION_WORDS[relation][0]} the {_noun(other)}?", one.phrase))
+                found.append((f"what is {RELATION_WORDS[OPPOSITE[relation]][0]} the {_noun(one)}?", other.phrase))
+    return list(dict.fromkeys(found))
+
+
+def _noun(entity: Entity) -> str:
+    return entity.phrase.split()[-1]
+
+
+def _relation(sample: CaptionedSample, one: Entity, other: Entity) -> str | None:
+    """Where a caption says that ``one`` is, as seen from ``other``."""
+    for number, text in enumerate(sample.captions):
+        first, second = one.spans[number], other.spans[number]
+        if first is None or second is None or first[1] > second[0]:
+            continue
+        between = text[first[1] : second[0]]
+        for relation, pattern in _BETWEEN.items():
+            if pattern.match(between):
+                return relation
+    return None

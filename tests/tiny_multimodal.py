@@ -1,0 +1,103 @@
+"""Tiny multimodal LLMs of the real classes, with random weights and a vocabulary of a dozen words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from mmdit.encoders.vocabulary import word_tokenizer
+
+WORDS = ["a red blue torus cone left of in front object beside"]
+SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def _text(tokenizer: Any, **changes: Any) -> dict[str, Any]:
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    return (
+        {**SIZE, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 64} | ids | changes
+    )
+
+
+def make_idefics3() -> tuple[Any, Any]:
+    """Four tokens an image, between marks."""
+    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
+    images = Idefics3ImageProcessor(
+        size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
+    )
+    config = Idefics3Config(
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        scale_factor=2,
+    )
+    return Idefics3ForConditionalGeneration(config), Idefics3Processor(images, tokenizer, image_seq_len=4)
+
+
+def make_llava() -> tuple[Any, Any]:
+    """Sixteen tokens an image, nothing around them."""
+    tokenizer = word_tokenizer(WORDS, ["<image>"], max_length=64)
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**SIZE, image_size=32, patch_size=8, projection_dim=16),
+        text_config=LlamaConfig(**_text(tokenizer)),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    return LlavaForConditionalGeneration(config), processor
+
+
+def make_qwen() -> tuple[Any, Any]:
+    """As many tokens as the image has squares of 16 pixels, between marks; positions in three dimensions."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
+    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
+    scale = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 2048}}
+    config = Qwen2_5_VLConfig(
+        text_config=_text(tokenizer, rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]}, max_window_layers=2),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "out_hidden_size": 16,
+            "spatial_merge_size": 2, "fullatt_block_indexes": [1], "window_size": 32,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(**scale), tokenizer, Qwen2VLVideoProcessor(**scale))
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+FAMILIES = {"idefics3": make_idefics3, "llava": make_llava, "qwen": make_qwen}
+
+
+def make_multimodal(family: str) -> tuple[Any, Any]:
+    """A model with random weights, large enough that every token matters, and its processor."""
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family]()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval(), processor

@@ -1,0 +1,169 @@
+"""The whole way at tiny size: scenes with captions -> a CLIP model -> a transformer that reads prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmdit.encoders.prompts import PromptEncoder
+from mmdit.errors import UserError
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.prompt import parse
+from mmdit.training.config import CLIPConfig, DataConfig, ModelConfig, PromptsConfig, TrainingConfig
+from mmdit.training.recipes import build_run
+from mmdit.training.run import fit
+
+TINY_CLIP = CLIPConfig(patch_size=16, hidden_size=16, depth=1, num_heads=2, projection_dim=16, max_length=40)
+
+
+def run_to_end(config: TrainingConfig, output: Path, resume: str | None = None) -> Path:
+    folder = fit(build_run(config), config.trainer, config.ema, output, resume)
+    assert folder is not None
+    return folder
+
+
+@pytest.fixture
+def dataset(prompt_folders) -> Path:
+    return prompt_folders.data
+
+
+@pytest.fixture
+def clip(prompt_folders) -> Path:
+    return prompt_folders.clip
+
+
+@pytest.fixture
+def make_config(prompt_folders, tiny_config: Callable[..., TrainingConfig]):
+    """A configuration of prompts; keyword arguments replace sections."""
+
+    def make(clip: Path, **sections) -> TrainingConfig:
+        defaults = {
+            "model": ModelConfig(size="debug", block="cross", conditioner="tiue"),
+            "data": DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split=None),
+            "prompts": PromptsConfig(str(prompt_folders.data), str(clip), pictures="either", anonymous_share=0.3),
+            "alignment": None,
+        }
+        return tiny_config(**{**defaults, **sections})
+
+    return make
+
+
+def test_clip_learns_and_reads_prompts(dataset: Path, tmp_path: Path, tiny_config) -> None:
+    data = DataConfig(path=str(dataset), batch_size=16, val_split=None)
+    config = tiny_config(max_steps=40, recipe="clip", clip=TINY_CLIP, data=data, alignment=None, ema=None)
+    run = build_run(config)
+    batch = next(iter(run.data.train_dataloader()))
+    before = run.module.losses(batch, torch.Generator())
+    folder = fit(run, config.trainer, config.ema, tmp_path / "run", None)
+    after = run.module.losses(batch, torch.Generator())
+    assert {"loss", "text", "subject", "accuracy"} == set(after)
+    assert float(after["text"]) < float(before["text"]) - 0.3
+    encoder = PromptEncoder.load(str(folder))
+    prompts = [parse("a {torus} left of a object", [torch_image()]), parse("a pink cone")]
+    encoded = encoder(prompts)
+    assert encoded.states.shape[2] == encoder.widths["text_width"] == 16
+    assert encoded.subject_embeddings.shape == (1, 16)
+    with pytest.raises(UserError, match="doesn't know 'crimson'"):
+        encoder([parse("a crimson torus")])
+
+
+def torch_image():
+    from PIL import Image
+
+    return Image.new("RGB", (80, 70), (200, 30, 30))
+
+
+def test_clip_needs_captions(dataset: Path, tiny_config) -> None:
+    config = tiny_config(recipe="clip", clip=replace(TINY_CLIP, max_length=6), alignment=None)
+    with pytest.raises(UserError, match=r"data.path is null: recipe 'clip' needs a dataset folder with captions"):
+        build_run(config)
+    with pytest.raises(UserError, match=r"clip.max_length is 6: the longest caption has \d+ tokens"):
+        build_run(replace(config, data=DataConfig(path=str(dataset), val_split=None)))
+
+
+def test_a_run_with_prompts_resumes_exactly(clip: Path, make_config, tmp_path: Path) -> None:
+    """Six steps at once and three plus three end in the same weights; the exported folder reads prompts."""
+    config = make_config(clip)
+    halfway = make_config(clip)
+    halfway.trainer.max_steps = 4
+    halfway.optimizer.schedule = config.optimizer.schedule = "constant"
+    whole = run_to_end(config, tmp_path / "constant")
+    run_to_end(halfway, tmp_path / "halves")
+    again = run_to_end(config, tmp_path / "halves", "auto")
+    one, other = (MultimodalDiTPipeline.from_pretrained(folder) for folder in (whole, again))
+    for name, weight in one.transformer.state_dict().items():
+        assert torch.equal(weight, other.transformer.state_dict()[name]), name
+    assert one.text_encoder is not None
+    assert one.image_encoder is not None
+    out = one(prompt="a {torus} behind a cone", subjects=[torch_image()], num_inference_steps=1)
+    assert len(out.rgb) == 1
+
+
+def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_config) -> None:
+    model = ModelConfig(size="debug", block="cross", conditioner="tiue", trainable=["conditioner.pseudo_word"])
+    run = build_run(make_config(clip, model=model))
+    with torch.no_grad():  # what begins at zero would stop the gradient of a model that never met a prompt
+        for weight in run.module.network.parameters():
+            if not weight.any():
+                weight.normal_(std=0.02)
+    names = {name for name, p in run.module.network.named_parameters() if p.requires_grad}
+    assert names == {f"conditioner.pseudo_word.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    batch = next(iter(run.data.train_dataloader()))
+    run.module.losses(batch, torch.Generator().manual_seed(0))["loss"].backward()
+    grads = {name for name, p in run.module.network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert grads == names
+    text = run.module.frozen.prompts.text
+    assert all(p.grad is None for p in text.parameters())
+    with pytest.raises(UserError, match=r"unknown beginning in model.trainable 'conditioner.pseudoword'.*pseudo_word"):
+        build_run(make_config(clip, model=replace(model, trainable=["conditioner.pseudoword"])))
+
+
+def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
+    for changed, message in (
+        ({"prompts": PromptsConfig(str(dataset))}, "prompts.text_encoder is null"),
+        ({"prompts": PromptsConfig(None, str(clip))}, "prompts.path is null"),
+        ({"prompts": PromptsConfig(str(dataset), str(clip), pictures="all")}, "unknown prompts.pictures 'all'"),
+        ({"model": ModelConfig(size="debug")}, "unknown conditioner with prompts 'class'"),
+        ({"data": DataConfig()}, "prompts need latents on disk"),
+        ({"prompts": PromptsConfig(str(dataset), str(dataset / "none"))}, "none"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            build_run(make_config(clip, **changed))
+        assert "\n" not in str(caught.value)
+
+
+def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:
+    first = run_to_end(make_config(clip), tmp_path / "first")
+    pipe = MultimodalDiTPipeline.from_pretrained(first)
+    moved = pipe.modalities["depth"].replace(latents_mean=(1.0,) * 4, latents_std=(2.0,) * 4)
+    changed = {**pipe.modalities, "depth": moved}
+    MultimodalDiTPipeline(**pipe.components, modalities=changed, id2label=pipe.id2label).save_pretrained(
+        tmp_path / "moved"
+    )
+    model = ModelConfig(size="debug", block="cross", conditioner="tiue", pretrained=str(tmp_path / "moved"))
+    data = DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split=None, whitening="pretrained")
+    module = build_run(make_config(clip, model=model, data=data)).module
+    assert module.codec.modalities["depth"].latents_std == (2.0,) * 4
+    assert module.codec.modalities["rgb"] == pipe.modalities["rgb"]
+    with pytest.raises(UserError, match=r"data.whitening 'pretrained' is that of model.pretrained, which is null"):
+        build_run(make_config(clip, data=data))
+
+
+def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_path: Path, tiny_config) -> None:
+    data = DataConfig(path=str(dataset), batch_size=8, val_split=None)
+    settings = replace(TINY_CLIP, pretrained=str(clip), freeze_text=True)
+    folder = run_to_end(tiny_config(recipe="clip", clip=settings, data=data, alignment=None), tmp_path / "again")
+    before, after = (load_file(path / "model.safetensors") for path in (clip, folder))
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"vision_model", "visual_projection", "logit_scale"}
+    vocabularies = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in (clip, folder)]
+    assert vocabularies[0] == vocabularies[1]
+    with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
+        build_run(tiny_config(recipe="clip", clip=replace(settings, image_size=32), data=data, alignment=None))
