@@ -69,6 +69,10 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.evaluate_prompts:evaluate_prompts",
         "Measure a model on a public benchmark of prompts: DreamBench, MultiBench, COCO-30k.",
     ),
+    "prompt-figures": Command(
+        "mmdit.cli.prompt_figures:prompt_figures",
+        "Draw what the fusing scale does, and a map of subjects' pseudo-words.",
+    ),
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),

@@ -112,7 +112,7 @@ class PromptEvaluation:
                 continue
             for control, table in _KindEvaluation(self, name, kind, cases).run().items():
                 place(controls if control else prompts, f"{control}.{name}" if control else name, table.compute())
-        if (rows := self._sweep_fusing()) is not None:
+        if (rows := self.sweep_fusing()) is not None:
             prompts["fusing"] = rows
         return prompts, controls
 
@@ -127,7 +127,7 @@ class PromptEvaluation:
         name = None if kind.given is None else first_of_kind(self.split.samples.codecs, kind.given)
         return name is None or self.split.samples.samples[case.sample].files.get(name) is not None
 
-    def _sweep_fusing(self) -> list[dict[str, Any]] | None:
+    def sweep_fusing(self) -> list[dict[str, Any]] | None:
         """Words that contradict the picture, for each fusing scale; None without a model that fuses."""
         if self.tasks is None or not fuses_subjects(self.tasks.pipe):
             return None
