@@ -124,7 +124,7 @@ def map_in_plane(vectors: Array, seed: int = 0) -> Array:
 
 
 def neighbours_alike(vectors: Array, categories: Sequence[str]) -> float:
-    """Share of pseudo-words (N, W) whose nearest other one, by cosine, is of the same category: what the map shows, as a number."""
+    """Share of pseudo-words (N, W) whose nearest other one, by cosine, is of the same category: the map as a number."""
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     likeness = unit @ unit.T
     np.fill_diagonal(likeness, -np.inf)

@@ -11,12 +11,14 @@ from mmdit.metrics.prompts.kinds import KINDS, Contradiction, TwoSubjects
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.names import RELATION_WORDS
 from mmdit.prompt import parse
+from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
 
 
 @pytest.fixture
-def lines(scenes):
+def lines(prompt_scenes):
     return {
-        entry["id"]: entry for entry in map(json.loads, (scenes / "test" / "prompts.jsonl").read_text().splitlines())
+        entry["id"]: entry
+        for entry in map(json.loads, (prompt_scenes / "test" / "prompts.jsonl").read_text().splitlines())
     }
 
 
@@ -93,13 +95,13 @@ def test_contradictions_name_another_colour(split):
 
 
 def test_masks_and_foreground(split):
+    number_of = {entry["name"]: entry["id"] for entry in SEGMENTATION_CLASSES}
     for case in TwoSubjects().cases(split, 4):
         truth = split.truth(case.sample)
-        labels = split.samples.codecs["segmentation"]
         masks = [split.mask(one) for one in case.objects]
         for one, mask in zip(case.objects, masks, strict=True):
             ids = set(truth.maps["segmentation"][mask].tolist())
-            assert ids == {labels.ids[list(labels.names).index(one.category)].item()}
+            assert ids == {number_of[one.category]}
         assert np.array_equal(split.foreground(case.sample), truth.maps["segmentation"] > 1)
 
 

@@ -14,7 +14,7 @@ def test_copies_are_found_and_others_are_not():
     noisy = np.clip(real[3].astype(int) + np.random.default_rng(1).integers(-3, 4, real[3].shape), 0, 255)
     assert test.is_copy(noisy.astype(np.uint8), real[3])
     shares = [test.is_copy(one, other) for i, one in enumerate(real) for other in real[:i]]
-    assert np.mean(shares) <= 0.011
+    assert np.mean(shares) <= 0.02
 
 
 def test_nothing_is_called_a_copy_without_pictures_to_compare():
