@@ -246,9 +246,11 @@ class _KindEvaluation:
                 self._add(table, each, case)
         return table
 
-    def _real(self, case: PromptCase) -> Source:
-        """What the model should make: the true picture; of a subject another picture than the true one and the reference."""
-        return case.others[0] if self.has_subject else case.sample
+    def _real(self, case: PromptCase) -> Source | None:
+        """What the model should make: the true picture; of a subject another one than the reference and the true one, if any."""
+        if not self.has_subject:
+            return case.sample
+        return case.others[0] if case.others != case.references else None
 
     def _other_subjects(self) -> dict[PromptCase, Source]:
         """For each subject the picture of another one of its category, and of another colour."""
