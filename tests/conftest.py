@@ -95,6 +95,42 @@ def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
     return folders
 
 
+@pytest.fixture(scope="session")
+def prompt_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 rendered scenes with captions, split "test": a dataset folder."""
+    from tiny_prompts import render_prompted
+
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    render_prompted(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prompted_dir(prompt_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with random weights that takes prompts with subjects; its CLIP model is in ../clip."""
+    from tiny_prompts import save_prompted_pipeline
+
+    folder = tmp_path_factory.mktemp("prompted")
+    save_prompted_pipeline(folder, prompt_scenes)
+    return folder / "pipeline"
+
+
+@pytest.fixture(scope="session")
+def clip_folder(prompted_dir: Path) -> Path:
+    """A tiny CLIP model with tokenizer and image processor."""
+    return prompted_dir.parent / "clip"
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT without a pooling layer, as DINO is published."""
+    from tiny_prompts import save_dino
+
+    folder = tmp_path_factory.mktemp("dino")
+    save_dino(folder)
+    return folder
+
+
 def _keep(rows: list[dict[str, Any]]) -> None:
     return None
 

@@ -67,7 +67,11 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate-prompts": Command(
         "mmdit.cli.evaluate_prompts:evaluate_prompts",
-        "Measure a model on a public benchmark of prompts: DreamBench, MultiBench, COCO-30k.",
+        "Measure a model on a public benchmark of prompts.",
+    ),
+    "prompt-figures": Command(
+        "mmdit.cli.prompt_figures:prompt_figures",
+        "Draw what the fusing scale does, and where the pseudo-words of subjects lie.",
     ),
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."

@@ -39,7 +39,7 @@ class SceneDetector(SavedNetwork):
         *,
         patch_size: int = 4,
         channels: Sequence[int] = (48, 96, 96),
-        blocks: Sequence[int] = (2, 3, 3),
+        blocks: Sequence[int] = (2, 3, 2),
     ) -> None:
         super().__init__()
         if len(channels) != len(blocks) or not channels or any(width % _GROUPS for width in channels):
@@ -100,11 +100,13 @@ class _ResidualBlock(nn.Module):
 class SceneDetectorObjective:
     """Cross-entropy per pixel of a ``SceneDetector``.
 
-    Generated pictures pass an autoencoder and are softer than renders: brightness and contrast are jittered, half of the
-    images are blurred a little, and noise is added, so that renders are not all the network knows.
+    Half of the images are enlarged around one object, as the instrument looks at each object a second time. Generated
+    pictures pass an autoencoder and are softer than renders: brightness and contrast are jittered, half of the images are
+    blurred a little, and noise is added, so that renders are not all the network knows.
 
     Args:
         background_labels: rows of the classes that are not objects; background_weight: of their pixels.
+        zoom_share: share of the images that are enlarged; zoom: range of the side of what is kept, over the object's.
         jitter: of brightness and contrast; noise: standard deviation, in [-1, 1].
     """
 
@@ -112,23 +114,42 @@ class SceneDetectorObjective:
         self,
         background_labels: Sequence[int] = (0, 1),
         background_weight: float = 0.25,
+        zoom_share: float = 0.5,
+        zoom: tuple[float, float] = (1.3, 2.6),
         jitter: float = 0.15,
         noise: float = 0.03,
     ) -> None:
         self.background_labels, self.background_weight = tuple(background_labels), background_weight
+        self.zoom_share, self.zoom = zoom_share, zoom
         self.jitter, self.noise = jitter, noise
 
     def __call__(
         self, detector: SceneDetector, images: Tensor, *, labels: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """images (B, 3, H, W) in [-1, 1], labels (B, H, W) rows of the classes -> "loss", "object_accuracy"."""
+        images, labels = self._enlarged(images, labels, generator)
         logits = detector(self._worsened(images, generator))
         weight = torch.ones(logits.shape[1], device=labels.device)
         weight[list(self.background_labels)] = self.background_weight
         loss = F.cross_entropy(logits, labels, weight=weight)
-        background = torch.isin(labels, torch.tensor(self.background_labels, device=labels.device))
-        accuracy = (logits.argmax(dim=1) == labels)[~background].float().mean()
+        accuracy = (logits.argmax(dim=1) == labels)[~self._is_background(labels)].float().mean()
         return {"loss": loss, "object_accuracy": accuracy.detach()}
+
+    def _is_background(self, labels: Tensor) -> Tensor:
+        return torch.isin(labels, torch.tensor(self.background_labels, device=labels.device))
+
+    def _enlarged(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some images enlarged around the pixels of one class of object, each class of an image alike likely."""
+        boxes = torch.tensor([[0.0, 0.0, 1.0]]).repeat(len(images), 1)
+        draws = torch.rand(len(images), 3, generator=generator)
+        low, high = self.zoom
+        for row, (chance, which, size) in enumerate(draws.tolist()):
+            classes = labels[row][~self._is_background(labels[row])].unique()
+            if chance >= self.zoom_share or len(classes) == 0:
+                continue
+            chosen = classes[min(int(which * len(classes)), len(classes) - 1)]
+            boxes[row] = torch.tensor(zoom_box(labels[row] == chosen, low + (high - low) * size))
+        return enlarge(images, boxes, "bilinear"), enlarge(labels[:, None].float(), boxes, "nearest")[:, 0].long()
 
     def _worsened(self, images: Tensor, generator: torch.Generator) -> Tensor:
         images = jittered(images, self.jitter, generator)
@@ -136,3 +157,27 @@ class SceneDetectorObjective:
         blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         noise = torch.randn(images.shape, generator=generator).to(images)
         return torch.lerp(images, blurred, share) + self.noise * noise
+
+
+def zoom_box(mask: Tensor, factor: float) -> tuple[float, float, float]:
+    """The square inside the picture around a mask (H, W), ``factor`` times its longer side.
+
+    Returns (top, left, side) as shares of the height and the width.
+    """
+    sides = []
+    for dim in (1, 0):
+        inside = mask.any(dim=dim).nonzero()[:, 0]
+        sides.append((float(inside[0]) / mask.shape[1 - dim], float(inside[-1] + 1) / mask.shape[1 - dim]))
+    side = min(1.0, factor * max(end - start for start, end in sides))
+    top, left = (min(max((start + end - side) / 2, 0.0), 1 - side) for start, end in sides)
+    return top, left, side
+
+
+def enlarge(images: Tensor, boxes: Tensor, mode: str) -> Tensor:
+    """Squares of images (B, C, H, W) at the images' size; boxes (B, 3) as ``zoom_box`` gives them; mode: of the sampling."""
+    top, left, side = boxes.to(images).unbind(dim=1)
+    zero = torch.zeros_like(side)
+    rows = torch.stack([zero, side, 2 * top + side - 1], dim=1)
+    columns = torch.stack([side, zero, 2 * left + side - 1], dim=1)
+    grid = F.affine_grid(torch.stack([columns, rows], dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)

@@ -369,7 +369,7 @@ class DetectorConfig:
 
     patch_size: Layers = 4
     channels: list[Width] = field(default_factory=lambda: [48, 96, 96])
-    blocks: list[Layers] = field(default_factory=lambda: [2, 3, 3])
+    blocks: list[Layers] = field(default_factory=lambda: [2, 3, 2])
 
 
 @dataclass

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmdit.encoders.scene_detector import SceneDetector, SceneDetectorObjective
+from mmdit.encoders.scene_detector import SceneDetector, SceneDetectorObjective, enlarge, zoom_box
 from mmdit.errors import UserError
 
 LABELS = ["floor", "wall", "torus"]
@@ -95,3 +95,36 @@ def test_steps_lower_the_loss(detector):
         optimizer.step()
         history.append(loss["loss"].item())
     assert history[-1] < 0.8 * history[0]
+
+
+def test_a_zoom_box_holds_the_object_and_stays_inside():
+    mask = torch.zeros(20, 40, dtype=torch.bool)
+    mask[2:6, 10:18] = True  # shares: rows 0.1 to 0.3, columns 0.25 to 0.45
+    top, left, side = zoom_box(mask, 2.0)
+    assert side == pytest.approx(0.4)
+    assert (top, left) == pytest.approx((0.0, 0.15))
+    assert zoom_box(mask, 100.0) == (0.0, 0.0, 1.0)
+
+
+def test_enlarging_cuts_out_and_keeps_the_whole():
+    images = torch.arange(2 * 16 * 16, dtype=torch.float32).reshape(2, 1, 16, 16)
+    boxes = torch.tensor([[0.25, 0.5, 0.5], [0.0, 0.0, 1.0]])
+    nearest = enlarge(images, boxes, "nearest")
+    assert torch.equal(nearest[0, 0, ::2, ::2], images[0, 0, 4:12, 8:16])
+    assert torch.equal(nearest[0, 0, 1::2, 1::2], images[0, 0, 4:12, 8:16])
+    assert torch.equal(nearest[1], images[1])
+    torch.testing.assert_close(enlarge(images, boxes, "bilinear")[1], images[1])
+
+
+def test_images_and_labels_are_enlarged_together():
+    labels = torch.zeros(8, 32, 32, dtype=torch.int64)
+    labels[:, 4:10, 20:26] = 2
+    images = labels[:, None].expand(-1, 3, -1, -1) - 1.0
+    objective = SceneDetectorObjective(zoom_share=1.0)
+    large, its_labels = objective._enlarged(images, labels, torch.Generator().manual_seed(0))
+    share = (its_labels == 2).float().mean(dim=(1, 2))
+    assert ((share + 0.03 > 1 / 2.6**2) & (share < 1 / 1.3**2 + 0.03)).all()
+    assert ((large[:, 0] > 0) == (its_labels == 2)).float().mean() > 0.93
+    assert torch.equal(SceneDetectorObjective(zoom_share=0.0)._enlarged(images, labels, torch.Generator())[1], labels)
+    nothing = torch.zeros_like(labels)
+    assert torch.equal(objective._enlarged(images, nothing, torch.Generator().manual_seed(0))[1], nothing)

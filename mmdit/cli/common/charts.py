@@ -66,6 +66,51 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
     figure.suptitle(caption, fontsize=9)
     if lines:
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8)
+    return _png(figure)
+
+
+def fusing_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
+    """Agreement with words and with the subject's picture over the fusing scale, with standard errors; PNG bytes.
+
+    Args:
+        rows: of ``prompts.fusing`` in a report.
+        caption: of the whole chart.
+    """
+    figure = figure_class()(figsize=(8.4, 3.4), layout="constrained")
+    shares, distances = figure.subplots(1, 2)
+    scales = [row["fusing_scale"] for row in rows]
+    for axis, names in ((shares, ("text", "subject")), (distances, ("distance",))):
+        for name in names:
+            values, errors = (
+                [part[name] for part in parts] for parts in (rows, [row["standard_error"] for row in rows])
+            )
+            axis.errorbar(scales, values, yerr=errors, marker="o", markersize=4, linewidth=1.3, capsize=2, label=name)
+        axis.set_xlabel("fusing scale", fontsize=8)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+        axis.legend(fontsize=8)
+    shares.set_title("share of pictures with the colour of the words, of the picture", fontsize=9)
+    distances.set_title("RGB distance to the subject (lower is more alike)", fontsize=9)
+    figure.suptitle(caption, fontsize=9)
+    return _png(figure)
+
+
+def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], caption: str) -> bytes:
+    """Points in the plane, a colour for each group; PNG bytes."""
+    figure = figure_class()(figsize=(5.2, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for group in dict.fromkeys(groups):
+        chosen = [point for point, its_group in zip(points, groups, strict=True) if its_group == group]
+        x, y = zip(*chosen, strict=True)
+        axis.scatter(x, y, s=16, label=group)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.legend(fontsize=8)
+    axis.set_title(caption, fontsize=9)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

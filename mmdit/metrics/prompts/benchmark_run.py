@@ -203,8 +203,8 @@ class ResizedImages:
         image = _open(path)
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box))
+        square = image.crop((left, top, left + side, top + side))  # the filter sees nothing outside
+        return np.asarray(square.resize((self.size, self.size), Image.Resampling.LANCZOS))
 
 
 def score_distance(

@@ -80,8 +80,9 @@ class PromptedSplit:
         rules = Rules(info.root, split, None, None, allow_outside=info.allow_outside)
         self.prompts = read_prompts(rules, {sample.id for sample in samples.samples})
 
-    def __bool__(self) -> bool:
-        return bool(self.prompts)
+    def __len__(self) -> int:
+        """Samples with captions."""
+        return len(self.prompts)
 
     def __iter__(self) -> Iterator[tuple[int, CaptionedSample, list[Named]]]:
         """Number, captions and objects of each sample that has these and a picture."""

@@ -6,21 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmdit.metrics.arrays import Array, MeanWithError
+from mmdit.metrics.arrays import MeanWithError
 from mmdit.metrics.maps import PreviousPairs, batched, first_of_kind
 from mmdit.metrics.prompts.cases import PromptCase, PromptedSplit
 from mmdit.metrics.prompts.instrument import Instrument, Seen
 from mmdit.metrics.prompts.kinds import KINDS, Contradiction, PromptKind, Scores, Truth
 from mmdit.metrics.prompts.likeness import CopyTest
 from mmdit.metrics.prompts.networks import ImageTextNetwork
-from mmdit.metrics.samples import GroundTruth
-from mmdit.metrics.tasks import TaskRunner, reconstruct
+from mmdit.metrics.prompts.pictures import RealPictures, Source
+from mmdit.metrics.tasks import TaskRunner
 from mmdit.modalities import IMAGE
-from mmdit.modalities.rgb import read_picture
 
 FUSING_SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Controls and ceilings, in the report under "controls".
@@ -97,6 +95,7 @@ class PromptEvaluation:
         self.tasks, self.split, self.instrument = tasks, split, instrument
         self.count, self.batch_size, self.clip, self.progress = count, batch_size, clip, progress
         self.fusing_scales, self.kinds = tuple(fusing_scales), dict(kinds)
+        self.pictures = RealPictures(split, instrument, None if tasks is None else tasks.pipe)
         self.notes: list[str] = []
 
     def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,7 +112,7 @@ class PromptEvaluation:
                 continue
             for control, table in _KindEvaluation(self, name, kind, cases).run().items():
                 place(controls if control else prompts, f"{control}.{name}" if control else name, table.compute())
-        if (rows := self._sweep_fusing()) is not None:
+        if (rows := self.sweep_fusing()) is not None:
             prompts["fusing"] = rows
         return prompts, controls
 
@@ -128,7 +127,7 @@ class PromptEvaluation:
         name = None if kind.given is None else first_of_kind(self.split.samples.codecs, kind.given)
         return name is None or self.split.samples.samples[case.sample].files.get(name) is not None
 
-    def _sweep_fusing(self) -> list[dict[str, Any]] | None:
+    def sweep_fusing(self) -> list[dict[str, Any]] | None:
         """Words that contradict the picture, for each fusing scale; None without a model that fuses."""
         if self.tasks is None or not fuses_subjects(self.tasks.pipe):
             return None
@@ -153,22 +152,24 @@ class _KindEvaluation:
         fusing_scale: float | None = None,
     ) -> None:
         self.whole, self.name, self.kind, self.cases, self.fusing_scale = whole, name, kind, cases, fusing_scale
+        self.pictures = whole.pictures
         self.truths: dict[int, Truth] = {}
         self.has_subject = len(cases[0].references) == 1
         self.copies: CopyTest | None = None
         if self.has_subject:
-            pictures = [self._true_picture(case) for case in cases]
-            self.copies = CopyTest([*pictures, *(read_picture(case.references[0]) for case in cases)])
+            sources = {case.sample for case in cases} | {case.references[0] for case in cases}
+            self.copies = CopyTest([self.pictures.read(source) for source in sources])
 
     def run(self) -> dict[str, ScoreTable]:
         """Control, "" = the model itself, -> its table."""
-        tables = {REAL: self._table_of(self._real_picture)}
+        tables = {REAL: self._table_of(self._real)}
         if self.has_subject:
-            tables[COPIED] = self._table_of(lambda case: read_picture(case.references[0]))
-            if (other := self._other_subjects()) is not None:
-                tables[OTHER] = other
+            tables[COPIED] = self._table_of(lambda case: case.references[0])
+            others = self._other_subjects()
+            tables[OTHER] = self._table_of(lambda case: others.get(case))
         if self.whole.tasks is not None:
-            tables |= {THROUGH_VAE: self._table_of(self._through_vae), SHUFFLED: self._table(), "": self._table()}
+            tables |= {SHUFFLED: self._table(), "": self._table()}
+            tables[THROUGH_VAE] = self._table_of(self._real, through_vae=True)
             pairs = PreviousPairs()
             for seen, case in self._make():
                 self._add(tables[""], seen, case)
@@ -176,7 +177,7 @@ class _KindEvaluation:
                     self._add(tables[SHUFFLED], other_seen, its_case)
             for other_seen, its_case in pairs.close():
                 self._add(tables[SHUFFLED], other_seen, its_case)
-        return tables
+        return {control: table for control, table in tables.items() if table.num_samples}
 
     def made(self) -> ScoreTable:
         """The model alone, without controls."""
@@ -221,72 +222,57 @@ class _KindEvaluation:
     def _add(self, table: ScoreTable, seen: Seen, case: PromptCase) -> None:
         scores: Scores = self.kind.score(seen, case, self._truth(case))
         if self.copies is not None:
-            scores["copy_rate"] = float(self.copies.is_copy(seen.picture, read_picture(case.references[0])))
+            reference = self.pictures.read(case.references[0])
+            scores["copy_rate"] = float(self.copies.is_copy(seen.picture, reference))
         if self.whole.clip is not None and self.has_subject:
             scores |= self._similarities(self.whole.clip, seen, case)
         table.add(scores)
 
     def _similarities(self, clip: ImageTextNetwork, seen: Seen, case: PromptCase) -> Scores:
-        made = Image.fromarray(np.round(seen.picture * 255).astype(np.uint8))
-        pictures = clip.images([made, Image.fromarray(read_picture(case.others[0]))])
+        pictures = [Image.fromarray(each) for each in (seen.picture, self.pictures.read(case.others[0]))]
+        made, true = clip.images(pictures)
         return {
-            "image_similarity": float(pictures[0] @ pictures[1]),
-            "text_similarity": float(pictures[0] @ clip.texts([case.wording])[0]),
+            "image_similarity": float(made @ true),
+            "text_similarity": float(made @ clip.texts([case.wording])[0]),
         }
 
-    def _table_of(self, picture_of: Callable[[PromptCase], Array]) -> ScoreTable:
+    def _table_of(self, source_of: Callable[[PromptCase], Source | None], through_vae: bool = False) -> ScoreTable:
+        """The same numbers for stored pictures; a case without one is left out."""
         table = self._table()
-        for batch in batched(self.cases, self.whole.batch_size):
-            for seen, case in zip(self.whole.instrument.look([picture_of(case) for case in batch]), batch, strict=True):
-                self._add(table, seen, case)
+        found = [(case, source) for case in self.cases if (source := source_of(case)) is not None]
+        for batch in batched(found, self.whole.batch_size):
+            seen = self.pictures.look([source for _, source in batch], through_vae)
+            for each, (case, _) in zip(seen, batch, strict=True):
+                self._add(table, each, case)
         return table
 
-    def _real_picture(self, case: PromptCase) -> Array:
-        """What the model should make: the true picture; of a subject another picture than the true one and the reference."""
-        return read_picture(case.others[0]) if self.has_subject else self._true_picture(case)
+    def _real(self, case: PromptCase) -> Source | None:
+        """What the model should make: the true picture; of a subject another one than the reference and the true one, if any."""
+        if not self.has_subject:
+            return case.sample
+        return case.others[0] if case.others != case.references else None
 
-    def _true_picture(self, case: PromptCase) -> Array:
-        return self.whole.split.truth(case.sample).maps[IMAGE]
-
-    def _through_vae(self, case: PromptCase) -> Array:
-        """The real picture through the model's autoencoder and back: the most that the model can reach."""
-        assert self.whole.tasks is not None
-        pipe = self.whole.tasks.pipe
-        encoded = pipe.codecs[IMAGE].encode(self._real_picture(case))[None]
-        return reconstruct(pipe, {IMAGE: encoded})[IMAGE][0]
-
-    def _other_subjects(self) -> ScoreTable | None:
-        """For each subject the true picture of another one of its category, and of another colour."""
-        other = {
-            case: next(
-                (
-                    each
-                    for each in (*self.cases[number + 1 :], *self.cases[:number])
-                    if each.objects[0].category == case.objects[0].category
-                    and each.objects[0].colour != case.objects[0].colour
-                ),
-                None,
-            )
-            for number, case in enumerate(self.cases)
-        }
-        table = self._table()
-        for case, its_other in other.items():
-            if its_other is not None:
-                (seen,) = self.whole.instrument.look([self._true_picture(its_other)])
-                self._add(table, seen, case)
-        return table if table.num_samples else None
+    def _other_subjects(self) -> dict[PromptCase, Source]:
+        """For each subject the picture of another one of its category, and of another colour."""
+        found: dict[PromptCase, Source] = {}
+        for number, case in enumerate(self.cases):
+            own = case.objects[0]
+            for each in (*self.cases[number + 1 :], *self.cases[:number]):
+                if each.objects[0].category == own.category and each.objects[0].colour != own.colour:
+                    found[case] = each.references[0]
+                    break
+        return found
 
     def _truth(self, case: PromptCase) -> Truth:
         key = id(case)
         if key not in self.truths:
-            self.truths[key] = self._read_truth(case, self.whole.split.truth(case.sample))
+            masks = tuple(self.whole.split.mask(one) for one in case.objects if one.entity.mask is not None)
+            picture = self.pictures.read(case.sample)
+            colours = tuple(picture[mask].mean(axis=0) / 255 for mask in masks)
+            resized = self.whole.instrument.resize_mask
+            foreground = resized(self.whole.split.foreground(case.sample))
+            self.truths[key] = Truth(tuple(map(resized, masks)), colours, foreground)
         return self.truths[key]
-
-    def _read_truth(self, case: PromptCase, sample: GroundTruth) -> Truth:
-        masks = tuple(self.whole.split.mask(one) for one in case.objects if one.entity.mask is not None)
-        colours = tuple(sample.maps[IMAGE][mask].mean(axis=0) / 255 for mask in masks)
-        resized = self.whole.instrument.resize_mask
-        return Truth(tuple(map(resized, masks)), colours, resized(self.whole.split.foreground(case.sample)))
 
 
 def place(tree: dict[str, Any], name: str, value: Any) -> None:

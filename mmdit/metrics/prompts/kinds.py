@@ -138,11 +138,12 @@ class OneSubject(PromptKind):
 
     def cases(self, split: PromptedSplit, count: int) -> list[PromptCase]:
         """Subjects in turn: none is shown twice before all are; first those with a further picture to compare with."""
-        used: Counter[Path] = Counter()
+        used: Counter[tuple[Path, bool]] = Counter()
         ranked = []
         for order, case in enumerate(self.find(split)):
-            ranked.append((case.others == case.references, used[case.references[0]], order, case))
-            used[case.references[0]] += 1
+            last = case.others == case.references
+            ranked.append((last, used[case.references[0], last], order, case))
+            used[case.references[0], last] += 1
         return [case for *_, case in sorted(ranked, key=lambda entry: entry[:3])[:count]]
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:

@@ -20,7 +20,7 @@ class CopyTest:
     anew has another floor, wall, pose and light.
 
     Args:
-        pictures: real ones (H, W, 3), uint8 or in [0, 1]; at least two that differ, or nothing is called a copy.
+        pictures: real ones, uint8 (H, W, 3); at least two that differ, or nothing is called a copy.
     """
 
     def __init__(self, pictures: Sequence[Array]) -> None:
@@ -36,7 +36,6 @@ class CopyTest:
 
 
 def thumbnail(picture: Array) -> Array:
-    """(H, W, 3), uint8 or sRGB in [0, 1] -> (16, 16, 3) in [0, 1]."""
-    values = picture if picture.dtype == np.uint8 else np.round(picture * 255).astype(np.uint8)
-    image = Image.fromarray(values).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    """uint8 (H, W, 3) -> (16, 16, 3) in [0, 1]."""
+    image = Image.fromarray(picture).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
     return np.asarray(image, dtype=np.float64) / 255

@@ -68,7 +68,7 @@ class ImageNetwork(nn.Module):
             kind, known = found.config.get("model_type"), ", ".join(sorted(_WITH_CLASS_TOKEN))
             raise UserError(f"{found.title} is a {kind!r}: give one of the kinds {known}, such as {DINO}")
         self.name = name_or_folder
-        self.model = found.load_model(_without_pooling(AutoModel, found.config))
+        self.model = found.load_model(_ViTWithoutPooling if found.config["model_type"] == "vit" else AutoModel)
         self.processor = found.load(AutoImageProcessor)
 
     @torch.no_grad()
@@ -82,14 +82,11 @@ class ImageNetwork(nn.Module):
 _WITH_CLASS_TOKEN = frozenset({"vit", "dinov2", "dinov2_with_registers", "dinov3_vit"})
 
 
-def _without_pooling(auto_class: Any, config: Any) -> Any:
-    """The model's class, built without the pooling layer that DINO's weights lack."""
-    if config.get("model_type") != "vit":
-        return auto_class
-    from transformers import ViTModel
+class _ViTWithoutPooling:
+    """Loads a ViT without the pooling layer, which DINO's weights lack."""
 
-    class Headless(ViTModel):
-        def __init__(self, config: Any, add_pooling_layer: bool = False, **options: Any) -> None:
-            super().__init__(config, add_pooling_layer=False, **options)
+    @staticmethod
+    def from_pretrained(folder: Any, **options: Any) -> Any:
+        from transformers import ViTModel
 
-    return Headless
+        return ViTModel.from_pretrained(folder, add_pooling_layer=False, **options)

@@ -6,7 +6,8 @@ import re
 
 from mmdit.colours import COLOUR_NAMES
 from mmdit.data.prompts import CaptionedSample, Entity
-from mmdit.sources.scenes.captions import GROUND, RELATION_WORDS
+from mmdit.names import RELATION_WORDS
+from mmdit.sources.scenes.captions import GROUND
 from mmdit.sources.scenes.subjects import OPPOSITE
 
 _COLOURS = frozenset({*COLOUR_NAMES, "black", "grey", "white"})

@@ -1,0 +1,131 @@
+"""``mmdit prompt-figures``: the fusing scale, and the map of pseudo-words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
+from mmdit.errors import UserError
+from mmdit.storage.files import write_atomically
+
+FUSING, WORDS = "fusing", "pseudo_words"
+
+
+def prompt_figures(
+    data: Path,
+    output: Path,
+    split: str = "test",
+    model: str = BUNDLED_MODEL,
+    num_prompts: PositiveInt = 64,
+    num_rows: PositiveInt = 4,
+    fusing_scales: list[float] | None = None,
+    categories: list[str] | None = None,
+    detector: str | None = None,
+    num_inference_steps: InferenceSteps = 25,
+    guidance_scale: NonNegativeNumber = 2.0,
+    seed: Seed = 0,
+    batch_size: Batch = 32,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+) -> None:
+    """Draw what the fusing scale does, and where the pseudo-words of subjects lie.
+
+    Writes OUTPUT/fusing.csv and fusing.png (how far pictures follow the words and how far the subject's picture, for each scale,
+    where the two contradict each other: "a {red torus}" beside the picture of a blue one), fusing_pictures.png (some of
+    the pictures), pseudo_words.csv and pseudo_words.png (t-SNE of the pseudo-words of four categories).
+
+    Args:
+        data: Dataset folder whose split has prompts.jsonl with other pictures of subjects (data render --composition subjects).
+        output: Folder of the figures; they are replaced.
+        split: Split of the dataset.
+        model: A bundled model's name, a pipeline folder, or a Hub id; it must take prompts with subjects.
+        num_prompts: Prompts that the numbers are means of.
+        num_rows: Prompts that are shown.
+        fusing_scales: By default 0, 0.25, 0.5, 0.75 and 1.
+        categories: Of the map; by default the four with the most subjects.
+        detector: Folder of the detector that judges; by default the model's own, or a bundled one.
+        num_inference_steps: Denoising steps.
+        guidance_scale: On the prompt; 1 = no guidance.
+        seed: Of the choice of prompts, of all noise, and of the map.
+        batch_size: Prompts at a time; the figures do not depend on it.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+    """
+    if not data.is_dir():
+        raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
+    from mmdit.cli.common.charts import figure_class, fusing_chart, scatter_chart
+    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.output import prepare_folder, write_image
+    from mmdit.cli.common.pictures import labelled_grid
+    from mmdit.metrics.prompts.cases import PromptedSplit
+    from mmdit.metrics.prompts.evaluation import FUSING_SCALES, PromptEvaluation, fuses_subjects, takes_prompts
+    from mmdit.metrics.prompts.figures import fusing_pictures, map_in_plane, neighbours_alike, pseudo_words
+    from mmdit.metrics.prompts.instrument import find_instrument
+    from mmdit.metrics.samples import EvaluationSamples
+    from mmdit.metrics.tasks import TaskRunner
+
+    scales = list(FUSING_SCALES) if fusing_scales is None else fusing_scales
+    if not scales or not all(0 <= scale <= 1 for scale in scales):
+        raise UserError(f"--fusing_scales are {scales}: give numbers from 0 to 1")
+    figure_class()  # found out now, not after the last picture
+    prepare_folder(output)
+    pipe = load_pipeline(model, device, dtype)
+    if not takes_prompts(pipe) or not fuses_subjects(pipe):
+        raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
+    pipe.set_progress_bar_config(disable=True)
+    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, seed=seed)
+    prompted = PromptedSplit(samples, split)
+    if not prompted:
+        raise UserError(f"{data / split}: has no prompts.jsonl; 'mmdit data render' and 'mmdit data prompts' write it")
+    instrument = find_instrument(pipe, prompted.categories, detector)
+    if instrument is None:
+        raise UserError("no detector knows the dataset's categories: name one with --detector")
+
+    words = pseudo_words(pipe, prompted, categories)
+    points = map_in_plane(words.vectors, seed)
+    rows: list[dict[str, Any]] = [
+        {"category": category, "picture": path.name, "x": f"{x:.6g}", "y": f"{y:.6g}"}
+        for category, path, (x, y) in zip(words.categories, words.files, points.tolist(), strict=True)
+    ]
+    _write_table(output / f"{WORDS}.csv", rows)
+    alike = neighbours_alike(words.vectors, words.categories)
+    title = f"pseudo-words of {len(rows)} subjects: nearest one of the same category {alike:.2f}"
+    write_atomically(output / f"{WORDS}.png", scatter_chart(points.tolist(), words.categories, title))
+    print(title)
+
+    tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, seed=seed)
+    shown = fusing_pictures(tasks, prompted, scales, num_rows)
+    grid = labelled_grid(
+        [[row.reference, *row.made] for row in shown],
+        [row.words for row in shown],
+        ["subject", *(f"{scale:g}" for scale in scales)],
+    )
+    write_image(output / f"{FUSING}_pictures.png", grid)
+    evaluation = PromptEvaluation(
+        tasks, prompted, instrument, count=num_prompts, batch_size=batch_size, fusing_scales=scales
+    )
+    measured = evaluation.sweep_fusing() or []
+    _write_table(output / f"{FUSING}.csv", [_flat(row) for row in measured])
+    caption = f"{len(prompted)} samples, {measured[0]['num_samples']} prompts" if measured else ""
+    write_atomically(output / f"{FUSING}.png", fusing_chart(measured, caption))
+    for name in (f"{FUSING}.csv", f"{FUSING}.png", f"{FUSING}_pictures.png", f"{WORDS}.csv", f"{WORDS}.png"):
+        print(output / name)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in row.items() if name != "standard_error"}
+    errors = {f"{name}_error": value for name, value in row["standard_error"].items()}
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in {**values, **errors}.items()}
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
