@@ -150,8 +150,8 @@ class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
     The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``id``, what the conditioner reads of it (a class label:
-    ``category`` (B,); prompts: ``caption``, ``subjects``, ``subject_masks``: ``PromptedLatents``), and with alignment ``features``
-    (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
+    ``category`` (B,); prompts: ``caption``, ``subjects`` and ``subject_masks``, see ``PromptedLatents``), and with alignment
+    ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
 
     Args:
         network: the transformer.
