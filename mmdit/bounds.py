@@ -31,6 +31,7 @@ __all__ = [
     "PositiveNumber",
     "Rows",
     "Seed",
+    "TokenCount",
     "TrainingSteps",
     "Width",
     "Workers",
@@ -50,6 +51,7 @@ _WHOLE = {
     "Layers": (1, 2**14),
     "Nodes": (1, 100_000),
     "Rows": (0, 10**6),
+    "TokenCount": (1, 8192),  # of a text that a model writes
     "TrainingSteps": (1, 10**8),
     "Width": (1, 2**20),
     "Workers": (0, 1024),
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
     Layers = int
     Nodes = int
     Rows = int
+    TokenCount = int
     TrainingSteps = int
     Width = int
     Workers = int

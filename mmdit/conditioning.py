@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,8 @@ class Conditioner(nn.Module, ABC):
     ``num_classes``, ``hidden_size``, ``dropout_prob`` and, by name, what its config has in ``conditioner_settings``.
     """
 
+    # Whether subjects' images can be left out of its prompts, and the two predictions fused (``mmdit.flow.guidance``).
+    fuses_subjects: ClassVar[bool] = False
     dropout_prob: float = 0.0
 
     @abstractmethod
@@ -183,13 +185,6 @@ class Conditioner(nn.Module, ABC):
         if prompts is not None:
             raise UserError("this model takes no prompt: give class_labels, or a model whose conditioner reads prompts")
         return class_labels
-
-    def text_alone(self, prompt: Any) -> Any | None:
-        """The same prompts without their subjects' images, for fusing (``mmdit.flow.guidance``).
-
-        None = this kind has no such branch, and ``fusing_scale`` is refused.
-        """
-        return None
 
     def start_from(self, trained: Conditioner) -> None:
         """Take over the weights of a trained conditioner that have the same name and shape here."""

@@ -11,3 +11,11 @@ DEPTH_SPACES = ("depth", "disparity")
 
 # Segmentation classes of the scenes that are not objects.
 BACKGROUND_CLASSES = ("floor", "wall")
+
+# How captions say where the first of two objects stands to the second, as the camera sees them.
+RELATION_WORDS: dict[str, tuple[str, ...]] = {
+    "left": ("left of", "to the left of", "on the left of"),
+    "right": ("right of", "to the right of", "on the right of"),
+    "front": ("in front of", "before"),
+    "behind": ("behind", "at the back of"),
+}

@@ -123,6 +123,11 @@ def parse(template: str, subjects: Mapping[str, Any] | Sequence[Any] | None = No
     return Prompt(text, tuple(spans), images)
 
 
+def tags(template: str) -> list[str]:
+    """The words in braces, in order; "" = an image without a word. Raises UserError for a text that ``parse`` can't read."""
+    return [text[start:end] if written else "" for text, marked in [_read(template)] for start, end, written in marked]
+
+
 def _read(template: str) -> tuple[str, list[tuple[int, int, bool]]]:
     """The text without braces, and of each pair (start, end, whether it held a word)."""
     text, marked, opened = "", [], None

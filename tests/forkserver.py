@@ -19,6 +19,7 @@ import torch.utils.tensorboard
 from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation, DPTImageProcessor  # noqa: F401
 
 import mmdit.cli.train
+import mmdit.sources.prompts.table
 import mmdit.training.recipes  # noqa: F401
 from mmdit.cli.main import main
 

@@ -19,7 +19,8 @@ from mmdit.training.checkpoints import read_checkpoint
 
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
-IMAGE_RECIPES = ["scenes64_clip", "scenes64_teacher", "scenes64_vae"]  # these read images, the others latents
+# These read images, the others latents.
+IMAGE_RECIPES = ["scenes64_clip", "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1

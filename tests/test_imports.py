@@ -19,6 +19,7 @@ BASE = frozenset(
         "mmdit.errors",
         "mmdit.bounds",
         "mmdit.names",
+        "mmdit.colours",
         "mmdit.hub",
         "mmdit.progress",
         "mmdit.storage",
@@ -39,6 +40,7 @@ ALLOWED = {
     "mmdit.bounds": _areas("errors"),
     "mmdit.names": set(),
     "mmdit.hub": _areas("errors"),
+    "mmdit.colours": set(),
     "mmdit.progress": set(),
     "mmdit.storage": _areas("errors"),
     "mmdit.task": _areas("errors"),
@@ -79,7 +81,7 @@ LIGHTNING_IMPORTERS = (
     "mmdit.bench",
     "mmdit.launch",
     "mmdit.data.datamodule",
-    "mmdit.sources.labelling.launcher",
+    "mmdit.sources.passes",
 )
 
 

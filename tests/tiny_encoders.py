@@ -1,4 +1,4 @@
-"""Tiny text encoders of the real classes, with random weights and a vocabulary of a dozen words."""
+"""Tiny encoders of text and images of the real classes, with random weights and a vocabulary of a dozen words."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 
-from mmdit.encoders.contrastive import make_clip as make_whole_clip
-from mmdit.encoders.contrastive import save_clip
+from mmdit.encoders import contrastive
+from mmdit.encoders.prompts import PromptEncoder, SubjectEncoder
 from mmdit.encoders.text import TextEncoder
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.prompt import IMAGE_WORD, mirror_text
@@ -72,4 +77,34 @@ def save_clip_of_captions(folder: Path, captions: Sequence[str]) -> None:
     torch.manual_seed(0)
     tokenizer = word_tokenizer([*captions, *map(mirror_text, captions), IMAGE_WORD], max_length=40)
     sizes = {"patch_size": 16, "hidden_size": 16, "depth": 1, "num_heads": 2, "projection_dim": 16}
-    save_clip(folder, make_whole_clip(tokenizer, 64, **sizes), tokenizer)
+    contrastive.save_clip(folder, contrastive.make_clip(tokenizer, 64, **sizes), tokenizer)
+
+
+def make_image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+def make_image_model() -> CLIPVisionModelWithProjection:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        image_size=16, patch_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        projection_dim=6,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config)
+
+
+def make_prompt_encoder(kind: str = "bert") -> PromptEncoder:
+    """Text in 16, images in 6 numbers."""
+    return PromptEncoder(
+        TextEncoder(make_model(kind), make_tokenizer()), SubjectEncoder(make_image_model(), make_image_processor())
+    )
+
+
+def save_clip(folder) -> CLIPModel:
+    """A whole CLIP model with tokenizer and image processor in one folder."""
+    text, image = make_model("clip").config.to_dict(), make_image_model().config.to_dict()
+    torch.manual_seed(1)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=image, projection_dim=6))
+    for part in (model, make_tokenizer(), make_image_processor()):
+        part.save_pretrained(folder)
+    return model

@@ -1,17 +1,13 @@
-"""``mmdit data render``, ``label``, ``hypersim``, ``encode`` and ``check``."""
+"""``mmdit data render``, ``encode`` and ``check``."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mmdit.bounds import AtATime, Devices, Nodes, NonNegativeInt, PositiveInt, Seed, Workers
 from mmdit.errors import UserError
-from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
-
-_MARIGOLD, _MASKS = MarigoldSettings(), MaskSettings()
 
 
 def render(
@@ -62,142 +58,6 @@ def render(
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
 
 
-def label(
-    images: Path,
-    output: Path,
-    depth: str = "depth-anything/Depth-Anything-V2-Small-hf",
-    normal: str = "prs-eth/marigold-normals-v1-1",
-    segmentation: str = "facebook/sam2.1-hiera-small",
-    split: str = "train",
-    size: int | None = None,
-    licence: str = "unknown",
-    marigold: MarigoldSettings = _MARIGOLD,
-    masks: MaskSettings = _MASKS,
-    dtype: DtypeName = "float32",
-    batch_size: AtATime = 8,
-    num_workers: Workers = 0,
-    skip_bad: bool = False,
-    accelerator: str = "auto",
-    devices: Devices = 1,
-    num_nodes: Nodes = 1,
-) -> int:
-    """Label a folder of images with depth, normals and segmentation.
-
-    The folder holds images, or one folder of images per category as ImageNet does; the result is a dataset for 'data check'
-    and 'data encode'. Each labeller is the local folder or the Hub id of a transformers model or a diffusers pipeline, or
-    none. Depth: Depth Anything V2 (Small is Apache-2.0; Base and Large are CC BY-NC-4.0) or Marigold. Normals: Marigold.
-    Segmentation: SAM or SAM 2 (masks without classes, coloured by a hash of the path), Mask2Former or OneFormer (classes).
-
-    Interrupted, the same command goes on; images that were changed since are labelled again; with another split or modality
-    it adds to the output. Images that can't be used are listed at the end, and the command exits with 2; all others are
-    kept. With several devices or nodes each process takes its share of the images.
-
-    Args:
-        images: Folder of images, or of folders of images.
-        output: Dataset folder.
-        depth: Depth labeller.
-        normal: Normals labeller.
-        segmentation: Segmentation labeller.
-        split: Name of the split that the images become.
-        size: Square that images are cropped and resized to; by default they keep their size.
-        licence: Of the images, for dataset.json.
-        marigold: Settings of Marigold's pipelines.
-        masks: Settings of SAM's mask generation.
-        dtype: That the networks run in.
-        batch_size: Images that are read at a time; labellers take them one by one.
-        num_workers: Loader processes per process.
-        skip_bad: Exit with 0 where some images can't be used; they are listed and left out either way.
-        accelerator: auto, cpu, gpu.
-        devices: Processes on this node, one device each.
-        num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    from mmdit.cli.common.model import note, quiet_libraries
-    from mmdit.sources.labelling.launcher import label_images
-    from mmdit.sources.labelling.settings import LabellerSettings
-    from mmdit.sources.labelling.table import load_labellers
-
-    quiet_libraries()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    models = {"depth": depth, "normal": normal, "segmentation": segmentation}
-    chosen = {name: model for name, model in models.items() if model != "none"}
-    labellers = load_labellers(chosen, LabellerSettings(dtype, marigold, masks), note)
-    report = label_images(
-        images,
-        output,
-        labellers,
-        split=split,
-        size=size,
-        licence=licence,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-    )
-    if report is None:
-        return 0
-    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
-
-
-def hypersim(
-    source: Path,
-    output: Path,
-    split: str = "train",
-    split_csv: Path | None = None,
-    cameras_csv: Path | None = None,
-    num_workers: Workers | None = None,
-    skip_bad: bool = False,
-    allow_outside: bool = False,
-) -> int:
-    """Import Hypersim's own layout as a dataset.
-
-    Its ground truth takes the place of labellers.
-
-    Reads SOURCE/SCENE/images/scene_CAMERA_final_hdf5 and scene_CAMERA_geometry_hdf5, and SCENE/_detail. Distances along
-    rays become depth along the optical axis, world normals become normals in the camera frame, semantic ids are NYU40's.
-    Frames that lack a file or can't be read are listed at the end, and the command exits with 2; all others are kept.
-    Interrupted, the same command goes on.
-
-    Args:
-        source: Folder of the scenes (ai_001_001, ...).
-        output: Dataset folder.
-        split: Name of the split that all frames become without --split_csv.
-        split_csv: Hypersim's metadata_images_split_scene_v1.csv: public frames and their splits; by default source's, if any.
-        cameras_csv: Hypersim's metadata_camera_parameters.csv: each scene's intrinsics; by default source's, or 60 degrees.
-        num_workers: Processes; by default one for each usable core.
-        skip_bad: Exit with 0 where some frames can't be used; they are listed and left out either way.
-        allow_outside: Accept HDF5 files that link to files outside the source.
-    """
-    if importlib.util.find_spec("h5py") is None:
-        raise UserError("Hypersim's files need h5py: pip install 'multimodal-dit[hypersim]'")
-    from mmdit.sources.hypersim.dataset import import_hypersim
-
-    report = import_hypersim(
-        source,
-        output,
-        split=split,
-        split_csv=split_csv,
-        cameras_csv=cameras_csv,
-        num_workers=num_workers,
-        allow_outside=allow_outside,
-    )
-    counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
-    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)
-
-
-def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
-    for entry in bad:
-        print(entry)
-    if bad and not skip_bad:
-        raise UserError(f"{len(bad)} problems, listed above ({kept}; the same command tries the others again)")
-    print(kept)
-    return 0
-
-
-# Counts of processes and of images at a time; more can't be meant.
 def check(data: Path, split: str | None = None, allow_outside: bool = False) -> int:
     """Read every file of a dataset and list what is wrong.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeInt, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -21,6 +21,9 @@ def evaluate(
     seed: Seed = 0,
     batch_size: Batch = 32,
     teacher: str | None = None,
+    num_prompts: NonNegativeInt | None = None,
+    detector: str | None = None,
+    clip: str | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
     allow_outside: bool = False,
@@ -29,7 +32,9 @@ def evaluate(
 
     Understanding (RGB to the rest, without a label), conditioning (each modality to the rest), generation (from the samples'
     categories), the agreement between modalities, and controls: the same numbers with the wrong input, and with no
-    diffusion at all. What can't be measured is null.
+    diffusion at all. Where the split has captions (prompts.jsonl) and the model takes prompts: text, subjects by their
+    pictures, prompts beside depth, the fusing scale; judged by a detector, whose numbers on real pictures stand beside them.
+    What can't be measured is null.
 
     Args:
         data: Dataset folder, the one that holds dataset.json.
@@ -38,10 +43,13 @@ def evaluate(
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_samples: Samples drawn from the split with the seed; null = all.
         num_inference_steps: Denoising steps of every task; by default 1 for understanding and 25 for the others.
-        guidance_scale: On the category, in generation; 1 = no guidance.
+        guidance_scale: On the category or the prompt, in generation; 1 = no guidance.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the report does not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
+        num_prompts: Prompts of each kind; by default as num_samples; 0 = none.
+        detector: Folder of the detector that judges prompts; by default the model's own, or a bundled one.
+        clip: CLIP model for the similarity of subjects, a folder or a Hub id; by default it is not measured.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         allow_outside: Accept a manifest that names files outside the dataset's folder.
@@ -69,6 +77,9 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         teacher=teacher,
+        num_prompts=num_prompts,
+        detector=detector,
+        clip=clip,
         allow_outside=allow_outside,
     )
     report["settings"] |= {"model": model, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
@@ -86,7 +97,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for key, value in flatten(
         {key: value for key, value in report.items() if key not in ("settings", "timing")}
     ).items():
-        if isinstance(value, float):
+        if isinstance(value, float) and ".standard_error." not in key:
             table.add_row(key, f"{value:.4g}")
     Console(width=100).print(table)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
 
@@ -18,7 +18,11 @@ DepthValues = Literal["auto", "metric", "relative", "near_white"]
 
 
 def generate(
-    categories: list[str],
+    categories: list[str] = [],  # noqa: B006 - never changed
+    prompt: list[str] | None = None,
+    subject: list[str] | None = None,
+    negative_prompt: str | None = None,
+    fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
     num_inference_steps: InferenceSteps = 25,
@@ -28,43 +32,62 @@ def generate(
     device: str = "auto",
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/generate"),
+    depth: Path | None = None,
+    normal: Path | None = None,
+    segmentation: Path | None = None,
+    rgb: Path | None = None,
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
-    """Generate aligned images of all modalities from categories.
+    """Generate aligned images of all modalities from categories or prompts.
 
-    Writes a folder OUTPUT/CATEGORY_SEED for each sample: the first of each category has the given seed, the next one the
-    next seed, so any sample can be made again alone. The same command again replaces its own results.
+    Writes a folder OUTPUT/NAME_SEED for each sample, NAME being the category, the words of the prompt, or both: the first of
+    each has the given seed, the next one the next seed, so any sample can be made again alone. The same command again
+    replaces its own results. With neither category nor prompt samples are of anything the model knows.
 
     Args:
-        categories: Names (or ids) of the model's categories; a wrong one lists the nearest names.
-        num_images: Samples of each category.
+        categories: Names (or ids) of the model's categories; a wrong one lists the nearest names. With prompts: one for all
+            of them, or one for each. A prompt that names other categories than its own is refused.
+        prompt: A text, such as "a red torus left of a blue cone"; repeat it for others. {word} marks words that an image
+            stands for, {} an image without a word; {{ and }} are braces.
+        subject: WORD=FILE, the image of the subject marked {word}, in all prompts; or FILE, for braces in their order. Any
+            image Pillow reads; transparency is laid over white. Repeat it for others.
+        negative_prompt: A text that guidance leads away from, in place of no prompt.
+        fusing_scale: With subjects, 0 = what the text says to 1 = what the images show; 0.5 by default.
+        num_images: Samples of each category or prompt.
         model: A bundled model's name, a pipeline folder, or a Hub id.
         num_inference_steps: Denoising steps.
-        guidance_scale: How strongly the category is followed; 1 = no guidance, and twice as fast.
+        guidance_scale: How strongly category and prompt are followed; 1 = no guidance, and twice as fast.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
-        seed: Seed of the first sample of each category.
+        seed: Seed of the first sample of each category or prompt.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
-        given: NAME=FILE: a modality that is given and not generated; repeat it for others. See mmdit condition.
+        depth: Depth that is given and not generated; see mmdit condition, also for the next three.
+        normal: Normals that are given.
+        segmentation: Label ids that are given.
+        rgb: An RGB image that is given.
+        given: NAME=FILE: any other modality that is given; repeat it for others.
         depth_values: What a given depth file holds; see mmdit condition.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
-    check_seed(seed, num_images * len(categories))
     from mmdit.cli.common.given import given_files, read_given
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, category_names, resolve_category
+    from mmdit.cli.common.prompts import read_images, typed_prompts
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, asked_for
 
-    files = given_files({}, given)
+    typed = typed_prompts(prompt, subject)
+    images = read_images(typed)
+    check_seed(seed, num_images * max(1, len(categories), len(typed)))
+    files = given_files({"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}, given)
 
     run = SamplingRun(
         "generate",
         model,
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        guidance_scale=guidance_scale if categories or typed or negative_prompt else 1.0,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -72,24 +95,39 @@ def generate(
         overwrite=overwrite,
         batch_size=batch_size,
     )
-    labels, names, ranges, next_seed = {}, {}, [], dict[str, int]()
-    stems = category_names(run.pipe)
-    for label, category in [resolve_category(run.pipe, category) for category in categories]:
-        stem = stems[label]
-        labels[stem], names[stem] = label, category
-        first = next_seed.get(stem, seed)
-        next_seed[stem] = first + num_images
-        ranges.append((stem, range(first, first + num_images)))
-    inputs: dict[str, Any] = {}
-    reading: dict[str, Any] = {}
+    words: dict[str, Any] = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    asked, ranges, next_seed = {}, [], dict[str, int]()
+    for one in asked_for(run.pipe, categories, typed):
+        template = None if one.prompt is None else one.prompt.template
+        subjects = None if one.prompt is None else one.prompt.subjects(images)
+        run.pipe.check_prompt(template, subjects, negative_prompt, class_labels=one.label, fusing_scale=fusing_scale)
+        asked[one.name] = one, template, subjects
+        first = next_seed.get(one.name, seed)
+        next_seed[one.name] = first + num_images
+        ranges.append((one.name, range(first, first + num_images)))
+    inputs: dict[str, Any] = dict(words)
+    reading: dict[str, Any] = dict(words)
+    if typed:
+        inputs["fusing_scale"] = fusing_scale
+    if images:
+        reading["fusing_scale"] = run.pipe.fusing_scale(fusing_scale)
     if files:
         inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
         conditions = run.request(seed, conditions=files)["conditions"]
-        reading = {"conditions": conditions, "depth_values": depth_values}
-    requests = NumberedRequests(
-        ranges, lambda stem, own_seed: {**run.request(own_seed, names[stem], labels[stem]), **reading}
-    )
-    run.run(requests, lambda batch: {"class_labels": [labels[requests.split(name)[0]] for name in batch], **inputs})
+        reading |= {"conditions": conditions, "depth_values": depth_values}
+
+    def request(name: str, own_seed: int) -> dict[str, Any]:
+        one = asked[name][0]
+        return {**run.request(own_seed, one.category, one.label), **one.words, **reading}
+
+    requests = NumberedRequests(ranges, request)
+
+    def batch_inputs(batch: Sequence[str]) -> dict[str, Any]:
+        own = [asked[requests.split(name)[0]] for name in batch]
+        prompts = {"prompt": [one[1] for one in own], "subjects": [one[2] for one in own]} if typed else {}
+        return {"class_labels": [one[0].label for one in own], **prompts, **inputs}
+
+    run.run(requests, batch_inputs)
 
 
 def understand(

@@ -40,13 +40,19 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "demo": Command("mmdit.cli.demo:demo", "Show what the bundled model does: generate, understand, condition."),
     "generate": Command(
-        "mmdit.cli.generate:generate", "Generate aligned images of all modalities from categories.", ("categories",)
+        "mmdit.cli.generate:generate",
+        "Generate aligned images of all modalities from categories or prompts.",
+        ("categories",),
     ),
     "understand": Command(
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
-    "train": Command("mmdit.cli.train:train", "Train a transformer, an autoencoder or a teacher.", config=True),
+    "train": Command(
+        "mmdit.cli.train:train",
+        "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",
+        config=True,
+    ),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),
     "samples": Command(
         "mmdit.cli.samples:samples",
@@ -59,12 +65,21 @@ COMMANDS: dict[str, Command] = {
     "evaluate-geometry": Command(
         "mmdit.cli.evaluate_geometry:evaluate_geometry", "Measure zero-shot depth or normals on a public benchmark."
     ),
+    "evaluate-prompts": Command(
+        "mmdit.cli.evaluate_prompts:evaluate_prompts",
+        "Measure a model on a public benchmark of prompts: DreamBench, MultiBench, COCO-30k.",
+    ),
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
     "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
-    "data label": Command("mmdit.cli.data:label", "Label a folder of images with depth, normals and segmentation."),
-    "data hypersim": Command("mmdit.cli.data:hypersim", "Import Hypersim's own layout as a dataset."),
+    "data label": Command(
+        "mmdit.cli.data_photographs:label", "Label a folder of images with depth, normals and segmentation."
+    ),
+    "data prompts": Command(
+        "mmdit.cli.data_photographs:prompts", "Describe photographs: captions, entities, boxes, crops and masks."
+    ),
+    "data hypersim": Command("mmdit.cli.data_photographs:hypersim", "Import Hypersim's own layout as a dataset."),
     "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),
     "data check": Command("mmdit.cli.data:check", "Read every file of a dataset and list what is wrong."),
     "convert": Command(

@@ -11,10 +11,11 @@ from mmdit.training.config import TrainingConfig
 
 
 def train(output: Path, resume: str | None = None, **sections: Any) -> None:
-    """Train a transformer, an autoencoder or a teacher.
+    """Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
-    ``teacher/``) into the run folder. ``--config`` can be given more than once: a later file overlays an earlier one.
+    ``teacher/``, ``clip/``, ``detector/``) into the run folder. ``--config`` can be given more than once: a later file overlays
+    an earlier one.
     SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Args:

@@ -51,13 +51,14 @@ class CaptionedSample:
 
 
 def parse_prompts(
-    rules: Rules, ids: Collection[str] | None = None
+    rules: Rules, ids: Collection[str] | None = None, file: str = PROMPTS
 ) -> Iterator[tuple[CaptionedSample | None, list[Problem]]]:
     """Yield each line that is not blank, and what is wrong with it; the sample is None where anything is.
 
     Args:
         rules: the dataset and the split.
         ids: of the split's samples; None = not known, so not compared.
+        file: in the split's folder.
 
     Raises:
         OSError: the file can't be read.
@@ -65,15 +66,15 @@ def parse_prompts(
     folder = rules.root / rules.split
     paths = PathRule(rules.root, rules.split, rules.allow_outside)
     seen: set[str] = set()
-    with (folder / PROMPTS).open("rb") as file:
+    with (folder / file).open("rb") as stream:
         number = 0
-        while line := file.readline(MAX_LINE + 1):
+        while line := stream.readline(MAX_LINE + 1):
             number += 1
             name, reasons = "", [f"the line is longer than {MAX_LINE} bytes"]
             sample = None
             if len(line) > MAX_LINE:
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE)
+                    line = stream.readline(MAX_LINE)
             elif not line.strip():
                 continue
             else:
@@ -84,7 +85,7 @@ def parse_prompts(
                     reasons.append(f"id {quoted(name)} is not in the manifest")
                 seen.add(name)
             where = name and f"{rules.split}/{name}"
-            problems = [Problem(f"{rules.split}/{PROMPTS}", reason, where, number) for reason in reasons]
+            problems = [Problem(f"{rules.split}/{file}", reason, where, number) for reason in reasons]
             yield (None if reasons else sample), problems
 
 

@@ -53,12 +53,7 @@ class DatasetWriter:
 
     def existing(self, modality: str) -> set[str]:
         """Return the ids of the samples whose file of this modality is there, and so is whole."""
-        root = self.folder / modality
-        found = set()
-        for folder, _, names in os.walk(root):
-            prefix = Path(folder).relative_to(root)
-            found |= {text_of((prefix / name[:-4]).as_posix()) for name in names if name.endswith(".png")}
-        return found
+        return existing_stems(self.folder / modality, ".png")
 
     def save(self, modality: str, sample_id: str, array: np.ndarray) -> None:
         """Write one file.
@@ -103,6 +98,15 @@ class DatasetWriter:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 count += 1
         return count
+
+
+def existing_stems(root: Path, suffix: str) -> set[str]:
+    """Return the files below a folder that end so, as paths in it without the suffix, with "/"."""
+    found = set()
+    for folder, _, names in os.walk(root):
+        prefix = Path(folder).relative_to(root)
+        found |= {text_of((prefix / name.removesuffix(suffix)).as_posix()) for name in names if name.endswith(suffix)}
+    return found
 
 
 def read_description(root: Path) -> dict[str, Any] | None:

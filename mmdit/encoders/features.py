@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdit.encoders.scene_teacher import CLASS_NAME, CONFIG_NAME, WEIGHTS_NAME, SceneTeacher
+from mmdit.encoders.saved_network import CONFIG_NAME, WEIGHTS_NAME
+from mmdit.encoders.scene_teacher import CLASS_NAME, SceneTeacher
 from mmdit.encoders.timm_folder import load_timm_folder
 from mmdit.errors import UserError, first_line
 from mmdit.storage.json_object import read_object

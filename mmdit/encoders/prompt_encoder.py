@@ -13,7 +13,9 @@ from mmdit.prompt import Prompt
 
 
 class FrozenPromptEncoder(nn.Module, ABC):
-    """Encodes prompts for one conditioner. A new kind: a subclass and an entry in ``mmdit.encoders.prompts.PROMPT_ENCODERS``.
+    """Encodes prompts for one conditioner.
+
+    A new kind is one subclass and one entry in ``mmdit.encoders.prompts.PROMPT_ENCODERS``.
 
     Attributes:
         required: the pipeline's components that it can't do without.

@@ -6,26 +6,18 @@ It learns what an RGB image shows (category, labels and normals of every pixel),
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mmdit.errors import UserError
-from mmdit.storage.component import check_component
-from mmdit.storage.files import write_atomically
-from mmdit.storage.json_object import write_json
-from mmdit.storage.weights import refuse_non_finite
+from mmdit.encoders.saved_network import SavedNetwork
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CLASS_NAME = "SceneTeacher"
 
 
-class SceneTeacher(nn.Module):
+class SceneTeacher(SavedNetwork):
     """A timm ``VisionTransformer`` with linear heads. Shapes: B images, T = (image_size / patch_size)^2, D width.
 
     Args:
@@ -35,6 +27,7 @@ class SceneTeacher(nn.Module):
     """
 
     name = "scene_teacher"
+    what = "scene teacher"
 
     def __init__(
         self,
@@ -94,27 +87,6 @@ class SceneTeacher(nn.Module):
             maps.append(F.pixel_shuffle(patches, self.patch_size))
         return maps[0], maps[1]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS_NAME, save({k: value.contiguous() for k, value in self.state_dict().items()}))
-        write_json(folder / CONFIG_NAME, {"_class_name": CLASS_NAME, **self.config})
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SceneTeacher:
-        """Load what ``save_pretrained`` wrote, frozen and in evaluation mode. Raises UserError if it is incomplete."""
-        folder = Path(folder)
-        try:
-            config = check_component(folder, cls)
-            teacher = cls(**{key: value for key, value in config.items() if not key.startswith("_")})
-            state = {key: value.float() for key, value in load_file(folder / WEIGHTS_NAME).items()}
-            teacher.load_state_dict(state)
-            refuse_non_finite(teacher, folder / WEIGHTS_NAME)
-        except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{folder}: no usable scene teacher ({CONFIG_NAME} and {WEIGHTS_NAME}): {error}") from None
-        return teacher.eval().requires_grad_(False)
-
 
 class SceneTeacherObjective:
     """Category, label and normal losses of a ``SceneTeacher``.
@@ -151,7 +123,7 @@ class SceneTeacherObjective:
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Return "loss" and its parts "category", "label", "normal", and "category_accuracy"."""
-        tokens = teacher.features(self._jittered(images, generator))
+        tokens = teacher.features(jittered(images, self.jitter, generator))
         category_logits = teacher.category_head(tokens.mean(dim=1))
         label_logits, vectors = teacher.dense(tokens)
         weight = torch.ones(label_logits.shape[1], device=labels.device)
@@ -166,6 +138,8 @@ class SceneTeacherObjective:
         parts = {"category": category, "label": label, "normal": normal, "category_accuracy": accuracy}
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
-    def _jittered(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draw = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images) * 2 - 1
-        return ((1 + self.jitter * draw[0]) * images + self.jitter * draw[1]).clamp(-1, 1)
+
+def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] with contrast and brightness changed by up to ``amount``, one draw each."""
+    draw = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images) * 2 - 1
+    return ((1 + amount * draw[0]) * images + amount * draw[1]).clamp(-1, 1)

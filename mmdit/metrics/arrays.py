@@ -62,3 +62,23 @@ class RunningMean:
 
     def compute(self) -> float:
         return self.total / self.count if self.count else float("nan")
+
+
+class MeanWithError:
+    """Mean of independent values and its standard error: their deviation over the root of their number."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def add(self, value: float) -> None:
+        self.values.append(float(value))
+
+    @property
+    def mean(self) -> float:
+        """NaN where there is no value."""
+        return float(np.mean(self.values)) if self.values else float("nan")
+
+    @property
+    def error(self) -> float:
+        """NaN with fewer than two values."""
+        return float(np.std(self.values, ddof=1) / np.sqrt(len(self.values))) if len(self.values) > 1 else float("nan")

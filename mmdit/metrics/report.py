@@ -16,6 +16,7 @@ from mmdit.errors import UserError
 from mmdit.metrics.evaluation import Evaluation, FeatureNetwork
 from mmdit.metrics.feature_networks import find_teacher
 from mmdit.metrics.maps import batched
+from mmdit.metrics.prompts.report import add_prompts
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import json_safe
@@ -36,6 +37,9 @@ def evaluate(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     teacher: FeatureNetwork | str | None = None,
+    num_prompts: int | None = None,
+    detector: str | None = None,
+    clip: str | None = None,
     progress: bool = True,
     allow_outside: bool = False,
 ) -> dict[str, Any]:
@@ -52,6 +56,9 @@ def evaluate(
         device, dtype: None = as the pipeline is; a pipeline loaded here goes to the CPU in float32.
         teacher: feature network for the Fréchet distance and ``classifier_accuracy``: an object, a folder, or the name
             of a timm model; None = the folder ``teacher`` of the model, if there is one.
+        num_prompts: of each kind, where the split has captions and the model takes prompts; None = ``num_samples``, 0 = none.
+        detector: the instrument that judges prompts, a folder; None = see ``find_instrument``.
+        clip: CLIP model for the similarities of subjects, a folder or Hub id; None = they are not measured.
         progress: show a bar.
         allow_outside: accept a manifest that names files outside the dataset.
 
@@ -86,6 +93,21 @@ def evaluate(
                 evaluation.update(batch)
                 bar.update(len(batch))
         report = evaluation.compute()
+        if num_prompts != 0:
+            everything = EvaluationSamples(
+                data, split, pipe.modalities, pipe.native_size, seed=seed, allow_outside=allow_outside
+            )
+            add_prompts(
+                report,
+                evaluation.tasks,
+                everything,
+                split,
+                count=num_samples if num_prompts is None else num_prompts,
+                batch_size=batch_size,
+                detector=detector,
+                clip=clip,
+                progress=progress,
+            )
     finally:
         pipe.set_progress_bar_config(**quiet)
     report["settings"] |= {

@@ -77,10 +77,14 @@ class EvaluationSamples:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[GroundTruth]:
-        for index, sample in enumerate(self.samples):
-            yield self._load(index, sample)
+        for index in range(len(self)):
+            yield self[index]
 
-    def _load(self, index: int, sample: Sample) -> GroundTruth:
+    def __getitem__(self, index: int) -> GroundTruth:
+        """Read one sample. Raises UserError for a file that can't be read; it names the sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = self.samples[index]
         files = {name: path for name in self.modalities if (path := sample.files.get(name)) is not None}
         try:
             raw = read_sample(files, self.codecs, self.info.facts)

@@ -22,6 +22,7 @@ from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 TASKS = ("understanding", "conditioning", "generation")
+PROMPTS = "prompts"
 Maps = dict[str, np.ndarray]
 # (what the noise is for, indices of the samples) -> a generator for each
 Noise = Callable[[str, Sequence[int]], list[torch.Generator]]
@@ -32,12 +33,12 @@ class TaskRunner:
 
     Args:
         pipe: the model, with its scheduler.
-        steps: denoising steps of each task, or one number for all.
-        guidance_scale: on the class, in generation.
+        steps: denoising steps of each task, or one number for all; prompts have those of generation.
+        guidance_scale: on the class or the prompt, in generation.
         seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
-    ``seconds`` has the mean wall-clock time per sample of each task.
+    ``seconds`` has the mean wall-clock time per sample of each task, and of prompts where there were any.
     """
 
     def __init__(
@@ -90,12 +91,45 @@ class TaskRunner:
         )
         return unstack(output, self.pipe.codecs, len(labels))
 
+    def prompt(
+        self,
+        prompts: Sequence[str],
+        indices: Sequence[int],
+        *,
+        noise: str = PROMPTS,
+        subjects: Sequence[Sequence[Any]] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        fusing_scale: float | None = None,
+    ) -> list[Maps]:
+        """Prompts -> all modalities for each.
+
+        Args:
+            prompts: templates, with braces where there are subjects.
+            indices: of the prompts, for the noise.
+            noise: what it is for.
+            subjects: the pictures of each prompt, in the order of its braces.
+            conditions: modality -> a map for each prompt.
+            fusing_scale: None = the model's own.
+        """
+        given = {"subjects": subjects and [list(each) for each in subjects], "conditions": conditions}
+        options = {"fusing_scale": fusing_scale, **given}
+        output = self._run(
+            PROMPTS,
+            len(prompts),
+            prompt=list(prompts),
+            guidance_scale=self.guidance_scale,
+            generator=self.noise(noise, indices),
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        return unstack(output, self.pipe.codecs, len(prompts))
+
     def _run(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
-        output = self.pipe(num_inference_steps=self.steps[task], output_type="np", **arguments)
+        steps = self.steps["generation" if task == PROMPTS else task]
+        output = self.pipe(num_inference_steps=steps, output_type="np", **arguments)
         if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds[task].update(np.full(count, (time.perf_counter() - start) / count))
+        self.seconds.setdefault(task, RunningMean()).update(np.full(count, (time.perf_counter() - start) / count))
         return output
 
 

@@ -6,7 +6,7 @@ B samples, L tokens of the prompt, S subjects in the batch, W width of the text 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class TIUEConditioner(PromptConditioner):
         text_share: share of the samples that training gives the text alone (UMM-Diffusion: none 0.1, text 0.36, both 0.54).
     """
 
+    fuses_subjects: ClassVar[bool] = True
+
     def __init__(
         self,
         num_classes: int,
@@ -52,9 +54,17 @@ class TIUEConditioner(PromptConditioner):
         """h_u: h_y, with the states at the subjects' words from h_r, (B, L, W)."""
         at_subjects = given.subjects >= 0
         if len(given.subject_embeddings) == 0 or not bool(at_subjects.any()):
-            return given.states
+            return self._with_idle_weights(given.states)
         restated = given.restate(self.pseudo_word(given.subject_embeddings))
         return torch.where(at_subjects[..., None], restated, given.states)
+
+    def _with_idle_weights(self, states: Tensor) -> Tensor:
+        """The same states. In training the pseudo-word's weights get a gradient of zero: distributed training waits for one."""
+        if not (self.training and torch.is_grad_enabled()):
+            return states
+        first = self.pseudo_word[0]
+        assert isinstance(first, nn.Linear)
+        return states + 0 * self.pseudo_word(states.new_zeros(1, first.in_features)).sum().to(states.dtype)
 
     def drop(self, prompt: Any, draw: Tensor) -> Any:
         """UMM-Diffusion's draw (section 4.1): nothing, the text alone, or text and images, by ``draw`` (B,) in [0, 1)."""
@@ -62,12 +72,6 @@ class TIUEConditioner(PromptConditioner):
         if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
             return prompt
         return replace(prompt, prompts=prompt.prompts.text_only(draw < self.dropout_prob + self.text_share))
-
-    def text_alone(self, prompt: Any) -> Any:
-        """The same prompts without their subjects' images: y in eq. 8."""
-        if not isinstance(prompt, PromptInputs) or prompt.prompts is None:
-            return prompt
-        return replace(prompt, prompts=prompt.prompts.text_only())
 
     def reset_parameters(self) -> None:
         """Xavier-uniform; the pooled projection begins at zero, pseudo-words at the size of word embeddings."""

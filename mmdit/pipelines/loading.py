@@ -11,20 +11,55 @@ from typing import Any
 
 import torch
 
+from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.errors import UserError, first_line, nearest_names
-from mmdit.hub import out_of_reach
+from mmdit.hub import is_hub_id, out_of_reach
 from mmdit.storage.component import check_component, check_types, read_config
 from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
+from mmdit.storage.transformers_folder import check_image_processor, check_model, check_processor, check_tokenizer
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
+TEXT_ENCODERS = (
+    *("CLIPTextModel", "T5EncoderModel", "MT5EncoderModel", "UMT5EncoderModel"),
+    *(
+        "BertModel",
+        "DistilBertModel",
+        "RobertaModel",
+        "XLMRobertaModel",
+        "DebertaModel",
+        "DebertaV2Model",
+        "ElectraModel",
+    ),
+)
+MULTIMODAL = tuple(
+    f"{kind}ForConditionalGeneration" for kind in ("Llava", "Idefics3", "SmolVLM", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+)
+TOKENIZERS = ("CLIP", "T5", "Bert", "DistilBert", "Roberta", "XLMRoberta", "Deberta", "DebertaV2", "Electra", "Qwen2")
+FAST_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # component -> class -> library: all that a folder's index may name, besides the schedulers of diffusers
 COMPONENTS: dict[str, dict[str, str]] = {
     "transformer": {"MultimodalDiT": "mmdit.models.transformer"},
     "vae": {"AutoencoderKL": "diffusers"},
     SCHEDULER: {"FlowMatchEulerDiscreteScheduler": "diffusers", "EulerMaruyamaScheduler": "mmdit.flow.schedulers"},
+}
+# Components that a model may lack, all of transformers -> the classes that a folder's index may name.
+TRANSFORMERS = "transformers"
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "text_encoder": (*TEXT_ENCODERS, *MULTIMODAL),
+    "tokenizer": tuple(f"{kind}Tokenizer{fast}" for kind in TOKENIZERS for fast in ("", "Fast")) + FAST_TOKENIZERS,
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "image_processor": ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+    "processor": tuple(
+        f"{kind}Processor" for kind in ("Llava", "Idefics3", "SmolVLM", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL")
+    ),
+}
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "tokenizer": check_tokenizer,
+    "image_processor": check_image_processor,
+    "processor": check_processor,
 }
 _RECORDS = ("modalities", "id2label")
 MAX_TRAIN_TIMESTEPS = 100_000
@@ -50,7 +85,7 @@ def resolve_model(name: str | os.PathLike[str]) -> Path | str:
         return path
     if path.is_file():
         raise UserError(f"model {str(name)!r} is a file: give the folder that holds {INDEX}")
-    if str(name).count("/") == 1 and not str(name).startswith((".", "~", "/")):
+    if is_hub_id(str(name)):
         return str(name)
     known = f"bundled are {', '.join(nearest_names(str(name), bundled, 5))}" if bundled else "no model is bundled"
     raise UserError(
@@ -74,13 +109,19 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
         if path.suffix in _PICKLES:
             raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
     _check_index(index, folder / INDEX)
-    for name in COMPONENTS:
+    for name in (*COMPONENTS, *(name for name in OPTIONAL if _is_given(index.get(name)))):
         if name in passed:
             continue
         if not (folder / name).is_dir():
             raise UserError(f"{folder / name}: no such folder, though {INDEX} lists it")
         if name == SCHEDULER:
             check_scheduler(folder / name, *index[name])
+        elif name in OPTIONAL:
+            _check_shards(folder / name)
+            if name in CHECKS:
+                CHECKS[name](folder / name)
+            else:
+                _check_kind(check_model(folder / name), _class_of(*index[name]), folder / name)
         else:
             _check_shards(folder / name)
             check_component(folder / name, _class_of(*index[name]))
@@ -89,8 +130,8 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
 def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for name, value in index.items():
         is_component = isinstance(value, list) and not name.startswith("_")
-        if is_component and name not in (*COMPONENTS, *_RECORDS):
-            raise UserError(f"{path}: {name} is {value!r}; the components are {', '.join(COMPONENTS)}")
+        if is_component and name not in (*COMPONENTS, *OPTIONAL, *_RECORDS):
+            raise UserError(f"{path}: {name} is {value!r}; the components are {', '.join((*COMPONENTS, *OPTIONAL))}")
     for name, allowed in COMPONENTS.items():
         value = index.get(name)
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)):
@@ -99,6 +140,14 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
         if allowed.get(class_name) != library and not (name == SCHEDULER and _is_diffusers_scheduler(*value)):
             known = ", ".join(f"{known} of {where}" for known, where in allowed.items())
             raise UserError(f"{path}: {name} is {class_name} of {library}, which is never loaded: it can be {known}")
+    for name, classes in OPTIONAL.items():
+        value = index.get(name)
+        if value not in (None, [None, None]) and not (
+            isinstance(value, list) and len(value) == 2 and value[0] == TRANSFORMERS and value[1] in classes
+        ):
+            raise UserError(
+                f"{path}: {name} is {value!r}, which is never loaded: it can be, of {TRANSFORMERS}, {', '.join(classes)}"
+            )
     for name in _RECORDS:
         if not isinstance(index.get(name), dict | None):
             raise UserError(f"{path}: {name} is a {type(index[name]).__name__}; give an object or null")
@@ -108,6 +157,17 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for name, values in (index.get("modalities") or {}).items():
         if not isinstance(values, dict):
             raise UserError(f"{path}: modality {name!r} is a {type(values).__name__}; give an object")
+
+
+def _check_kind(config: Mapping[str, Any], cls: Any, folder: Path) -> None:
+    found, right = config.get("model_type"), cls.config_class.model_type
+    if found != right:
+        raise UserError(f"{folder / 'config.json'}: model_type is {found!r}, not {right!r}")
+
+
+def _is_given(value: Any) -> bool:
+    """Whether an index, whose form was checked, names a component; [null, null] = none."""
+    return isinstance(value, list) and value != [None, None]
 
 
 def _is_diffusers_scheduler(library: str, class_name: str) -> bool:
@@ -146,6 +206,36 @@ def check_scheduler(folder: Path, library: str, class_name: str) -> None:
         raise UserError(f"{path}: no scheduler has such settings ({first_line(error)})") from error
     if not descends:
         raise UserError(f"{path}: these settings give no steps from noise to data ({sigmas.tolist()})")
+
+
+def load_optional(folder: Path, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the components of transformers in a checked folder, but for those that ``kwargs`` (diffusers') replace.
+
+    diffusers could load them too; it would fill weights that are missing with random numbers.
+
+    Raises:
+        UserError: a component that can't be loaded; weights that are missing, left over, or not finite.
+    """
+    index, loaded = read_object(folder / INDEX), {}
+    for name in OPTIONAL:
+        if name in kwargs or not _is_given(index.get(name)):
+            continue
+        source, cls = PretrainedFolder(folder / name, {}, str(folder / name)), _class_of(*index[name])
+        if name in CHECKS:
+            loaded[name] = source.load(cls)
+            continue
+        dtype, variant = _dtype_of(name, kwargs), kwargs.get("variant")
+        has_variant = variant is not None and any((folder / name).glob(f"*.{variant}*.safetensors"))
+        loaded[name] = source.load_model(cls, dtype, variant if has_variant else None, alone=True)
+    return loaded
+
+
+def _dtype_of(name: str, kwargs: Mapping[str, Any]) -> torch.dtype:
+    """The precision that diffusers' arguments ask for."""
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(name, dtype.get("default"))
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _check_shards(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.pretrained import quiet
 from mmdit.errors import UserError, first_line
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import Given, place, settle
@@ -37,8 +38,10 @@ from mmdit.pipelines.limits import (
     check_call,
     predict_in_batches,
 )
-from mmdit.pipelines.loading import check_folder, download, resolve_model
+from mmdit.pipelines.loading import OPTIONAL, check_folder, download, load_optional, resolve_model
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
+from mmdit.pipelines.prompted import PromptsMixin
+from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
 from mmdit.pipelines.region import read_region
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
@@ -48,8 +51,8 @@ from mmdit.task import Role
 logger = logging.get_logger(__name__)
 
 
-class MultimodalDiTPipeline(DiffusionPipeline):
-    """Generates all modalities of an image from a class, or from any subset of the modalities the rest.
+class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
+    """Generates all modalities of an image from a class or a prompt, or from any subset of the modalities the rest.
 
     Args:
         transformer: the denoiser; its config says the modalities, their order, and what it predicts.
@@ -59,15 +62,19 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         modalities: name -> ``Modality`` (or its ``to_dict()``), for exactly the transformer's modalities; None = the
             defaults of ``MODALITIES``.
         id2label: class id -> name; None = classes have no names.
+        text_encoder, tokenizer, image_encoder, image_processor, processor: of transformers, frozen: what reads prompts, for
+            transformers whose conditioner takes them. "tiue" has a text encoder with its tokenizer, and for subjects' images
+            CLIP's image encoder with its processor; "interleaved" a multimodal LLM as ``text_encoder``, with its processor.
 
     ``modalities`` and ``id2label`` are saved in the folder. A second pipeline on the same weights is
     ``MultimodalDiTPipeline(**pipe.components, **pipe.parameters)``.
 
     Raises:
-        UserError: modalities that are not the transformer's, or a codec or statistics that don't fit.
+        UserError: modalities that are not the transformer's, or a codec, statistics or encoders that don't fit.
     """
 
-    model_cpu_offload_seq = "transformer->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = list(OPTIONAL)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
     transformer: MultimodalDiT
@@ -81,9 +88,21 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         modalities: dict[str, Any] | None = None,
         id2label: dict[Any, str] | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        image_encoder: Any = None,
+        image_processor: Any = None,
+        processor: Any = None,
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.register_optional(
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+            processor=processor,
+        )
         self._modalities = _ordered_modalities(transformer.config.modalities, modalities)
         names = {int(key): str(name) for key, name in (id2label or {}).items()}  # JSON makes the keys strings
         self._id2label = dict(sorted(names.items()))
@@ -96,6 +115,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if vae.config.latent_channels != transformer.config.in_channels:
             ours, theirs = transformer.config.in_channels, vae.config.latent_channels
             raise UserError(f"the transformer reads {ours} latent channels, the VAE makes {theirs}")
+        if text_encoder is not None:
+            self.prompt_encoder()  # fails here, not at the first prompt, where parts don't fit
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
@@ -120,9 +141,16 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         """Height and width in pixels that the transformer was built for."""
         return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The transformer's; encoders of prompts may have another."""
+        return self.transformer.dtype
+
     def weights_digest(self) -> str:
-        """16 hexadecimal digits that change with any weight of the transformer or the VAE, or with their dtype."""
-        return digest_tensors(self.transformer.state_dict(), self.vae.state_dict(), described=True)
+        """16 hexadecimal digits that change with any weight of a network, or with their dtype."""
+        networks = [self.transformer, self.vae, self.text_encoder, self.image_encoder]
+        states = [network.state_dict() for network in networks if network is not None]
+        return digest_tensors(*states, described=True)
 
     @property
     def execution_device(self) -> torch.device:
@@ -171,13 +199,16 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         if isinstance(folder, str):
             folder = download(super().download, folder, kwargs)
         check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
+        given = dict(kwargs)
+        if kwargs.get("device_map") is None:  # else diffusers places them, and loads them too
+            kwargs |= load_optional(folder, kwargs)
         try:
             pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
         except UserError as error:
             raise UserError(f"model {name!r} can't be loaded: {error}") from error
         except Exception as error:  # a folder is data: whatever it makes the libraries raise is about it
             raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        for component in {"transformer", "vae"} - set(kwargs):
+        for component in {"transformer", "vae"} - set(given):
             refuse_non_finite(getattr(pipeline, component), folder / component)
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
@@ -188,7 +219,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         """Save as diffusers does, always as safetensors: pickled weights could not be loaded again."""
         if not safe_serialization:
             logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
-        super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
+        self.register_modules(**self.components)  # one that was set later has an entry, too
+        with quiet():
+            super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
         share_weights(Path(save_directory))
 
     def enable_vae_slicing(self) -> None:
@@ -229,6 +262,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         prompt: Any = None,
+        subjects: Any = None,
+        negative_prompt: Any = None,
+        fusing_scale: float | None = None,
         mask: Any = None,
         num_estimation_steps: int = 1,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
@@ -246,7 +282,8 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.
             num_inference_steps: steps of the sampler; one is enough for understanding.
-            guidance_scale: classifier-free guidance on the class; 1 = off.
+            guidance_scale: classifier-free guidance on class and prompt, away from neither or from the negative prompt;
+                1 = off.
             guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
             condition_guidance_scale: guidance on the conditions, through their absence; 1 = off.
             condition_time: t at which conditions are held, 0 = clean; the model was trained with t_c in [0, 0.01].
@@ -260,7 +297,16 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after each step; what it returns
                 replaces the latents. It may set ``pipeline._interrupt``.
             callback_on_step_end_tensor_inputs: tensors the callback is given; "latents" (float32) is the only one.
-            prompt: what the transformer's conditioner reads besides class labels, or a list of these, one sample each.
+            prompt: a text, such as "a red torus left of a blue cone", or a list of texts, one sample each. ``{word}`` marks
+                the words that a subject's image stands for, ``{}`` an image without a word. Conditioners that are not ours
+                may take something else. Prompt and class label are both used; a prompt that names other categories than
+                its label's is refused.
+            subjects: word -> image (PIL, or (image, mask) with a mask (H, W), True = subject), or images in the order of the
+                braces; for a list of prompts a list of these. Images are read as ``conditions`` of rgb are.
+            negative_prompt: a text, or a list; guidance leads away from it instead of from no prompt. None or "" = none.
+            fusing_scale: α, how the prediction from text and subjects' images and the one from the text alone are fused: 0 =
+                text, 1 = images (UMM-Diffusion, arXiv 2303.09319, eq. 8). None = 0.5 where the conditioner can leave the
+                images out ("tiue"); refused for one that can't. Without images it changes nothing.
             mask: (H, W) of the conditions' size, True or 1 = generate anew, 0 = keep: array, tensor or PIL image (black =
                 keep). Every modality is generated inside and kept outside; those that are not in ``conditions`` are
                 estimated first. Outside, the given ones come back as they are.
@@ -287,7 +333,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
             tensor_inputs=callback_on_step_end_tensor_inputs,
             known_tensors=self._callback_tensor_inputs,
         )
-        Guidance(guidance_scale, condition_guidance_scale, guidance_interval)  # refuses bad values before any work
+        alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
+        guidance = (condition_guidance_scale, guidance_interval, alpha)
+        Guidance(guidance_scale, *guidance)  # refuses bad values before any work
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
@@ -300,34 +348,28 @@ class MultimodalDiTPipeline(DiffusionPipeline):
         conditions = {} if conditions is None else conditions
         region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        prompts = prompt if prompt is None or isinstance(prompt, list) else [prompt]
+        words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
         options = {"depth_values": depth_values}
         images = encode_conditions(conditions, self.codecs, height, width, may_differ, region=region, options=options)
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
-        batch = common_count(numbers if prompts is None else {**numbers, "prompt": len(prompts)}, "inputs")
+        batch = common_count({**numbers, **words.counts()}, "inputs")
+        check_labels(words, labels, self._id2label)
         check_call(batch * num_images, height, width)
         labels = repeated(labels, batch, num_images)
-        prompts = None if prompts is None else repeated(prompts, batch, num_images)
         images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
         batch = batch * num_images
         roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
         roles = roles.to(device).expand(batch, -1)  # (B, M)
 
         # 2. Prompt, noise, clean latents of the given modalities
-        conditioner = self.transformer.conditioner
-        conditioning = conditioner(conditioner.of_inputs(labels, prompts)).to(device)
-        null = None
-        if prompts is not None or any(label is not None for label in labels):
-            null = conditioner.null(batch).to(device)
+        branches = self._make_branches(words, labels)
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
         noise = initial_noise(latents, shape, generator, device)
         given = Given(clean_latents(codec, images, noise), noise, condition_time)
-        guidance = (condition_guidance_scale, guidance_interval)
         if region is not None and len(images) < len(self._modalities):
             # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
             estimated = self._denoise(
-                conditioner.null(batch).to(device),
-                None,
+                Branches(self.transformer.conditioner.null(batch).to(device)),
                 given,
                 roles,
                 guidance=guidance,
@@ -343,8 +385,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
         # 3. Denoise
         latents = self._denoise(
-            conditioning,
-            null,
+            branches,
             given,
             roles,
             guidance=guidance,
@@ -366,12 +407,11 @@ class MultimodalDiTPipeline(DiffusionPipeline):
 
     def _denoise(
         self,
-        conditioning: Conditioning,
-        null: Conditioning | None,
+        asked: Branches,
         given: Given,
         roles: Tensor,
         *,
-        guidance: tuple[float, tuple[float, float]],
+        guidance: tuple[float, tuple[float, float], float],
         num_inference_steps: int,
         generator: torch.Generator | list[torch.Generator] | None,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
@@ -379,7 +419,7 @@ class MultimodalDiTPipeline(DiffusionPipeline):
     ) -> Tensor:
         """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), the given ones in place.
 
-        ``guidance`` is the scale on the conditions and the interval; the scale on the prompt may change in a callback.
+        ``guidance``: the scale on the conditions, the interval, and α; the scale on the prompt may change in a callback.
         """
         latents, _ = place(given.noise, given, roles, 1.0)
 
@@ -402,7 +442,9 @@ class MultimodalDiTPipeline(DiffusionPipeline):
                     continue
                 t = sigmas[i]
                 scales = Guidance(self._guidance_scale, *guidance)  # a callback may have changed the first
-                guided = guided_velocity(velocity, conditioning, null, roles, guidance=scales, t=t)
+                guided = guided_velocity(
+                    velocity, asked.conditioning, asked.null, roles, guidance=scales, t=t, text=asked.text
+                )
                 latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
                 finite.see(latents, i)
                 # The scheduler moved the given latents too: put them back on their path, at the time reached.

@@ -1,7 +1,8 @@
 """What each sample of a split was made from, so that one whose source was changed is made again.
 
-``<split>/sources.jsonl`` has a line per sample: {"id", "size", "time", "digest"} of the file it comes from. While processes
-work each appends to its own part, ``sources-0.part.jsonl``; the parts are joined at the end, or by the next run.
+``<split>/sources.jsonl`` has a line per sample: {"id", "size", "time", "digest"} of the file it comes from, and "note" where
+it comes from something else too. While processes work each appends to its own part, ``sources-0.part.jsonl``; the parts are
+joined at the end, or by the next run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from mmdit.storage.file_state import FileState, read_state
 from mmdit.storage.files import atomic_file
 from mmdit.storage.json_text import parse_json
 
-NAME = "sources.jsonl"
-
 
 class SourceRecords:
     """The records of one split, as they are on disk when this is built.
@@ -24,23 +23,37 @@ class SourceRecords:
     Args:
         folder: of the split.
         rank: of this process, among those that write.
+        name: of the file, without its suffix.
     """
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
-        self.folder = folder
-        self.part = folder / f"sources-{rank}.part.jsonl"
-        self._known = dict(_read(folder / NAME))
+    def __init__(self, folder: Path, rank: int = 0, name: str = "sources") -> None:
+        self.folder, self.name = folder, name
+        self.path = folder / f"{name}.jsonl"
+        self.part = folder / f"{name}-{rank}.part.jsonl"
+        self._known: dict[str, FileState] = {}
+        self._notes: dict[str, str] = {}
         # Of what several runs wrote into parts the latest change counts.
-        parts = sorted(folder.glob("sources-*.part.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-        for path in parts:
-            self._known.update(_read(path))
+        for path in [self.path, *sorted(self._parts(), key=lambda path: path.stat().st_mtime_ns)]:
+            for sample_id, state, note in _read(path):
+                self._set(sample_id, state, note)
 
-    def is_current(self, sample_id: str, source: str | Path, made: Path) -> bool:
-        """Tell whether ``made`` was made from ``source`` as it is now.
+    def _parts(self) -> list[Path]:
+        return list(self.folder.glob(f"{self.name}-*.part.jsonl"))
+
+    def _set(self, sample_id: str, state: FileState, note: str) -> None:
+        self._known[sample_id] = state
+        self._notes.pop(sample_id, None)
+        if note:
+            self._notes[sample_id] = note
+
+    def is_current(self, sample_id: str, source: str | Path, made: Path, note: str = "") -> bool:
+        """Tell whether ``made`` was made from ``source`` as it is now, and with the same ``note``.
 
         A sample that no record is of, as in datasets of older versions, is current if it is not older than its source.
         """
         known = self._known.get(sample_id)
+        if self._notes.get(sample_id, "") != note:
+            return False
         if known is None:
             try:
                 if os.stat(made).st_mtime_ns < os.stat(source).st_mtime_ns:
@@ -56,15 +69,14 @@ class SourceRecords:
         self._known[sample_id] = state
         return True
 
-    def add(self, sample_id: str, state: FileState) -> None:
-        """Record a sample that has just been made."""
-        self._known[sample_id] = state
+    def add(self, sample_id: str, state: FileState, note: str = "") -> None:
+        """Record a sample that has just been made. ``note``: a short text for what else decided it, such as a digest."""
+        self._set(sample_id, state, note)
         self.folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"id": sample_id, **state._asdict()}) + "\n"
         # One write, so that only the last line can be cut off; readers skip what is not a whole line.
         descriptor = os.open(self.part, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(descriptor, line.encode())
+            os.write(descriptor, self._line(sample_id))
         except OSError as error:
             error.filename = os.fspath(self.part)
             raise
@@ -73,19 +85,25 @@ class SourceRecords:
 
     def join(self, ids: Iterable[str]) -> None:
         """Write the records of ``ids`` as one file; for the one process that is left when all have ended their work."""
-        latest = SourceRecords(self.folder)
-        latest._known = {**self._known, **latest._known}
-        kept = [(sample_id, latest._known[sample_id]) for sample_id in ids if sample_id in latest._known]
+        latest = SourceRecords(self.folder, name=self.name)
+        for sample_id in self._known.keys() - latest._known.keys():
+            latest._set(sample_id, self._known[sample_id], self._notes.get(sample_id, ""))
+        kept = [sample_id for sample_id in ids if sample_id in latest._known]
         if not kept:
             return
-        with atomic_file(self.folder / NAME) as file:
-            for sample_id, state in kept:
-                file.write((json.dumps({"id": sample_id, **state._asdict()}) + "\n").encode())
-        for path in self.folder.glob("sources-*.part.jsonl"):
+        with atomic_file(self.path) as file:
+            for sample_id in kept:
+                file.write(latest._line(sample_id))
+        for path in self._parts():
             path.unlink()
 
+    def _line(self, sample_id: str) -> bytes:
+        note = self._notes.get(sample_id)
+        values = {"id": sample_id, **self._known[sample_id]._asdict()} | ({"note": note} if note else {})
+        return json.dumps(values).encode() + b"\n"
 
-def _read(path: Path) -> Iterator[tuple[str, FileState]]:
+
+def _read(path: Path) -> Iterator[tuple[str, FileState, str]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -93,6 +111,7 @@ def _read(path: Path) -> Iterator[tuple[str, FileState]]:
             try:
                 values = parse_json(line)
                 size, time, digest = values["size"], values["time"], values["digest"]
-                yield str(values["id"]), FileState(int(size), int(time), str(digest))
-            except (ValueError, KeyError, TypeError):
+                state, note = FileState(int(size), int(time), str(digest)), str(values.get("note", ""))
+                yield str(values["id"]), state, note
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue

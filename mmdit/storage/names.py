@@ -34,6 +34,25 @@ def shorten(name: str, text: str, limit: int = MAX_BYTES) -> str:
     return f"{content[: limit - 9].decode('utf-8', 'ignore')}_{digest}"
 
 
+def nested_name(text: str, suffixes: Sequence[str], limit: int = MAX_BYTES) -> str:
+    """Turn an id into a path below a folder, without a suffix: the id itself where it is such a path, else a safe name.
+
+    A name made safe ends in a hash of the whole id, so that two ids have two names. None leaves the folder, is hidden, or
+    needs a folder that has the name of another id's file.
+
+    Args:
+        text: an id; "/" parts folders.
+        suffixes: of the files that are named so, which no folder's name may end with.
+        limit: bytes of each part.
+    """
+    *folders, _ = parts = text.split("/")
+    is_path = all(part and not part.startswith(".") and len(part.encode(errors="replace")) <= limit for part in parts)
+    if is_path and text.isprintable() and not any(folder.endswith(tuple(suffixes)) for folder in folders):
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{safe_name(text)[: MAX_BYTES // 8]}_{digest}"
+
+
 def number_repeats(names: Sequence[str], ignore_case: bool = True) -> list[str]:
     """Add "_2", "_3", … to names that came before, upper and lower case alike; a name so made never meets another."""
     key = _folded if ignore_case else str

@@ -29,6 +29,7 @@ __all__ = [
     "CLIPConfig",
     "CaptionerConfig",
     "DataConfig",
+    "DetectorConfig",
     "EMAConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -353,6 +354,21 @@ class CLIPConfig:
 
 
 @dataclass
+class DetectorConfig:
+    """The small U-Net of recipe "detector", which judges what prompts made.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        channels: of each level, multiples of 8; each level after the first halves the size.
+        blocks: residual blocks of each level on the way down.
+    """
+
+    patch_size: Layers = 4
+    channels: list[Width] = field(default_factory=lambda: [48, 96, 96])
+    blocks: list[Layers] = field(default_factory=lambda: [2, 3, 3])
+
+
+@dataclass
 class CaptionerConfig:
     """The small multimodal LLM of recipe "captioner": a ViT, a connector and a Llama.
 
@@ -386,12 +402,13 @@ class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher, clip or captioner.
+        recipe: what is trained: transformer, autoencoder, teacher, clip, captioner or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
+        detector: the U-Net, for recipe detector.
         captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.
         task: which tasks are mixed.
@@ -410,6 +427,7 @@ class TrainingConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -185,14 +185,16 @@ def test_encode_names_all_bad_samples_or_leaves_them_out(mmdit, make_dataset, ti
     assert json.loads((tmp_path / "latents/train/index.json").read_text()) == {"shards": [{"ids": ["000", "002"]}]}
 
 
-@pytest.mark.parametrize("command", ["encode", "label", "render", "hypersim"])
+@pytest.mark.parametrize("command", ["encode", "label", "prompts", "render", "hypersim"])
 def test_counts_that_cannot_be_meant_are_refused(mmdit, make_dataset, command):
     paths = {
         "encode": ("--data", make_dataset(num_samples=1)),
         "label": ("--images", "."),
+        "prompts": ("--data", "."),
         "render": (),
         "hypersim": ("--source", "."),
     }
-    result = mmdit("data", command, "--output", "out", *paths[command], "--num_workers", 10**9)
+    output = () if command == "prompts" else ("--output", "out")
+    result = mmdit("data", command, *output, *paths[command], "--num_workers", 10**9)
     assert result.code == 2
     assert "1000000000" in result.error

@@ -55,7 +55,7 @@ def test_version(mmdit):
         (["genrate"], "did you mean 'generate'?"),
         (["data"], "give one of render, label, hypersim, encode, check"),
         (["data", "rendr"], "did you mean 'data render'?"),
-        (["generate"], "missing CATEGORY"),
+        (["understand"], "missing IMAGE_OR_DIR"),
         (["generate", "torus", "--num_image", "3"], "unknown option '--num_image': did you mean '--num_images'?"),
         (["generate", "torus", "--num_images", "x"], "--num_images is x: give a whole number, at least 1"),
         (["generate", "torus", "--num_images"], "--num_images: expected one argument"),

@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_encoders import make_bert
+from safetensors.torch import load_file, save_file
+from tiny_encoders import make_bert, make_tokenizer, save_clip
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from mmdit.encoders.prompts import PromptEncoder, SubjectEncoder, subject_image
+from mmdit.encoders.prompts import (
+    PromptEncoder,
+    SubjectEncoder,
+    load_prompt_encoder,
+    make_prompt_encoder,
+    subject_image,
+)
+from mmdit.encoders.subjects import load_image_encoder
+from mmdit.encoders.text import load_text_encoder
 from mmdit.errors import UserError
 from mmdit.models.tiue import PromptInputs, TIUEConditioner
 from mmdit.prompt import parse
@@ -89,3 +98,76 @@ def test_bad_subjects(encoder, prompt, told):
 def test_images_for_a_model_of_text(subjects):
     with pytest.raises(UserError, match="takes no subjects' images"):
         PromptEncoder(make_bert())([parse("a {torus}", [_picture(0)])])
+
+
+def test_one_clip_folder_serves_text_and_images(tmp_path):
+    """The same embeddings as the whole model's own, from one folder or from two."""
+    model = save_clip(tmp_path).eval()
+    encoder = load_prompt_encoder("tiue", str(tmp_path))
+    picture = _picture(0)
+    pixels = encoder.subjects.processor(images=picture, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model.visual_projection(model.vision_model(pixels).pooler_output)
+    torch.testing.assert_close(encoder.subjects([picture]), expected)
+    tokens = encoder.text.tokenize([parse("a red torus")])
+    with torch.no_grad():
+        states = model.text_model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
+    torch.testing.assert_close(encoder.text(tokens).states, states)
+    apart = load_prompt_encoder("tiue", str(tmp_path), str(tmp_path))
+    assert torch.equal(apart.subjects([picture]), encoder.subjects([picture]))
+    assert set(encoder.components) == {"text_encoder", "tokenizer", "image_encoder", "image_processor"}
+    again = make_prompt_encoder("tiue", encoder.components)
+    assert torch.equal(again.text(tokens).states, encoder.text(tokens).states)
+    assert encoder.widths == {"text_width": 16, "image_width": 6}
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_a_text_encoder_alone(tmp_path):
+    make_bert().model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    encoder = load_prompt_encoder("tiue", str(tmp_path))
+    assert encoder.subjects is None
+    assert set(encoder.components) == {"text_encoder", "tokenizer"}
+    with pytest.raises(UserError, match=r"image encoder .* is a 'bert': give a CLIP model"):
+        load_prompt_encoder("tiue", str(tmp_path), str(tmp_path))
+
+
+@pytest.mark.parametrize("load", [load_text_encoder, load_image_encoder])
+def test_an_unreachable_hub_says_what_is_needed(load, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        load("someone/encoder")
+    for part in ("'someone/encoder' can't be fetched", "the Hub can't be reached", "config.json", "hf download"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    save_clip(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    for name in ("visual_projection.weight", "text_model.final_layer_norm.weight"):
+        save_file({key: value for key, value in weights.items() if key != name}, path, metadata={"format": "pt"})
+        load = load_image_encoder if name.startswith("visual") else load_text_encoder
+        with pytest.raises(UserError, match=f"its weights lack 1 tensors, first '{name.removeprefix('text_model.')}'"):
+            load(str(tmp_path))
+
+
+def test_check_is_forward_without_networks(encoder):
+    encoder.check([parse("a red {torus}", [_picture(0)]), None])
+    for prompt in (parse("a torrus"), parse("a {torus}", ["x.png"]), parse("{} {} {}", [_picture(0)] * 3)):
+        with pytest.raises(UserError):
+            encoder.check([prompt])
+
+
+def test_repeated_prompts(encoder):
+    prompts = [parse("a {torus}", [_picture(0)]), parse("a red cone left of a {cone}", [_picture(1)])]
+    encoded = encoder(prompts)
+    twice = encoded.repeat(2)
+    words = torch.randn(2, encoder.text.width)
+    assert torch.equal(twice.restate(words), encoded.restate(words)[[0, 0, 1, 1]])
+    assert torch.equal(twice.states, encoded.states[[0, 0, 1, 1]])
+    moved = encoded.to(dtype=torch.float64)
+    assert {moved.states.dtype, moved.subject_embeddings.dtype, moved.restate(words).dtype} == {torch.float64}
+    assert moved.mask.dtype == torch.bool

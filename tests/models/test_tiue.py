@@ -96,7 +96,7 @@ def test_gradients_reach_the_pseudo_words_of_their_own_sample(conditioner, promp
     assert conditioner.pseudo_word[0].weight.grad.abs().sum() > 0
     conditioner.zero_grad()
     conditioner(PromptInputs(LABELS, prompts.text_only())).tokens.square().sum().backward()
-    assert conditioner.pseudo_word[0].weight.grad is None
+    assert not conditioner.pseudo_word[0].weight.grad.any()
 
 
 def test_in_the_transformer_no_prompt_is_the_class_model(prompts):
@@ -126,3 +126,13 @@ def test_in_the_transformer_no_prompt_is_the_class_model(prompts):
 
 def test_it_is_in_the_table():
     assert CONDITIONERS["tiue"] is TIUEConditioner
+
+
+def test_weights_of_pseudo_words_have_a_gradient_without_subjects(conditioner, prompts):
+    """Of zero, and the tokens are the same: DistributedDataParallel waits for the gradient of every weight."""
+    text = prompts.text_only()
+    expected = conditioner.eval()(PromptInputs(LABELS, text)).tokens
+    tokens = conditioner.train()(PromptInputs(LABELS, text)).tokens
+    assert torch.equal(tokens, expected)
+    tokens.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in conditioner.pseudo_word.parameters())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -31,7 +31,13 @@ def _randomise(model: torch.nn.Module, std: float) -> None:
 def make_pipeline() -> Callable[..., MultimodalDiTPipeline]:
     """A tiny pipeline with random weights: 32 x 32 pixels, latents 4 x 8 x 8, a VAE behind a 2 x pixel-unshuffle."""
 
-    def make(scheduler: str = "euler", names: bool = True, zero: bool = False, **config: Any) -> MultimodalDiTPipeline:
+    def make(
+        scheduler: str = "euler",
+        names: bool = True,
+        zero: bool = False,
+        components: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> MultimodalDiTPipeline:
         torch.manual_seed(0)
         values = {"sample_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": len(NAMES)}
         transformer = MultimodalDiT(**(values | config)).eval()
@@ -54,7 +60,9 @@ def make_pipeline() -> Callable[..., MultimodalDiTPipeline]:
         if "segmentation" in modalities:
             modalities["segmentation"] = modalities["segmentation"].replace(classes=CLASSES)
         id2label = dict(enumerate(NAMES)) if names else None
-        pipe = MultimodalDiTPipeline(transformer, vae, make_scheduler(scheduler), modalities, id2label)
+        pipe = MultimodalDiTPipeline(
+            transformer, vae, make_scheduler(scheduler), modalities, id2label, **(components or {})
+        )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -64,3 +72,21 @@ def make_pipeline() -> Callable[..., MultimodalDiTPipeline]:
 @pytest.fixture
 def pipe(make_pipeline: Callable[..., MultimodalDiTPipeline]) -> MultimodalDiTPipeline:
     return make_pipeline()
+
+
+@pytest.fixture
+def make_prompted(make_pipeline: Callable[..., MultimodalDiTPipeline]) -> Callable[..., MultimodalDiTPipeline]:
+    """A tiny pipeline that takes prompts of text and subjects, with a text encoder of this kind."""
+    from tiny_encoders import make_prompt_encoder
+
+    def make(kind: str = "bert") -> MultimodalDiTPipeline:
+        settings = {"text_width": 16, "image_width": 6}
+        components = make_prompt_encoder(kind).components
+        return make_pipeline(components=components, block="cross", conditioner="tiue", conditioner_settings=settings)
+
+    return make
+
+
+@pytest.fixture
+def prompted(make_prompted: Callable[..., MultimodalDiTPipeline]) -> MultimodalDiTPipeline:
+    return make_prompted()

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdit.storage.names import MAX_BYTES, number_repeats, path_of, safe_name, text_of
+from mmdit.storage.names import MAX_BYTES, nested_name, number_repeats, path_of, safe_name, text_of
 
 
 def test_safe_name():
@@ -77,3 +77,31 @@ def test_names_do_not_depend_on_the_locale(tmp_path):
     )
     assert found.stdout.strip() == ascii("né")
     assert os.listdir(os.fsencode(tmp_path)) == ["né".encode()]
+
+
+def test_ids_as_paths_below_a_folder():
+    suffixes = (".json", ".png")
+    for plain in ("000001", "n01/a", "é/ü 1", "a.png", "a.b/c"):
+        assert nested_name(plain, suffixes) == plain
+    others = [
+        "..",
+        "../a",
+        "/a",
+        "a//b",
+        "a/",
+        "",
+        ".a",
+        "a/.b",
+        "a.png/b",
+        "a\nb",
+        "a\0",
+        "x" * 201,
+        "ü" * 101,
+        "a/../b",
+    ]
+    made = [nested_name(text, suffixes) for text in others]
+    assert len({*made, *others}) == 2 * len(others)
+    for name in made:
+        assert "/" not in name
+        assert not name.startswith(".")
+        assert len(name.encode()) <= MAX_BYTES

@@ -20,6 +20,7 @@ from mmdit.training.config import (
     ObjectiveConfig,
     OptimizerConfig,
     PreviewConfig,
+    PromptsConfig,
     TrainerConfig,
     TrainingConfig,
 )
@@ -48,16 +49,25 @@ def train(
     devices: int = 1,
     precision: str = "32-true",
     source: str | None = None,
+    prompts: list[str] | None = None,
 ) -> None:
     """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
     Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, activation checkpointing.
+    ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without alignment.
     """
+    model = ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True)
+    data, settings = DataConfig(batch_size=4), None
+    if prompts is not None:
+        model.block, model.conditioner = "cross", "tiue"
+        data = DataConfig(path=prompts[1], batch_size=4, val_split=None)
+        settings = PromptsConfig(prompts[0], prompts[2], label_share=0.5, label_alone_share=0.5)
     config = TrainingConfig(
-        model=ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True),
-        data=DataConfig(batch_size=4),
+        model=model,
+        data=data,
+        prompts=settings,
         objective=ObjectiveConfig(prediction="sample", timesteps="mixed"),
-        alignment=AlignmentConfig(depth=1, hidden_size=16),
+        alignment=AlignmentConfig(depth=1, hidden_size=16) if prompts is None else None,
         optimizer=OptimizerConfig(name="muon", lr=1e-3, warmup_steps=1, schedule="linear"),
         trainer=TrainerConfig(
             max_steps=2,

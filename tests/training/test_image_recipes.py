@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
+from mmdit.encoders.scene_detector import SceneDetector
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -20,6 +21,7 @@ from mmdit.training.config import (
     AlignmentConfig,
     AutoencoderConfig,
     DataConfig,
+    DetectorConfig,
     ModelConfig,
     OptimizerConfig,
     TeacherConfig,
@@ -78,6 +80,27 @@ def test_teacher_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, t
     assert teacher.features(torch.zeros(1, 3, 16, 16)).shape == (1, 4, 16)
     config.model.modalities = ["rgb", "depth"]
     with pytest.raises(UserError, match="has no normal"):
+        build_run(config)
+
+
+def test_detector_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:
+    config = tiny_config(
+        max_steps=3,
+        recipe="detector",
+        model=ModelConfig(modalities=["rgb", "segmentation"]),
+        detector=DetectorConfig(patch_size=2, channels=[8, 8], blocks=[1, 1]),
+        data=DataConfig(str(make_dataset()), batch_size=2, val_split=None),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-3),
+    )
+    folder = fit(build_run(config), config.trainer, config.ema, tmp_path / "run", None)
+    detector = SceneDetector.from_pretrained(folder)
+    assert detector.labels == ("floor", "wall", "torus")
+    assert detector(torch.zeros(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    config.detector.patch_size = 32
+    with pytest.raises(UserError, match=r"a multiple of 64: those in .* are 16 x 16"):
+        build_run(config)
+    config.model.modalities = ["rgb", "depth"]
+    with pytest.raises(UserError, match="has no segmentation"):
         build_run(config)
 
 

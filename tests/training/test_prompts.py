@@ -65,7 +65,7 @@ def test_clip_learns_and_reads_prompts(dataset: Path, tmp_path: Path, tiny_confi
     assert {"loss", "text", "subject", "accuracy"} == set(after)
     assert float(after["text"]) < float(before["text"]) - 0.3
     encoder = PromptEncoder.load(str(folder))
-    prompts = [parse("a {torus} left of a object", [torch_image()]), parse("a red cone")]
+    prompts = [parse("a {torus} left of a object", [torch_image()]), parse("a pink cone")]
     encoded = encoder(prompts)
     assert encoded.states.shape[2] == encoder.widths["text_width"] == 16
     assert encoded.subject_embeddings.shape == (1, 16)
@@ -142,8 +142,10 @@ def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_f
     first = run_to_end(make_config(clip), tmp_path / "first")
     pipe = MultimodalDiTPipeline.from_pretrained(first)
     moved = pipe.modalities["depth"].replace(latents_mean=(1.0,) * 4, latents_std=(2.0,) * 4)
-    changed = {"rgb": pipe.modalities["rgb"], "depth": moved}
-    MultimodalDiTPipeline(**pipe.components, modalities=changed).save_pretrained(tmp_path / "moved")
+    changed = {**pipe.modalities, "depth": moved}
+    MultimodalDiTPipeline(**pipe.components, modalities=changed, id2label=pipe.id2label).save_pretrained(
+        tmp_path / "moved"
+    )
     model = ModelConfig(size="debug", block="cross", conditioner="tiue", pretrained=str(tmp_path / "moved"))
     data = DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split=None, whitening="pretrained")
     module = build_run(make_config(clip, model=model, data=data)).module

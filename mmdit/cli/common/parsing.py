@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import os
 import re
 import sys
@@ -72,7 +73,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         ]
 
     def _complete_lists(self, args: Sequence[str]) -> list[str]:
-        """``--given a`` as ``--given+=a``, which appends; a whole list in brackets, or null, stays."""
+        """``--given a`` as ``--given+=["a"]``, which appends; a whole list in brackets, or null, stays."""
         lists = {
             option
             for action in self._actions
@@ -88,7 +89,9 @@ class CommandParser(jsonargparse.ArgumentParser):
                 done.append(word)
                 continue
             value = value if mark else next(words, "")
-            done.append(f"{option}={value}" if value.startswith("[") or value == "null" else f"{option}+={value}")
+            whole = value.startswith("[") or value == "null"
+            # quoted: a word such as "- a" or "#a" would be YAML of its own
+            done.append(f"{option}={value}" if whole else f"{option}+={json.dumps([value], ensure_ascii=False)}")
         return done
 
     def option_names(self) -> list[str]:
@@ -163,7 +166,8 @@ def build_parser(
     Args:
         function: typed, with a docstring in Google's style that describes every argument.
         prog: what the user typed before the arguments.
-        positional: names of arguments that are given without an option name; a list takes one value or more.
+        positional: names of arguments that are given without an option name; a list takes one value or more, with a default
+            none too.
         config: whether YAML files may be given with ``--config``, each over the ones before it.
     """
     documentation = docstring_parser.parse(inspect.getdoc(function) or "")
@@ -184,7 +188,9 @@ def build_parser(
     hints = typing.get_type_hints(function)
     for name in positional:
         is_list = typing.get_origin(hints[name]) is list
-        options = {"nargs": "+", "type": str} if is_list else {"type": hints[name]}
+        default = inspect.signature(function).parameters[name].default
+        many = {"nargs": "+"} if default is inspect.Parameter.empty else {"nargs": "*", "default": list(default)}
+        options = {"type": str, **many} if is_list else {"type": hints[name]}
         parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
     parser.sections = sections_of(parser)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 
 from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
+from mmdit.cli.common.prompts import TypedPrompt, prompt_names
+from mmdit.errors import UserError
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.progress import Progress
@@ -25,6 +28,7 @@ from mmdit.storage.names import number_repeats, safe_name
 
 Arrays = dict[str, np.ndarray]
 Request = dict[str, Any]
+UNCONDITIONAL = "unconditional"
 
 
 class NumberedRequests(Mapping[str, Request]):
@@ -77,6 +81,50 @@ def category_names(pipe: MultimodalDiTPipeline) -> list[str]:
     counts = Counter(name.casefold() for name in names)  # some file systems ignore case
     told = [f"{name}_{index}" if counts[name.casefold()] > 1 else name for index, name in enumerate(names)]
     return number_repeats(told)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What samples of one name are of.
+
+    Args:
+        name: of their folders, without the seed.
+        label, category: class id and name, None = none.
+        prompt: None = none.
+        words: what their requests say of the prompt.
+    """
+
+    name: str
+    label: int | None = None
+    category: str | None = None
+    prompt: TypedPrompt | None = None
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+
+def asked_for(pipe: MultimodalDiTPipeline, categories: Sequence[str], prompts: Sequence[TypedPrompt]) -> list[Asked]:
+    """Pair categories and prompts: one of either counts for all of the other. With neither: unconditional samples.
+
+    Raises:
+        UserError: an unknown category, or different numbers of both.
+    """
+    if len(categories) > 1 and len(prompts) > 1 and len(categories) != len(prompts):
+        raise UserError(
+            f"{len(categories)} categories and {len(prompts)} prompts: give as many of each, or one for all of the other"
+        )
+    count = max(1, len(categories), len(prompts))
+    stems = category_names(pipe)
+    found: list[tuple[int, str] | None] = [resolve_category(pipe, category) for category in categories] or [None]
+    typed: list[TypedPrompt | None] = [*prompts] or [None]
+    words = {prompt: prompt.request() for prompt in prompts}
+    names = dict(zip(prompts, prompt_names(prompts), strict=True))
+    asked = []
+    for pair, prompt in zip(found * (count // len(found)), typed * (count // len(typed)), strict=True):
+        parts = [] if pair is None else [stems[pair[0]]]
+        parts += [] if prompt is None else [names[prompt]]
+        label, category = pair or (None, None)
+        made = {} if prompt is None else words[prompt]
+        asked.append(Asked("_".join(parts) or UNCONDITIONAL, label, category, prompt, made))
+    return asked
 
 
 def run_pipeline(

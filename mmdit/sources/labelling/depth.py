@@ -16,8 +16,9 @@ import torch
 from diffusers import MarigoldDepthPipeline
 from transformers import AutoImageProcessor, DepthAnythingForDepthEstimation
 
-from mmdit.sources.labelling.labeller import Labeller, load_processor, load_transformers
+from mmdit.sources.labelling.labeller import Labeller
 from mmdit.sources.labelling.marigold import MarigoldRunner
+from mmdit.sources.labelling.network import load_processor, load_transformers
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
 
@@ -53,10 +54,6 @@ class DepthAnythingLabeller(Labeller):
         self.metric = self.model.config.depth_estimation_type == "metric"
         # Metres in steps of a millimetre, or of more where the range needs it (80 m outdoors: 2 mm).
         self.depth_scale = 0.001 * math.ceil(self.model.config.max_depth / 65.535) if self.metric else RELATIVE_SCALE
-
-    def to(self, device: torch.device) -> None:
-        self.device = device
-        self.model.to(device)
 
     @torch.no_grad()
     def label(self, images: Sequence[np.ndarray], ids: Sequence[str]) -> list[np.ndarray]:

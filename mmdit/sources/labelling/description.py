@@ -81,14 +81,22 @@ def describe(
     images_licences = ", ".join(dict.fromkeys(source["licence"] for source in sources.values()))
     values["licence"] = "; ".join(
         [f"images {images_licences}", *(f"{name} labels by a model under {labels[name]['licence']}" for name in labels)]
+        + ([prompts_licence(provenance["prompts"])] if "prompts" in provenance else [])
     )
     values["provenance"] = {
         **settings,
         "images": sources,
         "labels": labels,
         "versions": {name: version_of(name) for name in VERSIONED},
+        **{key: provenance[key] for key in ("prompts",) if key in provenance},
     }
     return values
+
+
+def prompts_licence(splits: Mapping[str, Any]) -> str:
+    """What a dataset's licence says of its prompts: those of the models that made them. ``splits``: the record of each."""
+    networks = [network for split in splits.values() for network in split["networks"].values()]
+    return "prompts by models under " + ", ".join(dict.fromkeys(network["licence"] for network in networks))
 
 
 def save_description(root: Path, values: Mapping[str, Any]) -> None:

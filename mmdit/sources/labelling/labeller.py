@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from mmdit.errors import UserError, one_line
+from mmdit.sources.labelling.network import FrozenNetwork
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
-from mmdit.storage.component import read_object
-from mmdit.storage.names import text_of
 
 
-class Labeller(ABC):
+class Labeller(FrozenNetwork, ABC):
     """A frozen network that labels images. A label depends on its image and id alone, not on the batch it is in.
 
     Args:
@@ -32,13 +29,7 @@ class Labeller(ABC):
     classes: list[dict[str, Any]] | None = None
 
     def __init__(self, source: ModelSource, settings: LabellerSettings) -> None:
-        self.source = source
-        self.dtype: torch.dtype = getattr(torch, settings.dtype)
-        self.device = torch.device("cpu")
-
-    @abstractmethod
-    def to(self, device: torch.device) -> None:
-        """Move the network."""
+        super().__init__(source, settings.dtype)
 
     @abstractmethod
     def label(self, images: Sequence[np.ndarray], ids: Sequence[str]) -> list[np.ndarray]:
@@ -51,70 +42,3 @@ class Labeller(ABC):
         Returns:
             depth: (H, W) float32; normal: (H, W, 3) float32; segmentation: (H, W) int64.
         """
-
-    def facts(self) -> Mapping[str, Any]:
-        """Return what decides the labels besides the weights, as JSON values."""
-        return {}
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what dataset.json says of these labels."""
-        return {
-            "model": text_of(self.source.name),
-            "kind": self.source.kind,
-            "revision": self.source.revision,
-            "licence": self.source.licence,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            **self.facts(),
-        }
-
-
-def load_transformers(auto_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:
-    """Load a frozen transformers model from a folder. Raises UserError where weights are missing or damaged."""
-    try:
-        model, info = auto_class.from_pretrained(
-            source.folder,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,  # unset, transformers asks on the terminal
-        )
-    except Exception as error:  # damaged weights surface as OSError, ValueError, RuntimeError or safetensors' own type
-        raise _unloadable(source, error) from error
-    if info["missing_keys"]:
-        first = sorted(info["missing_keys"])[0]
-        raise UserError(f"{source.name}: its weights lack {len(info['missing_keys'])} tensors, first {first!r}")
-    return model.eval().requires_grad_(False)
-
-
-def load_processor(auto_class: Any, source: ModelSource) -> Any:
-    """Load what prepares a transformers model's input. Raises UserError where it is missing."""
-    try:
-        return auto_class.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise _unloadable(source, error) from error
-
-
-def load_diffusers(pipeline_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:
-    """Load a diffusers pipeline from a folder. Raises UserError where parts are missing or damaged."""
-    _refuse_other_libraries(source)
-    try:
-        return pipeline_class.from_pretrained(
-            source.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:
-        raise _unloadable(source, error) from error
-
-
-def _refuse_other_libraries(source: ModelSource) -> None:
-    """diffusers imports whatever library a pipeline's index names for a part: it may be one of these two."""
-    for name, part in read_object(source.folder / "model_index.json").items():
-        if name.startswith("_") or not isinstance(part, list):
-            continue
-        library = part[0] if len(part) == 2 else part
-        if library not in (None, "diffusers", "transformers") or not isinstance(part[1], str | None):
-            raise UserError(f"{source.name}: its {name} is {part!r}; parts are classes of diffusers or transformers")
-
-
-def _unloadable(source: ModelSource, error: Exception) -> UserError:
-    return UserError(f"{source.name}: can't be loaded from {source.folder}: {one_line(error)}")

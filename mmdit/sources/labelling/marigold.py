@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdit.errors import UserError
-from mmdit.sources.labelling.labeller import load_diffusers
+from mmdit.sources.labelling.network import load_diffusers
 from mmdit.sources.labelling.settings import MarigoldSettings
 from mmdit.sources.labelling.source import ModelSource
 

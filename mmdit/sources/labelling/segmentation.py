@@ -19,7 +19,8 @@ from transformers import (
 
 from mmdit.errors import UserError
 from mmdit.modalities.palette import class_palette, generic_palette
-from mmdit.sources.labelling.labeller import Labeller, load_processor, load_transformers
+from mmdit.sources.labelling.labeller import Labeller
+from mmdit.sources.labelling.network import load_processor, load_transformers
 from mmdit.sources.labelling.settings import LabellerSettings
 from mmdit.sources.labelling.source import ModelSource
 
@@ -121,10 +122,6 @@ class UniversalSegmentationLabeller(Labeller):
             {"id": i, "name": name, "color": color.tolist()}
             for (i, name), color in zip(sorted(names.items()), colors, strict=True)
         ]
-
-    def to(self, device: torch.device) -> None:
-        self.device = device
-        self.model.to(device)
 
     @torch.no_grad()
     def label(self, images: Sequence[np.ndarray], ids: Sequence[str]) -> list[np.ndarray]:

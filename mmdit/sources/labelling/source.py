@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdit.errors import UserError
+from mmdit.errors import UserError, nearest_names
 from mmdit.hub import fetch, is_hub_id
 from mmdit.storage.digests import digest_files
 from mmdit.storage.json_object import read_object
@@ -17,6 +17,7 @@ from mmdit.storage.listing import visible
 DESCRIPTIONS = ("model_index.json", "config.json")  # of a diffusers pipeline, of a transformers model
 CARD = "README.md"
 UNKNOWN_LICENCE = "unknown"
+MAX_LISTED = 12  # kinds in a message
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def find_source(name: str, option: str, kinds: Collection[str]) -> ModelSource:
         raise UserError(f"{option} {name!r}: no such folder, and no Hub id such as 'owner/name'")
     kind, config = _read_kind(folder, name, option)
     if kind not in kinds:
-        raise UserError(
-            f"{option} {name!r} is a {kind!r}, which gives no such labels here; known are {', '.join(sorted(kinds))}"
-        )
+        known = sorted(kinds)
+        listed = ", ".join(known if len(known) <= MAX_LISTED else [*nearest_names(kind, known, 5), "…"])
+        raise UserError(f"{option} {name!r} is a {kind!r}, which gives no such labels here; known are {listed}")
     if revision is not None:
-        folder = _fetch(name, option, ["*.json", "*.txt", "*.safetensors"], revision)
+        folder = _fetch(name, option, ["*.json", "*.jinja", "*.txt", "*.safetensors"], revision)
     elif local.parent.name == "snapshots":
         revision = local.name
     return ModelSource(

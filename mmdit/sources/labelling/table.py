@@ -42,11 +42,12 @@ def load_labellers(
         raise UserError("nothing to label: --depth, --normal and --segmentation are all 'none'")
     sources = {name: find_source(model, f"--{name}", LABELLERS[name]) for name, model in models.items()}
     for name, source in sources.items():
-        say(_introduction(name, source))
+        say(introduction(name, source))
     return [LABELLERS[name][source.kind](source, settings or LabellerSettings()) for name, source in sources.items()]
 
 
-def _introduction(name: str, source: ModelSource) -> str:
+def introduction(name: str, source: ModelSource) -> str:
+    """Return the line that says which model is used for ``name``, and under which licence."""
     text = f"{name}: {source.name}, revision {source.revision}, licence {source.licence}"
     if source.non_commercial:
         label = source.licence.upper().replace("CC-BY-NC", "CC BY-NC")

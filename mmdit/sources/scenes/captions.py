@@ -11,17 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmdit.sources.scenes.colours import colour_name, encode_srgb
+from mmdit.colours import colour_name, encode_srgb
+from mmdit.names import RELATION_WORDS
 from mmdit.sources.scenes.layout import Layout, Material, PlacedObject
 from mmdit.sources.scenes.subjects import OPPOSITE, SIZE_RATIO
 
 Span = tuple[int, int]
-RELATION_WORDS: dict[str, tuple[str, ...]] = {
-    "left": ("left of", "to the left of", "on the left of"),
-    "right": ("right of", "to the right of", "on the right of"),
-    "front": ("in front of", "before"),
-    "behind": ("behind", "at the back of"),
-}
 # Both named, nothing said of how they stand; the last two only where they stand side by side.
 JOINED_WORDS = ("and", "and", "with", "next to", "beside")
 LARGE_WORDS = ("large", "large", "big")

@@ -7,10 +7,10 @@ beside it (more with variety), or, composed of "subjects", one or two that come 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,16 @@ import numpy as np
 from PIL import Image
 
 from mmdit.data.lines import MANIFEST
-from mmdit.data.prompts import PROMPTS
+from mmdit.data.prompts_writer import PromptsWriter, entity_values
 from mmdit.data.writer import DatasetWriter, check_split, read_description, write_description
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
-from mmdit.modalities.files import png
 from mmdit.progress import Progress
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.sources.scenes.captions import FLOOR, GROUND, STYLE, WALL, captions, ground_phrase, phrase
 from mmdit.sources.scenes.compositions import COMPOSITIONS
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, scene_generator
 from mmdit.sources.scenes.render import limit_render_threads, render_layout
-from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.lock import FolderLock
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import version_of
@@ -268,52 +266,49 @@ def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
     writer.write_rows(
         (_sample_id(index), category(scenes.seed, scenes.split, index), MODALITIES) for index in range(count)
     )
-    described = [path for index in range(count) if (path := _prompt_file(writer, index)).exists()]
-    if not described:
+    prompts = PromptsWriter(writer.folder)
+    lines = prompts.stored(_sample_id(index) for index in range(count))
+    first = next(lines, None)
+    if first is None:
         return
     listed = {writer.name(IMAGE, _sample_id(index)) for index in range(count)}
-    with atomic_file(writer.folder / PROMPTS) as file:
-        for path in described:
-            line = json.loads(path.read_bytes())
-            for entity in line["entities"]:
-                entity["images"] = [name for name in entity["images"] if name in listed]
-            file.write(json.dumps(line).encode() + b"\n")
 
+    def among_listed(line: dict[str, Any]) -> dict[str, Any]:
+        for entity in line["entities"]:
+            entity["images"] = [name for name in entity["images"] if name in listed]
+        return line
 
-def _prompt_file(writer: DatasetWriter, index: int) -> Path:
-    """One line of prompts.jsonl. It is a separate file while processes write lines in any order."""
-    return writer.folder / "prompts" / f"{_sample_id(index)}.json"
+    prompts.write(map(among_listed, chain([first], lines)))
 
 
 def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: SceneSample) -> None:
     """Captions and entities of a scene, and a mask of everything named that can be seen."""
     layout, composition = sample.layout, COMPOSITIONS[scenes.composition]
     drawn = captions(layout, scene_generator(scenes.seed, scenes.split, CAPTION_STREAM, index))
+    prompts, name = PromptsWriter(writer.folder), _sample_id(index)
     entities: list[dict[str, Any]] = []
 
     def add(words: str, spans: list[Any], mask: np.ndarray, others: list[int]) -> None:
         if not mask.any():
             return
-        name = None
+        file = None
         if not mask.all():
-            name = f"mask/{_sample_id(index)}_{len(entities)}.png"
-            write_atomically(writer.folder / name, png(Image.fromarray(mask)))
+            file = prompts.save_picture("mask", name, len(entities), Image.fromarray(mask))
         rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
         box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
         images = [writer.name(IMAGE, _sample_id(other)) for other in others]
-        entities.append({"phrase": words, "spans": spans, "box": box, "mask": name, "images": images})
+        entities.append(entity_values(words, spans, box, file, images))
 
     for number, placed in enumerate(layout.objects):
         others = composition.references(layout, index, number)
         add(phrase(placed), [caption.spans[number] for caption in drawn], sample.surface == 2 + number, others)
     other = composition.same_ground(index)
     surfaces = {FLOOR: sample.surface == 0, WALL: sample.surface == 1, STYLE: np.ones_like(sample.surface, bool)}
-    for name in GROUND:
-        spans = [caption.ground.get(name) for caption in drawn]
+    for ground in GROUND:
+        spans = [caption.ground.get(ground) for caption in drawn]
         if any(spans):
-            add(ground_phrase(layout, name), spans, surfaces[name], [] if other is None else [other])
-    line = {"id": _sample_id(index), "captions": [caption.text for caption in drawn], "entities": entities}
-    write_atomically(_prompt_file(writer, index), json.dumps(line).encode() + b"\n")
+            add(ground_phrase(layout, ground), spans, surfaces[ground], [] if other is None else [other])
+    prompts.save(name, [caption.text for caption in drawn], entities)
 
 
 def _render_to_disk(output: Path, scenes: _Scenes, index: int) -> int:

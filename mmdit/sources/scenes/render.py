@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdit.sources.scenes.colours import encode_srgb
+from mmdit.colours import encode_srgb
 from mmdit.sources.scenes.layout import Layout, Material
 from mmdit.sources.scenes.shapes import Mesh
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmdit.colours import colour_name, encode_srgb
 from mmdit.sources.scenes import layout as scenes
-from mmdit.sources.scenes.colours import colour_name, encode_srgb
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, Material, PlacedObject, scene_generator
 from mmdit.sources.scenes.shapes import CATEGORIES, Mesh
 

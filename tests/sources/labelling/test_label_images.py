@@ -1,4 +1,4 @@
-"""The whole of labelling: images in, a dataset out (``mmdit.sources.labelling.launcher``, where Lightning may be imported)."""
+"""The whole of labelling: images in, a dataset out."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_bad_images_are_listed_and_the_others_kept(depth_anything, image_folder,
 
     depth.label = fail_for_one
     report = _label(image_folder, tmp_path / "out", [depth], batch_size=8)
-    assert [(Path(b.path).name, b.modality) for b in report.bad] == [
+    assert [(Path(b.path).name, b.part) for b in report.bad] == [
         ("c.png", "rgb"),
         ("d.png", "rgb"),
         ("e.png", "depth"),

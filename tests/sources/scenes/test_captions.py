@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from mmdit.colours import COLOUR_NAMES
+from mmdit.names import RELATION_WORDS
 from mmdit.prompt import Prompt, Span
-from mmdit.sources.scenes.captions import JOINED_WORDS, RELATION_WORDS, captions, phrase
-from mmdit.sources.scenes.colours import COLOUR_NAMES
+from mmdit.sources.scenes.captions import JOINED_WORDS, captions, phrase
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, sample_layout
 from mmdit.sources.scenes.subjects import OPPOSITE, sample_subject_layout
 

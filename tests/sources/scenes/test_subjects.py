@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mmdit.sources.scenes.colours import HUES, colour_name, encode_srgb
+from mmdit.colours import HUES, colour_name, encode_srgb
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, colour_distance, footprint, sample_layout, silhouette
 from mmdit.sources.scenes.subjects import (
     OPPOSITE,
