@@ -31,6 +31,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     Works with models of transformers that read images as tokens of one sequence: LLaVA, Idefics3 and SmolVLM, Qwen-VL.
     Sequences are padded on the right and the LLM is causal, so a prompt's states depend neither on padding nor on others.
+    A subject is shown to it whole: the splitting of large images into many, which Idefics3 does to read documents, is off.
 
     Args:
         model: with ``image_token_id`` in its config; with or without a language-model head.
@@ -61,6 +62,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 f"hidden_layer is {hidden_layer!r}: the model has {layers} layers, give {-layers - 1} to {layers}"
             )
         setattr(model.config, LAYER_KEY, hidden_layer)
+        if getattr(processor.image_processor, "do_image_splitting", False):
+            processor.image_processor.do_image_splitting = False
         self.model = model.eval().requires_grad_(False)
         self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
         self._image_token = int(image_token)
@@ -132,7 +135,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
         device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
         if read:
             device = next(iter(read.values()))[0].device
-        length = max((len(own) for own, _ in read.values()), default=0)
+        # One token of padding at least: without any, blocks leave weights out that distributed training waits for.
+        length = max((len(own) for own, _ in read.values()), default=1)
         padded = torch.zeros(len(prompts), length, self.width, device=device, dtype=dtype)
         mask = torch.zeros(len(prompts), length, device=device, dtype=torch.bool)
         whose = torch.full((len(prompts), length), NO_SUBJECT, device=device)

@@ -74,7 +74,8 @@ def test_subjects_are_counted_over_the_batch(encoder, family):
     assert not encoded.mask[2].any()
     assert encoded.mask.any(1).tolist() == [True, True, False, True]
     nobody = encoder([None, None])
-    assert nobody.states.shape == (2, 0, 16)
+    assert nobody.states.shape == (2, 1, 16)
+    assert not nobody.mask.any()
 
 
 def test_neither_padding_nor_batch_mates_matter(encoder):
@@ -150,6 +151,16 @@ def test_the_mark_of_an_image_is_refused_as_text(encoder):
     mark = encoder.processor.tokenizer.convert_ids_to_tokens(encoder.model.config.image_token_id)
     with pytest.raises(UserError, match="is a mark of the model's own: leave it out"):
         encoder([parse(f"a {mark} torus")])
+
+
+def test_large_images_are_not_split():
+    model, processor = make_multimodal("idefics3")
+    processor.image_processor.do_image_splitting = True
+    processor.image_processor.size = {"longest_edge": 96}
+    mark = {"text": ["<image>"], "images": [[_picture(0, 96, 96)]]}
+    assert (processor(**mark)["input_ids"][0].count(model.config.image_token_id)) == 40
+    encoded = MultimodalEncoder(model, processor)([parse("a {torus}", [_picture(0, 96, 96)])])
+    assert (encoded.subjects == 0).sum() == 4
 
 
 def test_as_components_of_a_pipeline(encoder):

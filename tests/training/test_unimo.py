@@ -13,6 +13,7 @@ from mmdit.encoders.multimodal import MultimodalEncoder
 from mmdit.errors import UserError
 from mmdit.flow.attention import attention_mask_loss, masks_on_grid
 from mmdit.models.prompted import PromptInputs
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
 from mmdit.training.config import CaptionerConfig, DataConfig, ModelConfig, PromptsConfig, TrainingConfig
 from mmdit.training.recipes import build_run
@@ -38,11 +39,6 @@ def captioner_config(prompt_folders, tiny_config: Callable[..., TrainingConfig])
         return config
 
     return make
-
-
-@pytest.fixture
-def captioner(captioner_config, tmp_path: Path) -> Path:
-    return run_to_end(captioner_config(max_steps=1), tmp_path / "captioner")
 
 
 def test_a_captioner_trains_resumes_and_reads_prompts(captioner_config, tmp_path: Path) -> None:
@@ -75,14 +71,16 @@ def test_bad_captioners(captioner_config) -> None:
 
 
 @pytest.fixture
-def make_config(prompt_folders, captioner: Path, tiny_config: Callable[..., TrainingConfig]):
+def make_config(prompt_folders, tiny_config: Callable[..., TrainingConfig]):
     """A configuration of interleaved prompts; keyword arguments replace sections."""
 
     def make(block: str = "cross", **prompts) -> TrainingConfig:
         return tiny_config(
             model=ModelConfig(size="debug", block=block, conditioner="interleaved"),
             data=DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split=None),
-            prompts=PromptsConfig(str(prompt_folders.data), str(captioner), pictures="either", **prompts),
+            prompts=PromptsConfig(
+                str(prompt_folders.data), str(prompt_folders.captioner), pictures="either", **prompts
+            ),
             alignment=None,
         )
 
@@ -133,8 +131,15 @@ def test_a_run_with_interleaved_prompts_trains(make_config, tmp_path: Path) -> N
     folder = fit(run, config.trainer, config.ema, tmp_path / "run", None)
     assert folder is not None
     moved = {name for name, p in run.module.network.named_parameters() if not torch.equal(p, before[name])}
-    assert {"conditioner.token_proj.weight", "blocks.0.cross.q.weight"} <= moved | before.keys()
-    assert MultimodalEncoder.load(str(folder / "text_encoder")).hidden_layer == -2
+    assert {"blocks.0.cross.proj.weight", "conditioner.pooled_proj.weight"} <= moved
+    pipe = MultimodalDiTPipeline.from_pretrained(folder)
+    encoder = pipe.prompt_encoder()
+    assert isinstance(encoder, MultimodalEncoder)
+    assert encoder.hidden_layer == -2, "the choice is saved with the model"
+    out = pipe(prompt="a {torus} behind a cone", subjects=[torch_image()], num_inference_steps=1)
+    assert len(out.rgb) == 1
+    with pytest.raises(UserError, match="no prediction from the text alone to fuse with"):
+        pipe(prompt="a {torus}", subjects=[torch_image()], fusing_scale=0.5, num_inference_steps=1)
 
 
 def test_bad_attention_sections(make_config) -> None:
