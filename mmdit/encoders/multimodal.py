@@ -80,6 +80,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
     ) -> MultimodalEncoder:
         """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
 
+        Weights that are saved in bfloat16 stay so, as those of large LLMs are; others are loaded in float32.
+
         Raises:
             UserError: no such folder, an unreachable Hub, a model of another kind, or an image encoder beside it.
         """
@@ -88,7 +90,9 @@ class MultimodalEncoder(FrozenPromptEncoder):
         if image_encoder is not None:
             raise UserError(f"image_encoder is {image_encoder!r}: a multimodal LLM reads images itself, leave it out")
         source = PretrainedFolder.find(text_encoder, "multimodal LLM")
-        model = source.load_model(AutoModelForImageTextToText)
+        saved = source.config.get("dtype", source.config.get("torch_dtype"))
+        dtype = torch.bfloat16 if saved == "bfloat16" else torch.float32
+        model = source.load_model(AutoModelForImageTextToText, dtype)
         return cls(model, source.load(AutoProcessor), hidden_layer=hidden_layer)
 
     @property

@@ -179,6 +179,16 @@ def test_a_model_without_a_head_gives_the_same(encoder):
     torch.testing.assert_close(headless([prompt]).states, encoder([prompt]).states)
 
 
+def test_bfloat16_stays_so_and_is_read_in_the_conditioners_type(folder, tmp_path):
+    encoder = MultimodalEncoder.load(str(folder)).to(torch.bfloat16)
+    encoder.model.save_pretrained(tmp_path)
+    encoder.processor.save_pretrained(tmp_path)
+    encoded = MultimodalEncoder.load(str(tmp_path))([parse("a {torus}", [_picture(0)])])
+    assert encoded.states.dtype == torch.bfloat16
+    conditioner = InterleavedConditioner(3, 8, text_width=16)
+    assert conditioner(PromptInputs(torch.tensor([1]), encoded)).tokens.dtype == torch.float32
+
+
 def test_bad_folders(folder, tmp_path):
     with pytest.raises(
         UserError, match=r"'no/such-model' can't be fetched from the Hub and is not in its cache \(the Hub"
