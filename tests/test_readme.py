@@ -7,7 +7,9 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
@@ -17,6 +19,7 @@ from mmdit.pipelines.loading import bundled_models
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
 LINES = [
     line.strip()
     for language, text in BLOCKS
@@ -80,10 +83,34 @@ def test_results_table():
 
 @needs_model
 def test_python_example_runs(tmp_path, monkeypatch):
-    (example,) = [text for language, text in BLOCKS if language == "python"]
+    example, _ = PYTHON
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert (tmp_path / "torus.png").exists()
+
+
+def test_example_of_prompts_runs(tmp_path, monkeypatch, tiny_pipeline_dir):
+    """On a tiny model that knows the example's words."""
+    from tiny_encoders import save_clip_of_captions
+
+    from mmdit.encoders.prompts import load_prompt_encoder
+    from mmdit.models.transformer import MultimodalDiT
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+    _, example = PYTHON
+    texts = [text.replace("{", "").replace("}", "") for text in re.findall(r'prompt="(.*?)"', example)]
+    save_clip_of_captions(tmp_path / "clip", texts)
+    encoder = load_prompt_encoder("tiue", str(tmp_path / "clip"))
+    tiny = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
+    config = {key: value for key, value in tiny.transformer.config.items() if not key.startswith("_")}
+    prompts = {"block": "cross", "conditioner": "tiue", "conditioner_settings": encoder.widths}
+    parts = {**tiny.components, "transformer": MultimodalDiT(**{**config, **prompts}), **encoder.components}
+    pipe = MultimodalDiTPipeline(**parts, **tiny.parameters)
+    pipe.save_pretrained(tmp_path / re.search(r'from_pretrained\("(.*?)"\)', example)[1])
+    monkeypatch.chdir(tmp_path)
+    image = Image.new("RGB", (64, 64), "red")
+    names = {"image": image, "other": image, "mask": np.ones((64, 64), bool), "depth": np.full((64, 64), 2.0)}
+    exec(compile(example, "README.md", "exec"), {"MultimodalDiTPipeline": MultimodalDiTPipeline, **names})
 
 
 @needs_model
