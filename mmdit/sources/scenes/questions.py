@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from mmdit.colours import COLOUR_NAMES
 from mmdit.data.prompts import CaptionedSample, Entity
-from mmdit.sources.scenes.captions import GROUND, RELATION_WORDS
-from mmdit.sources.scenes.colours import COLOUR_NAMES
+from mmdit.names import RELATION_WORDS
+from mmdit.sources.scenes.captions import GROUND
 from mmdit.sources.scenes.subjects import OPPOSITE
 
 _COLOURS = frozenset({*COLOUR_NAMES, "black", "grey", "white"})
