@@ -62,11 +62,12 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class PromptFolders:
-    """Scenes with captions, their latents (with mirrored views), and a CLIP model that knows their words."""
+    """Scenes with captions, their latents (with mirrored views), and a CLIP model and a multimodal LLM that know their words."""
 
     data: Path
     latents: Path
     clip: Path
+    captioner: Path
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +75,7 @@ def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
     """16 scenes of both kinds, split train; all four modalities at 64 x 64 as latents of 16 x 16; random encoders."""
     from diffusers import AutoencoderKL
     from tiny_encoders import save_clip_of_captions
+    from tiny_multimodal import save_captioner_of_captions
 
     from mmdit.data.lines import Rules
     from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
@@ -82,7 +84,7 @@ def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
     from mmdit.sources.scenes.dataset import render_dataset
 
     root = tmp_path_factory.mktemp("prompts")
-    folders = PromptFolders(root / "data", root / "latents", root / "clip")
+    folders = PromptFolders(root / "data", root / "latents", root / "clip", root / "captioner")
     render_dataset(folders.data, num_samples=16, seed=3, num_workers=0, composition="mixed")
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -91,7 +93,9 @@ def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
     modalities = modalities_from_dataset(read_dataset_info(folders.data))
     encode_dataset(folders.data, folders.latents, vae.eval(), modalities, say=lambda text: None)
     prompts = read_prompts(Rules(folders.data, "train", None, None))
-    save_clip_of_captions(folders.clip, [text for sample in prompts.values() for text in sample.captions])
+    captions = [text for sample in prompts.values() for text in sample.captions]
+    save_clip_of_captions(folders.clip, captions)
+    save_captioner_of_captions(folders.captioner, captions)
     return folders
 
 

@@ -20,7 +20,8 @@ from mmdit.training.checkpoints import read_checkpoint
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
 # These read images, the others latents.
-IMAGE_RECIPES = ["scenes64_clip", "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
+CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip"]
+IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
@@ -62,9 +63,10 @@ def test_configuration_trains(
     data: list[str] = []
     if name in PROMPT_RECIPES:
         data = ["--data.path", str(prompt_folders.latents), "--prompts.path", str(prompt_folders.data)]
-        data += ["--prompts.text_encoder", str(prompt_folders.clip)]
+        encoder = prompt_folders.captioner if name.startswith("unimo_") else prompt_folders.clip
+        data += ["--prompts.text_encoder", str(encoder)]
     elif name in IMAGE_RECIPES:
-        data = ["--data.path", str(prompt_folders.data if name == "scenes64_clip" else make_dataset(4, size=32))]
+        data = ["--data.path", str(prompt_folders.data if name in CAPTION_RECIPES else make_dataset(4, size=32))]
     train(name, tmp_path / "run", *data)
     weights = list(tmp_path.glob("run/*/**/*.safetensors"))
     assert weights, "nothing was exported"
@@ -159,6 +161,22 @@ def test_large_networks_are_built_as_configured(name: str, parsed: dict[str, Any
     with torch.device("meta"):
         network = MultimodalDiT(**size)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(694.4e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("scale", ["scenes64", "xl2"])
+def test_unimo_has_the_numbers_of_its_paper(scale: str, parsed: dict[str, Any]) -> None:
+    """arXiv 2401.13388: text first, then interleaved prompts with 10% plain captions, all of the denoiser trained."""
+    text, multimodal = parsed[f"unimo_{scale}_text"], parsed[f"unimo_{scale}_multimodal"]
+    assert Path(multimodal.model.pretrained) == Path(text.output) / "pipeline"
+    assert (text.prompts.max_subjects, text.prompts.attention_loss_weight) == (0, 0)
+    assert (multimodal.prompts.plain_share, multimodal.prompts.attention_loss_weight > 0) == (0.1, True)
+    for values in (text, multimodal):
+        assert (values.model.conditioner, values.model.trainable, values.model.class_dropout_prob) == (
+            *("interleaved", None, 0.1),
+        )
+    if scale == "xl2":
+        assert (multimodal.preview.guidance_scale, multimodal.preview.num_inference_steps) == (5.0, 50)
+        assert (multimodal.prompts.pictures, multimodal.prompts.max_subjects) == ("crop", 4)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from mmdit.encoders.captioner import MARKS, make_captioner, save_captioner
 from mmdit.encoders.vocabulary import word_tokenizer
+from mmdit.prompt import IMAGE_WORD, mirror_text
 
 WORDS = ["a red blue torus cone left of in front object beside"]
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -34,6 +38,14 @@ def _text(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     return (
         {**SIZE, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 64} | ids | changes
     )
+
+
+def save_captioner_of_captions(folder: Path, captions: Sequence[str]) -> None:
+    """What recipe "captioner" makes, untrained and 16 wide: four tokens an image, the words of captions and mirror images."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer([*captions, *map(mirror_text, captions), IMAGE_WORD], MARKS, max_length=96)
+    vision = {"vision_hidden_size": 16, "vision_depth": 1, "vision_num_heads": 2, "patch_size": 16, "scale_factor": 2}
+    save_captioner(folder, *make_captioner(tokenizer, 64, **vision, hidden_size=16, depth=1, num_heads=2))
 
 
 def make_idefics3() -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Images, texts and what a multimodal LLM shall say next: captions, answers to questions, and prompts with images read out.
 
-An example is a text with ``IMAGE_MARK`` where images stand, the images, and the answer.
+An example is images and one turn or more: a text, with ``IMAGE_MARK`` where images stand, and the answer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mmdit.prompt import Prompt, mirror_text
 
 IMAGE_MARK = "<image>"
 READ_OUT = "that is"  # between a prompt with images and the same in words
+MAX_TURNS = 4
 CAPTION, QUESTION, PROMPT = KINDS = ("caption", "question", "prompt")
 
 Questions = Callable[[CaptionedSample], list[tuple[str, str]]]
@@ -32,10 +33,11 @@ Questions = Callable[[CaptionedSample], list[tuple[str, str]]]
 class Instructions(Dataset):
     """One example per sample, drawn anew at every position of the run.
 
-    A batch holds, by sample: ``id``; ``kind``, of ``KINDS``; ``text``; ``answer``; ``pictures``, a list of PIL images, one per
-    mark. A caption follows the image alone, an answer the image and a question, and the prompt in words a prompt in which
-    images (crops, or other pictures of the same subject) stand for words, as the LLM will read them later; the last without
-    images too. Mirrored images have mirrored words.
+    A batch holds, by sample: ``id``; ``kind``, of ``KINDS``; ``turns``, pairs (text, answer); ``pictures``, a list of PIL
+    images, one per mark. A caption follows the image alone; questions follow the image one after the other, up to
+    ``MAX_TURNS``, each with its answer; the prompt in words follows a prompt in which images (crops, or other pictures of
+    the same subject) stand for words, as the LLM will read them later, the last without images too. Mirrored images have
+    mirrored words.
 
     Args:
         root: dataset folder.
@@ -60,7 +62,7 @@ class Instructions(Dataset):
         questions: Questions,
         *,
         seed: int,
-        shares: Sequence[float] = (0.35, 0.35, 0.3),
+        shares: Sequence[float] = (0.3, 0.4, 0.3),
         mirrored: bool = False,
         allow_outside: bool = False,
     ) -> None:
@@ -108,15 +110,17 @@ class Instructions(Dataset):
         kind = CAPTION if kind == QUESTION and not asked else kind
         pixels = read_picture(self._file(sample))  # (H, W, 3)
         if kind == PROMPT:
-            text, answer, pictures = self._prompt(sample, pixels, rng)
+            turns, pictures = self._prompt(sample, pixels, rng)
         else:
-            caption = sample.captions[int(rng.integers(len(sample.captions)))]
-            question, answer = asked[int(rng.integers(len(asked)))] if asked else ("", caption)
-            text, pictures = f"{IMAGE_MARK} {question}".strip(), [Image.fromarray(pixels)]
+            turns = [("", sample.captions[int(rng.integers(len(sample.captions)))])]
+            if asked:
+                turns = [asked[i] for i in rng.permutation(len(asked))[:MAX_TURNS]]
             if view == 1:
-                text, answer = mirror_text(text), mirror_text(answer)
-                pictures = [Image.fromarray(np.ascontiguousarray(pixels[:, ::-1]))]
-        return {"id": sample.id, "kind": kind, "text": text, "answer": answer, "pictures": pictures}
+                turns = [(mirror_text(text), mirror_text(answer)) for text, answer in turns]
+                pixels = np.ascontiguousarray(pixels[:, ::-1])
+            turns[0] = (f"{IMAGE_MARK} {turns[0][0]}".strip(), turns[0][1])
+            pictures = [Image.fromarray(pixels)]
+        return {"id": sample.id, "kind": kind, "turns": turns, "pictures": pictures}
 
     def _file(self, sample: CaptionedSample) -> Path:
         path = self.files[sample.id]
@@ -125,11 +129,11 @@ class Instructions(Dataset):
 
     def _prompt(
         self, sample: CaptionedSample, pixels: np.ndarray, rng: np.random.Generator
-    ) -> tuple[str, str, list[Image.Image]]:
+    ) -> tuple[list[tuple[str, str]], list[Image.Image]]:
         prompt, entities = draw_prompt(sample, self.draw, rng, has_picture=True)
         pictures = [_picture(entity, pixels, rng) for entity in entities]
         text = _replaced(prompt, [IMAGE_MARK] * len(entities))
-        return f"{text} {READ_OUT}", _replaced(prompt, [entity.phrase for entity in entities]), pictures
+        return [(f"{text} {READ_OUT}", _replaced(prompt, [entity.phrase for entity in entities]))], pictures
 
 
 def _picture(entity: Entity, pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:

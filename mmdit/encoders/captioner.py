@@ -1,6 +1,6 @@
 """A small multimodal LLM of our own size (Idefics3, arXiv 2408.12637): a ViT, a connector, a Llama.
 
-B examples, L tokens, V words.
+B examples, L tokens, N tokens of answers, V words.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, proces
 
 
 class CaptionerObjective:
-    """Cross-entropy of the answer's words, the mean of each example's mean, so that a short answer counts as a long one.
+    """Cross-entropy of the answers' words: the mean of each answer's, of each example's, so that a short one counts as a long.
 
     Args:
         processor: the model's; its tokenizer is one of whole words, so that an answer's tokens don't depend on the text.
@@ -115,41 +115,65 @@ class CaptionerObjective:
         self.processor = processor
 
     def inputs(
-        self, texts: Sequence[str], answers: Sequence[str], pictures: Sequence[Sequence[Image.Image]]
+        self, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The inputs for text and answer together, padded on the right, and labels (B, L), ``IGNORED`` off the answers."""
-        said = [f"{text} {answer}" for text, answer in zip(texts, answers, strict=True)]
+        """Texts and answers in one sequence, padded on the right.
+
+        Args:
+            turns: of each example, pairs (text, answer); images stand in the first text.
+            pictures: of each example.
+
+        Returns:
+            The model's inputs, and (B, L) int64: the number of the answer, counted over the batch, that a token belongs to; the
+            mark of the end belongs to the last one. ``IGNORED`` = to none.
+        """
+        said = [" ".join(f"{text} {answer}" for text, answer in listed) for listed in turns]
         images = {"images": [list(listed) for listed in pictures]} if any(pictures) else {}
         inputs = dict(self.processor(text=said, **images, padding=True, padding_side="right", return_tensors="pt"))
-        ids, lengths = inputs["input_ids"], inputs["attention_mask"].sum(1).tolist()
-        labels = torch.full_like(ids, IGNORED)
-        tokens = self.processor.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        for row, (answer, length) in enumerate(zip(tokens, lengths, strict=True)):
-            start = length - len(answer) - 1  # with the mark of the end
-            labels[row, start:length] = ids[row, start:length]
-        return inputs, labels
+        numbers = torch.full_like(inputs["input_ids"], IGNORED)
+        number = 0
+        for row, (listed, length) in enumerate(zip(turns, inputs["attention_mask"].sum(1).tolist(), strict=True)):
+            number += len(listed)
+            end = length
+            for back, (text, answer) in enumerate(reversed(listed), start=1):
+                start = end - self._length(answer) - (1 if back == 1 else 0)
+                numbers[row, start:end] = number - back
+                end = start - self._length(text)  # that of the first text, with its images, is not used
+        return inputs, numbers
+
+    def _length(self, text: str) -> int:
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch of ``mmdit.data.instructions.Instructions``.
 
         Returns:
-            "loss", and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of examples all of whose
-            words are the likeliest, which is what is said when the likeliest word is taken each time.
+            "loss", and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of whose words
+            are the likeliest, which is what is said when the likeliest word is taken each time.
         """
-        inputs, labels = self.inputs(batch["text"], batch["answer"], batch["pictures"])
+        inputs, numbers = self.inputs(batch["turns"], batch["pictures"])
         device = next(model.parameters()).device
-        labels = labels.to(device)[:, 1:]
-        logits = model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits[:, :-1]
-        counted = labels != IGNORED
-        errors = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        per_example = errors.sum(1) / counted.sum(1)  # (B,)
-        right = ((logits.argmax(-1) == labels) | ~counted).all(1).float()
+        inputs = {key: value.to(device) for key, value in inputs.items()}
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        words, numbers = inputs["input_ids"][:, 1:], numbers[:, 1:].to(device)
+        counted = numbers != IGNORED
+        logits, words, numbers = logits[counted], words[counted], numbers[counted]  # (N, V), (N,), (N,)
+        examples = torch.tensor([row for row, listed in enumerate(batch["turns"]) for _ in listed], device=device)
+        per_answer = _means(F.cross_entropy(logits, words, reduction="none"), numbers, len(examples))
+        per_example = _means(per_answer, examples, len(batch["turns"]))
+        right = _means((logits.argmax(-1) == words).float(), numbers, len(examples)) == 1
         losses = {"loss": per_example.mean()}
         for kind in dict.fromkeys(batch["kind"]):
             rows = torch.tensor([other == kind for other in batch["kind"]], device=device)
             losses[kind] = per_example[rows].mean().detach()
-            losses[f"{kind}_right"] = right[rows].mean()
+            losses[f"{kind}_right"] = right[rows[examples]].float().mean()
         return losses
+
+
+def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Mean of ``values`` (N,) in each of the ``groups`` (N,), 0 … count - 1: -> (count,)."""
+    sums = values.new_zeros(count).index_add(0, groups, values)
+    return sums / values.new_zeros(count).index_add(0, groups, torch.ones_like(values))
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     Works with models of transformers that read images as tokens of one sequence: LLaVA, Idefics3 and SmolVLM, Qwen-VL.
     Sequences are padded on the right and the LLM is causal, so a prompt's states depend neither on padding nor on others.
+    A subject is shown to it whole: the splitting of large images into many, which Idefics3 does to read documents, is off.
 
     Args:
         model: with ``image_token_id`` in its config; with or without a language-model head.
@@ -61,6 +62,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 f"hidden_layer is {hidden_layer!r}: the model has {layers} layers, give {-layers - 1} to {layers}"
             )
         setattr(model.config, LAYER_KEY, hidden_layer)
+        if getattr(processor.image_processor, "do_image_splitting", False):
+            processor.image_processor.do_image_splitting = False
         self.model = model.eval().requires_grad_(False)
         self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
         self._image_token = int(image_token)
@@ -77,6 +80,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
     ) -> MultimodalEncoder:
         """Load a multimodal LLM by folder or Hub id: any of transformers that reads images and text.
 
+        Weights that are saved in bfloat16 stay so, as those of large LLMs are; others are loaded in float32.
+
         Raises:
             UserError: no such folder, an unreachable Hub, a model of another kind, or an image encoder beside it.
         """
@@ -85,7 +90,9 @@ class MultimodalEncoder(FrozenPromptEncoder):
         if image_encoder is not None:
             raise UserError(f"image_encoder is {image_encoder!r}: a multimodal LLM reads images itself, leave it out")
         source = PretrainedFolder.find(text_encoder, "multimodal LLM")
-        model = source.load_model(AutoModelForImageTextToText)
+        saved = source.config.get("dtype", source.config.get("torch_dtype"))
+        dtype = torch.bfloat16 if saved == "bfloat16" else torch.float32
+        model = source.load_model(AutoModelForImageTextToText, dtype)
         return cls(model, source.load(AutoProcessor), hidden_layer=hidden_layer)
 
     @property
@@ -132,7 +139,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
         device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
         if read:
             device = next(iter(read.values()))[0].device
-        length = max((len(own) for own, _ in read.values()), default=0)
+        # One token of padding at least: without any, blocks leave weights out that distributed training waits for.
+        length = max((len(own) for own, _ in read.values()), default=1)
         padded = torch.zeros(len(prompts), length, self.width, device=device, dtype=dtype)
         mask = torch.zeros(len(prompts), length, device=device, dtype=torch.bool)
         whose = torch.full((len(prompts), length), NO_SUBJECT, device=device)

@@ -51,7 +51,7 @@ class PromptConditioner(ClassConditioner):
             return Conditioning(vector)
         given = prompt.prompts
         mask = given.mask & given.present[:, None]  # (B, L)
-        states = self.token_norm(self.states(given))  # (B, L, W)
+        states = self.token_norm(self.states(given).to(self.token_norm.weight.dtype))  # (B, L, W)
         kept = mask[..., None].to(states.dtype)
         pooled = (states * kept).sum(1) / kept.sum(1).clamp_min(1)  # (B, W)
         added = torch.where(given.present[:, None], self.pooled_proj(pooled), 0.0)

@@ -74,7 +74,8 @@ def test_subjects_are_counted_over_the_batch(encoder, family):
     assert not encoded.mask[2].any()
     assert encoded.mask.any(1).tolist() == [True, True, False, True]
     nobody = encoder([None, None])
-    assert nobody.states.shape == (2, 0, 16)
+    assert nobody.states.shape == (2, 1, 16)
+    assert not nobody.mask.any()
 
 
 def test_neither_padding_nor_batch_mates_matter(encoder):
@@ -152,6 +153,16 @@ def test_the_mark_of_an_image_is_refused_as_text(encoder):
         encoder([parse(f"a {mark} torus")])
 
 
+def test_large_images_are_not_split():
+    model, processor = make_multimodal("idefics3")
+    processor.image_processor.do_image_splitting = True
+    processor.image_processor.size = {"longest_edge": 96}
+    mark = {"text": ["<image>"], "images": [[_picture(0, 96, 96)]]}
+    assert (processor(**mark)["input_ids"][0].count(model.config.image_token_id)) == 40
+    encoded = MultimodalEncoder(model, processor)([parse("a {torus}", [_picture(0, 96, 96)])])
+    assert (encoded.subjects == 0).sum() == 4
+
+
 def test_as_components_of_a_pipeline(encoder):
     assert encoder.widths == {"text_width": 16}
     made = make_prompt_encoder("interleaved", {**encoder.components, "tokenizer": None})
@@ -166,6 +177,16 @@ def test_a_model_without_a_head_gives_the_same(encoder):
     prompt = parse("a {torus} left", [_picture(0)])
     headless = MultimodalEncoder(encoder.model.base_model, encoder.processor)
     torch.testing.assert_close(headless([prompt]).states, encoder([prompt]).states)
+
+
+def test_bfloat16_stays_so_and_is_read_in_the_conditioners_type(folder, tmp_path):
+    encoder = MultimodalEncoder.load(str(folder)).to(torch.bfloat16)
+    encoder.model.save_pretrained(tmp_path)
+    encoder.processor.save_pretrained(tmp_path)
+    encoded = MultimodalEncoder.load(str(tmp_path))([parse("a {torus}", [_picture(0)])])
+    assert encoded.states.dtype == torch.bfloat16
+    conditioner = InterleavedConditioner(3, 8, text_width=16)
+    assert conditioner(PromptInputs(torch.tensor([1]), encoded)).tokens.dtype == torch.float32
 
 
 def test_bad_folders(folder, tmp_path):
