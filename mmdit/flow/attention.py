@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 # The largest value of a map is taken for at least this: below it a token is hardly read anywhere, and 1 / value overflows.
 MIN_PEAK = 1e-6
 
