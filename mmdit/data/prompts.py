@@ -16,7 +16,7 @@ from mmdit.data.lines import MAX_LINE, Rules
 from mmdit.data.paths import PathRule
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError
-from mmdit.storage.json_text import BOM, parse_json, quoted
+from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 
 PROMPTS = "prompts.jsonl"
 MAX_TEXT = 10_000
@@ -138,7 +138,7 @@ def _line(line: bytes, folder: Path, paths: PathRule) -> tuple[CaptionedSample |
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_TEXT
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_TEXT and not has_surrogate(value)
 
 
 def _entity(value: Any, captions: list[str], folder: Path, paths: PathRule) -> Entity:

@@ -77,6 +77,7 @@ def _with(**changes):
         ({**GOOD, "id": True}, "every line is an object with an 'id'"),
         ({**GOOD, "captions": []}, "'captions' is []"),
         ({**GOOD, "captions": ["  "]}, "'captions' is"),
+        ({**GOOD, "captions": ["a \ud800 cone", "a cone"]}, "'captions' is"),
         ({**GOOD, "captions": "a cone"}, "give a list of one text or more"),
         ({**GOOD, "entities": {}}, "'entities' is {}"),
         ({**GOOD, "entities": ["cone"]}, "give an object with a 'phrase'"),
