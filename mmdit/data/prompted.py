@@ -21,6 +21,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import read_picture
@@ -75,7 +76,7 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the picture, None = not known. ``category`` is -1 where the label is not shown.
+    them is in the part of the picture that was encoded, None = not known. ``category`` is -1 where the label is not shown.
     A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
@@ -107,6 +108,9 @@ class PromptedLatents(Dataset):
             raise UserError(
                 f"{info.root / split / PROMPTS}: has no sample that {latents.root} holds: give the dataset that was encoded"
             )
+        # Latents show what of a picture has their proportions; a mask is of the whole picture.
+        height, width = latents.info.moments_shape[1:]
+        self._transform = JointTransform((height, width))
         self._pictures: dict[str, Path] = {}
         if PICTURES[draw.pictures] is not None:
             samples = read_manifest(info, split)
@@ -141,10 +145,16 @@ class PromptedLatents(Dataset):
             return {"category": category, **_NO_PROMPT}
         prompt, chosen = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
         subjects = [self._picture(sample, entity, rng) for entity in chosen]
-        masks = [_mask_of(entity) for entity in chosen]
+        masks = [self._seen(_mask_of(entity)) for entity in chosen]
         if view == 1:
             prompt, masks = prompt.mirrored(), [None if mask is None else mask[:, ::-1] for mask in masks]
         return {"category": category, "caption": prompt.template, "subjects": subjects, "subject_masks": masks}
+
+    def _seen(self, mask: np.ndarray | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        box = self._transform.draw(*mask.shape)
+        return mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
@@ -219,6 +229,11 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     if mask is not None:
         rgb = np.where(mask[..., None], rgb, BACKGROUND).astype(np.uint8)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
+    x1, y1 = min(x1, width), min(y1, height)
+    if x0 >= x1 or y0 >= y1:
+        raise UserError(
+            f"entity {entity.phrase!r}: box {list(entity.box or ())} is outside its picture of {width} x {height}"
+        )
     side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     side = max(1, round(side))
