@@ -16,8 +16,8 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, read_mask
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
-from mmdit.encoders.precompute import encode_dataset
 from mmdit.data.transforms import JointTransform
+from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD, parse
 from mmdit.sources.scenes.dataset import render_dataset
