@@ -111,10 +111,12 @@ class PromptedLatents(Dataset):
         # Latents show what of a picture has their proportions; a mask is of the whole picture.
         height, width = latents.info.moments_shape[1:]
         self._transform = JointTransform((height, width))
-        self._pictures: dict[str, Path] = {}
+        self._pictures: dict[str, str] = {}
         if PICTURES[draw.pictures] is not None:
             samples = read_manifest(info, split)
-            self._pictures = {sample.id: path for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+            self._pictures = {
+                sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
+            }
 
     def __len__(self) -> int:
         return len(self.latents)
