@@ -21,6 +21,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import read_picture
@@ -75,8 +76,9 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the picture, None = not known; ``mentions`` and ``mention_masks``, the same of all that the caption names, with
-    or without a picture: (start, end) in characters of the text without braces. ``category`` is -1 where the label is not shown.
+    them is in the part of the picture that was encoded, None = not known; ``mentions`` and ``mention_masks``, the same of all
+    that the caption names, with or without a picture: (start, end) in characters of the text without braces. ``category`` is
+    -1 where the label is not shown.
     A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
@@ -108,10 +110,15 @@ class PromptedLatents(Dataset):
             raise UserError(
                 f"{info.root / split / PROMPTS}: has no sample that {latents.root} holds: give the dataset that was encoded"
             )
-        self._pictures: dict[str, Path] = {}
+        # Latents show what of a picture has their proportions; a mask is of the whole picture.
+        height, width = latents.info.moments_shape[1:]
+        self._transform = JointTransform((height, width))
+        self._pictures: dict[str, str] = {}
         if PICTURES[draw.pictures] is not None:
             samples = read_manifest(info, split)
-            self._pictures = {sample.id: path for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+            self._pictures = {
+                sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
+            }
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -142,7 +149,7 @@ class PromptedLatents(Dataset):
             return {"category": category, **_NO_PROMPT}
         drawn = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
         subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
-        masks = [_mask_of(entity) for entity in drawn.entities]
+        masks = [self._seen(_mask_of(entity)) for entity in drawn.entities]
         if view == 1:
             drawn = replace(drawn, mentions=drawn.mentions.mirrored())
             masks = [None if mask is None else mask[:, ::-1] for mask in masks]
@@ -154,6 +161,12 @@ class PromptedLatents(Dataset):
             "mentions": [(span.start, span.end) for span in drawn.mentions.spans],
             "mention_masks": masks,
         }
+
+    def _seen(self, mask: np.ndarray | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        box = self._transform.draw(*mask.shape)
+        return mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
@@ -248,6 +261,11 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     if mask is not None:
         rgb = np.where(mask[..., None], rgb, BACKGROUND).astype(np.uint8)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
+    x1, y1 = min(x1, width), min(y1, height)
+    if x0 >= x1 or y0 >= y1:
+        raise UserError(
+            f"entity {entity.phrase!r}: box {list(entity.box or ())} is outside its picture of {width} x {height}"
+        )
     side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     side = max(1, round(side))

@@ -16,6 +16,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, read_mask
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
+from mmdit.data.transforms import JointTransform
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD, parse
@@ -128,6 +129,14 @@ def test_crop_is_a_square_of_the_box_with_white_around_the_mask(tmp_path):
     assert np.asarray(crop(rgb, Entity("x", (), None))).shape == (12, 12, 3)
 
 
+def test_boxes_are_of_their_picture():
+    rgb = np.zeros((10, 8, 3), np.uint8)
+    whole = np.asarray(crop(rgb, Entity("x", (), None)))
+    np.testing.assert_array_equal(np.asarray(crop(rgb, Entity("x", (), (0, 0, 1e9, 1e9)))), whole)
+    with pytest.raises(UserError, match=r"'red cone': box \[8, 0, 9, 4\] is outside its picture of 8 x 10"):
+        crop(rgb, Entity("red cone", (), (8, 0, 9, 4)))
+
+
 def test_mask_is_what_is_not_black(tmp_path):
     values = np.array([[0, 1], [128, 255]], np.uint8)
     Image.fromarray(values).save(tmp_path / "mask.png")
@@ -170,6 +179,18 @@ def test_mirrored_views_have_mirrored_captions_and_masks(folders):
                 assert (mask is None) == (other is None)
                 assert mask is None or np.array_equal(mask[:, ::-1], other)
     assert sides > 4
+
+
+def test_masks_are_of_what_was_encoded(tmp_path):
+    """A picture of 16 x 24 pixels is cropped to its middle, a square, before it is encoded."""
+    dataset, mask = PromptedLatents.__new__(PromptedLatents), np.zeros((16, 24), bool)
+    mask[:, 2:6] = True
+    dataset._transform = JointTransform((4, 4))
+    seen = dataset._seen(mask)
+    assert seen is not None
+    assert seen.shape == (16, 16)
+    assert seen[:, :2].all()
+    assert not seen[:, 2:].any()
 
 
 def test_labels_beside_captions(folders):
