@@ -107,12 +107,16 @@ def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, proces
 class CaptionerObjective:
     """Cross-entropy of the answers' words: the mean of each answer's, of each example's, so that a short one counts as a long.
 
+    And of the names of what an image shows, told from the mean of its tokens alone, in any order: a model that starts from
+    nothing would long answer by guessing, before its words found the image.
+
     Args:
         processor: the model's; its tokenizer is one of whole words, so that an answer's tokens don't depend on the text.
+        names_weight: weight of the names.
     """
 
-    def __init__(self, processor: Idefics3Processor) -> None:
-        self.processor = processor
+    def __init__(self, processor: Idefics3Processor, names_weight: float = 1.0) -> None:
+        self.processor, self.names_weight = processor, names_weight
 
     def inputs(
         self, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
@@ -148,13 +152,18 @@ class CaptionerObjective:
         """Losses of a batch of ``mmdit.data.instructions.Instructions``.
 
         Returns:
-            "loss", and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of whose words
-            are the likeliest, which is what is said when the likeliest word is taken each time.
+            "loss"; "names"; and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of
+            whose words are the likeliest, which is what is said when the likeliest word is taken each time.
         """
         inputs, numbers = self.inputs(batch["turns"], batch["pictures"])
         device = next(model.parameters()).device
         inputs = {key: value.to(device) for key, value in inputs.items()}
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        seen: list[Tensor] = []  # (pictures, tokens of each, width)
+        hook = model.model.connector.register_forward_hook(lambda module, arguments, output: seen.append(output))
+        try:
+            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        finally:
+            hook.remove()
         words, numbers = inputs["input_ids"][:, 1:], numbers[:, 1:].to(device)
         counted = numbers != IGNORED
         logits, words, numbers = logits[counted], words[counted], numbers[counted]  # (N, V), (N,), (N,)
@@ -163,11 +172,23 @@ class CaptionerObjective:
         per_example = _means(per_answer, examples, len(batch["turns"]))
         right = _means((logits.argmax(-1) == words).float(), numbers, len(examples)) == 1
         losses = {"loss": per_example.mean()}
+        if seen:
+            listed = [name for names in batch["names"] for name in names]
+            losses["names"] = self._names_loss(model.lm_head(seen[0].mean(1)).float(), listed)
+            losses["loss"] = losses["loss"] + self.names_weight * losses["names"]
         for kind in dict.fromkeys(batch["kind"]):
             rows = torch.tensor([other == kind for other in batch["kind"]], device=device)
             losses[kind] = per_example[rows].mean().detach()
             losses[f"{kind}_right"] = right[rows[examples]].float().mean()
         return losses
+
+    def _names_loss(self, logits: Tensor, names: list[str]) -> Tensor:
+        """Cross-entropy of logits (pictures, V) with equal shares of each picture's words."""
+        targets = torch.zeros_like(logits)
+        tokenizer = self.processor.tokenizer
+        for row, ids in enumerate(tokenizer(names, add_special_tokens=False)["input_ids"]):
+            targets[row, sorted(set(ids))] = 1
+        return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
