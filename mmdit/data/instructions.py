@@ -131,7 +131,8 @@ class Instructions(Dataset):
     def _prompt(
         self, sample: CaptionedSample, pixels: np.ndarray, rng: np.random.Generator
     ) -> tuple[list[tuple[str, str]], list[Image.Image], list[str]]:
-        prompt, entities = draw_prompt(sample, self.draw, rng, has_picture=True)
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=True)
+        prompt, entities = drawn.prompt, [drawn.entities[place] for place in drawn.shown]
         pictures = [_picture(entity, pixels, rng) for entity in entities]
         text = _replaced(prompt, [IMAGE_MARK] * len(entities))
         names = [entity.phrase for entity in entities]

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmdit.encoders.contrastive import copy_layers, tower_sizes
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 
 # The marks that Idefics3's processor puts into a text; a tokenizer for it knows them.
@@ -40,6 +42,7 @@ def make_captioner(
     hidden_size: int = 192,
     depth: int = 4,
     num_heads: int = 4,
+    teacher: SceneTeacher | None = None,
 ) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
     """Build a model with random weights, and its processor.
 
@@ -51,17 +54,28 @@ def make_captioner(
             scale_factor)² tokens.
         vision_hidden_size, vision_depth, vision_num_heads: of the ViT.
         hidden_size, depth, num_heads: of the Llama.
+        teacher: where the ViT takes its weights and sizes from, with which it sees as the teacher does; None = random ones.
 
     Raises:
-        UserError: sizes that don't divide.
+        UserError: sizes that don't divide, or a teacher of another image size.
     """
+    vision = {
+        "patch_size": patch_size,
+        "hidden_size": vision_hidden_size,
+        "intermediate_size": 4 * vision_hidden_size,
+        "num_hidden_layers": vision_depth,
+        "num_attention_heads": vision_num_heads,
+    }
+    if teacher is not None:
+        vision = tower_sizes(teacher, image_size, "captioner")
+        patch_size = vision["patch_size"]
     cell = patch_size * scale_factor
     if image_size % cell:
         raise UserError(
             f"captioner.image_size {image_size} is not a multiple of patch_size x scale_factor = {patch_size} x {scale_factor}"
         )
     for width, heads, name in (
-        (vision_hidden_size, vision_num_heads, "vision_hidden_size"),
+        (vision["hidden_size"], vision["num_attention_heads"], "vision_hidden_size"),
         (hidden_size, num_heads, "hidden_size"),
     ):
         if width % heads:
@@ -70,14 +84,7 @@ def make_captioner(
     images = Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
     processor = Idefics3Processor(images, tokenizer, image_seq_len=(image_size // cell) ** 2)
     config = Idefics3Config(
-        vision_config={
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "hidden_size": vision_hidden_size,
-            "intermediate_size": 4 * vision_hidden_size,
-            "num_hidden_layers": vision_depth,
-            "num_attention_heads": vision_num_heads,
-        },
+        vision_config={**vision, "image_size": image_size},
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),
@@ -95,7 +102,20 @@ def make_captioner(
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=scale_factor,
     )
-    return Idefics3ForConditionalGeneration(config), processor
+    model = Idefics3ForConditionalGeneration(config)
+    if teacher is not None:
+        start_vision(model, teacher)
+    return model, processor
+
+
+@torch.no_grad()
+def start_vision(model: Idefics3ForConditionalGeneration, teacher: SceneTeacher) -> None:
+    """Copy a teacher's ViT, which has the same layers: the tower's features are then the teacher's, behind a plain norm."""
+    tower, vit = model.model.vision_model, teacher.vit
+    for part in ("weight", "bias"):
+        getattr(tower.embeddings.patch_embedding, part).copy_(getattr(vit.patch_embed.proj, part))
+    tower.embeddings.position_embedding.weight.copy_(vit.pos_embed[0])
+    copy_layers(tower.encoder.layers, vit.blocks)
 
 
 def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:

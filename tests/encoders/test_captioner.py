@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmdit.encoders.captioner import IGNORED, MARKS, CaptionerObjective, make_captioner, save_captioner, say
 from mmdit.encoders.multimodal import MultimodalEncoder
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.prompt import parse
@@ -111,6 +112,23 @@ def test_it_learns_what_it_is_told(made, batch, tmp_path):
     encoded = encoder([parse("a {gizmo} left of a cone", [_picture(200, 0, 0)])])
     assert (encoded.subjects == 0).sum() == 4
     assert say(encoder.model, encoder.processor, "<image>", [_picture(200, 0, 0)]) == "a red torus"
+
+
+def test_a_teacher_lends_its_eyes():
+    torch.manual_seed(0)
+    teacher = SceneTeacher(3, 4, 32, patch_size=8, hidden_size=16, depth=2, num_heads=2).eval()
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer = word_tokenizer(["a cone"], MARKS, max_length=32)
+    model, processor = make_captioner(tokenizer, 32, scale_factor=2, **TEXT_SIZES, teacher=teacher)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = processor.image_processor([[picture]], return_tensors="pt")["pixel_values"][0]  # (1, 3, 32, 32)
+    with torch.no_grad():
+        patches = model.model.vision_model(pixels).last_hidden_state
+        expected = torch.nn.functional.layer_norm(teacher.features(pixels), (16,), eps=1e-6)
+    torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match=r"captioner.teacher reads 32 pixels, captioner.image_size is 64"):
+        make_captioner(tokenizer, 64, teacher=teacher)
 
 
 def test_sizes_that_do_not_divide():
