@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
 from mmdit.encoders.scene_teacher import SceneTeacher
@@ -110,7 +110,7 @@ def start_image_tower(model: CLIPModel, teacher: SceneTeacher) -> None:
 
 
 @torch.no_grad()
-def copy_layers(layers: nn.ModuleList, blocks: nn.Module) -> None:
+def copy_layers(layers: Any, blocks: Any) -> None:
     """Copy the weights of a timm ViT's blocks into the layers of an image tower of transformers."""
     for ours, theirs in zip(layers, blocks, strict=True):
         attention = ours.self_attn
