@@ -390,6 +390,7 @@ class CaptionerConfig:
         depth: layers of the Llama.
         num_heads: attention heads of the Llama.
         max_length: tokens of the longest text, with its images.
+        teacher: folder of a teacher (recipe "teacher") whose weights and sizes the ViT starts from; null = none.
     """
 
     image_size: Layers = 64
@@ -402,6 +403,7 @@ class CaptionerConfig:
     depth: Layers = 4
     num_heads: Layers = 4
     max_length: Layers = 96
+    teacher: str | None = None
 
 
 @dataclass
