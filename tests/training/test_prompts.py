@@ -142,7 +142,9 @@ def test_previews_show_prompts(clip: Path, make_config, prompt_folders) -> None:
     settings = PromptsConfig(str(prompt_folders.data), str(clip), pictures="either", label_share=0.0)
     data = DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split="train")
     preview = PreviewConfig(num_samples=3, num_measured=0, num_inference_steps=1)
-    run = build_run(make_config(clip, prompts=settings, data=data, preview=preview))
+    config = make_config(clip, prompts=settings, data=data, preview=preview)
+    config.trainer.validate_every = 1
+    run = build_run(config)
     for weight in run.module.network.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     (previews,) = run.callbacks
@@ -157,9 +159,9 @@ def test_previews_show_prompts(clip: Path, make_config, prompt_folders) -> None:
 
 def test_a_caption_that_cannot_be_read_names_its_sample(clip: Path, make_config) -> None:
     frozen = build_run(make_config(clip)).module.frozen
-    batch = {"id": ["a", "b"], "caption": ["a red torus", "a crimson torus"], "subjects": [[], []]}
+    batch = {"id": ["a", "b"], "caption": ["a grey floor", "a crimson floor"], "subjects": [[], []]}
     with pytest.raises(
-        UserError, match=r"prompts.jsonl, sample 'b': prompt 'a crimson torus': .* doesn't know 'crimson'"
+        UserError, match=r"prompts.jsonl, sample 'b': prompt 'a crimson floor': .* doesn't know 'crimson'"
     ):
         frozen.encode_prompts(batch, torch.device("cpu"))
 
