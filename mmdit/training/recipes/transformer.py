@@ -229,7 +229,12 @@ def _previews(
     samples = [data.val[i] for i in range(min(count, len(data.val)))]  # type: ignore[arg-type]
     moments = torch.stack([sample["moments"] for sample in samples])
     labels = torch.tensor([int(sample["category"]) for sample in samples])
-    callbacks: list[Callback] = [Previews(make_pipeline, moments[:num_samples], labels[:num_samples], config.preview)]
+    prompts = None
+    if config.prompts is not None:
+        prompts = [(sample["caption"], sample["subjects"]) for sample in samples[:num_samples]]
+    callbacks: list[Callback] = [
+        Previews(make_pipeline, moments[:num_samples], labels[:num_samples], config.preview, prompts)
+    ]
     if num_measured > 0:
         whole = [i for i, sample in enumerate(samples) if sample["present"].all()][:num_measured]
         names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]
