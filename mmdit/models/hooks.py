@@ -1,4 +1,4 @@
-"""What diffusers does to a transformer by hooks, made to fit ours: cached blocks, weights stored in few bits, attention backends."""
+"""What diffusers does to a transformer from outside, made to fit ours: cached blocks, stored dtypes, attention backends."""
 
 from __future__ import annotations
 

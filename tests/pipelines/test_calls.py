@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
+from mmdit.flow.schedulers import make_scheduler
 from mmdit.pipelines.calls import has_hooks
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -23,7 +23,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3),
 
 
 def latents_of(pipe: MultimodalDiTPipeline, **arguments: Any) -> Tensor:
-    return pipe(**({"seed": 0, "output_type": "latent", "num_inference_steps": 3} | arguments)).latents
+    return pipe(**({"seed": 0, "output_type": "latent", "num_inference_steps": 2} | arguments)).latents
 
 
 def in_threads(pipe: MultimodalDiTPipeline, calls: list[dict[str, Any]], workers: int = 8) -> list[Tensor]:
@@ -41,11 +41,11 @@ def in_threads(pipe: MultimodalDiTPipeline, calls: list[dict[str, Any]], workers
         return list(pool.map(make, calls))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", ["euler", "dpmsolver++", "euler_maruyama"])
 def test_eight_threads_of_classes_and_understanding(make_pipeline: MakePipeline, scheduler: str) -> None:
     pipe = make_pipeline(scheduler)
     calls: list[dict[str, Any]] = [
-        {"class_labels": i % 5, "seed": i, "num_inference_steps": 1 + i % 4, "guidance_scale": 1 + i % 3}
+        {"class_labels": i % 5, "seed": i, "num_inference_steps": 2 + i % 3, "guidance_scale": 1 + i % 3}
         for i in range(12)
     ]
     calls += [{"conditions": {"rgb": PICTURE}, "seed": i, "num_inference_steps": None} for i in range(4)]
@@ -116,7 +116,7 @@ def test_a_call_within_a_callback(pipe: MultimodalDiTPipeline) -> None:
 
     def back(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         assert torch.equal(latents_of(pipe, num_inference_steps=2), inner)
-        assert (pipe.guidance_scale, pipe.num_timesteps) == (3.0, 3)
+        assert (pipe.guidance_scale, pipe.num_timesteps) == (3.0, 2)
         return tensors
 
     out = latents_of(pipe, class_labels=1, guidance_scale=3.0, callback_on_step_end=back)
