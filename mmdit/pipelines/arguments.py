@@ -117,7 +117,7 @@ def seeded(
         return generator
     if generator is not None:
         raise UserError("seed and generator are both given: give one of the two")
-    seeds = list(seed) if isinstance(seed, list | tuple) else [seed]
+    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed]
     for each in seeds:
         if isinstance(each, bool) or not isinstance(each, int | np.integer) or not 0 <= each <= MAX_SEED:
             raise UserError(f"seed is or holds {each!r}: give a whole number from 0 to 2^63 - 1, or one per sample")

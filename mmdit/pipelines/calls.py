@@ -73,7 +73,8 @@ class Calls:
     @property
     def shown(self) -> Call:
         """This thread's call under way, or the last that it made; in a thread that made none, the last of any."""
-        return self.own or getattr(self._own, "last", self._last)
+        last: Call = getattr(self._own, "last", self._last)
+        return self.own or last
 
     def set(self, name: str, value: Any) -> None:
         """Set a field of this thread's call under way; from outside of any call, of all that are under way."""
@@ -81,9 +82,8 @@ class Calls:
             setattr(call, name, value)
 
     def _stack(self) -> list[Call]:
-        if not hasattr(self._own, "stack"):
-            self._own.stack = []
-        return self._own.stack
+        stack: list[Call] = self._own.__dict__.setdefault("stack", [])
+        return stack
 
 
 class CallsMixin:

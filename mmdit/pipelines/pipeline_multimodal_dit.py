@@ -348,7 +348,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
         guidance = (condition_guidance_scale, guidance_interval, alpha)
         Guidance(guidance_scale, *guidance)  # refuses bad values before any work
-        class_labels, conditions = split_images(class_labels, conditions)
+        given_labels, conditions = split_images(class_labels, conditions)
 
         # 1. The request: labels, given images, roles
         device = self._execution_device
@@ -370,7 +370,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             why = "nothing is given" if input_size is None else "what is outside a mask is kept at the model's own size"
             raise UserError(f"match_input_resolution is True, but {why}: leave it out")
         region = None if mask is None else read_region(mask, height, width)
-        labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
+        labels = resolve_labels(given_labels, self.transformer.config.num_classes, self._id2label)
         words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
         images = encode_conditions(
             samples, self.codecs, height, width, may_differ, region=region, originals=match_input_resolution

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny, FirstBlockCacheConfig
 from PIL import Image
 from torch import Tensor, nn
 
@@ -162,3 +163,43 @@ def test_calls_on_hooked_networks_wait_for_each_other(pipe: MultimodalDiTPipelin
 
 def test_has_hooks() -> None:
     assert not has_hooks([nn.Linear(1, 1), make_scheduler("euler"), None])
+
+
+def test_networks_that_are_cached_or_cast(pipe: MultimodalDiTPipeline) -> None:
+    arguments: dict[str, Any] = {"class_labels": 1, "num_inference_steps": 4, "guidance_interval": (0.0, 0.6)}
+    expected = latents_of(pipe, **arguments)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))  # what is guided later is another batch
+    assert torch.equal(latents_of(pipe, **arguments), expected)
+    assert has_hooks(pipe.components.values())
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    cached = latents_of(pipe, **arguments)
+    assert not torch.equal(cached, expected)
+    assert torch.equal(latents_of(pipe, **arguments), cached)  # nothing is left of the call before
+    pipe.transformer.disable_cache()
+    assert not has_hooks(pipe.components.values())
+
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    assert pipe.dtype == torch.bfloat16
+    cast = latents_of(pipe, **arguments)
+    assert (cast - expected).abs().max() < 0.3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["tiny", "asymmetric"])
+def test_vaes_of_other_classes(pipe: MultimodalDiTPipeline, kind: str) -> None:
+    vae: Any
+    if kind == "tiny":
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1), latent_channels=4, upsampling_scaling_factor=2,
+        )  # fmt: skip
+    else:
+        vae = AsymmetricAutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2, down_block_out_channels=(8, 8), norm_num_groups=4,
+            up_block_types=("UpDecoderBlock2D",) * 2, up_block_out_channels=(8, 8), latent_channels=4,
+        )  # fmt: skip
+        assert "shift_factor" not in vae.config
+    other = MultimodalDiTPipeline(pipe.transformer, vae.eval(), pipe.scheduler, id2label=pipe.id2label)
+    other.set_progress_bar_config(disable=True)
+    size = pipe.transformer.config.sample_size * 2
+    assert other(PICTURE, seed=0).depth.shape == (1, size, size)
