@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -176,12 +177,12 @@ def test_steps_and_guidance_are_the_models_own(mmdit, tiny_pipeline_dir, tmp_pat
     index = json.loads((tmp_path / "own/model_index.json").read_text())
     index["defaults"] = {"num_inference_steps": 3, "guidance_scale": 4.0}
     (tmp_path / "own/model_index.json").write_text(json.dumps(index))
-    model = ("--model", tmp_path / "own", "--output", "out")
+    model = ("--model", tmp_path / "own", "--output", tmp_path / "out")
     assert mmdit("generate", "torus", *model).code == 0
-    rgb = Path("out/torus_0/rgb.png")
+    rgb = tmp_path / "out/torus_0/rgb.png"
     assert mmdit("condition", "--rgb", rgb, *model).code == 0
     assert mmdit("condition", "--rgb", rgb, "--category", "torus", "--seed", 1, *model).code == 0
     made = [("torus_0", 3, 4.0), ("torus_0_from_rgb_0", 1, 1.0), ("torus_0_from_rgb_1", 3, 4.0)]
     for name, steps, scale in made:
-        metadata = json.loads(Path(f"out/{name}/metadata.json").read_text())
+        metadata = json.loads((tmp_path / f"out/{name}/metadata.json").read_text())
         assert (metadata["num_inference_steps"], metadata["guidance_scale"]) == (steps, scale)
