@@ -128,10 +128,19 @@ def tags(template: str) -> list[str]:
     return [text[start:end] if written else "" for text, marked in [_read(template)] for start, end, written in marked]
 
 
+def parse_text(template: str) -> str:
+    """The text of a prompt with braces, as ``parse`` reads it, whatever its images."""
+    return _read(template)[0]
+
+
 def _read(template: str) -> tuple[str, list[tuple[int, int, bool]]]:
     """The text without braces, and of each pair (start, end, whether it held a word)."""
     text, marked, opened = "", [], None
     position = 0
+    try:
+        template.encode("utf-8")
+    except UnicodeEncodeError as error:  # a byte of the terminal's that is no UTF-8
+        raise UserError(f"prompt {template!r}: character {error.start + 1} is no character: give UTF-8 text") from None
     while position < len(template):
         pair, character = template[position : position + 2], template[position]
         position += 1

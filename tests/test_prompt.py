@@ -82,6 +82,7 @@ def test_mirrored_prompt_has_sides_exchanged_and_spans_moved():
         ("", None, "prompt is empty"),
         ("   ", None, "prompt is empty"),
         (7, None, "prompt is a int"),
+        ("a \udcff torus", None, "character 3 is no character: give UTF-8 text"),
         ("a {torus}", None, "marks 1 subjects ({torus}) and 0 images"),
         ("a {torus}", {}, "{torus} in the prompt has no image"),
         ("a {torus}", {"torus": 1, "cone": 2}, "subject 'cone' is not in the prompt"),

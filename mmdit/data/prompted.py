@@ -7,7 +7,7 @@ and after a resume.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import read_picture
@@ -67,7 +68,7 @@ class PromptDraw:
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
-_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": []}
+_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": [], "mentions": [], "mention_masks": []}
 
 
 class PromptedLatents(Dataset):
@@ -75,7 +76,9 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the picture, None = not known. ``category`` is -1 where the label is not shown.
+    them is in the part of the picture that was encoded, None = not known; ``mentions`` and ``mention_masks``, the same of all
+    that the caption names, with or without a picture: (start, end) in characters of the text without braces. ``category`` is
+    -1 where the label is not shown.
     A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
@@ -107,10 +110,15 @@ class PromptedLatents(Dataset):
             raise UserError(
                 f"{info.root / split / PROMPTS}: has no sample that {latents.root} holds: give the dataset that was encoded"
             )
-        self._pictures: dict[str, Path] = {}
+        # Latents show what of a picture has their proportions; a mask is of the whole picture.
+        height, width = latents.info.moments_shape[1:]
+        self._transform = JointTransform((height, width))
+        self._pictures: dict[str, str] = {}
         if PICTURES[draw.pictures] is not None:
             samples = read_manifest(info, split)
-            self._pictures = {sample.id: path for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+            self._pictures = {
+                sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
+            }
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -139,12 +147,26 @@ class PromptedLatents(Dataset):
             category, alone = NO_CATEGORY, False
         if alone:
             return {"category": category, **_NO_PROMPT}
-        prompt, chosen = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
-        subjects = [self._picture(sample, entity, rng) for entity in chosen]
-        masks = [_mask_of(entity) for entity in chosen]
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
+        subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
+        masks = [self._seen(_mask_of(entity)) for entity in drawn.entities]
         if view == 1:
-            prompt, masks = prompt.mirrored(), [None if mask is None else mask[:, ::-1] for mask in masks]
-        return {"category": category, "caption": prompt.template, "subjects": subjects, "subject_masks": masks}
+            drawn = replace(drawn, mentions=drawn.mentions.mirrored())
+            masks = [None if mask is None else mask[:, ::-1] for mask in masks]
+        return {
+            "category": category,
+            "caption": drawn.prompt.template,
+            "subjects": subjects,
+            "subject_masks": [masks[place] for place in drawn.shown],
+            "mentions": [(span.start, span.end) for span in drawn.mentions.spans],
+            "mention_masks": masks,
+        }
+
+    def _seen(self, mask: np.ndarray | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        box = self._transform.draw(*mask.shape)
+        return mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
@@ -155,44 +177,64 @@ class PromptedLatents(Dataset):
         return crop(read_picture(own), entity)
 
 
-def draw_prompt(
-    sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool
-) -> tuple[Prompt, list[Entity]]:
-    """Draw a caption and which of its entities are shown by a picture, in the order of the text.
+@dataclass(frozen=True)
+class DrawnPrompt:
+    """A caption, what it names, and which of that is shown by a picture.
+
+    Args:
+        mentions: the text, with a span for each of ``entities``, in the order of the text.
+        entities: what the spans name.
+        shown: numbers of those that come with a picture, ascending.
+    """
+
+    mentions: Prompt
+    entities: tuple[Entity, ...]
+    shown: tuple[int, ...]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The text with the spans of what is shown, which count the pictures."""
+        spans = (self.mentions.spans[place] for place in self.shown)
+        return Prompt(self.mentions.text, tuple(replace(span, subject=i) for i, span in enumerate(spans)))
+
+
+def draw_prompt(sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool) -> DrawnPrompt:
+    """Draw a caption and which of its entities are shown by a picture.
 
     ``has_picture``: whether the sample's own picture is there to be cropped.
     """
     number = int(rng.integers(len(sample.captions)))
     text = sample.captions[number]
     crops = has_picture and PICTURES[draw.pictures] is not None
-    named = [
-        (entity.spans[number], entity)
-        for entity in sample.entities
-        if entity.spans[number] is not None and (entity.images or (crops and entity.box is not None))
-    ]
-    spans = _apart(named)  # type: ignore[arg-type]
-    most = min(len(spans), draw.max_subjects)
+
+    def can_be_shown(entity: Entity) -> bool:
+        return bool(entity.images) or (crops and entity.box is not None)
+
+    said = [(span, entity) for entity in sample.entities if (span := entity.spans[number]) is not None]
+    named = _apart(sorted(said, key=lambda pair: (not can_be_shown(pair[1]), pair[0])))
+    able = [i for i, (_, entity) in enumerate(named) if can_be_shown(entity)]
+    most = min(len(able), draw.max_subjects)
     plain = rng.random() < draw.plain_share
-    if most == 0 or plain:
-        return Prompt(text), []
-    chosen = sorted(rng.permutation(len(spans))[: COUNTS[draw.counts](most, rng)].tolist())
+    shown: list[int] = []
+    if most > 0 and not plain:
+        shown = sorted(able[i] for i in rng.permutation(len(able))[: COUNTS[draw.counts](most, rng)])
     words, placed, end = "", [], 0
-    for subject, place in enumerate(chosen):
-        (start, stop), _ = spans[place]
-        word = IMAGE_WORD if rng.random() < draw.anonymous_share else text[start:stop]
+    for place, ((start, stop), _) in enumerate(named):
+        word = IMAGE_WORD if place in shown and rng.random() < draw.anonymous_share else text[start:stop]
         words += text[end:start]
-        placed.append(Span(len(words), len(words) + len(word), subject))
+        placed.append(Span(len(words), len(words) + len(word), place))
         words, end = words + word, stop
-    return Prompt(words + text[end:], tuple(placed)), [spans[place][1] for place in chosen]
+    entities = tuple(entity for _, entity in named)
+    return DrawnPrompt(Prompt(words + text[end:], tuple(placed)), entities, tuple(shown))
 
 
 def _apart(named: list[tuple[tuple[int, int], Entity]]) -> list[tuple[tuple[int, int], Entity]]:
-    """Those in the order of the text that don't overlap one before them."""
+    """Those that don't overlap one before them in the list, in the order of the text."""
     kept: list[tuple[tuple[int, int], Entity]] = []
-    for span, entity in sorted(named, key=lambda pair: pair[0]):
-        if not kept or span[0] >= kept[-1][0][1]:
+    for span, entity in named:
+        if all(span[1] <= start or span[0] >= end for (start, end), _ in kept):
             kept.append((span, entity))
-    return kept
+    return sorted(kept, key=lambda pair: pair[0])
 
 
 def _mask_of(entity: Entity) -> np.ndarray | None:
@@ -219,6 +261,11 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     if mask is not None:
         rgb = np.where(mask[..., None], rgb, BACKGROUND).astype(np.uint8)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
+    x1, y1 = min(x1, width), min(y1, height)
+    if x0 >= x1 or y0 >= y1:
+        raise UserError(
+            f"entity {entity.phrase!r}: box {list(entity.box or ())} is outside its picture of {width} x {height}"
+        )
     side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     side = max(1, round(side))

@@ -7,7 +7,7 @@ y1] in pixels or null, "mask": path or null, "images": paths of other pictures o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mmdit.data.lines import MAX_LINE, Rules
 from mmdit.data.paths import PathRule
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError
-from mmdit.storage.json_text import BOM, parse_json, quoted
+from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 
 PROMPTS = "prompts.jsonl"
 MAX_TEXT = 10_000
@@ -63,18 +63,27 @@ def parse_prompts(
     Raises:
         OSError: the file can't be read.
     """
+    return ((sample, problems) for _, sample, problems in _parsed(rules, ids, file))
+
+
+def _parsed(
+    rules: Rules, ids: Collection[str] | None, file: str
+) -> Iterator[tuple[int, CaptionedSample | None, list[Problem]]]:
+    """As ``parse_prompts``, with the position of each line in the file."""
     folder = rules.root / rules.split
     paths = PathRule(rules.root, rules.split, rules.allow_outside)
     seen: set[str] = set()
     with (folder / file).open("rb") as stream:
-        number = 0
+        number, position = 0, 0
         while line := stream.readline(MAX_LINE + 1):
-            number += 1
+            number, start = number + 1, position
+            position += len(line)
             name, reasons = "", [f"the line is longer than {MAX_LINE} bytes"]
             sample = None
             if len(line) > MAX_LINE:
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE)
+                    position += len(line)
             elif not line.strip():
                 continue
             else:
@@ -86,24 +95,64 @@ def parse_prompts(
                 seen.add(name)
             where = name and f"{rules.split}/{name}"
             problems = [Problem(f"{rules.split}/{file}", reason, where, number) for reason in reasons]
-            yield (None if reasons else sample), problems
+            yield start, (None if reasons else sample), problems
 
 
-def read_prompts(rules: Rules, ids: Collection[str] | None = None) -> dict[str, CaptionedSample]:
+class CaptionedSamples(Mapping[str, CaptionedSample]):
+    """The samples of a split's prompts.jsonl by id. All lines are judged once, and each is parsed again when it is asked for:
+    a million of them, parsed, would be gigabytes in every process of a run.
+
+    Args:
+        rules: the dataset and the split.
+        ids: of the split's samples; None = not known, so not compared.
+
+    Raises:
+        UserError: the first of what is wrong with the lines; later, a file that has changed.
+    """
+
+    def __init__(self, rules: Rules, ids: Collection[str] | None = None) -> None:
+        self.folder = rules.root / rules.split
+        self._paths = PathRule(rules.root, rules.split, rules.allow_outside)
+        self._positions: dict[str, int] = {}
+        for position, sample, problems in _parsed(rules, ids, PROMPTS):
+            if problems:
+                raise problems[0].error(rules.root)
+            assert sample is not None
+            self._positions[sample.id] = position
+
+    def __getitem__(self, name: str) -> CaptionedSample:
+        position, path = self._positions[name], self.folder / PROMPTS
+        try:
+            with path.open("rb") as stream:
+                stream.seek(position)
+                sample, found, reasons = _line(
+                    stream.readline(MAX_LINE + 1).removeprefix(BOM), self.folder, self._paths
+                )
+        except OSError as error:
+            raise UserError(f"{path}: can't be read: {error.strerror}") from None
+        if found != name:
+            raise UserError(f"{path}: has changed since the start: sample {name!r} is not where it was; start again")
+        if sample is None or reasons:
+            raise UserError(f"{path}: sample {name!r}: {reasons[0]}")
+        return sample
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+
+def read_prompts(rules: Rules, ids: Collection[str] | None = None) -> Mapping[str, CaptionedSample]:
     """Read the captions of a split by sample id, {} where it has none.
 
     Raises:
         UserError: the first of what is wrong with its lines.
     """
-    if not (rules.root / rules.split / PROMPTS).is_file():
-        return {}
-    found = {}
-    for sample, problems in parse_prompts(rules, ids):
-        if problems:
-            raise problems[0].error(rules.root)
-        assert sample is not None
-        found[sample.id] = sample
-    return found
+    return CaptionedSamples(rules, ids) if (rules.root / rules.split / PROMPTS).is_file() else {}
 
 
 def _line(line: bytes, folder: Path, paths: PathRule) -> tuple[CaptionedSample | None, str, list[str]]:
@@ -138,7 +187,7 @@ def _line(line: bytes, folder: Path, paths: PathRule) -> tuple[CaptionedSample |
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_TEXT
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_TEXT and not has_surrogate(value)
 
 
 def _entity(value: Any, captions: list[str], folder: Path, paths: PathRule) -> Entity:

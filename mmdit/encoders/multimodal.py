@@ -19,7 +19,14 @@ from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.subjects import check_subjects, subject_image
-from mmdit.encoders.text import refuse_unknown_words, short, weights_device
+from mmdit.encoders.text import (
+    refuse_marks,
+    refuse_no_words,
+    refuse_unknown_words,
+    short,
+    weights_device,
+    without_unknown_punctuation,
+)
 from mmdit.errors import UserError
 from mmdit.prompt import Prompt, Span
 
@@ -204,15 +211,24 @@ class MultimodalEncoder(FrozenPromptEncoder):
         return "".join(self.processor.tokenizer.convert_ids_to_tokens(ids))
 
     def _interleaved(self, prompt: Prompt) -> str:
-        return self._mark().join(_pieces(prompt))
+        return self._mark().join(self._pieces(prompt))
+
+    def _pieces(self, prompt: Prompt) -> list[str]:
+        """The text before, between and behind the words that images replace, as the tokenizer knows it."""
+        ends = [0, *(span.end for span in _shown(prompt))]
+        starts = [*(span.start for span in _shown(prompt)), len(prompt.text)]
+        pieces = [prompt.text[end:start] for end, start in zip(ends, starts, strict=True)]
+        tokenizer = self.processor.tokenizer
+        return [without_unknown_punctuation(tokenizer, piece) for piece in pieces] if tokenizer.is_fast else pieces
 
     def _check_words(self, prompt: Prompt) -> None:
         tokenizer = self.processor.tokenizer
-        for mark in (*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)):
-            if mark in prompt.text:
-                raise UserError(f"prompt {short(prompt.text)!r}: {mark!r} is a mark of the model's own: leave it out")
+        refuse_marks([*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)], prompt.text)
         if tokenizer.is_fast:
-            for piece in _pieces(prompt):
+            pieces = self._pieces(prompt)
+            if not prompt.images:
+                refuse_no_words(prompt.text, *pieces)
+            for piece in pieces:
                 encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
                 refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
 
@@ -229,12 +245,3 @@ class MultimodalEncoder(FrozenPromptEncoder):
 def _shown(prompt: Prompt) -> Sequence[Span]:
     """The spans whose words an image replaces: all, where there are images."""
     return prompt.spans if prompt.images else ()
-
-
-def _pieces(prompt: Prompt) -> list[str]:
-    """The text before, between and behind the words that images replace."""
-    pieces, end = [], 0
-    for span in _shown(prompt):
-        pieces.append(prompt.text[end : span.start])
-        end = span.end
-    return [*pieces, prompt.text[end:]]

@@ -17,6 +17,7 @@ from mmdit.modalities.rgb import RGBCodec
 from mmdit.prompt import Prompt
 
 BACKGROUND = 255  # what a mask takes away of a subject's picture becomes white
+MAX_RATIO = 100  # of the sides; processors bring the shorter one to their size, and the longer one grows with it
 
 
 class SubjectEncoder(nn.Module):
@@ -66,7 +67,7 @@ def subject_image(subject: Any) -> Image.Image:
     the picture as it is seen.
 
     Raises:
-        UserError: something other than an image, or a mask that is empty or of another size.
+        UserError: something other than an image, one that is a mere stripe, or a mask that is empty or of another size.
     """
     image, mask = subject if isinstance(subject, tuple) and len(subject) == 2 else (subject, None)
     if not isinstance(image, Image.Image):
@@ -75,18 +76,34 @@ def subject_image(subject: Any) -> Image.Image:
         pixels = RGBCodec().read(image).values  # (H, W, 3) uint8
     except UserError as error:
         raise UserError(f"a subject's image can't be read: {error}") from None
+    height, width = pixels.shape[:2]
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise UserError(
+            f"a subject's image is {width} x {height} pixels: give one whose longer side is at most {MAX_RATIO} times the shorter"
+        )
     if mask is None:
         return Image.fromarray(pixels)
-    if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().numpy()
-    kept = np.asarray(mask)
-    kept = kept if kept.dtype == bool else kept > 0
+    kept = _read_mask(mask)
     if kept.shape != pixels.shape[:2]:
         size = f"{pixels.shape[0]} x {pixels.shape[1]}"
         raise UserError(f"a subject's mask has shape {kept.shape}, its image is {size}: give one of the same size")
     if not kept.any():
         raise UserError("a subject's mask is empty: mark the subject with True or 1")
     return Image.fromarray(np.where(kept[..., None], pixels, BACKGROUND).astype(np.uint8))
+
+
+def _read_mask(mask: Any) -> np.ndarray:
+    """A mask as bool, of any shape: True, or above 0."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float().numpy() if mask.is_floating_point() else mask.numpy()
+    try:
+        values = np.asarray(mask)
+        return values if values.dtype == bool else values > 0
+    except (TypeError, ValueError):
+        raise UserError(
+            f"a subject's mask is a {type(mask).__name__} without numbers: give an array, a tensor or a PIL image, 1 = subject"
+        ) from None
 
 
 def load_image_encoder(name_or_folder: str) -> SubjectEncoder:

@@ -5,7 +5,7 @@ Shapes: B prompts, L tokens, W width of the encoder, S subjects in all prompts o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -94,10 +94,10 @@ class TextEncoder(nn.Module):
 
         Raises:
             UserError: a prompt that is too long (it names the words that would be lost), a word that the tokenizer doesn't
-                know (it names the nearest that it does), or a marked word that no token covers.
+                know (it names the nearest that it does), a mark of the tokenizer's own, or a marked word that no token covers.
         """
         encoded = self.tokenizer(
-            [prompt.text for prompt in prompts],
+            [self._read(prompt.text) for prompt in prompts],
             padding=True,
             return_offsets_mapping=True,
             return_tensors="pt",
@@ -119,6 +119,12 @@ class TextEncoder(nn.Module):
                 subjects[row, inside] = first + span.subject
             first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
         return Tokens(ids, mask, subjects)
+
+    def _read(self, text: str) -> str:
+        refuse_marks(self.tokenizer.all_special_tokens, text)
+        known = without_unknown_punctuation(self.tokenizer, text)
+        refuse_no_words(text, known)
+        return known
 
     def _check(self, prompt: Prompt, ids: Tensor, mask: Tensor, offsets: list[list[int]]) -> None:
         count = int(mask.sum())
@@ -184,6 +190,47 @@ def weights_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
+# What prompts are punctuated with, words apart.
+_PUNCTUATION = frozenset(".,;:!?…-–—()\"'`´“”„‘’‚«»")
+_MAX_WORD = 80  # characters of a word in a message, and that others are compared with
+
+
+def without_unknown_punctuation(tokenizer: Any, text: str) -> str:
+    """Put blanks in place of the punctuation marks that a fast tokenizer doesn't know; characters keep their positions.
+
+    A tokenizer of the words of captions knows no mark that no caption has, and "a red torus." asks for nothing else than
+    "a red torus".
+    """
+    unknown = _unknown_token(tokenizer)
+    if unknown is None or _PUNCTUATION.isdisjoint(text):
+        return text
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    known = text
+    for token, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True):
+        if token == unknown and _PUNCTUATION.issuperset(text[start:end].strip()):
+            known = known[:start] + " " * (end - start) + known[end:]
+    return known
+
+
+def refuse_no_words(text: str, known: str) -> None:
+    """Raise a UserError for a text of which nothing is ``known``; one that is empty is no prompt at all, and passes."""
+    if text.strip() and not known.strip():
+        raise UserError(f"prompt {short(text)!r} has no words: give some, such as 'a red torus left of a blue cone'")
+
+
+def refuse_marks(marks: Iterable[str], text: str) -> None:
+    """Raise a UserError for a text that holds one of the tokenizer's own marks, such as that of the end: it would be obeyed."""
+    for mark in marks:
+        if mark in text:
+            raise UserError(f"prompt {short(text)!r}: {mark!r} is a mark of the model's own: leave it out")
+
+
+def _unknown_token(tokenizer: Any) -> int | None:
+    """The id of words that a tokenizer doesn't know; None where it knows all, by their bytes."""
+    unknown = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id) else unknown
+
+
 def refuse_unknown_words(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[Sequence[int]]) -> None:
     """Raise a UserError for the first word of ``text`` that the tokenizer doesn't know; it names the nearest that it does.
 
@@ -193,20 +240,20 @@ def refuse_unknown_words(tokenizer: Any, text: str, ids: Sequence[int], offsets:
         ids: what it made of that.
         offsets: (start, end) of each token in the text; equal for those that it added.
     """
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):
+    unknown = _unknown_token(tokenizer)
+    if unknown is None:
         return
     for token, (start, end) in zip(ids, offsets, strict=True):
         if token == unknown and end > start:
-            word = text[start:end]
-            known = [w for w in tokenizer.get_vocab() if w.isalpha()]
+            word = short(text[start:end].strip(), _MAX_WORD)
+            known = sorted({w for piece in tokenizer.get_vocab() if (w := piece.removeprefix("▁")).isalpha()})
             nearest = ", ".join(nearest_names(word.lower(), known))
             raise UserError(f"prompt {short(text)!r}: the text encoder doesn't know {word!r}; nearest are {nearest}")
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = 60) -> str:
     """A text for a message: its beginning, where it is long."""
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text) <= most else text[: most - 3] + "…"
 
 
 def load_text_encoder(name_or_folder: str) -> TextEncoder:

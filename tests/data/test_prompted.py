@@ -16,6 +16,7 @@ from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, read_mask
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
+from mmdit.data.transforms import JointTransform
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD, parse
@@ -48,7 +49,13 @@ def make(folders, **draw) -> PromptedLatents:
 
 
 def drawn(draw: PromptDraw, count: int = 400, has_picture: bool = False):
-    return [draw_prompt(SAMPLE, draw, np.random.default_rng(i), has_picture) for i in range(count)]
+    return [shown(SAMPLE, draw, np.random.default_rng(i), has_picture) for i in range(count)]
+
+
+def shown(sample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool):
+    """The prompt and what its pictures show."""
+    one = draw_prompt(sample, draw, rng, has_picture)
+    return one.prompt, [one.entities[place] for place in one.shown]
 
 
 def test_templates_mark_the_words_of_the_chosen_entities():
@@ -83,15 +90,28 @@ def test_only_what_can_be_shown_is_chosen():
     hidden = CaptionedSample("0", ("a red torus",), (Entity("red torus", ((2, 11),), (0, 0, 4, 4)),))
     for pictures, chosen in (("other", 0), ("crop", 1), ("either", 1)):
         rng = np.random.default_rng(0)
-        assert len(draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=True)[1]) == chosen
-        assert draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=False)[1] == []
+        assert len(shown(hidden, PromptDraw(pictures), rng, has_picture=True)[1]) == chosen
+        assert shown(hidden, PromptDraw(pictures), rng, has_picture=False)[1] == []
+
+
+def test_mentions_are_all_that_the_caption_names():
+    """With and without a picture; the prompt marks those with one."""
+    cone, floor = Entity("cone", ((22, 26),), images=(PICTURE,)), Entity("grey floor", ((32, 42),), (0, 0, 4, 4))
+    sample = CaptionedSample("0", ("a red torus left of a cone on a grey floor",), (cone, floor))
+    for i in range(20):
+        one = draw_prompt(sample, PromptDraw(anonymous_share=0.5), np.random.default_rng(i), has_picture=False)
+        assert [entity.phrase for entity in one.entities] == ["cone", "grey floor"]
+        assert one.mentions.words in (("cone", "grey floor"), (IMAGE_WORD, "grey floor"))
+        assert one.shown == (0,)
+        assert one.prompt.words == one.mentions.words[:1]
+        assert one.prompt.text == one.mentions.text
 
 
 def test_overlapping_words_are_marked_once():
     inner = Entity("torus", ((6, 11), None), images=(PICTURE,))
     sample = CaptionedSample("0", (TEXT,), (inner, TORUS))
     for i in range(20):
-        prompt, _ = draw_prompt(sample, PromptDraw(), np.random.default_rng(i), has_picture=False)
+        prompt, _ = shown(sample, PromptDraw(), np.random.default_rng(i), has_picture=False)
         assert prompt.template == "a {red torus} left of a cone"
 
 
@@ -107,6 +127,14 @@ def test_crop_is_a_square_of_the_box_with_white_around_the_mask(tmp_path):
     with pytest.raises(UserError, match=r"mask.png: the mask is 10 x 8, its picture 5 x 8: give one size"):
         crop(rgb[:5], Entity("x", (), (3, 2, 5, 6), mask=tmp_path / "mask.png"))
     assert np.asarray(crop(rgb, Entity("x", (), None))).shape == (12, 12, 3)
+
+
+def test_boxes_are_of_their_picture():
+    rgb = np.zeros((10, 8, 3), np.uint8)
+    whole = np.asarray(crop(rgb, Entity("x", (), None)))
+    np.testing.assert_array_equal(np.asarray(crop(rgb, Entity("x", (), (0, 0, 1e9, 1e9)))), whole)
+    with pytest.raises(UserError, match=r"'red cone': box \[8, 0, 9, 4\] is outside its picture of 8 x 10"):
+        crop(rgb, Entity("red cone", (), (8, 0, 9, 4)))
 
 
 def test_mask_is_what_is_not_black(tmp_path):
@@ -151,6 +179,18 @@ def test_mirrored_views_have_mirrored_captions_and_masks(folders):
                 assert (mask is None) == (other is None)
                 assert mask is None or np.array_equal(mask[:, ::-1], other)
     assert sides > 4
+
+
+def test_masks_are_of_what_was_encoded(tmp_path):
+    """A picture of 16 x 24 pixels is cropped to its middle, a square, before it is encoded."""
+    dataset, mask = PromptedLatents.__new__(PromptedLatents), np.zeros((16, 24), bool)
+    mask[:, 2:6] = True
+    dataset._transform = JointTransform((4, 4))
+    seen = dataset._seen(mask)
+    assert seen is not None
+    assert seen.shape == (16, 16)
+    assert seen[:, :2].all()
+    assert not seen[:, 2:].any()
 
 
 def test_labels_beside_captions(folders):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from PIL import Image
 
 from mmdit.data.check import check_dataset
 from mmdit.data.lines import Rules
-from mmdit.data.prompts import PROMPTS, Entity, read_prompts
+from mmdit.data.prompts import PROMPTS, Entity, parse_prompts, read_prompts
 from mmdit.errors import UserError
+from mmdit.storage.json_text import BOM
 
 GOOD = {
     "id": "000",
@@ -77,6 +79,7 @@ def _with(**changes):
         ({**GOOD, "id": True}, "every line is an object with an 'id'"),
         ({**GOOD, "captions": []}, "'captions' is []"),
         ({**GOOD, "captions": ["  "]}, "'captions' is"),
+        ({**GOOD, "captions": ["a \ud800 cone", "a cone"]}, "'captions' is"),
         ({**GOOD, "captions": "a cone"}, "give a list of one text or more"),
         ({**GOOD, "entities": {}}, "'entities' is {}"),
         ({**GOOD, "entities": ["cone"]}, "give an object with a 'phrase'"),
@@ -107,6 +110,24 @@ def test_reader_and_check_refuse_the_same(dataset, line, told):
 def test_one_id_twice(dataset):
     _write(dataset, GOOD, GOOD)
     assert "appears twice" in str(check_dataset(dataset).problems[0])
+
+
+def test_lines_are_found_again_and_a_changed_file_is_told(dataset):
+    lines = [GOOD, "", {"id": 7, "captions": ["… “é”"]}, {"id": "8", "captions": ["b", "a\u2028b"]}]
+    rules = _write(dataset, *lines)
+    text = (dataset / "train" / PROMPTS).read_bytes()
+    (dataset / "train" / PROMPTS).write_bytes(BOM + text)
+    found = pickle.loads(pickle.dumps(read_prompts(rules)))
+    assert list(found) == [GOOD["id"], "7", "8"]
+    assert [found[name].captions[-1] for name in ("8", "7")] == ["a\u2028b", "… “é”"]
+    assert {name: found[name] for name in found} == {s.id: s for s, _ in parse_prompts(rules) if s is not None}
+    assert found.get("9") is None
+    (dataset / "train" / PROMPTS).write_bytes(b"\n" + BOM + text)
+    with pytest.raises(UserError, match="has changed since the start: sample '7' is not where it was"):
+        found["7"]
+    (dataset / "train" / PROMPTS).unlink()
+    with pytest.raises(UserError, match="can't be read"):
+        found["7"]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -77,7 +77,13 @@ def test_a_mask_hides_what_is_around_the_subject():
     cut = np.asarray(subject_image((picture, mask)))
     assert (cut[~mask] == 255).all()
     assert (cut[mask] == np.asarray(picture)[mask]).all()
-    assert np.array_equal(cut, np.asarray(subject_image((picture, Image.fromarray(mask)))))
+    for same in (Image.fromarray(mask), torch.from_numpy(mask).bfloat16(), mask.tolist()):
+        assert np.array_equal(cut, np.asarray(subject_image((picture, same))))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 3), (50, 3), (1, 100)])
+def test_tiny_and_narrow_images_are_subjects(encoder, size):
+    assert encoder([parse("a {torus}", [Image.new("RGB", size)])]).subject_embeddings.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,9 @@ def test_a_mask_hides_what_is_around_the_subject():
         (lambda: parse("a {torus}", ["torus.png"]), "a subject is a str"),
         (lambda: parse("a {torus}", [(_picture(0), np.ones((3, 3)))]), "mask has shape (3, 3), its image is 20 x 20"),
         (lambda: parse("a {torus}", [(_picture(0), np.zeros((20, 20)))]), "mask is empty"),
+        (lambda: parse("a {torus}", [(_picture(0), "mask.png")]), "mask is a str without numbers"),
+        (lambda: parse("a {torus}", [(_picture(0), [[1], [1, 0]])]), "mask is a list without numbers"),
+        (lambda: parse("a {torus}", [Image.new("RGB", (1, 101))]), "image is 1 x 101 pixels"),
         (lambda: parse("{torus} {cone} {cone}", [_picture(i) for i in range(3)]), "has 3 subjects, the model takes 2"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from mmdit.encoders.text import TextEncoder
@@ -56,6 +57,30 @@ def test_a_text_encoder_names_the_nearest_words():
     encoder = TextEncoder(make_model("clip"), tokenizer)
     with pytest.raises(UserError, match=r"doesn't know 'toru'; nearest are torus"):
         encoder.tokenize([parse("a red toru")])
+
+
+def test_punctuation_that_no_caption_had_is_passed_over():
+    """By a tokenizer that was saved before too: it is the encoder that reads a mark as a blank."""
+    encoder = TextEncoder(make_model("bert"), word_tokenizer(["a red torus left of a blue cone"], max_length=16))
+    plain = encoder.tokenize([parse("a {red torus} left of a {cone}", ["x", "y"])])
+    marked = encoder.tokenize([parse("“A {red torus}”, left of a {cone}...", ["x", "y"])])
+    assert torch.equal(marked.ids, plain.ids)
+    assert torch.equal(marked.subjects, plain.subjects)
+    with pytest.raises(UserError, match=r"'\?!' has no words"):
+        encoder.tokenize([parse("?!")])
+    with pytest.raises(UserError, match=r"no token for ','"):
+        encoder.tokenize([parse("red{,} torus", ["x"])])
+    with pytest.raises(UserError, match=r"doesn't know '😀'"):
+        encoder.tokenize([parse("a red torus 😀.")])
+
+
+def test_marks_of_the_tokenizer_and_endless_words_are_refused():
+    encoder = TextEncoder(make_model("bert"), word_tokenizer(TEXTS, max_length=16))
+    with pytest.raises(UserError, match=r"'<eos>' is a mark of the model's own"):
+        encoder.tokenize([parse("a red <eos> torus")])
+    with pytest.raises(UserError, match="doesn't know 'xxx") as error:
+        encoder.tokenize([parse("x" * 100_000)])
+    assert len(str(error.value)) < 300
 
 
 def test_texts_without_words_are_refused():
