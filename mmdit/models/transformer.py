@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from mmdit.models.alignment import AlignmentProjector
 from mmdit.models.blocks import BLOCKS, Block
 from mmdit.models.conditioners import CONDITIONERS, make_conditioner
 from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
+from mmdit.models.hooks import HooksMixin
 from mmdit.models.layers import QK_NORMS, reset_linears
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
 from mmdit.names import PREDICTION_TYPES
@@ -43,7 +45,7 @@ class MultimodalDiTOutput(BaseOutput):
     attention: Tensor | None = None
 
 
-class MultimodalDiT(ModelMixin, ConfigMixin):
+class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin):
     """Diffusion transformer over multimodal patches: all modalities of a location are one token.
 
     Args:
