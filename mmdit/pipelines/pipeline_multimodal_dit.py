@@ -138,8 +138,15 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
 
     @property
     def native_size(self) -> int:
-        """Height and width in pixels that the transformer was built for."""
-        return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+        """Height and width in pixels that the transformer was built for; the longer side where it is not square."""
+        return max(self.native_shape)
+
+    @property
+    def native_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels that the transformer was built for."""
+        scale = LatentCodec(self.vae, self._modalities).downsampling
+        height, width = self.transformer.latent_shape
+        return height * scale, width * scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -344,7 +351,7 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         codec = LatentCodec(self.vae, self._modalities, device=device)
         may_differ = height is not None and width is not None
         unit = codec.downsampling * self.transformer.config.patch_size
-        height, width = output_size(height, width, native=self.native_size, unit=unit)
+        height, width = output_size(height, width, native=self.native_shape, unit=unit)
         conditions = {} if conditions is None else conditions
         region = None if mask is None else read_region(mask, conditions, height, width)
         labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
