@@ -27,7 +27,7 @@ class SavingMixin:
     config: Any
     components: Any
     text_encoder: Any
-    native_size: Any
+    native_shape: Any
     _modalities: dict[str, Modality]
     _id2label: dict[int, str]
     config_name: ClassVar[str] = INDEX
@@ -120,7 +120,7 @@ class SavingMixin:
         facts = {
             "transformer": f"width {config.hidden_size}, depth {config.depth}, {config.num_heads} heads, "
             f"{million:.1f} M parameters, predicts the {'velocity' if config.prediction == 'velocity' else 'clean latent'}",
-            "size in pixels": self.native_size,
+            "height x width in pixels": f"{self.native_shape[0]} x {self.native_shape[1]}",
             "conditioner": config.conditioner,
             "components": ", ".join(f"{name} ({type(part).__name__})" for name, part in self.components.items()),
             "defaults": f"{self.defaults.num_inference_steps} steps, guidance {self.defaults.guidance_scale:g}",  # type: ignore[attr-defined]
