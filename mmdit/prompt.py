@@ -128,6 +128,11 @@ def tags(template: str) -> list[str]:
     return [text[start:end] if written else "" for text, marked in [_read(template)] for start, end, written in marked]
 
 
+def parse_text(template: str) -> str:
+    """The text of a prompt with braces, as ``parse`` reads it, whatever its images."""
+    return _read(template)[0]
+
+
 def _read(template: str) -> tuple[str, list[tuple[int, int, bool]]]:
     """The text without braces, and of each pair (start, end, whether it held a word)."""
     text, marked, opened = "", [], None

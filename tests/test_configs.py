@@ -178,6 +178,7 @@ def test_unimo_has_the_numbers_of_its_paper(scale: str, parsed: dict[str, Any]) 
     if scale == "xl2":
         assert (multimodal.preview.guidance_scale, multimodal.preview.num_inference_steps) == (5.0, 50)
         assert (multimodal.prompts.pictures, multimodal.prompts.max_subjects) == ("crop", 4)
+        assert multimodal.prompts.counts == "unimo"
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

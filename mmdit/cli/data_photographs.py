@@ -118,7 +118,7 @@ def prompts(
     devices: Devices = 1,
     num_nodes: Nodes = 1,
 ) -> int:
-    """Describe a dataset's photographs for training on prompts: captions, entities, boxes, crops and masks.
+    """Describe photographs for training on prompts: captions, entities, boxes, crops and masks.
 
     Writes SPLIT/prompts.jsonl, and the pictures that it names. The pipeline crops is UMM-Diffusion's: an object detector
     whose labels are looked up in the caption, and a crop of each box. The pipeline interleaved is UNIMO-G's: a multimodal

@@ -81,7 +81,8 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.data_photographs:label", "Label a folder of images with depth, normals and segmentation."
     ),
     "data prompts": Command(
-        "mmdit.cli.data_photographs:prompts", "Describe photographs: captions, entities, boxes, crops and masks."
+        "mmdit.cli.data_photographs:prompts",
+        "Describe photographs for training on prompts: captions, entities, boxes, crops and masks.",
     ),
     "data hypersim": Command("mmdit.cli.data_photographs:hypersim", "Import Hypersim's own layout as a dataset."),
     "data encode": Command("mmdit.cli.data:encode", "Encode a dataset into latents for training."),

@@ -68,7 +68,7 @@ class CaptionedImages(Dataset):
             items.append({key: item[key] for key in ("id", IMAGE)})
             rng = np.random.default_rng([self.seed, position])
             sample = self.prompts[item["id"]]
-            prompt, _ = draw_prompt(sample, self.draw, rng, has_picture=True)
+            prompt = draw_prompt(sample, self.draw, rng, has_picture=True).mentions
             is_mirrored = index >= len(self.images.samples)
             captions.append(prompt.mirrored().text if is_mirrored else prompt.text)
             pairs += self._pair(sample, index, rng)

@@ -34,10 +34,11 @@ class Instructions(Dataset):
     """One example per sample, drawn anew at every position of the run.
 
     A batch holds, by sample: ``id``; ``kind``, of ``KINDS``; ``turns``, pairs (text, answer); ``pictures``, a list of PIL
-    images, one per mark. A caption follows the image alone; questions follow the image one after the other, up to
-    ``MAX_TURNS``, each with its answer; the prompt in words follows a prompt in which images (crops, or other pictures of
-    the same subject) stand for words, as the LLM will read them later, the last without images too. Mirrored images have
-    mirrored words.
+    images, one per mark; ``names``, for each picture the phrases of the entities that it shows.
+
+    A caption follows the image alone; questions follow the image one after the other, up to ``MAX_TURNS``, each with its
+    answer; the prompt in words follows a prompt in which images (crops, or other pictures of the same subject) stand for
+    words, as the LLM will read them later, the last without images too. Mirrored images have mirrored words.
 
     Args:
         root: dataset folder.
@@ -110,7 +111,7 @@ class Instructions(Dataset):
         kind = CAPTION if kind == QUESTION and not asked else kind
         pixels = read_picture(self._file(sample))  # (H, W, 3)
         if kind == PROMPT:
-            turns, pictures = self._prompt(sample, pixels, rng)
+            turns, pictures, names = self._prompt(sample, pixels, rng)
         else:
             turns = [("", sample.captions[int(rng.integers(len(sample.captions)))])]
             if asked:
@@ -119,8 +120,8 @@ class Instructions(Dataset):
                 turns = [(mirror_text(text), mirror_text(answer)) for text, answer in turns]
                 pixels = np.ascontiguousarray(pixels[:, ::-1])
             turns[0] = (f"{IMAGE_MARK} {turns[0][0]}".strip(), turns[0][1])
-            pictures = [Image.fromarray(pixels)]
-        return {"id": sample.id, "kind": kind, "turns": turns, "pictures": pictures}
+            pictures, names = [Image.fromarray(pixels)], [" ".join(entity.phrase for entity in sample.entities)]
+        return {"id": sample.id, "kind": kind, "turns": turns, "pictures": pictures, "names": names}
 
     def _file(self, sample: CaptionedSample) -> Path:
         path = self.files[sample.id]
@@ -129,11 +130,13 @@ class Instructions(Dataset):
 
     def _prompt(
         self, sample: CaptionedSample, pixels: np.ndarray, rng: np.random.Generator
-    ) -> tuple[list[tuple[str, str]], list[Image.Image]]:
-        prompt, entities = draw_prompt(sample, self.draw, rng, has_picture=True)
+    ) -> tuple[list[tuple[str, str]], list[Image.Image], list[str]]:
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=True)
+        prompt, entities = drawn.prompt, [drawn.entities[place] for place in drawn.shown]
         pictures = [_picture(entity, pixels, rng) for entity in entities]
         text = _replaced(prompt, [IMAGE_MARK] * len(entities))
-        return [(f"{text} {READ_OUT}", _replaced(prompt, [entity.phrase for entity in entities]))], pictures
+        names = [entity.phrase for entity in entities]
+        return [(f"{text} {READ_OUT}", _replaced(prompt, names))], pictures, names
 
 
 def _picture(entity: Entity, pixels: np.ndarray, rng: np.random.Generator) -> Image.Image:

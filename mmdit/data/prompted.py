@@ -7,7 +7,7 @@ and after a resume.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class PromptDraw:
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
-_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": []}
+_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": [], "mentions": [], "mention_masks": []}
 
 
 class PromptedLatents(Dataset):
@@ -77,7 +77,9 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the part of the picture that was encoded, None = not known. ``category`` is -1 where the label is not shown.
+    them is in the part of the picture that was encoded, None = not known; ``mentions`` and ``mention_masks``, the same of all
+    that the caption names, with or without a picture: (start, end) in characters of the text without braces. ``category`` is
+    -1 where the label is not shown.
     A mirrored view has a mirrored caption and mirrored masks.
 
     Args:
@@ -146,12 +148,20 @@ class PromptedLatents(Dataset):
             category, alone = NO_CATEGORY, False
         if alone:
             return {"category": category, **_NO_PROMPT}
-        prompt, chosen = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
-        subjects = [self._picture(sample, entity, rng) for entity in chosen]
-        masks = [self._seen(_mask_of(entity)) for entity in chosen]
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
+        subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
+        masks = [self._seen(_mask_of(entity)) for entity in drawn.entities]
         if view == 1:
-            prompt, masks = prompt.mirrored(), [None if mask is None else mask[:, ::-1] for mask in masks]
-        return {"category": category, "caption": prompt.template, "subjects": subjects, "subject_masks": masks}
+            drawn = replace(drawn, mentions=drawn.mentions.mirrored())
+            masks = [None if mask is None else mask[:, ::-1] for mask in masks]
+        return {
+            "category": category,
+            "caption": drawn.prompt.template,
+            "subjects": subjects,
+            "subject_masks": [masks[place] for place in drawn.shown],
+            "mentions": [(span.start, span.end) for span in drawn.mentions.spans],
+            "mention_masks": masks,
+        }
 
     def _seen(self, mask: np.ndarray | None) -> np.ndarray | None:
         if mask is None:
@@ -171,44 +181,64 @@ class PromptedLatents(Dataset):
         return crop(rgb, entity)
 
 
-def draw_prompt(
-    sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool
-) -> tuple[Prompt, list[Entity]]:
-    """Draw a caption and which of its entities are shown by a picture, in the order of the text.
+@dataclass(frozen=True)
+class DrawnPrompt:
+    """A caption, what it names, and which of that is shown by a picture.
+
+    Args:
+        mentions: the text, with a span for each of ``entities``, in the order of the text.
+        entities: what the spans name.
+        shown: numbers of those that come with a picture, ascending.
+    """
+
+    mentions: Prompt
+    entities: tuple[Entity, ...]
+    shown: tuple[int, ...]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The text with the spans of what is shown, which count the pictures."""
+        spans = (self.mentions.spans[place] for place in self.shown)
+        return Prompt(self.mentions.text, tuple(replace(span, subject=i) for i, span in enumerate(spans)))
+
+
+def draw_prompt(sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool) -> DrawnPrompt:
+    """Draw a caption and which of its entities are shown by a picture.
 
     ``has_picture``: whether the sample's own picture is there to be cropped.
     """
     number = int(rng.integers(len(sample.captions)))
     text = sample.captions[number]
     crops = has_picture and PICTURES[draw.pictures] is not None
-    named = [
-        (entity.spans[number], entity)
-        for entity in sample.entities
-        if entity.spans[number] is not None and (entity.images or (crops and entity.box is not None))
-    ]
-    spans = _apart(named)  # type: ignore[arg-type]
-    most = min(len(spans), draw.max_subjects)
+
+    def can_be_shown(entity: Entity) -> bool:
+        return bool(entity.images) or (crops and entity.box is not None)
+
+    said = [(span, entity) for entity in sample.entities if (span := entity.spans[number]) is not None]
+    named = _apart(sorted(said, key=lambda pair: (not can_be_shown(pair[1]), pair[0])))
+    able = [i for i, (_, entity) in enumerate(named) if can_be_shown(entity)]
+    most = min(len(able), draw.max_subjects)
     plain = rng.random() < draw.plain_share
-    if most == 0 or plain:
-        return Prompt(text), []
-    chosen = sorted(rng.permutation(len(spans))[: COUNTS[draw.counts](most, rng)].tolist())
+    shown: list[int] = []
+    if most > 0 and not plain:
+        shown = sorted(able[i] for i in rng.permutation(len(able))[: COUNTS[draw.counts](most, rng)])
     words, placed, end = "", [], 0
-    for subject, place in enumerate(chosen):
-        (start, stop), _ = spans[place]
-        word = IMAGE_WORD if rng.random() < draw.anonymous_share else text[start:stop]
+    for place, ((start, stop), _) in enumerate(named):
+        word = IMAGE_WORD if place in shown and rng.random() < draw.anonymous_share else text[start:stop]
         words += text[end:start]
-        placed.append(Span(len(words), len(words) + len(word), subject))
+        placed.append(Span(len(words), len(words) + len(word), place))
         words, end = words + word, stop
-    return Prompt(words + text[end:], tuple(placed)), [spans[place][1] for place in chosen]
+    entities = tuple(entity for _, entity in named)
+    return DrawnPrompt(Prompt(words + text[end:], tuple(placed)), entities, tuple(shown))
 
 
 def _apart(named: list[tuple[tuple[int, int], Entity]]) -> list[tuple[tuple[int, int], Entity]]:
-    """Those in the order of the text that don't overlap one before them."""
+    """Those that don't overlap one before them in the list, in the order of the text."""
     kept: list[tuple[tuple[int, int], Entity]] = []
-    for span, entity in sorted(named, key=lambda pair: pair[0]):
-        if not kept or span[0] >= kept[-1][0][1]:
+    for span, entity in named:
+        if all(span[1] <= start or span[0] >= end for (start, end), _ in kept):
             kept.append((span, entity))
-    return kept
+    return sorted(kept, key=lambda pair: pair[0])
 
 
 def _mask_of(entity: Entity) -> np.ndarray | None:

@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mmdit.encoders.contrastive import copy_layers, tower_sizes
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 
 # The marks that Idefics3's processor puts into a text; a tokenizer for it knows them.
@@ -40,6 +42,7 @@ def make_captioner(
     hidden_size: int = 192,
     depth: int = 4,
     num_heads: int = 4,
+    teacher: SceneTeacher | None = None,
 ) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
     """Build a model with random weights, and its processor.
 
@@ -51,17 +54,28 @@ def make_captioner(
             scale_factor)² tokens.
         vision_hidden_size, vision_depth, vision_num_heads: of the ViT.
         hidden_size, depth, num_heads: of the Llama.
+        teacher: where the ViT takes its weights and sizes from, with which it sees as the teacher does; None = random ones.
 
     Raises:
-        UserError: sizes that don't divide.
+        UserError: sizes that don't divide, or a teacher of another image size.
     """
+    vision = {
+        "patch_size": patch_size,
+        "hidden_size": vision_hidden_size,
+        "intermediate_size": 4 * vision_hidden_size,
+        "num_hidden_layers": vision_depth,
+        "num_attention_heads": vision_num_heads,
+    }
+    if teacher is not None:
+        vision = tower_sizes(teacher, image_size, "captioner")
+        patch_size = vision["patch_size"]
     cell = patch_size * scale_factor
     if image_size % cell:
         raise UserError(
             f"captioner.image_size {image_size} is not a multiple of patch_size x scale_factor = {patch_size} x {scale_factor}"
         )
     for width, heads, name in (
-        (vision_hidden_size, vision_num_heads, "vision_hidden_size"),
+        (vision["hidden_size"], vision["num_attention_heads"], "vision_hidden_size"),
         (hidden_size, num_heads, "hidden_size"),
     ):
         if width % heads:
@@ -70,14 +84,7 @@ def make_captioner(
     images = Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
     processor = Idefics3Processor(images, tokenizer, image_seq_len=(image_size // cell) ** 2)
     config = Idefics3Config(
-        vision_config={
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "hidden_size": vision_hidden_size,
-            "intermediate_size": 4 * vision_hidden_size,
-            "num_hidden_layers": vision_depth,
-            "num_attention_heads": vision_num_heads,
-        },
+        vision_config={**vision, "image_size": image_size},
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),
@@ -95,7 +102,20 @@ def make_captioner(
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=scale_factor,
     )
-    return Idefics3ForConditionalGeneration(config), processor
+    model = Idefics3ForConditionalGeneration(config)
+    if teacher is not None:
+        start_vision(model, teacher)
+    return model, processor
+
+
+@torch.no_grad()
+def start_vision(model: Idefics3ForConditionalGeneration, teacher: SceneTeacher) -> None:
+    """Copy a teacher's ViT, which has the same layers: the tower's features are then the teacher's, behind a plain norm."""
+    tower, vit = model.model.vision_model, teacher.vit
+    for part in ("weight", "bias"):
+        getattr(tower.embeddings.patch_embedding, part).copy_(getattr(vit.patch_embed.proj, part))
+    tower.embeddings.position_embedding.weight.copy_(vit.pos_embed[0])
+    copy_layers(tower.encoder.layers, vit.blocks)
 
 
 def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
@@ -107,12 +127,16 @@ def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, proces
 class CaptionerObjective:
     """Cross-entropy of the answers' words: the mean of each answer's, of each example's, so that a short one counts as a long.
 
+    And of the names of what an image shows, told from the mean of its tokens alone, in any order: a model that starts from
+    nothing would long answer by guessing, before its words found the image.
+
     Args:
         processor: the model's; its tokenizer is one of whole words, so that an answer's tokens don't depend on the text.
+        names_weight: weight of the names.
     """
 
-    def __init__(self, processor: Idefics3Processor) -> None:
-        self.processor = processor
+    def __init__(self, processor: Idefics3Processor, names_weight: float = 1.0) -> None:
+        self.processor, self.names_weight = processor, names_weight
 
     def inputs(
         self, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
@@ -148,13 +172,18 @@ class CaptionerObjective:
         """Losses of a batch of ``mmdit.data.instructions.Instructions``.
 
         Returns:
-            "loss", and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of whose words
-            are the likeliest, which is what is said when the likeliest word is taken each time.
+            "loss"; "names"; and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of
+            whose words are the likeliest, which is what is said when the likeliest word is taken each time.
         """
         inputs, numbers = self.inputs(batch["turns"], batch["pictures"])
         device = next(model.parameters()).device
         inputs = {key: value.to(device) for key, value in inputs.items()}
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        seen: list[Tensor] = []  # (pictures, tokens of each, width)
+        hook = model.model.connector.register_forward_hook(lambda module, arguments, output: seen.append(output))
+        try:
+            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        finally:
+            hook.remove()
         words, numbers = inputs["input_ids"][:, 1:], numbers[:, 1:].to(device)
         counted = numbers != IGNORED
         logits, words, numbers = logits[counted], words[counted], numbers[counted]  # (N, V), (N,), (N,)
@@ -163,11 +192,23 @@ class CaptionerObjective:
         per_example = _means(per_answer, examples, len(batch["turns"]))
         right = _means((logits.argmax(-1) == words).float(), numbers, len(examples)) == 1
         losses = {"loss": per_example.mean()}
+        if seen:
+            listed = [name for names in batch["names"] for name in names]
+            losses["names"] = self._names_loss(model.lm_head(seen[0].mean(1)).float(), listed)
+            losses["loss"] = losses["loss"] + self.names_weight * losses["names"]
         for kind in dict.fromkeys(batch["kind"]):
             rows = torch.tensor([other == kind for other in batch["kind"]], device=device)
             losses[kind] = per_example[rows].mean().detach()
             losses[f"{kind}_right"] = right[rows[examples]].float().mean()
         return losses
+
+    def _names_loss(self, logits: Tensor, names: list[str]) -> Tensor:
+        """Cross-entropy of logits (pictures, V) with equal shares of each picture's words."""
+        targets = torch.zeros_like(logits)
+        tokenizer = self.processor.tokenizer
+        for row, ids in enumerate(tokenizer(names, add_special_tokens=False)["input_ids"]):
+            targets[row, sorted(set(ids))] = 1
+        return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:

@@ -63,17 +63,21 @@ def make_clip(
     }
     vision = {**tower, "image_size": image_size, "patch_size": patch_size}
     if teacher is not None:
-        vision |= _sizes_of(teacher, image_size)
+        vision |= tower_sizes(teacher, image_size, "clip")
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim))
     if teacher is not None:
         start_image_tower(model, teacher)
     return model
 
 
-def _sizes_of(teacher: SceneTeacher, image_size: int) -> dict[str, Any]:
+def tower_sizes(teacher: SceneTeacher, image_size: int, section: str) -> dict[str, Any]:
+    """A teacher's sizes as those of an image tower of transformers.
+
+    Raises UserError for another image size; ``section``: of the configuration, for the message.
+    """
     sizes = teacher.config
     if sizes["image_size"] != image_size:
-        raise UserError(f"clip.teacher reads {sizes['image_size']} pixels, clip.image_size is {image_size}")
+        raise UserError(f"{section}.teacher reads {sizes['image_size']} pixels, {section}.image_size is {image_size}")
     width = sizes["hidden_size"]
     return {
         "patch_size": sizes["patch_size"],
@@ -102,7 +106,13 @@ def start_image_tower(model: CLIPModel, teacher: SceneTeacher) -> None:
     noise = torch.rand(8, 3, *vit.patch_embed.img_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tower.pre_layrnorm.weight.fill_(float((vit.patch_embed(noise) + vit.pos_embed).std(dim=-1).mean()))
     tower.pre_layrnorm.bias.zero_()
-    for ours, theirs in zip(tower.encoder.layers, vit.blocks, strict=True):
+    copy_layers(tower.encoder.layers, vit.blocks)
+
+
+@torch.no_grad()
+def copy_layers(layers: Any, blocks: Any) -> None:
+    """Copy the weights of a timm ViT's blocks into the layers of an image tower of transformers."""
+    for ours, theirs in zip(layers, blocks, strict=True):
         attention = ours.self_attn
         for part in ("weight", "bias"):
             q, k, v = getattr(theirs.attn.qkv, part).chunk(3)

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmdit.conditioning import EncodedPrompts
+from mmdit.errors import UserError
 from mmdit.prompt import Prompt
 
 
@@ -54,6 +55,17 @@ class FrozenPromptEncoder(nn.Module, ABC):
     @abstractmethod
     def check(self, prompts: Sequence[Prompt | None]) -> None:
         """Raise the UserError that ``forward`` would, without running a network."""
+
+    def locate(self, mentions: Sequence[Prompt | None]) -> Tensor:
+        """The mention that each token of ``forward``'s states belongs to, (B, L) int64, ``NO_SUBJECT`` = none.
+
+        Args:
+            mentions: the texts that ``forward`` is given, with a span for each mention; they are counted over the batch.
+
+        Raises:
+            UserError: an encoder whose tokens are not those of the text alone.
+        """
+        raise UserError(f"{type(self).__name__} does not say which words its tokens come from: give subjects instead")
 
     @abstractmethod
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:

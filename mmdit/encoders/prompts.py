@@ -107,6 +107,10 @@ class PromptEncoder(FrozenPromptEncoder):
             raise UserError("this model takes no subjects' images: give text alone")
         return images
 
+    def locate(self, mentions: Sequence[Prompt | None]) -> Tensor:
+        """The mention that each token belongs to, by the tokenizer's offsets."""
+        return self.text.tokenize([prompt or Prompt("") for prompt in mentions]).subjects
+
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
         """Encode prompts; None = a sample without one. Raises UserError as ``check``."""
         images = self._images(prompts)

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The largest value of a map is taken for at least this: below it a token is hardly read anywhere, and 1 / value overflows.
+MIN_PEAK = 1e-6
+
 
 def tapped_blocks(depth: int, count: int = 3) -> tuple[int, ...]:
     """Numbers of ``count`` blocks spread evenly over ``depth``, 1 = the first; fewer where there are no more."""
@@ -28,9 +31,10 @@ def attention_mask_loss(
 ) -> Tensor:
     """Return the mean of |CA(z_t, v_k) - M_k| over the subjects' tokens k, the locations and the blocks.
 
-    The map of a token is divided by its own largest value (no gradient through that): it says *where* the token is read,
-    as M says where its object is, and not how much of the softmax it gets. Several tokens of one subject share the softmax
-    with the words beside them, so no map could reach 1 otherwise, and the loss would pull all attention from the words.
+    The map of a token is divided by its own largest value: it says *where* the token is read, as M says where its object is,
+    and not how much of the softmax it gets. Several tokens of one subject share the softmax with the words beside them, so no
+    map could reach 1 otherwise, and the loss would pull all attention from the words. The gradient flows through that largest
+    value too: without it every token whose object is small is read less and less, without end, until its map underflows.
 
     Args:
         attention: (N, B, T, L), attention of the image to the prompt, mean over heads, in row-major order of the locations.
@@ -49,8 +53,8 @@ def attention_mask_loss(
     if known is not None:
         counted = counted & known[subjects]  # (B, L)
     targets = masks.flatten(1)[subjects].transpose(1, 2)  # (B, T, L)
-    peak = attention.detach().amax(2, keepdim=True)  # (N, B, 1, L)
-    maps = attention / torch.where(peak > 0, peak, 1)
+    peak = attention.amax(2, keepdim=True)  # (N, B, 1, L)
+    maps = attention / peak.clamp_min(MIN_PEAK)
     per_token = (maps - targets.to(maps)).abs().mean((0, 2))  # (B, L)
     count = mean_over_processes(counted.sum().to(per_token.dtype))
     return (per_token * counted).sum() / torch.where(count > 0, count, 1)

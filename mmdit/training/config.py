@@ -109,6 +109,8 @@ class PromptsConfig:
             config says, else the last.
         attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
             picture; 0 = off.
+        attention_loss_on: "subjects" (tokens that a picture stands for, UNIMO-G's) or "words" (all that name something whose mask
+            is known).
         attention_blocks: numbers of the blocks whose attention it compares, 1 = the first; null = three, spread evenly.
         label_share: share of the samples that keep their category beside or instead of the caption.
         label_alone_share: share of those whose caption is hidden.
@@ -124,6 +126,7 @@ class PromptsConfig:
     anonymous_share: ClosedUnitInterval = 0.0
     hidden_layer: int | None = None
     attention_loss_weight: NonNegativeNumber = 0.0
+    attention_loss_on: str = "subjects"
     attention_blocks: list[Layers] | None = None
     label_share: ClosedUnitInterval = 0.4
     label_alone_share: ClosedUnitInterval = 0.6
@@ -387,6 +390,7 @@ class CaptionerConfig:
         depth: layers of the Llama.
         num_heads: attention heads of the Llama.
         max_length: tokens of the longest text, with its images.
+        teacher: folder of a teacher (recipe "teacher") whose weights and sizes the ViT starts from; null = none.
     """
 
     image_size: Layers = 64
@@ -399,6 +403,7 @@ class CaptionerConfig:
     depth: Layers = 4
     num_heads: Layers = 4
     max_length: Layers = 96
+    teacher: str | None = None
 
 
 @dataclass

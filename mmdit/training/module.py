@@ -7,7 +7,6 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,18 +21,15 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
-from mmdit.errors import UserError
 from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.attention import attention_mask_loss, masks_on_grid
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.prompt import parse
 from mmdit.task import Role
+from mmdit.training.frozen import GROUNDED, Batch, FrozenNetworks
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.sharding import shard_module
-
-Batch = dict[str, Any]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -123,42 +119,6 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
     return torch.Generator(device).manual_seed(seed)
 
 
-@dataclass(frozen=True)
-class FrozenNetworks:
-    """Networks that a module uses and doesn't train. In a record, which makes them no submodules: checkpoints, the average
-    and the optimizer don't see them."""
-
-    codec: LatentCodec
-    teacher: FeatureTeacher | SceneTeacher | None = None
-    prompts: FrozenPromptEncoder | None = None
-
-    def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders.
-
-        Raises:
-            UserError: a caption that they can't read, such as one that is too long; it names the sample.
-        """
-        if self.prompts is None:
-            return batch
-        pairs = zip(batch["caption"], batch["subjects"], strict=True)
-        prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
-        try:
-            return {**batch, "prompts": self.prompts.to(device)(prompts)}
-        except UserError:
-            for sample_id, prompt in zip(batch["id"], prompts, strict=True):
-                try:
-                    self.prompts.check([prompt])
-                except UserError as error:
-                    raise UserError(f"prompts.jsonl, sample {sample_id!r}: {error}") from None
-            raise
-
-    def features(self, batch: Batch, device: torch.device) -> Tensor:
-        """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""
-        if self.teacher is None:
-            return batch["features"]
-        return self.teacher.to(device).features(batch["rgb"])
-
-
 class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
@@ -176,6 +136,7 @@ class TransformerModule(SteppedModule):
         prompts: frozen encoders of captions and subjects; None = the batch has none.
         attention_weight: weight of the attention-mask loss; 0 = off.
         attention_blocks: numbers of the blocks whose attention to the prompt it compares.
+        attention_on: name in ``GROUNDED``: of which tokens.
     """
 
     network: MultimodalDiT
@@ -195,10 +156,12 @@ class TransformerModule(SteppedModule):
         prompts: FrozenPromptEncoder | None = None,
         attention_weight: float = 0.0,
         attention_blocks: Sequence[int] = (),
+        attention_on: str = "subjects",
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
         self.attention_weight, self.attention_blocks = attention_weight, tuple(attention_blocks)
+        self.attention_on = GROUNDED[attention_on]
         self.hide_prompt_beside = hide_prompt_beside
         self.frozen = FrozenNetworks(codec, teacher, prompts)
 
@@ -236,9 +199,9 @@ class TransformerModule(SteppedModule):
     ) -> Tensor:
         p = self.network.config.patch_size
         grid = (latent_size[0] // p, latent_size[1] // p)
-        masks, known = masks_on_grid(batch["subject_masks"], grid, attention.device)
-        assert conditioning.subject_ids is not None
-        return attention_mask_loss(attention, conditioning.subject_ids, masks, known, self._mean_over_processes)
+        ids, masks = self.attention_on(batch, conditioning, self.frozen)
+        pooled, known = masks_on_grid(masks, grid, attention.device)
+        return attention_mask_loss(attention, ids, pooled, known, self._mean_over_processes)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""

@@ -39,11 +39,11 @@ def test_prompts_are_drawn_by_the_shares(tmp_path):
     sample, rng = CaptionedSample("x", (text,), entities), np.random.default_rng(1)
     draw = PromptDraw(counts="unimo", max_subjects=4)
     drawn = [draw_prompt(sample, draw, rng, has_picture=False) for _ in range(3000)]
-    counts = Counter(len(chosen) for _, chosen in drawn)
+    counts = Counter(len(one.shown) for one in drawn)
     assert [counts[number] / 3000 for number in range(5)] == pytest.approx(ENTITY_SHARES, abs=0.03)
-    for prompt, chosen in drawn[:50]:
-        assert prompt.text == text
-        assert [entity.phrase for entity in chosen] == list(prompt.words)
+    for one in drawn[:50]:
+        assert one.prompt.text == text
+        assert [one.entities[place].phrase for place in one.shown] == list(one.prompt.words)
     assert "unimo" in COUNTS
     with pytest.raises(UserError, match=r"unknown prompts\.counts 'unim': did you mean 'unimo'"):
         PromptDraw(counts="unim")

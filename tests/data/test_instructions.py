@@ -22,8 +22,9 @@ def test_every_kind_comes_up_and_every_mark_has_its_image(train):
     assert len(train) == 32
     batch = train.read_batch(list(range(32)) * 4, list(range(128)))
     assert set(Counter(batch["kind"])) == set(KINDS)
-    for kind, turns, pictures in zip(*(batch[k] for k in ("kind", "turns", "pictures")), strict=True):
+    for kind, turns, pictures, names in zip(*(batch[k] for k in ("kind", "turns", "pictures", "names")), strict=True):
         text, answer = turns[0]
+        assert len(names) == len(pictures)
         assert text.count(IMAGE_MARK) == len(pictures)
         assert not any(IMAGE_MARK in said for pair in turns for said in (pair[1], *pair[:1] * (pair != turns[0])))
         assert 1 <= len(turns) <= (MAX_TURNS if kind == QUESTION else 1)

@@ -50,7 +50,13 @@ def make(folders, **draw) -> PromptedLatents:
 
 
 def drawn(draw: PromptDraw, count: int = 400, has_picture: bool = False):
-    return [draw_prompt(SAMPLE, draw, np.random.default_rng(i), has_picture) for i in range(count)]
+    return [shown(SAMPLE, draw, np.random.default_rng(i), has_picture) for i in range(count)]
+
+
+def shown(sample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool):
+    """The prompt and what its pictures show."""
+    one = draw_prompt(sample, draw, rng, has_picture)
+    return one.prompt, [one.entities[place] for place in one.shown]
 
 
 def test_templates_mark_the_words_of_the_chosen_entities():
@@ -85,15 +91,28 @@ def test_only_what_can_be_shown_is_chosen():
     hidden = CaptionedSample("0", ("a red torus",), (Entity("red torus", ((2, 11),), (0, 0, 4, 4)),))
     for pictures, chosen in (("other", 0), ("crop", 1), ("either", 1)):
         rng = np.random.default_rng(0)
-        assert len(draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=True)[1]) == chosen
-        assert draw_prompt(hidden, PromptDraw(pictures), rng, has_picture=False)[1] == []
+        assert len(shown(hidden, PromptDraw(pictures), rng, has_picture=True)[1]) == chosen
+        assert shown(hidden, PromptDraw(pictures), rng, has_picture=False)[1] == []
+
+
+def test_mentions_are_all_that_the_caption_names():
+    """With and without a picture; the prompt marks those with one."""
+    cone, floor = Entity("cone", ((22, 26),), images=(PICTURE,)), Entity("grey floor", ((32, 42),), (0, 0, 4, 4))
+    sample = CaptionedSample("0", ("a red torus left of a cone on a grey floor",), (cone, floor))
+    for i in range(20):
+        one = draw_prompt(sample, PromptDraw(anonymous_share=0.5), np.random.default_rng(i), has_picture=False)
+        assert [entity.phrase for entity in one.entities] == ["cone", "grey floor"]
+        assert one.mentions.words in (("cone", "grey floor"), (IMAGE_WORD, "grey floor"))
+        assert one.shown == (0,)
+        assert one.prompt.words == one.mentions.words[:1]
+        assert one.prompt.text == one.mentions.text
 
 
 def test_overlapping_words_are_marked_once():
     inner = Entity("torus", ((6, 11), None), images=(PICTURE,))
     sample = CaptionedSample("0", (TEXT,), (inner, TORUS))
     for i in range(20):
-        prompt, _ = draw_prompt(sample, PromptDraw(), np.random.default_rng(i), has_picture=False)
+        prompt, _ = shown(sample, PromptDraw(), np.random.default_rng(i), has_picture=False)
         assert prompt.template == "a {red torus} left of a cone"
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmdit.encoders.captioner import IGNORED, MARKS, CaptionerObjective, make_captioner, save_captioner, say
 from mmdit.encoders.multimodal import MultimodalEncoder
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.prompt import parse
@@ -42,6 +43,7 @@ def batch():
             [("a <image> left of a <image> that is", "a red torus left of a blue cone")],
             [("a cone that is", "a cone")],
         ],
+        "names": [["red torus"], ["blue torus red cone"], ["red torus", "blue cone"], []],
         "pictures": [[_picture(200, 0, 0)], [_picture(0, 0, 200)], [_picture(200, 0, 0), _picture(0, 0, 200)], []],
     }
 
@@ -75,17 +77,27 @@ def test_loss_by_hand(made, batch):
                 for number in range(len(turns))
             ]
             alone.append(torch.stack(terms).mean())
-    torch.testing.assert_close(losses["loss"], torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)
+        terms = []
+        for names, pictures in zip(batch["names"], batch["pictures"], strict=True):
+            for words, picture in zip(names, pictures, strict=True):
+                pixels = processor.image_processor([[picture]], return_tensors="pt")["pixel_values"]
+                tokens = model.model.get_image_features(pixels).pooler_output[0]
+                likely = (tokens.mean(0) @ model.lm_head.weight.T).log_softmax(-1)
+                terms.append(
+                    -likely[list(set(processor.tokenizer(words, add_special_tokens=False)["input_ids"]))].mean()
+                )
+    torch.testing.assert_close(losses["names"], torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses["loss"], torch.stack(alone).mean() + losses["names"], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(losses["prompt"], (alone[2] + alone[3]) / 2, atol=1e-4, rtol=1e-4)
     kinds = {"caption", "question", "prompt"}
-    assert set(losses) == {"loss"} | kinds | {f"{kind}_right" for kind in kinds}
+    assert set(losses) == {"loss", "names"} | kinds | {f"{kind}_right" for kind in kinds}
 
 
 def test_it_learns_what_it_is_told(made, batch, tmp_path):
     model, processor = made
     objective = CaptionerObjective(processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
         objective(model, batch)["loss"].backward()
         optimizer.step()
@@ -100,6 +112,23 @@ def test_it_learns_what_it_is_told(made, batch, tmp_path):
     encoded = encoder([parse("a {gizmo} left of a cone", [_picture(200, 0, 0)])])
     assert (encoded.subjects == 0).sum() == 4
     assert say(encoder.model, encoder.processor, "<image>", [_picture(200, 0, 0)]) == "a red torus"
+
+
+def test_a_teacher_lends_its_eyes():
+    torch.manual_seed(0)
+    teacher = SceneTeacher(3, 4, 32, patch_size=8, hidden_size=16, depth=2, num_heads=2).eval()
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer = word_tokenizer(["a cone"], MARKS, max_length=32)
+    model, processor = make_captioner(tokenizer, 32, scale_factor=2, **TEXT_SIZES, teacher=teacher)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = processor.image_processor([[picture]], return_tensors="pt")["pixel_values"][0]  # (1, 3, 32, 32)
+    with torch.no_grad():
+        patches = model.model.vision_model(pixels).last_hidden_state
+        expected = torch.nn.functional.layer_norm(teacher.features(pixels), (16,), eps=1e-6)
+    torch.testing.assert_close(patches, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match=r"captioner.teacher reads 32 pixels, captioner.image_size is 64"):
+        make_captioner(tokenizer, 64, teacher=teacher)
 
 
 def test_sizes_that_do_not_divide():

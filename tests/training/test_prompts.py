@@ -195,3 +195,26 @@ def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_
     assert vocabularies[0] == vocabularies[1]
     with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
         build_run(tiny_config(recipe="clip", clip=replace(settings, image_size=32), data=data, alignment=None))
+
+
+def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) -> None:
+    """Of all tokens that name something whose mask is known, told token by token."""
+    words = {"attention_loss_weight": 0.5, "attention_loss_on": "words"}
+    prompts = PromptsConfig(str(prompt_folders.data), str(clip), **words, anonymous_share=0.5, max_subjects=1)
+    run = build_run(make_config(clip, prompts=prompts))
+    module, batch = run.module, next(iter(run.data.train_dataloader()))
+    encoded = module.frozen.encode_prompts(batch, torch.device("cpu"))
+    conditioning = module.network.conditioner(module.network.conditioner.of_batch(encoded))
+    ids, masks = module.attention_on(batch, conditioning, module.frozen)
+    assert sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subjects"]))
+    tokenizer, first = module.frozen.prompts.text.tokenizer, 0
+    for row, (template, spans) in enumerate(zip(batch["caption"], batch["mentions"], strict=True)):
+        text = template.replace("{", "").replace("}", "")
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+        for number, (start, end) in enumerate(spans):
+            words = [t for t, i in zip(tokens, ids[row].tolist(), strict=False) if i == first + number]
+            assert words == text[start:end].split()
+        first += len(spans)
+    assert module.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
+    with pytest.raises(UserError, match=r"unknown prompts\.attention_loss_on 'word'"):
+        build_run(make_config(clip, prompts=replace(prompts, attention_loss_on="word")))

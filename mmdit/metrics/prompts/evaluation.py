@@ -157,8 +157,9 @@ class _KindEvaluation:
         self.has_subject = len(cases[0].references) == 1
         self.copies: CopyTest | None = None
         if self.has_subject:
-            sources = {case.sample for case in cases} | {case.references[0] for case in cases}
-            self.copies = CopyTest([self.pictures.read(source) for source in sources])
+            shown = dict.fromkeys((case.references[0], case.others[0]) for case in cases)
+            read = self.pictures.read
+            self.copies = CopyTest([(read(one), read(other)) for one, other in shown if one != other])
 
     def run(self) -> dict[str, ScoreTable]:
         """Control, "" = the model itself, -> its table."""

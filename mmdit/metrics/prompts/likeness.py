@@ -14,25 +14,26 @@ _THUMBNAIL = 16
 
 
 class CopyTest:
-    """Whether a picture is a copy of its reference: nearer to it than all but 1% of the pairs of different real pictures are.
+    """Whether a picture is a copy of its reference: nearer to it than 99% of other real pictures of the same subject are.
 
-    The distance is the root mean square over a thumbnail of 16 x 16 pixels, sRGB in [0, 1]. A reference understood and shown
-    anew has another floor, wall, pose and light.
+    The distance is the root mean square over a thumbnail of 16 x 16 pixels, sRGB in [0, 1]. A subject that is understood and
+    shown anew has another floor, wall, pose and light.
 
     Args:
-        pictures: real ones, uint8 (H, W, 3); at least two that differ, or nothing is called a copy.
+        pairs: two different real pictures, uint8 (H, W, 3), of each subject; without any, nothing is called a copy.
     """
 
-    def __init__(self, pictures: Sequence[Array]) -> None:
-        rows = np.stack([thumbnail(picture).ravel() for picture in pictures]) if pictures else np.zeros((0, 1))
-        first, second = np.triu_indices(len(rows), k=1)
-        distances = np.sqrt(((rows[first] - rows[second]) ** 2).mean(axis=1))
-        distances = distances[distances > 0]  # the same picture twice is no pair
-        self.threshold = float(np.quantile(distances, COPY_QUANTILE)) if len(distances) else 0.0
+    def __init__(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        distances = [thumbnail_distance(one, other) for one, other in pairs]
+        self.threshold = float(np.quantile(distances, COPY_QUANTILE, method="lower")) if distances else 0.0
 
     def is_copy(self, picture: Array, reference: Array) -> bool:
-        difference = thumbnail(picture) - thumbnail(reference)
-        return bool(np.sqrt((difference**2).mean()) < self.threshold)
+        return thumbnail_distance(picture, reference) < self.threshold
+
+
+def thumbnail_distance(picture: Array, other: Array) -> float:
+    """Root mean square of the difference of two pictures' thumbnails."""
+    return float(np.sqrt(((thumbnail(picture) - thumbnail(other)) ** 2).mean()))
 
 
 def thumbnail(picture: Array) -> Array:

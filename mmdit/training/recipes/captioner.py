@@ -12,6 +12,7 @@ from transformers import Idefics3ForConditionalGeneration
 
 from mmdit.data.instructions import Instructions
 from mmdit.encoders.captioner import MARKS, CaptionerObjective, make_captioner, save_captioner
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD
@@ -57,7 +58,9 @@ def captioner_run(config: TrainingConfig) -> Run:
     sizes = asdict(config.captioner)
     tokenizer = word_tokenizer([*train.texts, IMAGE_WORD], MARKS, max_length=sizes.pop("max_length"))
     torch.manual_seed(config.seed)
-    network, processor = make_captioner(tokenizer, **sizes)
+    folder = sizes.pop("teacher")
+    teacher = None if folder is None else SceneTeacher.from_pretrained(Path(folder))
+    network, processor = make_captioner(tokenizer, **sizes, teacher=teacher)
     longest = max(len(tokens) for tokens in tokenizer(train.texts)["input_ids"])
     needed = 2 * longest + train.draw.max_subjects * (
         processor.image_seq_len + 3

@@ -27,6 +27,7 @@ from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
+from mmdit.training.frozen import GROUNDED
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
@@ -127,6 +128,8 @@ def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[in
             f"prompts.attention_loss_weight needs a model.block that attends to the prompt ({able}); it is "
             f"{config.model.block!r}"
         )
+    if settings.attention_loss_on not in GROUNDED:
+        raise unknown_name("prompts.attention_loss_on", settings.attention_loss_on, GROUNDED)
     depth = len(network.blocks)
     numbers = tapped_blocks(depth) if settings.attention_blocks is None else tuple(settings.attention_blocks)
     if not numbers or not all(1 <= number <= depth for number in numbers):
@@ -197,6 +200,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         prompts=prompts,
         attention_weight=0.0 if config.prompts is None else config.prompts.attention_loss_weight,
         attention_blocks=attention_blocks(config, network),
+        attention_on="subjects" if config.prompts is None else config.prompts.attention_loss_on,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 

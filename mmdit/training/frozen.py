@@ -1,0 +1,80 @@
+"""Networks that training uses and leaves as they are, and which of a prompt's tokens the attention-mask loss is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdit.conditioning import NO_SUBJECT, Conditioning
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import FeatureTeacher
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.errors import UserError
+from mmdit.prompt import Prompt, Span, parse, parse_text
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FrozenNetworks:
+    """Networks that a module uses and doesn't train. In a record, which makes them no submodules: checkpoints, the average
+    and the optimizer don't see them."""
+
+    codec: LatentCodec
+    teacher: FeatureTeacher | SceneTeacher | None = None
+    prompts: FrozenPromptEncoder | None = None
+
+    def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders.
+
+        Raises:
+            UserError: a caption that they can't read, such as one that is too long; it names the sample.
+        """
+        if self.prompts is None:
+            return batch
+        pairs = zip(batch["caption"], batch["subjects"], strict=True)
+        prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
+        try:
+            return {**batch, "prompts": self.prompts.to(device)(prompts)}
+        except UserError:
+            for sample_id, prompt in zip(batch["id"], prompts, strict=True):
+                try:
+                    self.prompts.check([prompt])
+                except UserError as error:
+                    raise UserError(f"prompts.jsonl, sample {sample_id!r}: {error}") from None
+            raise
+
+    def features(self, batch: Batch, device: torch.device) -> Tensor:
+        """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""
+        if self.teacher is None:
+            return batch["features"]
+        return self.teacher.to(device).features(batch["rgb"])
+
+
+def _subjects(batch: Batch, conditioning: Conditioning, frozen: FrozenNetworks) -> tuple[Tensor, Any]:
+    assert conditioning.subject_ids is not None
+    return conditioning.subject_ids, batch["subject_masks"]
+
+
+def _words(batch: Batch, conditioning: Conditioning, frozen: FrozenNetworks) -> tuple[Tensor, Any]:
+    assert frozen.prompts is not None
+    assert conditioning.token_mask is not None
+    mentions: list[Prompt | None] = []
+    for template, spans in zip(batch["caption"], batch["mentions"], strict=True):
+        text = parse_text(template) if template else ""
+        marked = tuple(Span(start, end, i) for i, (start, end) in enumerate(spans))
+        mentions.append(Prompt(text, marked) if template else None)
+    ids = frozen.prompts.locate(mentions).to(conditioning.token_mask.device)
+    return ids.masked_fill(~conditioning.token_mask, NO_SUBJECT), batch["mention_masks"]
+
+
+# Which tokens the attention-mask loss is about -> (their numbers (B, L), masks of what they name, by sample).
+GROUNDED: dict[str, Callable[[Batch, Conditioning, FrozenNetworks], tuple[Tensor, Any]]] = {
+    "subjects": _subjects,  # those that a picture stands for (UNIMO-G's visual tokens)
+    "words": _words,  # and all others that name something whose place in the picture is known
+}
