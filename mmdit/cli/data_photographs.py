@@ -23,7 +23,7 @@ def label(
     normal: str = "prs-eth/marigold-normals-v1-1",
     segmentation: str = "facebook/sam2.1-hiera-small",
     split: str = "train",
-    size: int | None = None,
+    size: str | None = None,
     licence: str = "unknown",
     marigold: MarigoldSettings = _MARIGOLD,
     masks: MaskSettings = _MASKS,
@@ -53,7 +53,8 @@ def label(
         normal: Normals labeller.
         segmentation: Segmentation labeller.
         split: Name of the split that the images become.
-        size: Square that images are cropped and resized to; by default they keep their size.
+        size: Height x width in pixels that images are cropped and resized to, such as 128x192, or one number for a square; by
+            default they keep their size.
         licence: Of the images, for dataset.json.
         marigold: Settings of Marigold's pipelines.
         masks: Settings of SAM's mask generation.
@@ -67,6 +68,7 @@ def label(
     """
     from transformers.utils import logging as transformers_logging
 
+    from mmdit.cli.common.image_size import read_size
     from mmdit.cli.common.model import note, quiet_libraries
     from mmdit.sources.labelling.launcher import label_images
     from mmdit.sources.labelling.settings import LabellerSettings
@@ -83,7 +85,7 @@ def label(
         output,
         labellers,
         split=split,
-        size=size,
+        size=read_size(size),
         licence=licence,
         batch_size=batch_size,
         num_workers=num_workers,
