@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mmdit.bounds import AtATime, Devices, Nodes, TokenCount, Workers
+from mmdit.cli.common.bad_samples import report_bad
 from mmdit.errors import UserError
 from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
 from mmdit.sources.prompts.settings import CropSettings, InterleavedSettings, PromptSettings, QualitySettings
@@ -95,7 +95,7 @@ def label(
     )
     if report is None:
         return 0
-    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
+    return report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
 
 
 def prompts(
@@ -190,7 +190,7 @@ def prompts(
         print(f"{report.path}: {count} images left out: {reason}")
     shares = "/".join(f"{100 * count / max(report.num_samples, 1):.0f}" for count in report.counts)
     kept = f"{report.path}: {report.num_samples} images described, with 0/1/2/3/4+ entities {shares}%"
-    return _report_bad(report.bad, kept, skip_bad)
+    return report_bad(report.bad, kept, skip_bad)
 
 
 def hypersim(
@@ -236,13 +236,4 @@ def hypersim(
         allow_outside=allow_outside,
     )
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
-    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)
-
-
-def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
-    for entry in bad:
-        print(entry)
-    if bad and not skip_bad:
-        raise UserError(f"{len(bad)} problems, listed above ({kept}; the same command tries the others again)")
-    print(kept)
-    return 0
+    return report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)

@@ -270,6 +270,8 @@ def _check_config(config: Any) -> None:
 def _check_shape(shape: Any, size: int, patch_size: int) -> None:
     is_pair = isinstance(shape, list | tuple) and len(shape) == 2 and all(type(side) is int for side in shape)
     if not is_pair or min(shape) < 1 or max(shape) != size:
-        raise UserError(f"sample_shape is {shape}: give (height, width), the longer side as sample_size, {size}; or null")
+        raise UserError(
+            f"sample_shape is {shape}: give (height, width), the longer side as sample_size, {size}; or null"
+        )
     if any(side % patch_size for side in shape):
         raise UserError(f"sample_shape {list(shape)}: both must be multiples of patch_size {patch_size}")

@@ -67,9 +67,7 @@ def check_arguments(
             raise unknown_name("name in callback_on_step_end_tensor_inputs", name, known_tensors)
 
 
-def output_size(
-    height: int | None, width: int | None, *, native: tuple[int, int], unit: int
-) -> tuple[int, int]:
+def output_size(height: int | None, width: int | None, *, native: tuple[int, int], unit: int) -> tuple[int, int]:
     """Height and width in pixels, ``native`` where they are None. Raises UserError unless they are multiples of ``unit``."""
     sizes = {"height": height, "width": width}
     for name, size in sizes.items():
