@@ -34,8 +34,8 @@ def test_bad_files_are_listed_and_exit_with_2(mmdit, folders, tmp_path):
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(tmp_path / "labels" / "a.png")
     result = mmdit("data", "import", *folders, "--output", "out")
     assert result.code == 2
-    assert "labels/b.png: unknown labels 70 on 48 pixels" in result.out
-    assert "1 problems, listed above (out/train: 1 samples imported" in result.error
+    assert "labels/b.png: unknown labels 70 on 48 pixels; --classes names others than 0 to 63" in result.out
+    assert "error: 1 problems, listed above (out/train: 1 samples imported" in result.err
     result = mmdit("data", "import", *folders, "--output", "out", "--skip_bad")
     assert result.code == 0
     assert "out/train: 1 samples imported" in result.out

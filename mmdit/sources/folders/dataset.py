@@ -16,6 +16,8 @@ from mmdit.errors import UserError, one_line
 from mmdit.modalities import IMAGE, Reading, build_codec, get_modalities
 from mmdit.modalities.codec import Codec
 from mmdit.modalities.orientation import turn_together
+from mmdit.modalities.segmentation import SegmentationCodec
+from mmdit.modalities.table import codec_class
 from mmdit.progress import Progress
 from mmdit.sources.folders.depth_kind import DepthKind, depth_kind
 from mmdit.sources.folders.description import GENERATOR, describe
@@ -28,6 +30,7 @@ from mmdit.storage.lock import FolderLock
 from mmdit.storage.names import nested_name
 
 BATCH = 256  # samples between two looks at Ctrl-C
+_UNNAMED = "; --classes names others than 0 to 63"
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,8 @@ def _refuse_nested(output: Path, sources: Mapping[str, Path]) -> None:
         there = folder.resolve()
         if here == there or here.is_relative_to(there) or there.is_relative_to(here):
             raise UserError(
-                f"--{name} {folder} and --output {output} lie one in the other: files of one would be taken for the other's; give "
-                "a folder beside it"
+                f"--{name} {folder} and --output {output} lie one in the other: files of one would be taken for the other's; "
+                "give a folder beside it"
             )
 
 
@@ -125,11 +128,11 @@ def _stores(
     folders: Mapping[str, Path], kind: DepthKind | None, classes: Sequence[Mapping[str, Any]] | None
 ) -> dict[str, AsItIs]:
     facts = {"segmentation_classes": classes}
-    modalities = get_modalities(folders)
     made = {}
-    for name, modality in modalities.items():
-        codec = build_codec(modality)
-        made[name] = AsItIs(build_codec(modality.replace(**codec.dataset_settings(facts))))
+    for name, modality in get_modalities(folders).items():
+        settings = codec_class(modality).dataset_settings(facts)
+        hint = _UNNAMED if modality.codec == SegmentationCodec.name and not settings else ""
+        made[name] = AsItIs(build_codec(modality.replace(**settings)), hint=hint)
     if kind is not None:
         made["depth"] = kind.store()
     return made

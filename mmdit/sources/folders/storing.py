@@ -13,6 +13,7 @@ from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.depth import DepthCodec
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
+from mmdit.modalities.stored import open_stored
 from mmdit.sources.relative_depth import RELATIVE_SCALE, from_disparity, from_relative_depth
 
 # Where renderers hit nothing: Blender writes 1e10.
@@ -25,16 +26,17 @@ class AsItIs:
     Args:
         codec: of the modality.
         options: how the dataset's loader will read it.
+        hint: what the user can do about values that are refused.
     """
 
-    def __init__(self, codec: Codec, options: Mapping[str, Any] = NOTHING) -> None:
-        self.codec, self.options = codec, options
+    def __init__(self, codec: Codec, options: Mapping[str, Any] = NOTHING, hint: str = "") -> None:
+        self.codec, self.options, self.hint = codec, options, hint
 
     def read(self, path: str) -> Reading:
         """Read a file as the loader will. Raises UserError for what ``mmdit data check`` would refuse."""
         reading = self.mend(self.codec.read(path, self.options))
         for reason in self.codec.check(reading):
-            raise UserError(f"{path}: {reason}")
+            raise UserError(f"{path}: {reason}{self.hint}")
         return reading
 
     def mend(self, reading: Reading) -> Reading:
@@ -69,8 +71,6 @@ class MetricDepth(AsItIs):
         return (*super().suffixes(path), ".npy")
 
     def content(self, path: str, reading: Reading) -> tuple[str, bytes]:
-        from mmdit.modalities.stored import open_stored
-
         stored = open_stored(path)
         if stored.image is not None and np.asarray(stored.image).dtype.kind != "f":
             return super().content(path, reading)

@@ -92,7 +92,7 @@ def test_description_has_no_more_than_is_used(tmp_path):
     assert (info.modalities, info.licence) == (("rgb", "segmentation"), "CC0")
     assert info.segmentation_classes == tuple(classes)
     assert (len(_loaded(out)), len(_loaded(out, "val"))) == (1, 1)
-    with pytest.raises(UserError, match="holds labels of another request .segmentation_classes was"):
+    with pytest.raises(UserError, match=r"holds labels of another request .segmentation_classes was"):
         _import(maps, out, split="test")
 
 
@@ -239,7 +239,7 @@ def test_output_of_something_else_is_refused(tmp_path, make_dataset):
     with pytest.raises(UserError, match="says nothing of its provenance; choose an empty folder"):
         _import({"rgb": rgb}, make_dataset(num_samples=1))
     rendered = make_dataset(num_samples=1, provenance={"generator": "mmdit data render"})
-    with pytest.raises(UserError, match="holds data of another request .generator was 'mmdit data render'"):
+    with pytest.raises(UserError, match=r"holds data of another request .generator was 'mmdit data render'"):
         _import({"rgb": rgb}, rendered)
     out = tmp_path / "out"
     _import({"rgb": rgb, "depth": _maps(tmp_path, "depth", a=_millimetres())}, out)
