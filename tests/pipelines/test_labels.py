@@ -60,5 +60,5 @@ def test_names_need_a_model_that_has_some() -> None:
 @pytest.mark.parametrize("label", ["cone", 0])
 def test_model_without_classes(label: Any) -> None:
     assert resolve_labels([None], 0, {}) == [None]
-    with pytest.raises(UserError, match="class label .*: this model has no classes; leave labels out"):
+    with pytest.raises(UserError, match=r"class label .*: this model has no classes; leave labels out"):
         resolve_labels(label, 0, {})
