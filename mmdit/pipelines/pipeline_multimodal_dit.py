@@ -383,7 +383,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             samples, self.codecs, height, width, may_differ, region=region, originals=match_input_resolution
         )
         numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.images.items()}}
-        numbers |= {"conditions": len(samples)} if not numbers.keys() - {"class_labels"} else {}
+        if len(samples) > 1 and not numbers.keys() - {"class_labels"}:  # a list, of which none gives anything
+            numbers["conditions"] = len(samples)
         batch = common_count({**numbers, **words.counts()}, "inputs")
         check_labels(words, labels, self._id2label)
         check_call(batch * num_images, *max((height, width), input_size or (1, 1)))

@@ -109,7 +109,7 @@ def test_conditions_of_different_sizes(mmdit, tiny_pipeline_dir, tmp_path, photo
     np.save(tmp_path / "d.npy", np.full((64, 64), 0.5, dtype=np.float32))
     result = mmdit("condition", "--depth", "d.npy", "--rgb", photo, "--model", tiny_pipeline_dir)
     assert result.code == 2
-    assert "--rgb 60 x 40, --depth 64 x 64" in result.error
+    assert "--rgb 40 x 60, --depth 64 x 64" in result.error
 
 
 def test_nothing_or_everything_given(mmdit, tiny_pipeline_dir, tmp_path, photo):

@@ -53,7 +53,7 @@ def test_version(mmdit):
     [
         ([], "give one of demo, generate"),
         (["genrate"], "did you mean 'generate'?"),
-        (["data"], "give one of render, label, prompts, hypersim, encode, check"),
+        (["data"], "give one of render, import, label, prompts, hypersim, encode, check"),
         (["data", "rendr"], "did you mean 'data render'?"),
         (["understand"], "missing IMAGE_OR_DIR"),
         (["generate", "torus", "--num_image", "3"], "unknown option '--num_image': did you mean '--num_images'?"),

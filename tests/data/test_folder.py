@@ -66,7 +66,7 @@ def test_bad_files_name_sample_and_file_and_are_never_replaced(make_dataset):
     with pytest.raises(UserError, match=r"sample '003': segmentation: .*segmentation/003\.png: unknown labels 9"):
         folder[3]
     Image.fromarray(np.ones((8, 8), np.uint16)).save(root / "train/depth/004.png")
-    with pytest.raises(UserError, match=r"sample '004': .*depth 8x8"):
+    with pytest.raises(UserError, match=r"sample '004': .*depth 8 x 8"):
         folder[4]
     assert folder[0]["id"] == "000"
 

@@ -39,7 +39,8 @@ def test_round_trip(make_prompted: MakePipeline, kind: str, tmp_path: Path, capf
     pipe = make_prompted(kind)
     pipe.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *ENCODERS[:2], "model_index.json", "scheduler", "text_encoder", "tokenizer", "transformer", "vae",
+        "README.md", *ENCODERS[:2], "model_index.json", "pipeline.py", "scheduler", "text_encoder", "tokenizer",
+        "transformer", "vae",
     ]  # fmt: skip
     loaded = MultimodalDiTPipeline.from_pretrained(tmp_path)
     np.testing.assert_allclose(run(loaded), run(pipe), atol=1e-4)
