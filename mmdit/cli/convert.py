@@ -190,6 +190,7 @@ def _save(pipe: Any, output: Path) -> None:
     """Write what ``save_pretrained`` writes, as a folder that appears whole."""
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
+    from mmdit.pipelines.card import write_card
     from mmdit.storage.files import share_weights, writing_folder
     from mmdit.storage.mapped_weights import write_safetensors
 
@@ -200,6 +201,7 @@ def _save(pipe: Any, output: Path) -> None:
         raise UserError(f"--output {output} needs {num_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free")
     with writing_folder(output) as temporary:
         pipe.save_config(temporary)
+        write_card(temporary, pipe.model_card())
         pipe.vae.save_pretrained(temporary / "vae")
         pipe.scheduler.save_pretrained(temporary / "scheduler")
         # Not by its save_pretrained, which holds all weights in memory once more.

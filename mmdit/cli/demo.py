@@ -17,8 +17,8 @@ def demo(
     output: Path = Path("outputs/demo"),
     model: str = BUNDLED_MODEL,
     data: Path = EXAMPLES,
-    num_inference_steps: InferenceSteps = 25,
-    guidance_scale: NonNegativeNumber = 2.0,
+    num_inference_steps: InferenceSteps | None = None,
+    guidance_scale: NonNegativeNumber | None = None,
     seed: Seed = 0,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -33,8 +33,9 @@ def demo(
         output: Folder of the pictures and the report.
         model: A bundled model's name, a pipeline folder, or a Hub id.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
-        num_inference_steps: Denoising steps of generate and condition; understanding takes one.
-        guidance_scale: How strongly the category is followed; 1 = no guidance.
+        num_inference_steps: Denoising steps of generate and condition, null = the model's own, 25 where it names none;
+            understanding takes one.
+        guidance_scale: How strongly the category is followed; 1 = no guidance; null = the model's own, 2 where it names none.
         seed: Seed of the noise.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
@@ -52,6 +53,8 @@ def demo(
     pipe.set_progress_bar_config(leave=False)
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
+    num_inference_steps = pipe.default_steps() if num_inference_steps is None else num_inference_steps
+    guidance_scale = pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale
     scenes, span = load_scenes(pipe, data)
     steps = Steps(pipe, num_inference_steps, guidance_scale, seed, span)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.depth_values import DepthValues
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
-
-DepthValues = Literal["auto", "metric", "relative", "near_white"]
 
 
 def generate(
@@ -25,8 +24,8 @@ def generate(
     fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: InferenceSteps = 25,
-    guidance_scale: NonNegativeNumber = 2.0,
+    num_inference_steps: InferenceSteps | None = None,
+    guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
     seed: Seed = 0,
     device: str = "auto",
@@ -58,8 +57,9 @@ def generate(
         fusing_scale: With subjects, 0 = what the text says to 1 = what the images show; 0.5 by default.
         num_images: Samples of each category or prompt.
         model: A bundled model's name, a pipeline folder, or a Hub id.
-        num_inference_steps: Denoising steps.
-        guidance_scale: How strongly category and prompt are followed; 1 = no guidance, and twice as fast.
+        num_inference_steps: Denoising steps; null = the model's own, 25 where it names none, and 1 where RGB alone is given.
+        guidance_scale: How strongly category and prompt are followed; 1 = no guidance, and twice as fast; null = the model's
+            own, 2 where it names none.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample of each category or prompt.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -83,11 +83,13 @@ def generate(
     check_seed(seed, num_images * max(1, len(categories), len(typed)))
     files = given_files({"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}, given)
 
+    asks = bool(categories or typed or negative_prompt)
     run = SamplingRun(
         "generate",
         model,
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if categories or typed or negative_prompt else 1.0,
+        guidance_scale=guidance_scale if asks else 1.0,
+        understanding="rgb" in files and not asks,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -218,8 +220,8 @@ def condition(
     category: str | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
-    num_inference_steps: InferenceSteps = 25,
-    guidance_scale: NonNegativeNumber = 2.0,
+    num_inference_steps: InferenceSteps | None = None,
+    guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
     seed: Seed = 0,
     device: str = "auto",
@@ -244,8 +246,9 @@ def condition(
         category: Name (or id) of a category; by default none.
         num_images: Samples, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
-        num_inference_steps: Denoising steps.
-        guidance_scale: How strongly the category is followed, where one is given; 1 = no guidance.
+        num_inference_steps: Denoising steps; null = 1 with --rgb and no category, else the model's own, 25 where it names none.
+        guidance_scale: How strongly the category is followed, where one is given; 1 = no guidance; null = the model's own, 2
+            where it names none.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -274,6 +277,7 @@ def condition(
         model,
         num_inference_steps=num_inference_steps,
         guidance_scale=scale,
+        understanding="rgb" in files and category is None,
         scheduler=scheduler,
         device=device,
         dtype=dtype,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ class LatentCodec:
     from ``vae.config.in_channels == 3 k^2`` (k = 1 for Stable Diffusion's), so the VAE's folder says everything.
 
     Args:
-        vae: the autoencoder, in any dtype and on any device; inputs are moved to it.
+        vae: the autoencoder, in any dtype and on any device; inputs are moved to it. ``AutoencoderKL``, or in Python another
+            class of diffusers for images, such as ``AutoencoderTiny``; one without ``shift_factor`` shifts by nothing.
         modalities: name -> record, in the order of the modality axis. A record with ``latents_mean``/``latents_std``
             whitens its latents, (z - mean) / std; one without uses (z - shift_factor) * scaling_factor of the VAE.
 
@@ -51,7 +53,7 @@ class LatentCodec:
                 "both must be 3, or 3 k^2 for a k x pixel-unshuffle"
             )
         self.latent_channels = int(vae.config.latent_channels)
-        self.downsampling = self.unshuffle * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.downsampling = self.unshuffle * 2 ** (_num_levels(vae) - 1)
         statistics = [self._statistics(modality) for modality in self.modalities.values()]
         self._mean = torch.stack([mean for mean, _ in statistics])  # (M, C, 1, 1)
         self._std = torch.stack([std for _, std in statistics])  # (M, C, 1, 1)
@@ -66,8 +68,9 @@ class LatentCodec:
                     f"each, std positive; they are {modality.latents_mean} and {modality.latents_std}"
                 )
         else:
-            mean = torch.full((self.latent_channels,), float(self.vae.config.shift_factor or 0.0))
-            std = torch.full((self.latent_channels,), 1.0 / float(self.vae.config.scaling_factor))
+            shift, scale = (self.vae.config.get(name) for name in ("shift_factor", "scaling_factor"))
+            mean = torch.full((self.latent_channels,), float(shift or 0.0))
+            std = torch.full((self.latent_channels,), 1.0 / float(1.0 if scale is None else scale))
         return mean[:, None, None], std[:, None, None]
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
@@ -82,7 +85,10 @@ class LatentCodec:
         """Encode (B, 3, H, W) in [-1, 1] -> (B, 2C, h, w): the posterior's mean and clamped log-variance."""
         self.latent_size(*images.shape[-2:])
         images = images.to(self._device or self.vae.device, self.vae.dtype)
-        posterior = self.vae.encode(F.pixel_unshuffle(images, self.unshuffle)).latent_dist
+        encoded = self.vae.encode(F.pixel_unshuffle(images, self.unshuffle))
+        if not hasattr(encoded, "latent_dist"):  # AutoencoderTiny's latents are no distribution: all at their mean
+            return torch.cat([encoded.latents, torch.full_like(encoded.latents, LOGVAR_RANGE[0])], dim=1)
+        posterior = encoded.latent_dist
         return torch.cat([posterior.mean, posterior.logvar.clamp(*LOGVAR_RANGE)], dim=1)
 
     def sample(self, moments: Tensor, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
@@ -138,3 +144,11 @@ class LatentCodec:
                 f"expected (B, {len(self.modalities)}, …) for modalities {', '.join(self.modalities)}, "
                 f"got {tuple(values.shape)}"
             )
+
+
+def _num_levels(vae: Any) -> int:
+    """Resolutions of the encoder, by the name that the VAE's class has for them."""
+    for name in ("block_out_channels", "encoder_block_out_channels", "down_block_out_channels"):
+        if (channels := vae.config.get(name)) is not None:
+            return len(channels)
+    raise UserError(f"the VAE is a {type(vae).__name__}, whose downsampling is not known: give an AutoencoderKL")

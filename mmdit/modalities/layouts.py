@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,11 @@ def split_values(value: Any, channels: int | None) -> list[Any]:
     """
     if isinstance(value, Reading | Image.Image):
         return [value]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, str | bytes | os.PathLike):
+        kind = "URL" if isinstance(value, str) and "://" in value else "path"
+        hint = "download it, and open it" if kind == "URL" else "open it"
+        raise UserError(f"is a {kind}, {shown(value)}: {hint} with PIL.Image.open, or give an array or a tensor")
+    if isinstance(value, Sequence):
         samples = [sample for item in value for sample in split_values(item, channels)]
     elif isinstance(value, Tensor | np.ndarray):
         ndim = 2 if channels is None else 3
@@ -47,6 +52,12 @@ def split_values(value: Any, channels: int | None) -> list[Any]:
     if not samples or any(isinstance(sample, np.ndarray) and sample.size == 0 for sample in samples):
         raise UserError("is empty: give at least one image")
     return samples
+
+
+def shown(path: Any) -> str:
+    """A path or text for a message: its end, where it is long."""
+    text = os.fsdecode(path)
+    return repr(text if len(text) <= 80 else f"…{text[-80:]}")
 
 
 def _channels_last(array: Any, channels: int | None) -> np.ndarray:

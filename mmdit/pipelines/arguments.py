@@ -9,12 +9,39 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
+from mmdit.bounds import MAX_SEED
 from mmdit.errors import UserError, unknown_name
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.limits import check_size, check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def split_images(first: Any, conditions: Any) -> tuple[Any, Any]:
+    """The first argument of a call, class labels or pictures to understand -> labels, conditions.
+
+    Raises:
+        UserError: pictures among labels, as arrays, or beside conditions that have RGB already.
+    """
+    listed = list(first) if isinstance(first, list | tuple) else [first]
+    if not any(isinstance(each, Image.Image) for each in listed):
+        one_more = 0 if isinstance(first, list | tuple) else 1  # an array of labels has one dimension, in a list none
+        if any(getattr(each, "ndim", 0) > one_more for each in listed):
+            raise UserError(
+                "the first argument holds arrays: give PIL images to understand, or arrays as conditions={'rgb': array}"
+            )
+        return first, conditions
+    if not all(isinstance(each, Image.Image) for each in listed):
+        other = next(type(each).__name__ for each in listed if not isinstance(each, Image.Image))
+        raise UserError(f"the first argument holds images and a {other}: give images alone, or class labels alone")
+    if not isinstance(conditions, Mapping | None):
+        raise UserError("images are given beside a list of conditions: give them there, as {'rgb': image}")
+    if IMAGE in (conditions or {}):
+        raise UserError(f"an image is given twice, first and as conditions[{IMAGE!r}]: give one of the two")
+    return None, {IMAGE: listed, **(conditions or {})}
 
 
 def check_arguments(
@@ -40,7 +67,7 @@ def check_arguments(
             raise unknown_name("name in callback_on_step_end_tensor_inputs", name, known_tensors)
 
 
-def output_size(height: int | None, width: int | None, *, native: int, unit: int) -> tuple[int, int]:
+def output_size(height: int | None, width: int | None, *, native: tuple[int, int], unit: int) -> tuple[int, int]:
     """Height and width in pixels, ``native`` where they are None. Raises UserError unless they are multiples of ``unit``."""
     sizes = {"height": height, "width": width}
     for name, size in sizes.items():
@@ -51,7 +78,7 @@ def output_size(height: int | None, width: int | None, *, native: int, unit: int
         if size < 1 or size % unit:
             nearest = max(unit, round(size / unit) * unit)
             raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-    height, width = height or native, width or native
+    height, width = height or native[0], width or native[1]
     check_size(height, width)
     return height, width
 
@@ -76,6 +103,45 @@ def initial_noise(
     if tuple(latents.shape) != shape:
         raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
     return latents.to(device, torch.float32)
+
+
+def seeded(
+    seed: int | Sequence[int] | None, generator: torch.Generator | list[torch.Generator] | None, batch: int
+) -> torch.Generator | list[torch.Generator] | None:
+    """Generators of a call: ``generator``, or those of its seeds, on the CPU, whose numbers are the same on every device.
+
+    Raises:
+        UserError: both are given, a seed that is no whole number from 0 to 2^63 - 1, or another number of them than ``batch``.
+    """
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise UserError("seed and generator are both given: give one of the two")
+    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed]
+    for each in seeds:
+        if isinstance(each, bool) or not isinstance(each, int | np.integer) or not 0 <= each <= MAX_SEED:
+            raise UserError(f"seed is or holds {each!r}: give a whole number from 0 to 2^63 - 1, or one per sample")
+    if isinstance(seed, list | tuple) and len(seeds) != batch:
+        raise UserError(f"seed is a list of {len(seeds)} for {batch} samples: give one per sample, or one for all")
+    made = [torch.Generator().manual_seed(int(each)) for each in seeds]
+    return made if isinstance(seed, list | tuple) else made[0]
+
+
+def processing_size(resolution: int, given: tuple[int, int] | None, unit: int) -> tuple[int, int]:
+    """Height and width whose longer side is ``resolution``, in the proportions of what is ``given`` (None = square).
+
+    Both are rounded to multiples of ``unit``. Raises UserError for a resolution that is no such multiple.
+    """
+    if isinstance(resolution, bool) or not isinstance(resolution, int | np.integer) or resolution < 1:
+        raise UserError(f"processing_resolution is {resolution!r}: give a whole number of pixels, a multiple of {unit}")
+    if resolution % unit:
+        nearest = max(unit, round(resolution / unit) * unit)
+        raise UserError(f"processing_resolution is {resolution}: give a multiple of {unit} pixels, such as {nearest}")
+    height, width = given or (1, 1)
+    shorter = max(unit, round(resolution * min(height, width) / max(height, width) / unit) * unit)
+    size = (shorter, int(resolution)) if width >= height else (int(resolution), shorter)
+    check_size(*size)
+    return size
 
 
 def repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:

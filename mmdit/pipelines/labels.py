@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
+from mmdit.modalities.layouts import shown
 
 ClassLabel = int | str | None
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def label_ids(id2label: Mapping[int, str]) -> dict[str, int]:
@@ -43,19 +46,32 @@ def resolve_labels(
 def _resolve(label: Any, num_classes: int, names: Mapping[str, int]) -> int | None:
     if label is None:
         return None
+    if num_classes == 0:
+        raise UserError(f"class label {label!r}: this model has no classes; leave labels out")
     if isinstance(label, str):
         if label in names:
             return names[label]
         if not names:
+            _refuse_path(label)
             raise UserError(
                 f"class label {label!r} is a name, and this model has no names: give 0 to {num_classes - 1}"
             )
         folded = {name.casefold(): index for name, index in names.items()}
         if label.strip().casefold() in folded:
             return folded[label.strip().casefold()]
+        _refuse_path(label)
         raise unknown_name("category", label, names)
+    if isinstance(label, os.PathLike):
+        _refuse_path(os.fsdecode(label))
     if isinstance(label, bool) or not isinstance(label, int | np.integer):
         raise UserError(f"class label {label!r} is a {type(label).__name__}: give an id, a name, or a list of either")
     if not 0 <= label < num_classes:
         raise UserError(f"class label {int(label)} is not a class of this model: give 0 to {num_classes - 1}")
     return int(label)
+
+
+def _refuse_path(label: str) -> None:
+    """Say what to do with the name of a picture's file in place of a category."""
+    if "://" in label or label.lower().endswith(_PICTURES):
+        kind = "URL: download it, and open it" if "://" in label else "path: open it"
+        raise UserError(f"class label {shown(label)} is a {kind} with PIL.Image.open, and give the image")

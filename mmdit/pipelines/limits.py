@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError
+from mmdit.pipelines.defaults import MAX_STEPS
 from mmdit.storage.weights import is_finite
 
 logger = logging.get_logger(__name__)
 
-MAX_STEPS = 10_000
 MAX_IMAGE_PIXELS = 2**26  # 8192 x 8192
 # A call returns all its samples at once, some 30 bytes a pixel.
 MAX_CALL_PIXELS = 2**30
@@ -76,14 +76,23 @@ def predict_in_batches(
     """``network(...).sample``, (B, M, C, h, w), on as many samples at a time as fit."""
     size = batch_size(latents.shape[-2] * latents.shape[-1], MAX_BATCH_LATENTS)
     if len(latents) <= size:
-        return network(latents, timesteps, roles, conditioning).sample
+        return _predict(network, slice(0, len(latents)), latents, timesteps, roles, conditioning)
     made = []
     for rows in parts(len(latents), size):
         own = {
             field.name: _rows_of(getattr(conditioning, field.name), rows) for field in dataclasses.fields(conditioning)
         }
-        made.append(network(latents[rows], timesteps[rows], roles[rows], type(conditioning)(**own)).sample)
+        given = (latents[rows], timesteps[rows], roles[rows], type(conditioning)(**own))
+        made.append(_predict(network, slice(rows.start, min(rows.stop, len(latents))), *given))
     return torch.cat(made)
+
+
+def _predict(network: Callable[..., Any], rows: slice, *inputs: Any) -> Tensor:
+    """Call the network; a cache of its blocks is told which rows these are: only the same ones, of another step, are alike."""
+    if not getattr(network, "is_cache_enabled", False):
+        return network(*inputs).sample
+    with network.cache_context(f"rows {rows.start} to {rows.stop}"):  # type: ignore[attr-defined]
+        return network(*inputs).sample
 
 
 def _rows_of(value: Any, rows: slice) -> Any:

@@ -14,6 +14,7 @@ import torch
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import is_hub_id, out_of_reach
+from mmdit.pipelines.defaults import Defaults
 from mmdit.storage.component import check_component, check_types, read_config
 from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
@@ -58,7 +59,8 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "image_processor": check_image_processor,
     "processor": check_processor,
 }
-_RECORDS = ("modalities", "id2label")
+_RECORDS = ("modalities", "id2label", "defaults")
+_CODE = "pipeline"  # with the class's name: what diffusers reads of a folder, and this package never does
 MAX_TRAIN_TIMESTEPS = 100_000
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
@@ -100,7 +102,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
             ours; weights that are pickled, which can run code, or that are not those of their configuration.
     """
     index = read_object(folder / INDEX)
-    if index.get("_class_name") != class_name:
+    if index.get("_class_name") not in (class_name, [_CODE, class_name]):
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")
     for path in visible(folder.rglob("*")):
         if path.suffix in _PICKLES:
@@ -151,6 +153,10 @@ def _check_index(index: Mapping[str, Any], path: Path) -> None:
     for key, value in (index.get("id2label") or {}).items():
         if not (key.isdecimal() and key.isascii() and len(key) < 10 and isinstance(value, str)):
             raise UserError(f"{path}: id2label holds {key!r}: {value!r}; give class ids with names")
+    try:
+        Defaults.of(index.get("defaults"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     for name, values in (index.get("modalities") or {}).items():
         if not isinstance(values, dict):
             raise UserError(f"{path}: modality {name!r} is a {type(values).__name__}; give an object")

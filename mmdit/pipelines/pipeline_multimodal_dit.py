@@ -5,11 +5,11 @@ Shapes: B samples, M modalities, C latent channels, h w latent size, H W pixels.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -17,20 +17,30 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import is_accelerate_available, logging
+from PIL import Image
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.pretrained import quiet
 from mmdit.errors import UserError, first_line
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import Given, place, settle
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import set_timesteps
-from mmdit.modalities import Codec, Modality, build_codecs, get_modalities
+from mmdit.modalities import IMAGE, Codec, Modality, build_codecs, get_modalities
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.pipelines.arguments import check_arguments, initial_noise, output_size, repeated
-from mmdit.pipelines.conditions import common_count, encode_conditions
+from mmdit.pipelines.arguments import (
+    check_arguments,
+    initial_noise,
+    output_size,
+    processing_size,
+    repeated,
+    seeded,
+    split_images,
+)
+from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
+from mmdit.pipelines.conditions import GivenImages, common_count, encode_conditions, given_size, read_conditions
+from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
 from mmdit.pipelines.images import clean_latents, completed, decode
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.limits import (
@@ -43,15 +53,15 @@ from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.prompted import PromptsMixin
 from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
 from mmdit.pipelines.region import read_region
+from mmdit.pipelines.saving import SavingMixin
 from mmdit.storage.digests import digest_tensors
-from mmdit.storage.files import share_weights
 from mmdit.storage.weights import refuse_non_finite
 from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
 
 
-class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
+class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipeline):
     """Generates all modalities of an image from a class or a prompt, or from any subset of the modalities the rest.
 
     Args:
@@ -66,8 +76,13 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
             transformers whose conditioner takes them. "tiue" has a text encoder with its tokenizer, and for subjects' images
             CLIP's image encoder with its processor; "interleaved" a multimodal LLM as ``text_encoder``, with its processor.
 
-    ``modalities`` and ``id2label`` are saved in the folder. A second pipeline on the same weights is
+        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0.
+
+    ``modalities``, ``id2label`` and ``defaults`` are saved in the folder. A second pipeline on the same weights is
     ``MultimodalDiTPipeline(**pipe.components, **pipe.parameters)``.
+
+    Threads may share a pipeline: the state of a call is its own, a copy of the scheduler included. While weights are
+    offloaded or cast, or outputs cached, by hooks, calls wait for each other.
 
     Raises:
         UserError: modalities that are not the transformer's, or a codec, statistics or encoders that don't fit.
@@ -79,7 +94,6 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
 
     transformer: MultimodalDiT
     vae: AutoencoderKL
-    scheduler: SchedulerMixin
 
     def __init__(
         self,
@@ -93,8 +107,10 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         image_encoder: Any = None,
         image_processor: Any = None,
         processor: Any = None,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self._calls = Calls()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.register_optional(
             text_encoder=text_encoder,
@@ -110,6 +126,9 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
             modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
             id2label=self._id2label or None,
         )
+        if defaults is not None:  # else the folder is as it was before there were any
+            Defaults.of(defaults)
+            self.register_to_config(defaults=dict(defaults))
         self.codecs: dict[str, Codec] = build_codecs(self._modalities)
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
         if vae.config.latent_channels != transformer.config.in_channels:
@@ -117,9 +136,6 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
             raise UserError(f"the transformer reads {ours} latent channels, the VAE makes {theirs}")
         if text_encoder is not None:
             self.prompt_encoder()  # fails here, not at the first prompt, where parts don't fit
-        self._guidance_scale = 1.0
-        self._num_timesteps = 0
-        self._interrupt = False
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -138,8 +154,15 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
 
     @property
     def native_size(self) -> int:
-        """Height and width in pixels that the transformer was built for."""
-        return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+        """Height and width in pixels that the transformer was built for; the longer side where it is not square."""
+        return max(self.native_shape)
+
+    @property
+    def native_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels that the transformer was built for."""
+        scale = LatentCodec(self.vae, self._modalities).downsampling
+        height, width = self.transformer.latent_shape
+        return height * scale, width * scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,24 +181,13 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         return self._execution_device
 
     @property
-    def guidance_scale(self) -> float:
-        """Scale of the call under way or last made; 1 = off."""
-        return self._guidance_scale
+    def defaults(self) -> Defaults:
+        """Steps and guidance of a call that names none."""
+        return Defaults.of(self.config.get("defaults"))
 
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether that scale is other than 1."""
-        return self._guidance_scale != 1
-
-    @property
-    def num_timesteps(self) -> int:
-        """Timesteps of the call under way or last made."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the call ends after the step under way; callbacks set ``_interrupt``."""
-        return self._interrupt
+    def default_steps(self, *, understanding: bool = False) -> int:
+        """Steps of a call that names none; ``understanding``: RGB is given whole, and neither category nor prompt."""
+        return UNDERSTANDING_STEPS if understanding else self.defaults.num_inference_steps
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -184,7 +196,9 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         """Load a bundled model by name, a local folder, or a Hub repository (looked up in this order).
 
         Takes diffusers' keyword arguments (``torch_dtype``, ``variant``, ``device_map``, components to replace, ...).
-        Weights are read from safetensors only. Call it on this class: ``DiffusionPipeline`` doesn't know it by name.
+        Weights are read from safetensors only, and no code of the folder is run, whatever is trusted.
+        ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` loads it too, by the folder's ``pipeline.py``,
+        without the checks that are made here.
 
         Raises:
             UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged, holds a pickle.
@@ -192,6 +206,9 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         if kwargs.get("use_safetensors") is False:
             raise UserError("use_safetensors is False: weights are read from safetensors only")
         kwargs["use_safetensors"] = True
+        kwargs.pop("trust_remote_code", None)
+        if kwargs.pop("custom_pipeline", None) is not None:
+            raise UserError("custom_pipeline is given: no code of a folder is run here; leave it out")
         if not is_accelerate_available():  # diffusers would fall back to this, with advice on the terminal
             kwargs.setdefault("low_cpu_mem_usage", False)
         name = str(pretrained_model_name_or_path)
@@ -213,17 +230,6 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         pipeline.register_to_config(_name_or_path=name)
         return pipeline
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
-    ) -> None:
-        """Save as diffusers does, always as safetensors: pickled weights could not be loaded again."""
-        if not safe_serialization:
-            logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
-        self.register_modules(**self.components)  # one that was set later has an entry, too
-        with quiet():
-            super().save_pretrained(save_directory, safe_serialization=True, **kwargs)
-        share_weights(Path(save_directory))
-
     def enable_vae_slicing(self) -> None:
         """Decode one sample at a time: less memory for large batches."""
         self.vae.enable_slicing()
@@ -243,13 +249,13 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: ClassLabel | Sequence[ClassLabel] | Tensor = None,
-        conditions: Mapping[str, Any] | None = None,
+        class_labels: ClassLabel | Sequence[ClassLabel] | Tensor | Image.Image | Sequence[Image.Image] = None,
+        conditions: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         num_images: int = 1,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         condition_guidance_scale: float = 1.0,
         condition_time: float = 0.005,
@@ -267,23 +273,29 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         fusing_scale: float | None = None,
         mask: Any = None,
         num_estimation_steps: int = 1,
+        seed: int | Sequence[int] | None = None,
+        processing_resolution: int | None = None,
+        match_input_resolution: bool = False,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
         Args:
-            class_labels: id, name, None (no label), or a list of these, which makes one sample each.
+            class_labels: id, name, None (no label), or a list of these, which makes one sample each. A PIL image or a list of
+                them is taken as ``conditions={"rgb": images}``: understanding.
             conditions: modality -> its given values, one or a batch (list, array, tensor), in raw units. rgb:
                 PIL image, uint8, or floats in [0, 1]; depth: metres (0, NaN, infinity = invalid), or relative
                 depth as this pipeline returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
-                one sample that differ in size are refused unless ``height`` and ``width`` are given.
+                one sample that differ in size are refused unless ``height`` and ``width`` are given. None in a list = that
+                sample lacks the modality; a list holds the conditions of each sample, None = it has none.
             num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
                 as fit into memory.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;
                 None = the model's own, also for conditions of another size.
-            num_inference_steps: steps of the sampler; one is enough for understanding.
+            num_inference_steps: steps of the sampler. None = 1 where every sample has the whole RGB and neither label nor
+                prompt (understanding), else the model's own, ``defaults``.
             guidance_scale: classifier-free guidance on class and prompt, away from neither or from the negative prompt;
-                1 = off.
+                1 = off, None = the model's own, ``defaults``.
             guidance_interval: (low, high), the timesteps (0 = data, 1 = noise) between which guidance is on.
             condition_guidance_scale: guidance on the conditions, through their absence; 1 = off.
             condition_time: t at which conditions are held, 0 = clean; the model was trained with t_c in [0, 0.01].
@@ -311,6 +323,11 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
                 keep). Every modality is generated inside and kept outside; those that are not in ``conditions`` are
                 estimated first. Outside, the given ones come back as they are.
             num_estimation_steps: steps of that estimate; one is enough where RGB is given.
+            seed: in place of ``generator``: one for the whole batch, or a list with one per sample; the same numbers on every
+                device.
+            processing_resolution: longer side in pixels, in the proportions of what is given, in place of ``height`` and
+                ``width``; None = the trained size.
+            match_input_resolution: return everything at the size of what is given, which is then returned as it is.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -321,9 +338,11 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        if guidance_scale is None:
+            guidance_scale = self.defaults.guidance_scale
         counts = {
             "num_images": num_images,
-            "num_inference_steps": num_inference_steps,
+            "num_inference_steps": 1 if num_inference_steps is None else num_inference_steps,
             "num_estimation_steps": num_estimation_steps,
         }
         check_arguments(
@@ -336,77 +355,105 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
         guidance = (condition_guidance_scale, guidance_interval, alpha)
         Guidance(guidance_scale, *guidance)  # refuses bad values before any work
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
+        given_labels, conditions = split_images(class_labels, conditions)
 
         # 1. The request: labels, given images, roles
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
         may_differ = height is not None and width is not None
         unit = codec.downsampling * self.transformer.config.patch_size
-        height, width = output_size(height, width, native=self.native_size, unit=unit)
         conditions = {} if conditions is None else conditions
-        region = None if mask is None else read_region(mask, conditions, height, width)
-        labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
         options = {"depth_values": depth_values}
-        images = encode_conditions(conditions, self.codecs, height, width, may_differ, region=region, options=options)
-        numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.items()}}
+        samples = read_conditions(conditions, self.codecs, region=mask is not None, options=options)
+        input_size = None
+        if match_input_resolution or processing_resolution is not None:
+            input_size = given_size(samples)
+        if processing_resolution is not None:
+            if height is not None or width is not None:
+                raise UserError("processing_resolution is given beside height or width: give one of the two")
+            height, width = processing_size(processing_resolution, input_size, unit)
+        height, width = output_size(height, width, native=self.native_shape, unit=unit)
+        if match_input_resolution and (input_size is None or mask is not None):
+            why = "nothing is given" if input_size is None else "what is outside a mask is kept at the model's own size"
+            raise UserError(f"match_input_resolution is True, but {why}: leave it out")
+        region = None if mask is None else read_region(mask, height, width)
+        labels = resolve_labels(given_labels, self.transformer.config.num_classes, self._id2label)
+        words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
+        images = encode_conditions(
+            samples, self.codecs, height, width, may_differ, region=region, originals=match_input_resolution
+        )
+        numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.images.items()}}
+        numbers |= {"conditions": len(samples)} if not numbers.keys() - {"class_labels"} else {}
         batch = common_count({**numbers, **words.counts()}, "inputs")
         check_labels(words, labels, self._id2label)
-        check_call(batch * num_images, height, width)
+        check_call(batch * num_images, *max((height, width), input_size or (1, 1)))
+        if num_inference_steps is None:
+            asked = words.counts() or any(label is not None for label in labels)
+            understanding = region is None and not asked and images.everywhere(IMAGE)
+            num_inference_steps = self.default_steps(understanding=understanding)
         labels = repeated(labels, batch, num_images)
-        images = {name: x.expand(batch, -1, -1, -1).repeat_interleave(num_images, 0) for name, x in images.items()}
+        images = images.repeat(batch, num_images)
         batch = batch * num_images
-        roles = torch.tensor([[Role.CONDITION if name in images else Role.GENERATE for name in self._modalities]])
-        roles = roles.to(device).expand(batch, -1)  # (B, M)
+        generator = seeded(seed, generator, batch)
+        roles = torch.full((batch, len(self._modalities)), int(Role.GENERATE))  # (B, M)
+        for index, name in enumerate(self._modalities):
+            if name in images.present:
+                roles[images.present[name], index] = int(Role.CONDITION)
+        roles = roles.to(device)
 
         # 2. Prompt, noise, clean latents of the given modalities
-        branches = self._make_branches(words, labels)
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
-        noise = initial_noise(latents, shape, generator, device)
-        given = Given(clean_latents(codec, images, noise), noise, condition_time)
-        if region is not None and len(images) < len(self._modalities):
-            # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
-            estimated = self._denoise(
-                Branches(self.transformer.conditioner.null(batch).to(device)),
+        call, alone = Call(guidance_scale=guidance_scale), has_hooks(self.components.values())
+        with self._calls.begin(call, alone=alone):
+            branches = self._make_branches(words, labels)
+            noise = initial_noise(latents, shape, generator, device)
+            given = Given(clean_latents(codec, images, noise), noise, condition_time)
+            if region is not None and not all(images.everywhere(name) for name in self._modalities):
+                # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
+                estimated = self._denoise(
+                    call,
+                    Branches(self.transformer.conditioner.null(batch).to(device)),
+                    given,
+                    roles,
+                    guidance=guidance,
+                    num_inference_steps=num_estimation_steps,
+                    generator=generator,
+                )
+                images = GivenImages.of_all(completed(codec, estimated, images))
+                given = replace(given, clean=estimated)
+            if region is not None:
+                known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
+                given = replace(given, known=known)
+                roles = torch.full_like(roles, int(Role.GENERATE))
+
+            # 3. Denoise
+            latents = self._denoise(
+                call,
+                branches,
                 given,
                 roles,
                 guidance=guidance,
-                num_inference_steps=num_estimation_steps,
+                num_inference_steps=num_inference_steps,
                 generator=generator,
+                callback_on_step_end=callback_on_step_end,
+                callback_tensor_inputs=callback_on_step_end_tensor_inputs,
             )
-            images = completed(codec, estimated, images)
-            given = replace(given, clean=estimated)
-        if region is not None:
-            known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
-            given = replace(given, known=known)
-            roles = torch.full_like(roles, int(Role.GENERATE))
 
-        # 3. Denoise
-        latents = self._denoise(
-            branches,
-            given,
-            roles,
-            guidance=guidance,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-            callback_on_step_end=callback_on_step_end,
-            callback_tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-
-        # 4. Decode
-        if output_type == "latent":
-            output = MultimodalDiTPipelineOutput(latents=latents)
-        else:
-            inside = None if region is None else region.inside
-            decoded = decode(codec, self.codecs, latents, images, inside, output_type)
-            output = MultimodalDiTPipelineOutput.from_modalities(decoded)
-        self.maybe_free_model_hooks()
+            # 4. Decode
+            if output_type == "latent":
+                output = MultimodalDiTPipelineOutput(latents=latents)
+            else:
+                inside = None if region is None else region.inside
+                size = input_size if match_input_resolution else None
+                decoded = decode(codec, self.codecs, latents, images, inside, output_type, size)
+                output = MultimodalDiTPipelineOutput.from_modalities(decoded)
+            if alone:
+                self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
 
     def _denoise(
         self,
+        call: Call,
         asked: Branches,
         given: Given,
         roles: Tensor,
@@ -419,7 +466,8 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
     ) -> Tensor:
         """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), the given ones in place.
 
-        ``guidance``: the scale on the conditions, the interval, and α; the scale on the prompt may change in a callback.
+        ``guidance``: the scale on the conditions, the interval, and α; the scale on the prompt is the call's, and may change
+        in a callback.
         """
         latents, _ = place(given.noise, given, roles, 1.0)
 
@@ -429,29 +477,32 @@ class MultimodalDiTPipeline(PromptsMixin, DiffusionPipeline):
             output = predict_in_batches(self.transformer, x_in, timesteps, roles, conditioning)
             return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
-        set_timesteps(self.scheduler, num_inference_steps, latents.device)
+        if getattr(self.transformer, "is_cache_enabled", False):
+            self.transformer._reset_stateful_cache()
+        scheduler = call.scheduler = copy.deepcopy(self.__dict__["scheduler"])
+        set_timesteps(scheduler, num_inference_steps, latents.device)
         step_arguments: dict[str, Any] = {"return_dict": False}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
+        if "generator" in inspect.signature(scheduler.step).parameters:
             step_arguments["generator"] = generator
-        sigmas = self.scheduler.sigmas.tolist()
-        self._num_timesteps = len(self.scheduler.timesteps)
-        finite = FiniteWatch(self._num_timesteps, self.transformer.dtype)
+        sigmas = scheduler.sigmas.tolist()
+        call.num_timesteps = len(scheduler.timesteps)
+        finite = FiniteWatch(call.num_timesteps, self.transformer.dtype)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, timestep in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
+            for i, timestep in enumerate(scheduler.timesteps):
+                if call.interrupt:
                     continue
                 t = sigmas[i]
-                scales = Guidance(self._guidance_scale, *guidance)  # a callback may have changed the first
+                scales = Guidance(call.guidance_scale, *guidance)  # a callback may have changed the first
                 guided = guided_velocity(
                     velocity, asked.conditioning, asked.null, roles, guidance=scales, t=t, text=asked.text
                 )
-                latents = self.scheduler.step(guided, timestep, latents, **step_arguments)[0]
+                latents = scheduler.step(guided, timestep, latents, **step_arguments)[0]
                 finite.see(latents, i)
                 # The scheduler moved the given latents too: put them back on their path, at the time reached.
                 latents, _ = place(latents, given, roles, sigmas[i + 1])
                 if callback_on_step_end is not None:
                     latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)
-                if i == self._num_timesteps - 1 or (i + 1) % self.scheduler.order == 0:
+                if i == call.num_timesteps - 1 or (i + 1) % scheduler.order == 0:
                     progress_bar.update()
         finite.check()
         return settle(latents, given, roles)

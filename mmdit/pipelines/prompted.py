@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from mmdit.pipelines.prompts import (
     make_branches,
     read_prompts,
 )
+
+# Tokenizers of transformers can't be set up by two threads at once, and several pipelines may share one.
+_READING = threading.RLock()
 
 
 class PromptsMixin:
@@ -77,9 +82,15 @@ class PromptsMixin:
         Guidance(fusing_scale=fusing_scale_of(self.transformer.conditioner, fusing_scale))
         if not given.counts():
             return
+        with _READING:
+            self._check_encodable(given)
+
+    def _check_encodable(self, given: GivenPrompts) -> None:
         encoder = self.prompt_encoder()
         if encoder is None:  # the conditioner's own judgement
-            self.transformer.conditioner.of_inputs([None] * len(given.prompts or [0]), given.prompts)
+            for prompts in (given.prompts, given.negative):
+                if prompts is not None:
+                    self.transformer.conditioner.of_inputs([None] * len(prompts), prompts)
         else:
             encoder.check([*(given.prompts or ()), *(given.negative or ())])
 
@@ -114,5 +125,6 @@ class PromptsMixin:
         return self._make_branches(given, repeated(labels, batch, num_images))
 
     def _make_branches(self, given: GivenPrompts, labels: list[int | None]) -> Branches:
-        encoder = self.prompt_encoder() if given.counts() else None
-        return make_branches(self.transformer.conditioner, encoder, given, labels, self._execution_device)
+        with _READING if given.counts() else nullcontext():
+            encoder = self.prompt_encoder() if given.counts() else None
+            return make_branches(self.transformer.conditioner, encoder, given, labels, self._execution_device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,21 +32,16 @@ class Region:
         return cells[0, 0] == 0
 
 
-def read_region(mask: Any, conditions: Mapping[str, Any], height: int, width: int) -> Region:
+def read_region(mask: Any, height: int, width: int) -> Region:
     """Read a mask and bring it to the size of the output; a pixel that shrinks is inside where any part of it was.
 
     Args:
         mask: (H, W), True or 1 = generate anew, 0 = keep: an array, a tensor, or a PIL image (grey above half counts).
-        conditions: the given modalities; kept outside the mask.
         height, width: of the output.
 
     Raises:
-        UserError: nothing to keep, no such mask, another shape, other values, or nothing inside.
+        UserError: no such mask, another shape, other values, or nothing inside.
     """
-    if isinstance(conditions, Mapping) and not conditions:
-        raise UserError(
-            "mask says what to keep of a picture, and none is given: give conditions, such as {'rgb': image}"
-        )
     if isinstance(mask, Image.Image):
         mask = np.asarray(mask.convert("L")) > 127
     if isinstance(mask, Tensor):

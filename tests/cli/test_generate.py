@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -169,3 +170,19 @@ def test_a_result_of_a_version_without_class_ids_is_replaced(mmdit, tiny_pipelin
     assert mmdit("generate", "torus", *common).code == 0
     path.write_text(json.dumps({**metadata, "class_id": class_id + 1}))
     assert "class_id was" in mmdit("generate", "torus", *common).error
+
+
+def test_steps_and_guidance_are_the_models_own(mmdit, tiny_pipeline_dir, tmp_path):
+    shutil.copytree(tiny_pipeline_dir, tmp_path / "own")
+    index = json.loads((tmp_path / "own/model_index.json").read_text())
+    index["defaults"] = {"num_inference_steps": 3, "guidance_scale": 4.0}
+    (tmp_path / "own/model_index.json").write_text(json.dumps(index))
+    model = ("--model", tmp_path / "own", "--output", tmp_path / "out")
+    assert mmdit("generate", "torus", *model).code == 0
+    rgb = tmp_path / "out/torus_0/rgb.png"
+    assert mmdit("condition", "--rgb", rgb, *model).code == 0
+    assert mmdit("condition", "--rgb", rgb, "--category", "torus", "--seed", 1, *model).code == 0
+    made = [("torus_0", 3, 4.0), ("torus_0_from_rgb_0", 1, 1.0), ("torus_0_from_rgb_1", 3, 4.0)]
+    for name, steps, scale in made:
+        metadata = json.loads((tmp_path / f"out/{name}/metadata.json").read_text())
+        assert (metadata["num_inference_steps"], metadata["guidance_scale"]) == (steps, scale)

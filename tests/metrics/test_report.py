@@ -12,7 +12,7 @@ from mmdit.metrics.depth import DepthMetrics
 from mmdit.metrics.maps import sample_generators
 from mmdit.metrics.report import depth_range, evaluate
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.pipelines.conditions import encode_conditions
+from mmdit.pipelines.conditions import encode_conditions, read_conditions
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
 from mmdit.storage.json_object import json_safe
@@ -149,12 +149,17 @@ def test_a_teacher_gives_the_frechet_distance(pipe, dataset, tmp_path):
     assert by_folder["settings"]["model"] == str(tmp_path / "model")
 
 
+def _encoded(pipe, depth):
+    samples = read_conditions({"depth": depth}, pipe.codecs)
+    return encode_conditions(samples, pipe.codecs, 8, 8, False).images["depth"][0]
+
+
 def test_depth_of_less_than_a_metre_is_not_taken_for_relative(pipe):
     depth = np.random.default_rng(0).uniform(0.2, 0.9, (8, 8)).astype(np.float32)
     codec = pipe.codecs["depth"]
-    given = encode_conditions({"depth": [codec.as_given(depth)]}, pipe.codecs, 8, 8, False)["depth"][0]
+    given = _encoded(pipe, [codec.as_given(depth)])
     np.testing.assert_array_equal(given, codec.encode(depth))
-    relative = encode_conditions({"depth": depth}, pipe.codecs, 8, 8, False)["depth"][0]
+    relative = _encoded(pipe, depth)
     np.testing.assert_array_equal(relative, codec.encode(depth, relative=True))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from mmdit.errors import UserError
 from mmdit.modalities import build_codec, get_modalities
-from mmdit.pipelines.conditions import common_count, encode_conditions
+from mmdit.pipelines.conditions import common_count, encode_conditions, read_conditions
 
 CODECS = {name: build_codec(m) for name, m in get_modalities(["rgb", "depth", "normal", "segmentation"]).items()}
 RNG = np.random.default_rng(0)
@@ -20,7 +21,7 @@ LABELS = RNG.integers(0, 8, (4, 6))
 
 
 def encode(may_differ: bool = False, size: tuple[int, int] = (4, 6), **conditions: Any) -> dict[str, torch.Tensor]:
-    return encode_conditions(conditions, CODECS, *size, may_differ)
+    return encode_conditions(read_conditions(conditions, CODECS), CODECS, *size, may_differ).images
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,11 @@ def test_different_sizes_are_refused_unless_a_size_is_given() -> None:
     [
         ({"image": RGB}, "unknown modality in conditions 'image'"),
         ({"rgb": RGB, "depth": METRES, "normal": RGB, "segmentation": LABELS}, "hold all modalities .* leave out"),
-        ({"rgb": "image.png"}, "condition 'rgb' is a str: give a PIL image"),
+        ({"rgb": "image.png"}, "condition 'rgb' is a path, 'image.png': open it with PIL.Image.open, or give an array"),
+        ({"rgb": [RGB, Path("a/b.png")]}, "condition 'rgb' is a path, 'a/b.png': open it"),
+        ({"depth": b"depth.npy"}, "condition 'depth' is a path, 'depth.npy'"),
+        ({"rgb": "https://a.b/c.png?d=e"}, "'rgb' is a URL, 'https://a.b/c.png.d=e': download it, and open it"),
+        ({"rgb": "https://a.b/" + "c" * 99}, "'rgb' is a URL, '…c{80}': download it"),
         ({"rgb": None}, "condition 'rgb' is a NoneType"),
         ({"rgb": []}, "condition 'rgb' is empty"),
         ({"rgb": np.zeros((0, 6, 3), np.uint8)}, "condition 'rgb' is empty"),

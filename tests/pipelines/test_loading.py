@@ -31,7 +31,8 @@ def folder(pipe: MultimodalDiTPipeline, tmp_path: Path) -> Path:
 
 
 def test_round_trip(pipe: MultimodalDiTPipeline, folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["model_index.json", "scheduler", "transformer", "vae"]
+    files = ["README.md", "model_index.json", "pipeline.py", "scheduler", "transformer", "vae"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     loaded = MultimodalDiTPipeline.from_pretrained(folder)
     assert loaded.modalities == pipe.modalities
     assert list(loaded.modalities) == ["rgb", "depth", "normal", "segmentation"]  # not the order of JSON
@@ -44,7 +45,7 @@ def test_round_trip(pipe: MultimodalDiTPipeline, folder: Path) -> None:
 
 def test_folder_says_what_outputs_mean(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
-    assert index["_class_name"] == "MultimodalDiTPipeline"
+    assert index["_class_name"] == ["pipeline", "MultimodalDiTPipeline"]
     assert index["transformer"] == ["mmdit.models.transformer", "MultimodalDiT"]
     assert index["modalities"]["depth"]["space"] in ("depth", "disparity")
     assert index["modalities"]["segmentation"]["classes"][2] == {"id": 7, "name": "torus", "color": [255, 0, 0]}

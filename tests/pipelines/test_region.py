@@ -58,13 +58,14 @@ def test_known_latents_are_on_their_path_at_every_step(make_pipeline: MakePipeli
     with torch.no_grad():
         clean = codec.latents(codec.moments(torch.from_numpy(RGB).permute(2, 0, 1)[None] / 127.5 - 1), "rgb")
     seen: list[Tensor] = []
+    times: list[float] = []
 
     def look(pipeline: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.append(tensors["latents"].clone())
+        times[:] = pipeline.scheduler.sigmas[1:].tolist()  # the call's own
         return tensors
 
     latents = edit(pipe, latents=noise, output_type="latent", callback_on_step_end=look).latents
-    times = pipe.scheduler.sigmas[1:].tolist()
     assert len(seen) == len(times)
     for x, t in zip(seen, times, strict=True):
         torch.testing.assert_close(x[:, 0][..., KNOWN], (1 - t) * clean[..., KNOWN] + t * noise[:, 0][..., KNOWN])

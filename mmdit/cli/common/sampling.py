@@ -146,6 +146,8 @@ def run_pipeline(
 class SamplingRun:
     """A loaded model, a folder for its samples, and the settings they share; values and folder are checked before loading.
 
+    Steps and guidance that are None are the model's own; ``understanding``: RGB is given, and neither category nor prompt.
+
     Raises:
         UserError: a setting out of range, a model or device that can't be used, a folder that can't be written.
     """
@@ -155,8 +157,9 @@ class SamplingRun:
         command: str,
         model: str,
         *,
-        num_inference_steps: int,
-        guidance_scale: float,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        understanding: bool = False,
         scheduler: str | None,
         device: str,
         dtype: DtypeName,
@@ -167,11 +170,14 @@ class SamplingRun:
         self.batch_size = batch_size
         prepare_folder(output)
         self.command, self.model = command, model
-        self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.pipe = load_pipeline(model, device, dtype, scheduler)
-        hidden = num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
+        defaults = self.pipe.defaults
+        steps = self.pipe.default_steps(understanding=understanding)
+        self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
+        self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
-        self.native = (self.pipe.native_size,) * 2
+        self.native = self.pipe.native_shape
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
     def request(

@@ -1,0 +1,123 @@
+"""What ``save_pretrained`` writes beside the components: a model card, and the file by which diffusers finds the class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdit.modalities import Modality
+from mmdit.storage.files import write_atomically
+from mmdit.storage.versions import DISTRIBUTION, version_of
+
+CARD = "README.md"
+CODE = "pipeline.py"
+# Fixed: it says where the class is and does nothing else. Only diffusers reads it, if told trust_remote_code=True.
+CODE_TEXT = '''"""Tells diffusers where the class of this folder is: in the package multimodal-dit, which must be installed."""
+
+from mmdit import MultimodalDiTPipeline
+
+__all__ = ["MultimodalDiTPipeline"]
+'''
+_MOST_NAMES = 40
+_TAGS = {"depth": "depth-estimation", "normal": "surface-normals", "segmentation": "image-segmentation"}
+
+
+def write_code(folder: Path) -> None:
+    """Write ``pipeline.py``, the same for every model."""
+    write_atomically(folder / CODE, CODE_TEXT.encode())
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write the model card, unless there is one."""
+    if not (folder / CARD).exists():
+        write_atomically(folder / CARD, card.encode())
+
+
+def model_card(
+    modalities: Mapping[str, Modality],
+    categories: Mapping[int, str],
+    facts: Mapping[str, Any],
+    *,
+    prompts: bool,
+) -> str:
+    """Text of a model card, Markdown with the Hub's metadata.
+
+    Args:
+        modalities: of the pipeline.
+        categories: class id -> name.
+        facts: rows of the table, name -> value.
+        prompts: whether it reads prompts.
+    """
+    tags = [*(_TAGS[name] for name in modalities if name in _TAGS), "multimodal-dit", "flow-matching"]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    kinds = "\n".join(f"- `{name}`: {_meaning(modality)}" for name, modality in modalities.items())
+    names = [name.split(",")[0].strip() for name in categories.values()]
+    listed = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+    known = f"{len(names)}: {listed}" if names else "none have names"
+    usage = [
+        "from mmdit import MultimodalDiTPipeline",
+        "",
+        'pipe = MultimodalDiTPipeline.from_pretrained("FOLDER")',
+        f"out = pipe({_label(names)}seed=0)  # {', '.join(f'out.{name}' for name in modalities)}",
+    ]
+    if "rgb" in modalities and len(modalities) > 1:
+        usage.append("out = pipe(image)  # a PIL image: the other modalities are estimated")
+    if prompts:
+        usage.append('out = pipe(prompt="...")')
+    return f"""---
+license: unknown
+library_name: diffusers
+tags: [{", ".join(tags)}]
+---
+
+# Multimodal diffusion transformer: {", ".join(modalities)}
+
+A model of {DISTRIBUTION}: it generates all of these aligned with each other, and completes any subset of them.
+
+| | |
+|---|---|
+{rows}
+
+## Modalities
+
+{kinds}
+
+## Categories
+
+{known}
+
+## Use
+
+```bash
+pip install {DISTRIBUTION}
+```
+
+```python
+{chr(10).join(usage)}
+```
+
+`diffusers.DiffusionPipeline.from_pretrained("FOLDER", trust_remote_code=True)` gives the same class: `{CODE}` imports it from
+the installed package and does nothing else.
+
+## Licence and provenance
+
+Not known to the program that wrote this card: say here what the training data and the initial weights allow, and put the
+licence into the first lines (`license:`). Made with {DISTRIBUTION} {version_of(DISTRIBUTION)}.
+"""
+
+
+def _label(names: list[str]) -> str:
+    return f"{names[0]!r}, ".replace("'", '"') if names else ""
+
+
+def _meaning(modality: Modality) -> str:
+    about = {
+        "rgb": "PIL images",
+        "depth": "float32 (N, H, W), relative depth from 0 to 1",
+        "normal": "float32 (N, H, W, 3), unit vectors in the camera frame: x right, y up, z towards the viewer",
+        "segmentation": "int64 (N, H, W), label ids",
+    }
+    text = about.get(modality.codec, f"codec {modality.codec}")
+    classes = modality.to_dict().get("classes") or []
+    return f"{text} of {len(classes)} classes" if classes else text
