@@ -125,7 +125,7 @@ def test_batches(pipe: MultimodalDiTPipeline) -> None:
 def test_a_mask_is_resized_with_the_picture_and_small_marks_stay() -> None:
     mask = np.zeros((64, 48), dtype=bool)
     mask[63, 0] = True
-    region = read_region(mask, {"rgb": RGB}, 32, 24)
+    region = read_region(mask, 32, 24)
     assert region.given_size == (64, 48)
     assert region.inside.nonzero().tolist() == [[31, 0]]
     assert (~region.known(4)).nonzero().tolist() == [[7, 0]]
