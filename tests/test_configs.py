@@ -142,6 +142,7 @@ def test_prompts_are_trained_in_the_papers_steps(parsed: dict[str, Any]) -> None
     assert both.trainer.max_steps == mlp.trainer.max_steps == 200_000
     assert both.optimizer.lr == mlp.optimizer.lr == 1e-5
     assert (both.ema.decay, both.preview.guidance_scale, both.model.class_dropout_prob) == (0.9999, 7.5, 0.1)
+    assert both.preview.num_inference_steps == mlp.preview.num_inference_steps == 50
     assert both.model.conditioner_settings == {"text_share": 0.36}
     assert both.prompts.text_encoder == "openai/clip-vit-large-patch14"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -282,7 +283,7 @@ def _describe(config: TrainingConfig, network: MultimodalDiT) -> Report:
     return {
         "size": config.model.size,
         "parameters": parameter_count(network),
-        "tokens": (network.config.sample_size // network.config.patch_size) ** 2,
+        "tokens": prod(network.latent_shape) // network.config.patch_size**2,
         "batch_size": config.data.batch_size,
         "precision": trainer.precision,
         "strategy": trainer.strategy,

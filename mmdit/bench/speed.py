@@ -43,8 +43,8 @@ def _count(network: MultimodalDiT, depth: int) -> dict[str, float]:
         values["alignment_depth"] = 1
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # attention as its two products
         copy: Any = MultimodalDiT.from_config(values)
-        m, c, size = len(copy.config.modalities), copy.config.in_channels, copy.config.sample_size
-        latents = torch.empty(1, m, c, size, size)
+        m, c = len(copy.config.modalities), copy.config.in_channels
+        latents = torch.empty(1, m, c, *copy.latent_shape)
         timesteps, roles = torch.empty(1, m), torch.zeros(1, m, dtype=torch.long)
         conditioning = copy.conditioner.null(1)
         with FlopCounterMode(display=False) as forward, torch.no_grad():

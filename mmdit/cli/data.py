@@ -88,7 +88,7 @@ def encode(
     vae: str = "stabilityai/sd-vae-ft-mse",
     modalities: list[str] | None = None,
     splits: list[str] | None = None,
-    size: int | None = None,
+    size: str | None = None,
     depth_space: Literal["disparity", "depth"] | None = None,
     depth_quantiles: tuple[float, float] = (0.02, 0.98),
     mirrored: bool = True,
@@ -116,7 +116,8 @@ def encode(
         vae: Folder of a diffusers AutoencoderKL, a pipeline folder, a bundled model's name, or a Hub id.
         modalities: Which, in order; by default all of the dataset, e.g. [rgb,depth].
         splits: Which; by default all, train first (the statistics are the first one's).
-        size: Height and width that files are resized to; by default as they are.
+        size: Height x width in pixels that files are cropped and resized to, such as 128x192, or one number for a square; by
+            default files stay as they are, and must have one size.
         depth_space: What the depth codec is linear in: disparity (1 / metres) or depth; by default that of the labeller of
             relative depth, if there was one, else disparity.
         depth_quantiles: Quantiles of each depth map that become -1 and 1.
@@ -132,16 +133,19 @@ def encode(
         devices: Processes on this node, one device each.
         num_nodes: Nodes; start the same command on each as for torchrun or SLURM.
     """
+    from mmdit.cli.common.image_size import read_size
     from mmdit.cli.common.model import load_vae
     from mmdit.data.folder import AlignedFolder
     from mmdit.data.manifest import list_splits, modalities_from_dataset, read_dataset_info, relative_depth_space
     from mmdit.encoders.codec import LatentCodec
     from mmdit.encoders.features import load_teacher
+    from mmdit.encoders.guarded import check_image_size
     from mmdit.encoders.precompute import Processes, encode_dataset
     from mmdit.launch import launch
     from mmdit.modalities import IMAGE
     from mmdit.modalities.table import codec_class, get_modalities
 
+    pixels = read_size(size)
     info = read_dataset_info(data, allow_outside=allow_outside)
     names = list(modalities) if modalities is not None else list(info.modalities)
     space = depth_space or relative_depth_space(info) or "disparity"
@@ -153,8 +157,10 @@ def encode(
     features = None
     if teacher is not None:
         split = splits[0] if splits else next(iter(list_splits(data)), "train")
-        folder = AlignedFolder(data, split, records, size=size, allow_outside=allow_outside)
-        height, width = LatentCodec(autoencoder, records).latent_size(*folder.first_good()[IMAGE].shape[-2:])
+        folder = AlignedFolder(data, split, records, size=pixels, allow_outside=allow_outside)
+        sample, codec = folder.first_good(), LatentCodec(autoencoder, records)
+        check_image_size(folder, sample, codec.downsampling)
+        height, width = codec.latent_size(*sample[IMAGE].shape[-2:])
         features = load_teacher(teacher, (height // patch_size, width // patch_size)).to(fabric.device)
     encode_dataset(
         data,
@@ -162,7 +168,7 @@ def encode(
         autoencoder,
         records,
         splits=splits,
-        size=size,
+        size=pixels,
         batch_size=batch_size,
         shard_size=shard_size,
         num_workers=num_workers,

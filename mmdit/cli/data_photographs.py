@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mmdit.bounds import AtATime, Devices, Nodes, TokenCount, Workers
+from mmdit.cli.common.bad_samples import report_bad
 from mmdit.errors import UserError
 from mmdit.sources.labelling.settings import DtypeName, MarigoldSettings, MaskSettings
 from mmdit.sources.prompts.settings import CropSettings, InterleavedSettings, PromptSettings, QualitySettings
@@ -23,7 +23,7 @@ def label(
     normal: str = "prs-eth/marigold-normals-v1-1",
     segmentation: str = "facebook/sam2.1-hiera-small",
     split: str = "train",
-    size: int | None = None,
+    size: str | None = None,
     licence: str = "unknown",
     marigold: MarigoldSettings = _MARIGOLD,
     masks: MaskSettings = _MASKS,
@@ -53,7 +53,8 @@ def label(
         normal: Normals labeller.
         segmentation: Segmentation labeller.
         split: Name of the split that the images become.
-        size: Square that images are cropped and resized to; by default they keep their size.
+        size: Height x width in pixels that images are cropped and resized to, such as 128x192, or one number for a square; by
+            default they keep their size.
         licence: Of the images, for dataset.json.
         marigold: Settings of Marigold's pipelines.
         masks: Settings of SAM's mask generation.
@@ -67,6 +68,7 @@ def label(
     """
     from transformers.utils import logging as transformers_logging
 
+    from mmdit.cli.common.image_size import read_size
     from mmdit.cli.common.model import note, quiet_libraries
     from mmdit.sources.labelling.launcher import label_images
     from mmdit.sources.labelling.settings import LabellerSettings
@@ -83,7 +85,7 @@ def label(
         output,
         labellers,
         split=split,
-        size=size,
+        size=read_size(size),
         licence=licence,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -93,7 +95,7 @@ def label(
     )
     if report is None:
         return 0
-    return _report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
+    return report_bad(report.bad, f"{report.path}: {report.num_samples} images labelled", skip_bad)
 
 
 def prompts(
@@ -188,7 +190,7 @@ def prompts(
         print(f"{report.path}: {count} images left out: {reason}")
     shares = "/".join(f"{100 * count / max(report.num_samples, 1):.0f}" for count in report.counts)
     kept = f"{report.path}: {report.num_samples} images described, with 0/1/2/3/4+ entities {shares}%"
-    return _report_bad(report.bad, kept, skip_bad)
+    return report_bad(report.bad, kept, skip_bad)
 
 
 def hypersim(
@@ -234,13 +236,4 @@ def hypersim(
         allow_outside=allow_outside,
     )
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items())
-    return _report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)
-
-
-def _report_bad(bad: Sequence[object], kept: str, skip_bad: bool) -> int:
-    for entry in bad:
-        print(entry)
-    if bad and not skip_bad:
-        raise UserError(f"{len(bad)} problems, listed above ({kept}; the same command tries the others again)")
-    print(kept)
-    return 0
+    return report_bad(report.bad, f"{output}: {counts or 'no'} frames imported", skip_bad)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.cli.common.depth_values import DepthValues
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
 from mmdit.errors import UserError
-
-DepthValues = Literal["auto", "metric", "relative", "near_white"]
 
 
 def generate(

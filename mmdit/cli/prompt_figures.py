@@ -78,7 +78,7 @@ def prompt_figures(
     if not takes_prompts(pipe) or not fuses_subjects(pipe):
         raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
     pipe.set_progress_bar_config(disable=True)
-    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_size, seed=seed)
+    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_shape, seed=seed)
     prompted = PromptedSplit(samples, split)
     if not prompted:
         raise UserError(f"{data / split}: has no prompts.jsonl; 'mmdit data render' and 'mmdit data prompts' write it")

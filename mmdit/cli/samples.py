@@ -72,12 +72,13 @@ def samples(
     if labels != "none" and pipe.transformer.config.num_classes == 0:
         raise UserError(f"--labels is {labels}, and --model {model!r} has no classes: give none")
     plan = SamplePlan(num_samples, block_size, pipe.transformer.config.num_classes, labels, seed)
+    height, width = pipe.native_shape
     settings = {
         "model": model,
         "weights": pipe.weights_digest(),
         "ema": ema_of(model) if ema is None else ema,
         "num_samples": num_samples,
-        "size": pipe.native_size,
+        "size": height if height == width else [height, width],
         "labels": labels,
         "num_inference_steps": num_inference_steps,
         "scheduler": scheduler,
@@ -93,7 +94,7 @@ def samples(
     hardware |= {"batch_size": batch_size, "versions": versions()}
     folder = SampleFolder(output, plan, settings, hardware)
     joined = 0 if list(output.glob("samples_*.npz")) else num_samples
-    prepare_folder(output, (len(folder.missing()) * block_size + joined) * pipe.native_size**2 * 3)
+    prepare_folder(output, (len(folder.missing()) * block_size + joined) * height * width * 3)
     mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
     for done, number in enumerate(mine, start=1):
         folder.write(

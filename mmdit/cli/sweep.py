@@ -86,7 +86,7 @@ def sweep(
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(
-        data, split, pipe.modalities, pipe.native_size, num_samples=num_samples, seed=seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_shape, num_samples=num_samples, seed=seed, allow_outside=allow_outside
     )
     measuring = StepSweep(
         pipe,

@@ -64,7 +64,8 @@ class PromptDraw:
 
 
 # What shows a subject -> the share of crops of the sample's own picture where there are other pictures too. "other" leaves out
-# subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way.
+# subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way. Floors,
+# walls and styles are shown by other pictures in any case, where they have some (``is_ground``).
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
@@ -174,7 +175,10 @@ class PromptedLatents(Dataset):
         if entity.images and (own is None or share is None or rng.random() >= share):
             return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
         assert own is not None
-        return crop(read_picture(own), entity)
+        rgb = read_picture(own)
+        if entity.images and is_ground(entity, *rgb.shape[:2]):
+            return Image.fromarray(read_picture(entity.images[0]))
+        return crop(rgb, entity)
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,15 @@ def read_mask(path: Path) -> np.ndarray:
     if values.ndim != 2:
         raise stored.error(f"the mask has shape {values.shape}: give (height, width)")
     return values > 0
+
+
+def is_ground(entity: Entity, height: int, width: int) -> bool:
+    """Whether an entity reaches three sides of its picture, as a floor, a wall or the whole scene does.
+
+    Cut out it would show where everything else stands, and a model would learn to copy that.
+    """
+    x0, y0, x1, y1 = entity.box or (0, 0, width, height)
+    return (x0 <= 0) + (y0 <= 0) + (x1 >= width) + (y1 >= height) >= 3
 
 
 def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:

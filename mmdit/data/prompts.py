@@ -7,10 +7,11 @@ y1] in pixels or null, "mask": path or null, "images": paths of other pictures o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmdit.data.lines import MAX_LINE, Rules
 from mmdit.data.paths import PathRule
@@ -20,6 +21,7 @@ from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 
 PROMPTS = "prompts.jsonl"
 MAX_TEXT = 10_000
+_USUAL_LINE = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,39 +65,40 @@ def parse_prompts(
     Raises:
         OSError: the file can't be read.
     """
-    return ((sample, problems) for _, sample, problems in _parsed(rules, ids, file))
+    with (rules.root / rules.split / file).open("rb") as stream:
+        for _, sample, problems in _parsed(stream, rules, ids, file):
+            yield sample, problems
 
 
 def _parsed(
-    rules: Rules, ids: Collection[str] | None, file: str
+    stream: BinaryIO, rules: Rules, ids: Collection[str] | None, file: str
 ) -> Iterator[tuple[int, CaptionedSample | None, list[Problem]]]:
     """As ``parse_prompts``, with the position of each line in the file."""
     folder = rules.root / rules.split
     paths = PathRule(rules.root, rules.split, rules.allow_outside)
     seen: set[str] = set()
-    with (folder / file).open("rb") as stream:
-        number, position = 0, 0
-        while line := stream.readline(MAX_LINE + 1):
-            number, start = number + 1, position
-            position += len(line)
-            name, reasons = "", [f"the line is longer than {MAX_LINE} bytes"]
-            sample = None
-            if len(line) > MAX_LINE:
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(MAX_LINE)
-                    position += len(line)
-            elif not line.strip():
-                continue
-            else:
-                sample, name, reasons = _line(line.removeprefix(BOM) if number == 1 else line, folder, paths)
-                if name in seen:
-                    reasons.append(f"id {quoted(name)} appears twice")
-                elif ids is not None and name and name not in ids:
-                    reasons.append(f"id {quoted(name)} is not in the manifest")
-                seen.add(name)
-            where = name and f"{rules.split}/{name}"
-            problems = [Problem(f"{rules.split}/{file}", reason, where, number) for reason in reasons]
-            yield start, (None if reasons else sample), problems
+    number, position = 0, 0
+    while line := stream.readline(MAX_LINE + 1):
+        number, start = number + 1, position
+        position += len(line)
+        name, reasons = "", [f"the line is longer than {MAX_LINE} bytes"]
+        sample = None
+        if len(line) > MAX_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE)
+                position += len(line)
+        elif not line.strip():
+            continue
+        else:
+            sample, name, reasons = _line(line.removeprefix(BOM) if number == 1 else line, folder, paths)
+            if name in seen:
+                reasons.append(f"id {quoted(name)} appears twice")
+            elif ids is not None and name and name not in ids:
+                reasons.append(f"id {quoted(name)} is not in the manifest")
+            seen.add(name)
+        where = name and f"{rules.split}/{name}"
+        problems = [Problem(f"{rules.split}/{file}", reason, where, number) for reason in reasons]
+        yield start, (None if reasons else sample), problems
 
 
 class CaptionedSamples(Mapping[str, CaptionedSample]):
@@ -114,27 +117,43 @@ class CaptionedSamples(Mapping[str, CaptionedSample]):
         self.folder = rules.root / rules.split
         self._paths = PathRule(rules.root, rules.split, rules.allow_outside)
         self._positions: dict[str, int] = {}
-        for position, sample, problems in _parsed(rules, ids, PROMPTS):
-            if problems:
-                raise problems[0].error(rules.root)
-            assert sample is not None
-            self._positions[sample.id] = position
+        # It stays open: a render that goes on writes another file in its place.
+        self._descriptor: int | None = os.open(self.folder / PROMPTS, os.O_RDONLY)
+        with os.fdopen(os.dup(self._descriptor), "rb") as stream:
+            for position, sample, problems in _parsed(stream, rules, ids, PROMPTS):
+                if problems:
+                    raise problems[0].error(rules.root)
+                assert sample is not None
+                self._positions[sample.id] = position
 
     def __getitem__(self, name: str) -> CaptionedSample:
-        position, path = self._positions[name], self.folder / PROMPTS
-        try:
-            with path.open("rb") as stream:
-                stream.seek(position)
-                sample, found, reasons = _line(
-                    stream.readline(MAX_LINE + 1).removeprefix(BOM), self.folder, self._paths
-                )
-        except OSError as error:
-            raise UserError(f"{path}: can't be read: {error.strerror}") from None
+        line = self._read_line(self._positions[name])
+        sample, found, reasons = _line(line.removeprefix(BOM), self.folder, self._paths)
+        path = self.folder / PROMPTS
         if found != name:
             raise UserError(f"{path}: has changed since the start: sample {name!r} is not where it was; start again")
         if sample is None or reasons:
             raise UserError(f"{path}: sample {name!r}: {reasons[0]}")
         return sample
+
+    def _read_line(self, position: int) -> bytes:
+        if self._descriptor is None:
+            try:
+                self._descriptor = os.open(self.folder / PROMPTS, os.O_RDONLY)
+            except OSError as error:
+                raise UserError(f"{self.folder / PROMPTS}: can't be read: {error.strerror}") from None
+        for count in (_USUAL_LINE, MAX_LINE + 1):  # most lines are short
+            line, mark, _ = os.pread(self._descriptor, count, position).partition(b"\n")
+            if mark:
+                break
+        return line
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptor": None}  # another process opens its own
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_descriptor") is not None:
+            os.close(self._descriptor)  # type: ignore[arg-type]
 
     def __contains__(self, name: object) -> bool:
         return name in self._positions

@@ -20,6 +20,8 @@ from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.names import MAX_BYTES, path_of, text_of
 
+PNG = ".png"
+
 
 def check_split(split: str) -> None:
     """Raise UserError if ``split`` is not a plain folder name."""
@@ -43,17 +45,17 @@ class DatasetWriter:
         self.folder = Path(root) / path_of(split)
         self.depth_scale = depth_scale
 
-    def name(self, modality: str, sample_id: str) -> str:
+    def name(self, modality: str, sample_id: str, suffix: str = PNG) -> str:
         """Return the path as the manifest has it, relative to the split's folder."""
-        return f"{modality}/{sample_id}.png"
+        return f"{modality}/{sample_id}{suffix}"
 
-    def path(self, modality: str, sample_id: str) -> Path:
+    def path(self, modality: str, sample_id: str, suffix: str = PNG) -> Path:
         """Return the file's path on this system."""
-        return self.folder / path_of(self.name(modality, sample_id))
+        return self.folder / path_of(self.name(modality, sample_id, suffix))
 
     def existing(self, modality: str) -> set[str]:
         """Return the ids of the samples whose file of this modality is there, and so is whole."""
-        return existing_stems(self.folder / modality, ".png")
+        return existing_stems(self.folder / modality, PNG)
 
     def save(self, modality: str, sample_id: str, array: np.ndarray) -> None:
         """Write one file.
@@ -68,6 +70,10 @@ class DatasetWriter:
         codec = build_codec(get_modalities([modality])[modality])
         write_atomically(self.path(modality, sample_id), png(codec.pixels(array, {"depth_scale": self.depth_scale})))
 
+    def store(self, modality: str, sample_id: str, suffix: str, content: bytes) -> None:
+        """Write one file as it is: ``<root>/<split>/<modality>/<id><suffix>``, of a kind that the modality's codec reads."""
+        write_atomically(self.path(modality, sample_id, suffix), content)
+
     def write_manifest(self, samples: Iterable[tuple[str, str | None]], modalities: Sequence[str]) -> int:
         """List the samples that have an RGB image, each with the modalities that are there; return how many they are.
 
@@ -77,14 +83,17 @@ class DatasetWriter:
         """
         there = {modality: self.existing(modality) for modality in modalities}
         found = ((sample_id, category) for sample_id, category in samples if sample_id in there[IMAGE])
-        rows = ((name, category, [m for m in modalities if name in there[m]]) for name, category in found)
+        rows = (
+            (name, category, {m: self.name(m, name) for m in modalities if name in there[m]})
+            for name, category in found
+        )
         return self.write_rows(rows)
 
-    def write_rows(self, rows: Iterable[tuple[str, str | None, Sequence[str]]]) -> int:
+    def write_rows(self, rows: Iterable[tuple[str, str | None, Mapping[str, str]]]) -> int:
         """Write the manifest, of any length, and return how many lines it has; without any none is written.
 
         Args:
-            rows: (id, category or None, modalities that are there), in the order of the manifest.
+            rows: (id, category or None, modality -> ``name`` of its file), in the order of the manifest.
         """
         remaining = iter(rows)
         first = next(remaining, None)
@@ -92,9 +101,9 @@ class DatasetWriter:
             return 0
         count = 0
         with atomic_file(self.folder / MANIFEST) as file:
-            for sample_id, category, modalities in chain([first], remaining):
+            for sample_id, category, files in chain([first], remaining):
                 row: dict[str, Any] = {"id": sample_id} | ({} if category is None else {"category": category})
-                row |= {modality: self.name(modality, sample_id) for modality in modalities}
+                row |= files
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 count += 1
         return count

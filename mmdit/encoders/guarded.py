@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from mmdit.data.folder import AlignedFolder
+from mmdit.data.manifest import Sample
 from mmdit.encoders.shard_sources import SampleState, sample_state
 from mmdit.errors import UserError, one_line
 
@@ -51,7 +53,10 @@ class GuardedFolder(Dataset[Item]):
             return Item(sample.id, state, problem=problem)
         (h, w), (h0, w0) = _size(values), self.size
         if (h, w) != (h0, w0):
-            problem = f"sample {sample.id!r} has {w} x {h} pixels, {self.like!r} has {w0} x {h0}: give --size"
+            problem = (
+                f"sample {sample.id!r} ({_a_file(self.folder, sample)}) has {h} x {w} pixels (height x width), "
+                f"{self.like!r} has {h0} x {w0}: give --size, such as {h0}x{w0}"
+            )
             return Item(sample.id, state, problem=problem)
         return Item(sample.id, state, values)
 
@@ -66,3 +71,21 @@ def collate(items: Sequence[Item]) -> tuple[list[Item], dict[str, Any] | None]:
 def _size(values: dict[str, Any]) -> tuple[int, int]:
     height, width = next(v.shape[-2:] for v in values.values() if isinstance(v, Tensor) and v.ndim == 3)
     return height, width
+
+
+def check_image_size(folder: AlignedFolder, sample: Mapping[str, Any], downsampling: int) -> None:
+    """Raise UserError for images whose sides are not multiples of the VAE's downsampling; it names the first file."""
+    height, width = sample[next(iter(folder.modalities))].shape[-2:]
+    if height % downsampling == 0 and width % downsampling == 0:
+        return
+    path = _a_file(folder, next(each for each in folder.samples if each.id == sample["id"]))
+    fitting = "x".join(str(max(1, side // (2 * downsampling)) * 2 * downsampling) for side in (height, width))
+    raise UserError(
+        f"{path}: {height} x {width} pixels (height x width): both must be multiples of {downsampling}, the VAE's "
+        f"downsampling (of {2 * downsampling} for patches of 2): give --size, such as {fitting}"
+    )
+
+
+def _a_file(folder: AlignedFolder, sample: Sample) -> Path:
+    """One that is read of the sample, to name it by."""
+    return next(path for name in folder.modalities if (path := sample.files.get(name)) is not None)

@@ -26,7 +26,7 @@ from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statist
 from mmdit.data.manifest import list_splits
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
-from mmdit.encoders.guarded import GuardedFolder, collate
+from mmdit.encoders.guarded import GuardedFolder, check_image_size, collate
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.shard_jobs import (
     ShardJob,
@@ -278,6 +278,7 @@ def _probe(
     if teacher is not None and IMAGE not in folder.modalities:
         raise UserError("a teacher's features are those of RGB: add 'rgb' to the modalities, or leave the teacher out")
     sample = folder.first_good()
+    check_image_size(folder, sample, codec.downsampling)
     moments = codec.moments(sample[next(iter(folder.modalities))][None])
     features = () if teacher is None else tuple(teacher.features(sample[IMAGE][None]).shape[1:])
     channels, height, width = moments.shape[1:]

@@ -185,5 +185,5 @@ def find_teacher(pipe: MultimodalDiTPipeline, name_or_folder: str | None = None)
         if not isinstance(folder, Path) or not (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
             return None
         name_or_folder = str(folder / TEACHER_FOLDER)
-    side = pipe.transformer.config.sample_size // pipe.transformer.config.patch_size
-    return load_teacher(name_or_folder, (side, side)).to(pipe.execution_device)
+    height, width = (side // pipe.transformer.config.patch_size for side in pipe.transformer.latent_shape)
+    return load_teacher(name_or_folder, (height, width)).to(pipe.execution_device)

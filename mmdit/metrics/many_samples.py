@@ -147,12 +147,12 @@ def make_block(
 ) -> np.ndarray:
     """RGB of one block, uint8 (n, H, W, 3). ``size``: pixels, None = the model's own."""
     labels, made = plan.class_labels(), []
-    pixels = size or pipe.native_size
+    height, width = (size, size) if size else pipe.native_shape
     for indices in batched(plan.block(number), batch_size):
         output: Any = pipe(
             class_labels=[None if labels[index] < 0 else int(labels[index]) for index in indices],
-            height=pixels,
-            width=pixels,
+            height=height,
+            width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,

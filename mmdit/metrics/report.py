@@ -74,7 +74,7 @@ def evaluate(
         pipe.to(*(value for value in (device, dtype) if value is not None))
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
     samples = EvaluationSamples(
-        data, split, pipe.modalities, pipe.native_size, num_samples=num_samples, seed=seed, allow_outside=allow_outside
+        data, split, pipe.modalities, pipe.native_shape, num_samples=num_samples, seed=seed, allow_outside=allow_outside
     )
     evaluation = Evaluation(
         pipe,
@@ -95,7 +95,7 @@ def evaluate(
         report = evaluation.compute()
         if num_prompts != 0:
             everything = EvaluationSamples(
-                data, split, pipe.modalities, pipe.native_size, seed=seed, allow_outside=allow_outside
+                data, split, pipe.modalities, pipe.native_shape, seed=seed, allow_outside=allow_outside
             )
             add_prompts(
                 report,

@@ -40,7 +40,7 @@ class EvaluationSamples:
         root, split: the dataset.
         modalities: the model's; those that the dataset lacks are left out.
         num_samples: None = the whole split; a split with fewer is used whole.
-        size: height and width in pixels.
+        size: in pixels, one number for a square or (height, width).
         seed: of the choice.
         allow_outside: accept a manifest that names files outside ``root``.
 
@@ -53,7 +53,7 @@ class EvaluationSamples:
         root: str | Path,
         split: str,
         modalities: Mapping[str, Modality],
-        size: int,
+        size: int | tuple[int, int],
         *,
         num_samples: int | None = None,
         seed: int = 0,

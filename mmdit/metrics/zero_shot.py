@@ -240,7 +240,7 @@ def _predict(
 ) -> list[Array]:
     """Maps of the ground truth's size, float64: depth (H, W) or normals (H, W, 3)."""
     height, width = size or (None, None)
-    native = size or (tasks.pipe.native_size,) * 2
+    native = size or tasks.pipe.native_shape
     pictures = [Image.fromarray(sample.rgb).resize(native[::-1], Image.Resampling.LANCZOS) for sample in batch]
     predictions = tasks.understand(pictures, indices, height=height, width=width)
     return [resize_map(maps[modality], sample.valid.shape) for maps, sample in zip(predictions, batch, strict=True)]

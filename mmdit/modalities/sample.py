@@ -44,8 +44,8 @@ def judge_sample(
         return readings, problems
     sizes = {name: reading.values.shape[:2] for name, reading in readings.items()}
     if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {size[1]}x{size[0]}" for name, size in sizes.items() if len(size) == 2)
-        problems.append(("", f"the files differ in size: {listed}"))
+        listed = ", ".join(f"{name} {size[0]} x {size[1]}" for name, size in sizes.items() if len(size) == 2)
+        problems.append(("", f"the files differ in size (height x width): {listed}"))
     return readings, problems
 
 

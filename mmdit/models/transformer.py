@@ -51,6 +51,8 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin):
     Args:
         modalities: names, in the order of dimension M.
         sample_size: latent height and width that positions are scaled to; other sizes work at inference.
+        sample_shape: (height, width) of the latents that it is trained on, where they are not square; ``sample_size`` is
+            then the longer side. None = sample_size x sample_size.
         in_channels: latent channels C per modality.
         patch_size: p; the latent height and width must be multiples of it.
         hidden_size, depth, num_heads, mlp_ratio: the backbone; see ``models.config.SIZES``.
@@ -101,6 +103,7 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin):
         conditioner: str = "class",
         conditioner_settings: dict[str, Any] = {},  # noqa: B006 - never changed, and its type is what a folder's is checked by
         second_time: bool = False,
+        sample_shape: list[int] | None = None,
     ) -> None:
         super().__init__()
         _check_config(self.config)
@@ -123,6 +126,12 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin):
             self.next_time_embed = TIMESTEP_EMBEDDINGS[time_embedding](num_modalities, hidden_size)
         self._no_split_modules = self._repeated_blocks = [type(self.blocks[0]).__name__] if depth else []
         self.initialize_weights()
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(height, width) of the latents that it is trained on."""
+        height, width = self.config.sample_shape or (self.config.sample_size,) * 2
+        return int(height), int(width)
 
     def __getattr__(self, name: str) -> Any:
         """Return submodules before keys of the config: ``conditioner`` is both, and diffusers looks for the key first."""
@@ -252,5 +261,17 @@ def _check_config(config: Any) -> None:
         raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
     if config.sample_size % config.patch_size:
         raise UserError(f"sample_size {config.sample_size} is not a multiple of patch_size {config.patch_size}")
+    if config.sample_shape is not None:
+        _check_shape(config.sample_shape, config.sample_size, config.patch_size)
     if config.alignment_depth is not None and not 1 <= config.alignment_depth <= config.depth:
         raise UserError(f"alignment_depth is {config.alignment_depth}: give 1 to depth = {config.depth}, or null")
+
+
+def _check_shape(shape: Any, size: int, patch_size: int) -> None:
+    is_pair = isinstance(shape, list | tuple) and len(shape) == 2 and all(type(side) is int for side in shape)
+    if not is_pair or min(shape) < 1 or max(shape) != size:
+        raise UserError(
+            f"sample_shape is {shape}: give (height, width), the longer side as sample_size, {size}; or null"
+        )
+    if any(side % patch_size for side in shape):
+        raise UserError(f"sample_shape {list(shape)}: both must be multiples of patch_size {patch_size}")

@@ -67,7 +67,7 @@ def check_arguments(
             raise unknown_name("name in callback_on_step_end_tensor_inputs", name, known_tensors)
 
 
-def output_size(height: int | None, width: int | None, *, native: int, unit: int) -> tuple[int, int]:
+def output_size(height: int | None, width: int | None, *, native: tuple[int, int], unit: int) -> tuple[int, int]:
     """Height and width in pixels, ``native`` where they are None. Raises UserError unless they are multiples of ``unit``."""
     sizes = {"height": height, "width": width}
     for name, size in sizes.items():
@@ -78,7 +78,7 @@ def output_size(height: int | None, width: int | None, *, native: int, unit: int
         if size < 1 or size % unit:
             nearest = max(unit, round(size / unit) * unit)
             raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-    height, width = height or native, width or native
+    height, width = height or native[0], width or native[1]
     check_size(height, width)
     return height, width
 

@@ -46,6 +46,8 @@ def resolve_labels(
 def _resolve(label: Any, num_classes: int, names: Mapping[str, int]) -> int | None:
     if label is None:
         return None
+    if num_classes == 0:
+        raise UserError(f"class label {label!r}: this model has no classes; leave labels out")
     if isinstance(label, str):
         if label in names:
             return names[label]

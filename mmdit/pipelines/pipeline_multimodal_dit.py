@@ -154,8 +154,15 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
 
     @property
     def native_size(self) -> int:
-        """Height and width in pixels that the transformer was built for."""
-        return int(self.transformer.config.sample_size) * LatentCodec(self.vae, self._modalities).downsampling
+        """Height and width in pixels that the transformer was built for; the longer side where it is not square."""
+        return max(self.native_shape)
+
+    @property
+    def native_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels that the transformer was built for."""
+        scale = LatentCodec(self.vae, self._modalities).downsampling
+        height, width = self.transformer.latent_shape
+        return height * scale, width * scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -365,7 +372,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             if height is not None or width is not None:
                 raise UserError("processing_resolution is given beside height or width: give one of the two")
             height, width = processing_size(processing_resolution, input_size, unit)
-        height, width = output_size(height, width, native=self.native_size, unit=unit)
+        height, width = output_size(height, width, native=self.native_shape, unit=unit)
         if match_input_resolution and (input_size is None or mask is not None):
             why = "nothing is given" if input_size is None else "what is outside a mask is kept at the model's own size"
             raise UserError(f"match_input_resolution is True, but {why}: leave it out")

@@ -88,7 +88,9 @@ class PromptsMixin:
     def _check_encodable(self, given: GivenPrompts) -> None:
         encoder = self.prompt_encoder()
         if encoder is None:  # the conditioner's own judgement
-            self.transformer.conditioner.of_inputs([None] * len(given.prompts or [0]), given.prompts)
+            for prompts in (given.prompts, given.negative):
+                if prompts is not None:
+                    self.transformer.conditioner.of_inputs([None] * len(prompts), prompts)
         else:
             encoder.check([*(given.prompts or ()), *(given.negative or ())])
 

@@ -28,6 +28,7 @@ class SavingMixin:
     components: Any
     text_encoder: Any
     native_size: Any
+    native_shape: Any
     _modalities: dict[str, Modality]
     _id2label: dict[int, str]
     config_name: ClassVar[str] = INDEX
@@ -116,11 +117,12 @@ class SavingMixin:
     def model_card(self) -> str:
         """Text of a model card: what the model is, as far as its configuration says."""
         config = self.transformer.config
+        height, width = self.native_shape
         million = sum(parameter.numel() for parameter in self.transformer.parameters()) / 1e6
         facts = {
             "transformer": f"width {config.hidden_size}, depth {config.depth}, {config.num_heads} heads, "
             f"{million:.1f} M parameters, predicts the {'velocity' if config.prediction == 'velocity' else 'clean latent'}",
-            "size in pixels": self.native_size,
+            "size in pixels": self.native_size if height == width else f"{height} x {width} (height x width)",
             "conditioner": config.conditioner,
             "components": ", ".join(f"{name} ({type(part).__name__})" for name, part in self.components.items()),
             "defaults": f"{self.defaults.num_inference_steps} steps, guidance {self.defaults.guidance_scale:g}",  # type: ignore[attr-defined]

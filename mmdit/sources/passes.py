@@ -51,7 +51,7 @@ class ImagePass(pl.LightningModule):
         task: what is done, for the line of progress.
         images: all images of the split, the same list on every process, which takes every n-th of what is missing.
         networks: what ``make`` uses; they are moved to the process's device.
-        size: square that images are cropped and resized to, None = their own size.
+        size: that images are cropped and resized to, one number for a square or (height, width); None = their own.
         batch_size, num_workers: of the loader.
     """
 
@@ -61,7 +61,7 @@ class ImagePass(pl.LightningModule):
         images: Sequence[SourceImage],
         networks: Iterable[FrozenNetwork],
         *,
-        size: int | None,
+        size: int | tuple[int, int] | None,
         batch_size: int,
         num_workers: int,
     ) -> None:

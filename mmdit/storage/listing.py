@@ -16,18 +16,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> bool:
     """Tell by its name whether a file is an image, in upper case too."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+    return name.lower().endswith(suffixes) and not is_hidden(name)
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[str]:
-    """List the images of a folder as paths below it, with "/", in the order of their parts.
+def list_images(folder: str | Path, recursive: bool = False, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
+    """List the images of a folder, which end so, as paths below it, with "/", in the order of their parts.
 
     Links to folders are followed, except those to a folder above themselves, which would never end. Hidden names, pipes
     and devices are left out.
     """
-    return sorted(_walk(os.fspath(folder), "", frozenset(), recursive), key=lambda name: name.split("/"))
+    return sorted(_walk(os.fspath(folder), "", frozenset(), recursive, suffixes), key=lambda name: name.split("/"))
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
@@ -41,7 +41,7 @@ def list_folders(folder: str | Path) -> list[str]:
         return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
 
 
-def _walk(root: str, inside: str, above: frozenset[str], recursive: bool) -> Iterator[str]:
+def _walk(root: str, inside: str, above: frozenset[str], recursive: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
     here = os.path.realpath(os.path.join(root, inside))
     if here in above:
         return
@@ -51,6 +51,6 @@ def _walk(root: str, inside: str, above: frozenset[str], recursive: bool) -> Ite
                 continue
             if entry.is_dir():
                 if recursive:
-                    yield from _walk(root, f"{inside}{entry.name}/", above | {here}, recursive)
-            elif is_image(entry.name) and entry.is_file():
+                    yield from _walk(root, f"{inside}{entry.name}/", above | {here}, recursive, suffixes)
+            elif is_image(entry.name, suffixes) and entry.is_file():
                 yield inside + entry.name

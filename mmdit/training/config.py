@@ -183,7 +183,7 @@ class ObjectiveConfig:
         prediction: "velocity" (MMGen, SiT) or "sample" (the clean latent).
         timesteps: "uniform", "logit_normal" or "mixed".
         timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.
-        loss_weights: weight per modality; null = each modality's own.
+        loss_weights: weight per modality; null = each modality's own. Modalities that the data lack are ignored.
         max_condition_time: conditions are at t_c ~ U[0, this].
         pure_noise_share: share of the samples with a condition that are trained at t = 1, where a single step is taken.
     """

@@ -14,6 +14,7 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.errors import UserError
 from mmdit.prompt import Prompt, Span, parse, parse_text
 
 Batch = dict[str, Any]
@@ -29,12 +30,24 @@ class FrozenNetworks:
     prompts: FrozenPromptEncoder | None = None
 
     def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders."""
+        """The batch with "prompts", what the frozen encoders make of its captions and subjects; as it is without encoders.
+
+        Raises:
+            UserError: a caption that they can't read, such as one that is too long; it names the sample.
+        """
         if self.prompts is None:
             return batch
         pairs = zip(batch["caption"], batch["subjects"], strict=True)
         prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
-        return {**batch, "prompts": self.prompts.to(device)(prompts)}
+        try:
+            return {**batch, "prompts": self.prompts.to(device)(prompts)}
+        except UserError:
+            for sample_id, prompt in zip(batch["id"], prompts, strict=True):
+                try:
+                    self.prompts.check([prompt])
+                except UserError as error:
+                    raise UserError(f"prompts.jsonl, sample {sample_id!r}: {error}") from None
+            raise
 
     def features(self, batch: Batch, device: torch.device) -> Tensor:
         """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""

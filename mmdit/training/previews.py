@@ -1,8 +1,8 @@
-"""Sample grids in TensorBoard, one row per sample: RGB -> the rest, and all modalities from a category."""
+"""Sample grids in TensorBoard, one row per sample: RGB -> the rest, and all modalities from a category or a prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,6 +24,8 @@ class Previews(Callback):
         moments: (N, M, 2C, h, w) of validation samples; their RGB is the condition.
         class_labels: (N,) their categories.
         config: sizes and steps.
+        prompts: of each sample its template and its subjects' images, "" = none; a prompt takes the place of the category.
+            None = a model without prompts.
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class Previews(Callback):
         moments: Tensor,
         class_labels: Tensor,
         config: PreviewConfig,
+        prompts: Sequence[tuple[str, Sequence[Any]]] | None = None,
     ) -> None:
         self.make_pipeline, self.config = make_pipeline, config
         self.moments, self.class_labels = moments, class_labels
+        self.prompts = prompts if prompts is not None and any(template for template, _ in prompts) else None
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and self.config.num_samples > 0:
@@ -53,8 +57,7 @@ class Previews(Callback):
             "output_type": "latent",
         }
         codec = LatentCodec(pipe.vae, pipe.modalities)
-        labels = [None if label < 0 else label for label in self.class_labels.tolist()]
-        generated: Any = pipe(class_labels=labels, guidance_scale=self.config.guidance_scale, **common)
+        generated: Any = pipe(**self._asked(), guidance_scale=self.config.guidance_scale, **common)
         grids = {"generated": _grid(codec.decode_all(generated.latents))}
         if IMAGE in codec.modalities and len(codec.modalities) > 1:
             truth = codec.decode_all(codec.latents_all(self.moments.to(generated.latents)))
@@ -64,6 +67,18 @@ class Previews(Callback):
             grids["understood"] = _grid(torch.cat([truth, codec.decode_all(understood.latents)], dim=1))
         pipe.transformer.train(was_training)
         return grids
+
+    def _asked(self) -> dict[str, Any]:
+        labels = [None if label < 0 else label for label in self.class_labels.tolist()]
+        if self.prompts is None:
+            return {"class_labels": labels}
+        return {
+            "class_labels": [
+                None if prompt else label for label, (prompt, _) in zip(labels, self.prompts, strict=True)
+            ],
+            "prompt": [template or None for template, _ in self.prompts],
+            "subjects": [list(subjects) if template else None for template, subjects in self.prompts],
+        }
 
 
 def _grid(images: Tensor) -> Tensor:

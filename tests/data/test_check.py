@@ -139,7 +139,7 @@ FILE_CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "other size": (
         lambda r: save(r / "train/segmentation/1.png", np.zeros((HEIGHT, WIDTH + 4), np.uint8)),
         "train/1",
-        "rgb 16x12, depth 16x12, normal 16x12, segmentation 20x12",
+        "rgb 12 x 16, depth 12 x 16, normal 12 x 16, segmentation 12 x 20",
     ),
     "long normal": (long_normals, "train/1", "1 normals are not of unit length: one has 1.732"),
     "short npy normal": (

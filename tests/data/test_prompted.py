@@ -14,11 +14,12 @@ from PIL import Image
 from mmdit.data.datamodule import ResumableDataModule, StepSampler, make_loader
 from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
-from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, read_mask
+from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, is_ground, read_mask
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
 from mmdit.data.transforms import JointTransform
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
+from mmdit.modalities.rgb import read_picture
 from mmdit.prompt import IMAGE_WORD, parse
 from mmdit.sources.scenes.dataset import render_dataset
 
@@ -135,6 +136,23 @@ def test_boxes_are_of_their_picture():
     np.testing.assert_array_equal(np.asarray(crop(rgb, Entity("x", (), (0, 0, 1e9, 1e9)))), whole)
     with pytest.raises(UserError, match=r"'red cone': box \[8, 0, 9, 4\] is outside its picture of 8 x 10"):
         crop(rgb, Entity("red cone", (), (8, 0, 9, 4)))
+
+
+def test_grounds_are_shown_by_other_pictures_where_they_have_some(folders):
+    whole = Entity("scene", (), (0, 0, 8, 10))
+    assert is_ground(whole, 10, 8)
+    assert is_ground(Entity("floor", (), (0, 6, 8, 10)), 10, 8)
+    assert not is_ground(Entity("cone", (), (0, 6, 7, 10)), 10, 8)
+    dataset, pairs = make(folders, pictures="crop"), range(4, 8)
+    samples = [dataset.prompts[dataset.latents.ids[row]] for row in pairs]
+    shown = 0
+    for sample in samples:
+        for entity in sample.entities:
+            picture = np.asarray(dataset._picture(sample, entity, np.random.default_rng(0)))
+            same = [np.array_equal(picture, read_picture(path)) for path in entity.images]
+            shown += entity.phrase.split()[-1] in ("floor", "wall", "scene") and same == [True]
+            assert any(same) == is_ground(entity, 64, 64)
+    assert shown > 0
 
 
 def test_mask_is_what_is_not_black(tmp_path):

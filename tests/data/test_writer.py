@@ -91,7 +91,8 @@ from mmdit.data.writer import DatasetWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 writer = DatasetWriter(sys.argv[1], "train")
 noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-for call in (lambda: writer.save("rgb", "a", noise), lambda: writer.write_rows((f"{i:05d}", None, ["rgb"]) for i in range(999))):
+rows = ((f"{i:05d}", None, {"rgb": f"rgb/{i:05d}.png"}) for i in range(999))
+for call in (lambda: writer.save("rgb", "a", noise), lambda: writer.write_rows(rows)):
     try:
         call()
     except Exception as error:

@@ -204,11 +204,22 @@ def test_samples_of_another_size_are_named(make_dataset, vae, tmp_path, num_work
     for name in ("rgb", "depth", "normal", "segmentation"):
         path = root / "train" / name / "001.png"
         Image.open(path).resize((8, 16), Image.Resampling.NEAREST).save(path)
-    message = "^sample '001' has 8 x 16 pixels, '000' has 16 x 16: give --size .--skip_bad leaves such samples out.$"
+    message = (
+        r"^sample '001' \(.*rgb/001.png\) has 16 x 8 pixels \(height x width\), '000' has 16 x 16: give --size, such as 16x16 "
+        r"\(--skip_bad leaves such samples out\)$"
+    )
     with pytest.raises(UserError, match=message):  # with a worker too, whose traceback torch puts into the message
         _encode(root, tmp_path / "out", vae, num_workers=num_workers)
     assert capsys.readouterr().err.endswith("\n")  # the progress bar leaves the error a line of its own
     assert not (tmp_path / "out" / "latents.json").exists()
+
+
+def test_images_that_the_vae_cannot_take_are_named(make_dataset, vae, tmp_path):
+    message = (
+        r"rgb/000.png: 18 x 18 pixels \(height x width\): both must be multiples of 4, .* give --size, such as 16x16$"
+    )
+    with pytest.raises(UserError, match=message):
+        _encode(make_dataset(num_samples=1, size=18), tmp_path / "out", vae)
 
 
 def test_output_that_is_a_file_is_refused_before_the_work(make_dataset, vae, tmp_path):

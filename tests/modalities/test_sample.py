@@ -80,7 +80,7 @@ GOOD = {
 }
 BAD = {
     "float picture": ("rgb", "a.tif", image(RGB[..., 0].astype(np.float32)), "32-bit floats has no known range"),
-    "picture of another size": ("depth", "d.png", image(DEPTH[:8]), "the files differ in size: rgb 16x12, depth 16x8"),
+    "picture of another size": ("depth", "d.png", image(DEPTH[:8]), "size (height x width): rgb 12 x 16, depth 8 x 16"),
     "8-bit depth": ("depth", "d.png", image(RGB[..., 0]), "has 8 bits"),
     "colour depth": ("depth", "d.png", image(RGB), "one channel"),
     "our own relative depth": ("depth", "d.png", png(DEPTH, {DEPTH_SPACE_KEY: "disparity"}), "holds relative depth"),

@@ -286,6 +286,13 @@ def test_dtypes(make_model: MakeModel, make_inputs: MakeInputs, dtype: torch.dty
         ({"modalities": ["rgb", "rgb"]}, "different names"),
         ({"hidden_size": 30, "num_heads": 4}, "hidden_size 30 is not a multiple of num_heads 4"),
         ({"sample_size": 7}, "sample_size 7 is not a multiple of patch_size 2"),
+        (
+            {"sample_shape": [8, 9]},
+            r"sample_shape is \[8, 9\]: give \(height, width\), the longer side as sample_size, 8",
+        ),
+        ({"sample_shape": [8]}, r"sample_shape is \[8\]"),
+        ({"sample_shape": [8, "4"]}, r"sample_shape is \[8, '4'\]"),
+        ({"sample_shape": [8, 5]}, r"sample_shape \[8, 5\]: both must be multiples of patch_size 2"),
         ({"alignment_depth": 3}, "alignment_depth is 3: give 1 to depth = 2"),
     ],
 )
@@ -399,3 +406,12 @@ class TestDiffusersModel:
             expected = model(*inputs).sample
             model.compile_repeated_blocks(fullgraph=True, backend="eager")
             torch.testing.assert_close(model(*inputs).sample, expected)
+
+
+def test_shape_that_it_is_trained_on(make_model: MakeModel, tmp_path: Path) -> None:
+    """It changes no number: positions span the longer side in both directions, as before it was recorded."""
+    square, wide = make_model(), make_model(sample_shape=[4, 8])
+    assert (square.latent_shape, wide.latent_shape) == ((8, 8), (4, 8))
+    assert (square.position_embed.base_size, wide.position_embed.base_size) == (4, 4)
+    wide.save_pretrained(tmp_path)
+    assert MultimodalDiT.from_pretrained(tmp_path).latent_shape == (4, 8)

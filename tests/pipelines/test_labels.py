@@ -55,3 +55,10 @@ def test_names_need_a_model_that_has_some() -> None:
     with pytest.raises(UserError, match="'cone' is a name, and this model has no names: give 0 to 3"):
         resolve_labels("cone", 4, {})
     assert label_ids({}) == {}
+
+
+@pytest.mark.parametrize("label", ["cone", 0])
+def test_model_without_classes(label: Any) -> None:
+    assert resolve_labels([None], 0, {}) == [None]
+    with pytest.raises(UserError, match=r"class label .*: this model has no classes; leave labels out"):
+        resolve_labels(label, 0, {})

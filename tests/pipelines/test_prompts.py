@@ -313,6 +313,8 @@ def test_models_without_prompts(pipe: MultimodalDiTPipeline, make_pipeline: Make
     for arguments in ({"prompt": "a torus"}, {"negative_prompt": "a torus"}):
         with pytest.raises(UserError, match="this model takes no prompt: give class_labels"):
             pipe(**arguments)
+        with pytest.raises(UserError, match="this model takes no prompt: give class_labels"):
+            pipe.check_prompt(**{"prompt": None, **arguments})
     with pytest.raises(UserError, match="this model takes no subjects' images"):
         pipe(subjects=[ONE])
     with pytest.raises(UserError, match=r"fusing_scale is 0\.5, but this model has no prediction from the text alone"):

@@ -50,11 +50,13 @@ def train(
     precision: str = "32-true",
     source: str | None = None,
     prompts: list[str] | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
     Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, activation checkpointing.
-    ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without alignment.
+    ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without alignment. ``interleaved``: read by a
+    multimodal LLM, in joint attention and with the attention-mask loss; most batches have samples without a prompt.
     """
     model = ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True)
     data, settings = DataConfig(batch_size=4), None
@@ -62,6 +64,9 @@ def train(
         model.block, model.conditioner = "cross", "tiue"
         data = DataConfig(path=prompts[1], batch_size=4, val_split=None)
         settings = PromptsConfig(prompts[0], prompts[2], label_share=0.5, label_alone_share=0.5)
+        if interleaved:
+            model.block, model.conditioner = "joint", "interleaved"
+            settings.attention_loss_weight, settings.label_share, settings.label_alone_share = 0.5, 1.0, 0.8
     config = TrainingConfig(
         model=model,
         data=data,

@@ -27,19 +27,23 @@ LAST = "checkpoints/step=00000002.ckpt"
 def runs(tmp_path_factory: pytest.TempPathFactory, processes: Any, prompt_folders: Any) -> Path:
     """Folders of whole runs (one, ddp, fsdp2, bf16) and of runs that went on from another's checkpoint (a-b: from a in b).
 
-    Those named prompts… read prompts.
+    Those named prompts… read prompts, those named interleaved… too, by a multimodal LLM and with the attention-mask loss.
     """
     root = tmp_path_factory.mktemp("runs")
     train = runpy.run_path(str(WORKER))["train"]
     folders = [str(folder) for folder in (prompt_folders.data, prompt_folders.latents, prompt_folders.clip)]
     train(str(root / "one"))
     train(str(root / "prompts"), prompts=folders)
+    interleaved: dict[str, Any] = {"prompts": [*folders[:2], str(prompt_folders.captioner)], "interleaved": True}
+    train(str(root / "interleaved"), **interleaved)
     jobs: list[dict[str, Any]] = [
         {"output": "ddp", "strategy": "ddp"},
         {"output": "fsdp2", "strategy": "fsdp2"},
         {"output": "bf16", "strategy": "fsdp2", "precision": "bf16-mixed"},
         {"output": "prompts-ddp", "strategy": "ddp", "prompts": folders},
         {"output": "prompts-fsdp2", "strategy": "fsdp2", "prompts": folders},
+        {"output": "interleaved-ddp", "strategy": "ddp", **interleaved},
+        {"output": "interleaved-fsdp2", "strategy": "fsdp2", **interleaved},
         {"output": "ddp-ddp", "strategy": "ddp", "source": "ddp"},
         {"output": "fsdp2-fsdp2", "strategy": "fsdp2", "source": "fsdp2"},
         {"output": "fsdp2-ddp", "strategy": "ddp", "source": "fsdp2"},
@@ -66,12 +70,16 @@ def test_two_processes_have_the_gradients_of_one(runs: Path, strategy: str) -> N
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_prompts_are_shared_out_like_samples(runs: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [("prompts", "conditioner.pseudo_word.0.weight"), ("interleaved", "blocks.0.attn.prompt_kv.weight")],
+)
+def test_prompts_are_shared_out_like_samples(runs: Path, kind: str, weight: str, strategy: str) -> None:
     """Captions and subjects are drawn by position, so two processes see those of one; a batch of one may have no subject."""
-    one, ours = (load_file(runs / name / "gradients.safetensors") for name in ("prompts", f"prompts-{strategy}"))
-    assert float(one["network.conditioner.pseudo_word.0.weight"].abs().max()) > 0
+    one, ours = (load_file(runs / name / "gradients.safetensors") for name in (kind, f"{kind}-{strategy}"))
+    assert float(one[f"network.{weight}"].abs().max()) > 0
     assert difference(one, ours) < 2e-5
-    weights = [read_checkpoint(runs / name / LAST)["state_dict"] for name in ("prompts", f"prompts-{strategy}")]
+    weights = [read_checkpoint(runs / name / LAST)["state_dict"] for name in (kind, f"{kind}-{strategy}")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=2e-5, rtol=1e-4)
 

@@ -15,7 +15,7 @@ from mmdit.encoders.prompts import PromptEncoder
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
-from mmdit.training.config import CLIPConfig, DataConfig, ModelConfig, PromptsConfig, TrainingConfig
+from mmdit.training.config import CLIPConfig, DataConfig, ModelConfig, PreviewConfig, PromptsConfig, TrainingConfig
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -136,6 +136,34 @@ def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             build_run(make_config(clip, **changed))
         assert "\n" not in str(caught.value)
+
+
+def test_previews_show_prompts(clip: Path, make_config, prompt_folders) -> None:
+    settings = PromptsConfig(str(prompt_folders.data), str(clip), pictures="either", label_share=0.0)
+    data = DataConfig(path=str(prompt_folders.latents), batch_size=4, val_split="train")
+    preview = PreviewConfig(num_samples=3, num_measured=0, num_inference_steps=1)
+    config = make_config(clip, prompts=settings, data=data, preview=preview)
+    config.trainer.validate_every = 1
+    run = build_run(config)
+    for weight in run.module.network.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    (previews,) = run.callbacks
+    asked = previews._asked()
+    assert all(asked["prompt"])
+    assert asked["class_labels"] == [None] * 3
+    assert any(asked["subjects"])
+    shown = previews._grids()["generated"]
+    previews.prompts = None
+    assert not torch.equal(previews._grids()["generated"], shown)
+
+
+def test_a_caption_that_cannot_be_read_names_its_sample(clip: Path, make_config) -> None:
+    frozen = build_run(make_config(clip)).module.frozen
+    batch = {"id": ["a", "b"], "caption": ["a grey floor", "a crimson floor"], "subjects": [[], []]}
+    with pytest.raises(
+        UserError, match=r"prompts.jsonl, sample 'b': prompt 'a crimson floor': .* doesn't know 'crimson'"
+    ):
+        frozen.encode_prompts(batch, torch.device("cpu"))
 
 
 def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.training.config import DataConfig, PreviewConfig, TrainingConfig
+from mmdit.training.config import DataConfig, ModelConfig, PreviewConfig, TrainingConfig
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -51,6 +51,15 @@ def test_latents_without_a_split_to_validate_on(latents: Path) -> None:
         build_run(config)
     with pytest.raises(UserError, match=r"finished splits of .*: train"):
         build_run(replace(config, data=DataConfig(path=str(latents), train_split="trian")))
+
+
+def test_images_that_do_not_divide_into_patches(latents: Path) -> None:
+    config = TrainingConfig(
+        model=ModelConfig(size="debug", patch_size=3), data=DataConfig(path=str(latents), val_split=None)
+    )
+    message = r"latents: images of 16 x 16 pixels .* do not divide into patches of 12: encode with another --size, such as 12x12"
+    with pytest.raises(UserError, match=message):
+        build_run(config)
 
 
 def test_data_without_categories(

@@ -69,8 +69,8 @@ def read_given(
     readings = turn_together(readings, pipe.codecs)
     if len({reading.values.shape[:2] for reading in readings.values()}) > 1:
         sizes = ((name, *reading.values.shape[:2]) for name, reading in readings.items())
-        listed = ", ".join(f"--{name} {width} x {height}" for name, height, width in sizes)
-        raise UserError(f"the given maps differ in size (width x height): {listed}; give aligned maps of one size")
+        listed = ", ".join(f"--{name} {height} x {width}" for name, height, width in sizes)
+        raise UserError(f"the given maps differ in size (height x width): {listed}; give aligned maps of one size")
     for reading in readings.values():
         if reading.note:
             note(reading.note)

@@ -177,7 +177,7 @@ class SamplingRun:
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
-        self.native = (self.pipe.native_size,) * 2
+        self.native = self.pipe.native_shape
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
 
     def request(

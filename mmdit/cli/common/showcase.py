@@ -58,7 +58,7 @@ def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTru
     Raises:
         UserError: it lacks a modality of the model, or has other classes.
     """
-    samples = EvaluationSamples(data, "test", pipe.modalities, pipe.native_size)
+    samples = EvaluationSamples(data, "test", pipe.modalities, pipe.native_shape)
     labels = label_set(pipe)
     classes = [(entry["id"], entry["name"]) for entry in samples.info.segmentation_classes or ()]
     if labels is not None and classes != list(zip(labels.ids.tolist(), labels.names, strict=True)):

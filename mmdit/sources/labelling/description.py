@@ -28,7 +28,7 @@ def describe(
     images: str,
     licence: str,
     categories: Iterable[str],
-    size: int | None,
+    size: int | tuple[int, int] | None,
     labellers: Sequence[Labeller],
 ) -> dict[str, Any]:
     """Return ``dataset.json`` for labels that are about to be added to a folder, which may hold some already.

@@ -99,10 +99,11 @@ class ImagesToLabel(Dataset):
 
     Args:
         images: which.
-        size: side of the square that is cropped from the centre and resized; None = the whole image unchanged.
+        size: of the box that is cropped from the centre and resized to it, one number for a square or (height, width); None =
+            the whole image unchanged.
     """
 
-    def __init__(self, images: Sequence[SourceImage], size: int | None = None) -> None:
+    def __init__(self, images: Sequence[SourceImage], size: int | tuple[int, int] | None = None) -> None:
         self.images = list(images)
         self.transform, self.codec = JointTransform(size), RGBCodec()
 

@@ -45,7 +45,7 @@ class LabellingPass(ImagePass):
         labellers: Sequence[Labeller],
         writer: DatasetWriter,
         *,
-        size: int | None,
+        size: int | tuple[int, int] | None,
         batch_size: int,
         num_workers: int,
     ) -> None:
@@ -114,7 +114,7 @@ def label_images(
     labellers: Sequence[Labeller],
     *,
     split: str = "train",
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     licence: str = "unknown",
     batch_size: int = 8,
     num_workers: int = 0,
@@ -131,7 +131,7 @@ def label_images(
         output: dataset folder; splits and modalities may be added to it one after another.
         labellers: one per modality.
         split: to write.
-        size: square that images are cropped and resized to, None = their own size.
+        size: that images are cropped and resized to, one number for a square or (height, width); None = their own.
         licence: of the images.
         batch_size: images that are read at a time; labellers take them one by one, so that no file depends on it.
         num_workers: loader processes per process.

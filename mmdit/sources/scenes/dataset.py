@@ -263,9 +263,13 @@ def _sample_id(index: int) -> str:
 def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
     """List the first ``count`` scenes, and their captions as far as this version rendered them."""
     category = COMPOSITIONS[scenes.composition].category
-    writer.write_rows(
-        (_sample_id(index), category(scenes.seed, scenes.split, index), MODALITIES) for index in range(count)
-    )
+
+    def row(index: int) -> tuple[str, str | None, dict[str, str]]:
+        name = _sample_id(index)
+        files = {modality: writer.name(modality, name) for modality in MODALITIES}
+        return name, category(scenes.seed, scenes.split, index), files
+
+    writer.write_rows(map(row, range(count)))
     prompts = PromptsWriter(writer.folder)
     lines = prompts.stored(_sample_id(index) for index in range(count))
     first = next(lines, None)

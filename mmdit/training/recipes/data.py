@@ -70,7 +70,7 @@ class LatentData:
     vae: AutoencoderKL
     modalities: dict[str, Modality]
     categories: list[str]
-    latent_size: int
+    latent_shape: tuple[int, int]
     feature_dim: int | None
     teacher: FeatureTeacher | SceneTeacher | None = None
 
@@ -93,8 +93,9 @@ def synthetic_data(config: TrainingConfig) -> LatentData:
         SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim)
         for count, seed in ((64, 0), (8, 1))
     )
+    size = SyntheticLatents.latent_size
     categories = [f"class {i}" for i in range(SyntheticLatents.num_classes)]
-    return LatentData(train, val, vae, get_modalities(names), categories, SyntheticLatents.latent_size, feature_dim)
+    return LatentData(train, val, vae, get_modalities(names), categories, (size, size), feature_dim)
 
 
 def stored_data(config: TrainingConfig) -> LatentData:
@@ -137,8 +138,8 @@ def stored_data(config: TrainingConfig) -> LatentData:
         assert splits[0] is not None
         feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]
     assert splits[0] is not None
-    size = max(height, width)
-    return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), size, feature_dim, teacher)
+    shape = (height, width)
+    return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), shape, feature_dim, teacher)
 
 
 def _stored_vae(folder: Path) -> AutoencoderKL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmdit.flow.attention import tapped_blocks
 from mmdit.flow.objective import make_objective
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.flow.timesteps import make_timestep_sampler
+from mmdit.modalities import MODALITIES, Modality
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
@@ -33,13 +35,15 @@ from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
 from mmdit.training.run import Run
 
+logger = logging.getLogger(__name__)
+
 
 def make_transformer(
     config: TrainingConfig,
     *,
     modalities: Sequence[str],
     num_classes: int,
-    latent_size: int,
+    latent_size: int | tuple[int, int],
     in_channels: int,
     feature_dim: int | None = None,
     conditioner_settings: Mapping[str, Any] | None = None,
@@ -50,11 +54,12 @@ def make_transformer(
         config: says all but what follows from the data.
         modalities: of the data, in order.
         num_classes: of the data.
-        latent_size, in_channels: of the latents.
+        latent_size, in_channels: of the latents; one number for a square, or (height, width).
         feature_dim: width of the teacher's features, where the configuration aligns.
         conditioner_settings: what follows from the prompts' encoders; those of the configuration come before them.
     """
     model = config.model
+    height, width = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
     size = get_size(model.size)
     size.update({key: getattr(model, key) for key in size if getattr(model, key) is not None})
     alignment: dict[str, Any] = {}
@@ -67,7 +72,8 @@ def make_transformer(
     torch.manual_seed(config.seed)
     network = MultimodalDiT(
         modalities=list(modalities),
-        sample_size=latent_size,
+        sample_size=max(height, width),
+        sample_shape=None if height == width else [height, width],
         in_channels=in_channels,
         patch_size=model.patch_size,
         mlp_ratio=model.mlp_ratio,
@@ -158,25 +164,53 @@ def _start_from(network: MultimodalDiT, folder: Path) -> None:
         raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
 
 
+def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> dict[str, float]:
+    """Weight of each modality of the data. Those that the data lack are ignored, and said so: a recipe serves many data.
+
+    Raises:
+        UserError: a name of no modality at all.
+    """
+    weights = {name: modality.loss_weight for name, modality in modalities.items()}
+    given = config.objective.loss_weights or {}
+    for name in given:
+        if name not in weights and name not in MODALITIES:
+            raise unknown_name("modality in objective.loss_weights", name, MODALITIES)
+    if ignored := [name for name in given if name not in weights]:
+        listed, there = ", ".join(ignored), ", ".join(weights)
+        logger.warning("objective.loss_weights names %s: ignored, the data have %s", listed, there)
+    return weights | {name: float(weight) for name, weight in given.items() if name in weights}
+
+
+def _check_patches(config: TrainingConfig, data: LatentData) -> None:
+    """Refuse latents that don't divide into patches, in the words of images."""
+    patch = config.model.patch_size
+    if not any(side % patch for side in data.latent_shape):
+        return
+    scale = LatentCodec(data.vae, data.modalities).downsampling
+    height, width = (side * scale for side in data.latent_shape)
+    fitting = "x".join(str(max(1, side // patch) * patch * scale) for side in data.latent_shape)
+    raise UserError(
+        f"data.path {config.data.path}: images of {height} x {width} pixels (height x width) do not divide into patches of "
+        f"{patch * scale}: encode with another --size, such as {fitting}"
+    )
+
+
 def transformer_run(config: TrainingConfig) -> Run:
     """Recipe "transformer": the multimodal DiT on latents."""
     data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    _check_patches(config, data)
     prompts = prompt_encoder(config)
     network = make_transformer(
         config,
         modalities=list(data.modalities),
         num_classes=len(data.categories),
-        latent_size=data.latent_size,
+        latent_size=data.latent_shape,
         in_channels=int(data.vae.config.latent_channels),
         feature_dim=data.feature_dim,
         conditioner_settings={} if prompts is None else prompts.widths,
     )
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
-    weights = {name: modality.loss_weight for name, modality in data.modalities.items()}
-    for name, weight in (config.objective.loss_weights or {}).items():
-        if name not in weights:
-            raise unknown_name("modality in objective.loss_weights", name, weights)
-        weights[name] = float(weight)
+    weights = loss_weights(config, data.modalities)
     objective = make_objective(
         config.objective.name,
         settings=config.objective.settings,
@@ -229,7 +263,12 @@ def _previews(
     samples = [data.val[i] for i in range(min(count, len(data.val)))]  # type: ignore[arg-type]
     moments = torch.stack([sample["moments"] for sample in samples])
     labels = torch.tensor([int(sample["category"]) for sample in samples])
-    callbacks: list[Callback] = [Previews(make_pipeline, moments[:num_samples], labels[:num_samples], config.preview)]
+    prompts = None
+    if config.prompts is not None:
+        prompts = [(sample["caption"], sample["subjects"]) for sample in samples[:num_samples]]
+    callbacks: list[Callback] = [
+        Previews(make_pipeline, moments[:num_samples], labels[:num_samples], config.preview, prompts)
+    ]
     if num_measured > 0:
         whole = [i for i, sample in enumerate(samples) if sample["present"].all()][:num_measured]
         names = [data.categories[i] if i >= 0 else None for i in labels[whole].tolist()]

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from mmdit.errors import UserError
 from mmdit.modalities.depth import DepthCodec
-from mmdit.sources.labelling.depth import RELATIVE_RANGE, RELATIVE_SCALE, from_disparity, from_relative_depth
 from mmdit.sources.labelling.marigold import seed_of
 from mmdit.sources.labelling.segmentation import NUM_SEGMENTS, paint_segments
 from mmdit.sources.labelling.settings import LabellerSettings, MarigoldSettings, MaskSettings
 from mmdit.sources.labelling.table import load_labellers
+from mmdit.sources.relative_depth import RELATIVE_RANGE, RELATIVE_SCALE, from_disparity, from_relative_depth
 
 # Random weights predict no quality and no stability: every mask is kept.
 MASKS = MaskSettings(points_per_side=4, points_per_batch=8, iou_threshold=-1e6, stability_threshold=0.0)
