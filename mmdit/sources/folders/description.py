@@ -51,7 +51,7 @@ def describe(
     splits = {**before, split: {name: text_of(str(folder)) for name, folder in folders.items()}}
     used = {name for names in splits.values() for name in names}
     values: dict[str, Any] = {"modalities": [name for name in MODALITIES if name in used]}
-    kept = {key: old[key] for key in ("segmentation_classes", "depth_scale", "licence") if key in old}
+    kept: dict[str, Any] = {key: old[key] for key in ("segmentation_classes", "depth_scale", "licence") if key in old}
     had_labels = any("segmentation" in names for names in before.values())
     if "segmentation" in folders and (classes is not None or had_labels):
         given = None if classes is None else [dict(entry) for entry in classes]
