@@ -46,6 +46,7 @@ class PromptDraw:
             be learned of the category from words.
         label_alone_share: share of those that come without their caption.
         counts: how many words have a picture, a name in ``mmdit.data.entity_counts.COUNTS``.
+        masks: whether masks are read; without them they are all None.
     """
 
     pictures: str = "other"
@@ -55,6 +56,7 @@ class PromptDraw:
     label_share: float = 0.0
     label_alone_share: float = 0.0
     counts: str = "uniform"
+    masks: bool = True
 
     def __post_init__(self) -> None:
         if self.pictures not in PICTURES:
@@ -150,7 +152,7 @@ class PromptedLatents(Dataset):
             return {"category": category, **_NO_PROMPT}
         drawn = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
         subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
-        masks = [self._seen(_mask_of(entity)) for entity in drawn.entities]
+        masks = [self._seen(_mask_of(entity)) if self.draw.masks else None for entity in drawn.entities]
         if view == 1:
             drawn = replace(drawn, mentions=drawn.mentions.mirrored())
             masks = [None if mask is None else mask[:, ::-1] for mask in masks]

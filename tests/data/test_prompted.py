@@ -251,3 +251,9 @@ def test_bad_data(folders, tmp_path):
     (tmp_path / "data" / "train" / PROMPTS).unlink()
     with pytest.raises(UserError, match=r"prompts.jsonl: no such file; 'mmdit data render'"):
         PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
+
+
+def test_masks_are_read_where_they_are_asked_for(folders):
+    batch = make(folders, pictures="other", masks=False).read_batch(range(8))
+    assert any(batch["subject_masks"])
+    assert {mask for row in batch["mention_masks"] for mask in row} == {None}

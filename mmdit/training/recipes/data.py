@@ -172,7 +172,8 @@ def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLate
         raise UserError(
             "alignment.teacher is not for runs with prompts: store its features with 'mmdit data encode --teacher'"
         )
-    draw = PromptDraw(**{field.name: getattr(settings, field.name) for field in fields(PromptDraw)})
+    same = {field.name for field in fields(PromptDraw)} & vars(settings).keys()
+    draw = PromptDraw(**{name: getattr(settings, name) for name in same}, masks=settings.attention_loss_weight > 0)
     return PromptedLatents(latents, settings.path, draw, config.seed, allow_outside=config.data.allow_outside)
 
 
