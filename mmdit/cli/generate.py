@@ -77,6 +77,7 @@ def generate(
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.prompts import read_images, typed_prompts
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, asked_for
+    from mmdit.modalities import IMAGE
 
     typed = typed_prompts(prompt, subject)
     images = read_images(typed)
@@ -89,7 +90,7 @@ def generate(
         model,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale if asks else 1.0,
-        understanding="rgb" in files and not asks,
+        understanding=IMAGE in files and not asks,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -265,6 +266,7 @@ def condition(
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.inputs import source_name
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
+    from mmdit.modalities import IMAGE
 
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = given_files(options, given)
@@ -277,7 +279,7 @@ def condition(
         model,
         num_inference_steps=num_inference_steps,
         guidance_scale=scale,
-        understanding="rgb" in files and category is None,
+        understanding=IMAGE in files and category is None,
         scheduler=scheduler,
         device=device,
         dtype=dtype,

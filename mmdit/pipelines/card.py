@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdit.modalities import Modality
+from mmdit.modalities import IMAGE, Modality
 from mmdit.storage.files import write_atomically
 from mmdit.storage.versions import DISTRIBUTION, version_of
 
@@ -61,7 +61,7 @@ def model_card(
         'pipe = MultimodalDiTPipeline.from_pretrained("FOLDER")',
         f"out = pipe({_label(names)}seed=0)  # {', '.join(f'out.{name}' for name in modalities)}",
     ]
-    if "rgb" in modalities and len(modalities) > 1:
+    if IMAGE in modalities and len(modalities) > 1:
         usage.append("out = pipe(image)  # a PIL image: the other modalities are estimated")
     if prompts:
         usage.append('out = pipe(prompt="...")')
