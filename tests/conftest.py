@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each process; before torch is imported, and for its children
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import json
 import sys
 from collections.abc import Callable, Iterator

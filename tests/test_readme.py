@@ -33,7 +33,7 @@ needs_model = pytest.mark.skipif("scenes64" not in bundled_models(), reason="the
 
 
 def test_first_two_commands():
-    assert LINES[:2] == ["pip install -e . && mmdit demo", "pip install -e '.[dev]' && pytest"]
+    assert LINES[:2] == ["pip install -e . && mmdit demo", "pip install -e '.[dev]' && pytest -n 2 --dist loadfile"]
 
 
 def test_every_command_is_shown():

@@ -94,7 +94,7 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
         for weight in module.network.parameters():
             if not weight.any():
                 weight.normal_(std=0.2)
-    batch = next(iter(build_run(make_config(block)).data.train_dataloader()))
+    batch = next(iter(build_run(make_config(block, attention_loss_weight=0.5)).data.train_dataloader()))
     module.eval()
     losses = module.losses(batch, torch.Generator().manual_seed(0))
     without = build_run(make_config(block)).module.eval()
