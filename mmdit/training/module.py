@@ -241,18 +241,20 @@ class AutoencoderModule(SteppedModule):
         return self.objective(self.codec, images[present], modality_ids, generator)
 
 
-class TeacherModule(SteppedModule):
-    """Trains the small ViT teacher on scenes: category, per-pixel classes and normals from RGB.
+class LabelledModule(SteppedModule):
+    """Trains a network on labels of pixels; the batch has ``segmentation`` (B, 3, H, W), the labels' colours.
 
-    The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
+    Args:
+        network: what is trained.
+        objective: the loss.
+        segmentation: knows the labels by their colours.
+        optimizer, seed, max_steps: as in ``SteppedModule``.
     """
-
-    network: SceneTeacher
 
     def __init__(
         self,
-        network: SceneTeacher,
-        objective: SceneTeacherObjective,
+        network: nn.Module,
+        objective: Any,
         segmentation: SegmentationCodec,
         *,
         optimizer: OptimizerConfig,
@@ -262,13 +264,26 @@ class TeacherModule(SteppedModule):
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.segmentation = objective, segmentation
 
+    def labels(self, batch: Batch) -> Tensor:
+        """(B, H, W), rows of the codec's palette."""
+        return self.segmentation.logits(batch["segmentation"]).argmax(dim=1)
+
+
+class TeacherModule(LabelledModule):
+    """Trains the small ViT teacher on scenes: category, per-pixel classes and normals from RGB.
+
+    The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
+    """
+
+    network: SceneTeacher
+    objective: SceneTeacherObjective
+
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        labels = self.segmentation.logits(batch["segmentation"]).argmax(dim=1)  # (B, H, W)
         return self.objective(
             self.network,
             batch["rgb"],
             categories=batch["category"],
-            labels=labels,
+            labels=self.labels(batch),
             normals=batch["normal"],
             generator=generator,
         )

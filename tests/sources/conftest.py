@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved_once import saved_once
 
 
 @pytest.fixture(scope="session")
 def labellers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("labellers")
-
-
-def _cached(folder: Path, save: Callable[[Path], None]) -> Path:
-    if not folder.exists():
-        torch.manual_seed(0)
-        save(folder)
-    return folder
 
 
 def _widen(model: torch.nn.Module) -> None:
@@ -272,12 +266,12 @@ def _save_oneformer(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def depth_anything(labellers_dir: Path) -> Path:
-    return _cached(labellers_dir / "depth_anything", _save_depth_anything)
+    return saved_once(labellers_dir / "depth_anything", _save_depth_anything)
 
 
 @pytest.fixture(scope="session")
 def metric_depth_anything(labellers_dir: Path) -> Path:
-    return _cached(
+    return saved_once(
         labellers_dir / "metric",
         lambda folder: _save_depth_anything(folder, depth_estimation_type="metric", max_depth=80),
     )
@@ -285,7 +279,7 @@ def metric_depth_anything(labellers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def marigold_depth(labellers_dir: Path) -> Path:
-    return _cached(
+    return saved_once(
         labellers_dir / "marigold_depth",
         lambda folder: _save_marigold(
             folder, "MarigoldDepthPipeline", prediction_type="depth", scale_invariant=True, shift_invariant=True
@@ -295,7 +289,7 @@ def marigold_depth(labellers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def marigold_normals(labellers_dir: Path) -> Path:
-    return _cached(
+    return saved_once(
         labellers_dir / "marigold_normals",
         lambda folder: _save_marigold(folder, "MarigoldNormalsPipeline", prediction_type="normals"),
     )
@@ -303,22 +297,22 @@ def marigold_normals(labellers_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def sam(labellers_dir: Path) -> Path:
-    return _cached(labellers_dir / "sam", _save_sam)
+    return saved_once(labellers_dir / "sam", _save_sam)
 
 
 @pytest.fixture(scope="session")
 def sam2(labellers_dir: Path) -> Path:
-    return _cached(labellers_dir / "sam2", _save_sam2)
+    return saved_once(labellers_dir / "sam2", _save_sam2)
 
 
 @pytest.fixture(scope="session")
 def mask2former(labellers_dir: Path) -> Path:
-    return _cached(labellers_dir / "mask2former", _save_mask2former)
+    return saved_once(labellers_dir / "mask2former", _save_mask2former)
 
 
 @pytest.fixture(scope="session")
 def oneformer(labellers_dir: Path) -> Path:
-    return _cached(labellers_dir / "oneformer", _save_oneformer)
+    return saved_once(labellers_dir / "oneformer", _save_oneformer)
 
 
 @pytest.fixture

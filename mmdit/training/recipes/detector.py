@@ -9,35 +9,21 @@ from torch import Tensor
 
 from mmdit.encoders.scene_detector import SceneDetector, SceneDetectorObjective
 from mmdit.errors import UserError
-from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.names import BACKGROUND_CLASSES
-from mmdit.training.config import OptimizerConfig, TrainingConfig
-from mmdit.training.module import Batch, SteppedModule
+from mmdit.training.config import TrainingConfig
+from mmdit.training.module import Batch, LabelledModule
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
 
 
-class DetectorModule(SteppedModule):
+class DetectorModule(LabelledModule):
     """Trains the detector. The batch: ``rgb`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``id``."""
 
     network: SceneDetector
-
-    def __init__(
-        self,
-        network: SceneDetector,
-        objective: SceneDetectorObjective,
-        segmentation: SegmentationCodec,
-        *,
-        optimizer: OptimizerConfig,
-        seed: int,
-        max_steps: int,
-    ) -> None:
-        super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
-        self.objective, self.segmentation = objective, segmentation
+    objective: SceneDetectorObjective
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        labels = self.segmentation.logits(batch["segmentation"]).argmax(dim=1)  # (B, H, W)
-        return self.objective(self.network, batch["rgb"], labels=labels, generator=generator)
+        return self.objective(self.network, batch["rgb"], labels=self.labels(batch), generator=generator)
 
 
 def detector_run(config: TrainingConfig) -> Run:

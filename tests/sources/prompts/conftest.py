@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved_once import saved_once
 from tiny_encoders import make_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -40,13 +41,6 @@ CHAT = (
 @pytest.fixture(scope="session")
 def networks_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks")
-
-
-def _cached(folder: Path, save: Callable[[Path], None]) -> Path:
-    if not folder.exists():
-        torch.manual_seed(0)
-        save(folder)
-    return folder
 
 
 def _save_yolos(folder: Path) -> None:
@@ -269,40 +263,40 @@ def _save_clip(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def yolos(networks_dir: Path) -> Path:
-    return _cached(networks_dir / "yolos", _save_yolos)
+    return saved_once(networks_dir / "yolos", _save_yolos)
 
 
 @pytest.fixture(scope="session")
 def detr(networks_dir: Path) -> Path:
-    return _cached(networks_dir / "detr", _save_detr)
+    return saved_once(networks_dir / "detr", _save_detr)
 
 
 @pytest.fixture(scope="session")
 def grounding_dino(networks_dir: Path) -> Path:
-    return _cached(networks_dir / "grounding_dino", _save_grounding_dino)
+    return saved_once(networks_dir / "grounding_dino", _save_grounding_dino)
 
 
 @pytest.fixture(scope="session")
 def llava(networks_dir: Path) -> Path:
     """Writes "torus", as often as it may."""
-    return _cached(networks_dir / "llava", _save_llava)
+    return saved_once(networks_dir / "llava", _save_llava)
 
 
 @pytest.fixture(scope="session")
 def random_llava(networks_dir: Path) -> Path:
     """Writes words that depend on the image."""
-    return _cached(networks_dir / "random_llava", lambda folder: _save_llava(folder, constant=False))
+    return saved_once(networks_dir / "random_llava", lambda folder: _save_llava(folder, constant=False))
 
 
 @pytest.fixture(scope="session")
 def blip(networks_dir: Path) -> Path:
     """Writes "torus", as often as it may; can't be asked."""
-    return _cached(networks_dir / "blip", _save_blip)
+    return saved_once(networks_dir / "blip", _save_blip)
 
 
 @pytest.fixture(scope="session")
 def clip(networks_dir: Path) -> Path:
-    return _cached(networks_dir / "clip", _save_clip)
+    return saved_once(networks_dir / "clip", _save_clip)
 
 
 @pytest.fixture
