@@ -24,11 +24,10 @@ from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
 from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
-from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.rgb import WHITE, on_white, read_picture
 from mmdit.modalities.stored import open_stored
 from mmdit.prompt import IMAGE_WORD, Prompt, Span
 
-BACKGROUND = 255  # around a subject that is cut out
 MARGIN = 0.1  # around the box of a crop, as a share of its longer side
 
 
@@ -274,7 +273,7 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
             f"{entity.mask}: the mask is {mask.shape[0]} x {mask.shape[1]}, its picture {height} x {width}: give one size"
         )
     if mask is not None:
-        rgb = np.where(mask[..., None], rgb, BACKGROUND).astype(np.uint8)
+        rgb = on_white(rgb, mask)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
     x1, y1 = min(x1, width), min(y1, height)
     if x0 >= x1 or y0 >= y1:
@@ -284,6 +283,6 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     side = max(1, round(side))
-    picture = Image.new("RGB", (side, side), (BACKGROUND,) * 3)
+    picture = Image.new("RGB", (side, side), (WHITE,) * 3)
     picture.paste(Image.fromarray(rgb), (-left, -top))
     return picture

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.text import weights_device
 from mmdit.errors import UserError
-from mmdit.modalities.rgb import RGBCodec
+from mmdit.modalities.rgb import RGBCodec, on_white
 from mmdit.prompt import Prompt
 
-BACKGROUND = 255  # what a mask takes away of a subject's picture becomes white
 MAX_RATIO = 100  # of the sides; processors bring the shorter one to their size, and the longer one grows with it
 
 
@@ -89,7 +88,7 @@ def subject_image(subject: Any) -> Image.Image:
         raise UserError(f"a subject's mask has shape {kept.shape}, its image is {size}: give one of the same size")
     if not kept.any():
         raise UserError("a subject's mask is empty: mark the subject with True or 1")
-    return Image.fromarray(np.where(kept[..., None], pixels, BACKGROUND).astype(np.uint8))
+    return Image.fromarray(on_white(pixels, kept))
 
 
 def _read_mask(mask: Any) -> np.ndarray:

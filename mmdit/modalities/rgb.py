@@ -125,3 +125,11 @@ class RGBCodec(Codec, name="rgb"):
 def read_picture(path: str | Path) -> np.ndarray:
     """Read any image as (H, W, 3) uint8; raises UserError like ``Codec.read``."""
     return RGBCodec().read(path).values
+
+
+WHITE = 255  # around a subject that is cut out
+
+
+def on_white(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 where ``mask`` (H, W) bool is True, white elsewhere."""
+    return np.where(mask[..., None], pixels, WHITE).astype(np.uint8)
