@@ -49,6 +49,7 @@ from mmdit.pipelines.limits import (
     predict_in_batches,
 )
 from mmdit.pipelines.loading import OPTIONAL, check_folder, download, load_optional, resolve_model
+from mmdit.pipelines.lora import LoraMixin
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.prompted import PromptsMixin
 from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
@@ -61,7 +62,7 @@ from mmdit.task import Role
 logger = logging.get_logger(__name__)
 
 
-class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipeline):
+class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, DiffusionPipeline):
     """Generates all modalities of an image from a class or a prompt, or from any subset of the modalities the rest.
 
     Args:

@@ -32,7 +32,8 @@ from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import GROUNDED
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
-from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
+from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
+from mmdit.training.recipes.lora import lora_base
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def make_transformer(
         **alignment,
     )
     if model.pretrained is not None:
-        _start_from(network, Path(model.pretrained))
+        _start_from(network, model.pretrained)
     if model.trainable is not None:
         train_only(network, model.trainable)
     if model.gradient_checkpointing:
@@ -154,14 +155,13 @@ def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
         parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
-def _start_from(network: MultimodalDiT, folder: Path) -> None:
-    if not (folder / "transformer").is_dir():
-        raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
+def _start_from(network: MultimodalDiT, name: str) -> None:
+    folder = pretrained_folder(name)
     trained = load_component(folder / "transformer", MultimodalDiT)
     try:
         start_from(network, trained)
     except UserError as error:
-        raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
+        raise UserError(f"model.pretrained {name} does not fit the model section: {error}") from error
 
 
 def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> dict[str, float]:
@@ -196,18 +196,27 @@ def _check_patches(config: TrainingConfig, data: LatentData) -> None:
 
 
 def transformer_run(config: TrainingConfig) -> Run:
-    """Recipe "transformer": the multimodal DiT on latents."""
+    """Recipe "transformer": the multimodal DiT on latents, or with lora what is added to a trained one."""
+    base = None if config.lora is None else lora_base(config)
+    if base is not None:
+        config = base.of(config)
     data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    if base is not None:
+        data = base.adopt(data, f"data.path {config.data.path}")
     _check_patches(config, data)
     prompts = prompt_encoder(config)
-    network = make_transformer(
-        config,
-        modalities=list(data.modalities),
-        num_classes=len(data.categories),
-        latent_size=data.latent_shape,
-        in_channels=int(data.vae.config.latent_channels),
-        feature_dim=data.feature_dim,
-        conditioner_settings={} if prompts is None else prompts.widths,
+    network = (
+        base.network
+        if base is not None
+        else make_transformer(
+            config,
+            modalities=list(data.modalities),
+            num_classes=len(data.categories),
+            latent_size=data.latent_shape,
+            in_channels=int(data.vae.config.latent_channels),
+            feature_dim=data.feature_dim,
+            conditioner_settings={} if prompts is None else prompts.widths,
+        )
     )
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = loss_weights(config, data.modalities)
@@ -249,7 +258,10 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    return Run(module, data_module(config, data.train, data.val), export, "pipeline", callbacks)
+    loaders = data_module(config, data.train, data.val)
+    if base is not None:
+        return Run(module, loaders, base.export, "lora", callbacks)
+    return Run(module, loaders, export, "pipeline", callbacks)
 
 
 def _previews(
