@@ -110,6 +110,7 @@ licence into the first lines (`license:`). Made with {DISTRIBUTION} {version_of(
 def lora_card(base: str, settings: Mapping[str, Any]) -> str:
     """Text of the model card of a LoRA: the model it is for, as it was named in training, and how it is loaded."""
     targets = ", ".join(settings["target_modules"])
+    made = f"{DISTRIBUTION} {version_of(DISTRIBUTION)}"
     return f"""---
 license: unknown
 library_name: diffusers
@@ -118,7 +119,7 @@ tags: [lora, multimodal-dit]
 
 # LoRA for {base}
 
-Rank {settings["r"]}, alpha {settings["lora_alpha"]:g}, of the layers {targets}. Made with {DISTRIBUTION} {version_of(DISTRIBUTION)}.
+Rank {settings["r"]}, alpha {settings["lora_alpha"]:g}, of the layers {targets}. Made with {made}.
 
 ```python
 from mmdit import MultimodalDiTPipeline

@@ -31,7 +31,10 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def find_lora(
-    source: str | os.PathLike[str], weight_name: str | None, subfolder: str | None, hub: Mapping[str, Any]
+    source: str | os.PathLike[str],
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    hub: Mapping[str, Any] | None = None,
 ) -> Path:
     """A file, a folder that holds one, or a Hub id -> the file. Raises UserError where there is none."""
     path = Path(source).expanduser()
@@ -56,7 +59,7 @@ def find_lora(
 
     offline = out_of_reach(str(source))
     name = str(_safe(Path(weight_name or WEIGHTS)))
-    arguments = {"local_files_only": offline, **hub}
+    arguments = {"local_files_only": offline, **(hub or {})}
     try:
         return Path(hf_hub_download(str(source), name, subfolder=subfolder, **arguments))
     except Exception as error:  # the network, the Hub and the repository each raise their own kinds

@@ -140,6 +140,7 @@ def lora_base(config: TrainingConfig) -> LoRABase:
         )
     except UserError as error:
         raise UserError(f"lora: {error}") from error
+    network.train()
     if config.model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return LoRABase(
