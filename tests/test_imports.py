@@ -162,7 +162,8 @@ def test_pipeline_runs_without_lightning_triton_and_peft(tiny_pipeline_dir):
         import importlib.abc, importlib.machinery
 
         class Absent(importlib.abc.MetaPathFinder):
-            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh", "torchmetrics", "peft")
+            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh")
+            blocked += ("torchmetrics", "peft")
 
             def find_spec(self, name, path=None, target=None):
                 if name.split(".")[0] in self.blocked:

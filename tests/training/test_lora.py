@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,22 @@ from safetensors.torch import load_file
 from tiny_style import blueprint, distance_to_style
 
 from mmdit.cli.main import main
+from mmdit.data.latents import LatentShards
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.checkpoints import read_checkpoint
-from mmdit.training.config import DataConfig, LoRAConfig, ModelConfig, ObjectiveConfig, TrainingConfig
+from mmdit.training.config import (
+    AlignmentConfig,
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
 from mmdit.training.recipes import build_run
+from mmdit.training.recipes.data import stored_data
+from mmdit.training.recipes.lora import lora_base
 from mmdit.training.run import fit
 
 Configure = Callable[..., TrainingConfig]
@@ -66,8 +79,6 @@ def test_the_bundled_model_learns_a_style(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline on synthetic latents, with random weights everywhere."""
-    from mmdit.training.config import AlignmentConfig, TrainerConfig
-
     folder = tmp_path_factory.mktemp("trained")
     trainer = TrainerConfig(max_steps=1, validate_every=0, accelerator="cpu", devices=1)
     config = TrainingConfig(
@@ -134,11 +145,11 @@ def test_resumed_exactly_with_the_average_saved(lora_config: Configure, trained:
 
 
 def test_settings_reach_the_file(lora_config: Configure, tmp_path: Path) -> None:
-    folder = run(lora_config(1, lora=LoRAConfig(2, 8.0, ["attn.qkv", "modulation.1"])), tmp_path)
+    folder = run(lora_config(1, lora=LoRAConfig(2, 8.0, ["attn.qkv", "time_embed.fuse.2"])), tmp_path)
     weights, settings = MultimodalDiTPipeline.lora_state_dict(folder, return_lora_metadata=True)
     assert {re.sub(r"blocks\.\d\.|\.lora_.*", "", key) for key in weights} == {
         "transformer.attn.qkv",
-        "transformer.modulation.1",
+        "transformer.time_embed.fuse.2",
     }
     assert (settings["transformer.r"], settings["transformer.lora_alpha"]) == (2, 8.0)
 
@@ -146,9 +157,6 @@ def test_settings_reach_the_file(lora_config: Configure, tmp_path: Path) -> None
 def test_categories_go_by_their_names(
     style_latents: Path, lora_config: Configure, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mmdit.data.latents import LatentShards
-    from mmdit.training.recipes.lora import lora_base
-
     config = lora_config(data=DataConfig(path=str(style_latents), val_split=None))
     config.model.pretrained = "scenes64"
     base = lora_base(config)
@@ -159,8 +167,6 @@ def test_categories_go_by_their_names(
     labels = [latents[i]["category"] for i in range(10)]
     names = [latents.info.categories[label] for label in labels]  # the bundled model's order is that of the data
     assert len(set(names)) > 3
-    from mmdit.training.recipes.data import stored_data
-
     data = stored_data(base.of(config))
     adopted = base.adopt(data, "these")
     expected = [{"torus": 0, "cone": 7}.get(name, -1) for name in names]
@@ -186,8 +192,6 @@ def test_categories_go_by_their_names(
     ids=range(9),
 )  # fmt: skip
 def test_bad_runs(lora_config: Configure, trained: Path, changes: dict, message: str) -> None:
-    from mmdit.training.config import AlignmentConfig
-
     if changes.get("alignment") is True:
         changes = {"alignment": AlignmentConfig(depth=1)}
     if changes.get("model") == "trainable":
@@ -198,12 +202,10 @@ def test_bad_runs(lora_config: Configure, trained: Path, changes: dict, message:
 
 
 def test_latents_that_are_encoded_otherwise(style_latents: Path, lora_config: Configure, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     shutil.copytree(style_latents, tmp_path / "latents")
     info = json.loads((tmp_path / "latents/latents.json").read_text())
-    info["modalities"]["depth"]["space"] = "disparity"
+    (depth,) = (each for each in info["modalities"] if each["name"] == "depth")
+    depth["space"] = "disparity"
     (tmp_path / "latents/latents.json").write_text(json.dumps(info))
     config = lora_config(data=DataConfig(path=str(tmp_path / "latents"), val_split=None))
     config = replace(config, model=replace(config.model, pretrained="scenes64"))

@@ -134,7 +134,7 @@ def lora_base(config: TrainingConfig) -> LoRABase:
         network.add_adapter(
             LoraConfig(
                 r=settings.rank,
-                lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+                lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
                 target_modules=settings.target_modules,
             )
         )
