@@ -84,7 +84,8 @@ class LoraMixin(LoraBaseMixin):
                 Hub id, or tensors by name.
             adapter_name: its name, for ``set_adapters``; None = "default_0", "default_1", …
             hotswap: put them in the place of the adapter of that name.
-            kwargs: ``weight_name``, ``subfolder``, and the Hub's arguments, as ``lora_state_dict`` takes them.
+            kwargs: ``weight_name``, ``subfolder``, and the Hub's arguments, as ``lora_state_dict`` takes them;
+                ``low_cpu_mem_usage``.
 
         Raises:
             UserError: peft is not installed; no such file; damaged weights, or those of another model; the name is taken.
@@ -105,6 +106,7 @@ class LoraMixin(LoraBaseMixin):
             adapter_name=adapter_name,
             metadata=adapter_settings(ranks, settings, where),
             hotswap=hotswap,
+            low_cpu_mem_usage=bool(kwargs.get("low_cpu_mem_usage", False)),
             _pipeline=self,
         )
 
