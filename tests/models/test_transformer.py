@@ -175,8 +175,9 @@ def test_export(make_model: MakeModel, make_inputs: MakeInputs, block: str) -> N
     inputs = (latents, t, roles, conditioning)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     of_prompt = [{0: batch}] if block == "dit" else [{0: batch}, *[{0: batch, 1: length}] * 2]
-    shapes = ({0: batch}, {0: batch}, {0: batch}, [*of_prompt, *[None] * (4 - len(of_prompt))])
-    program = torch.export.export(model, inputs, {"return_dict": False}, dynamic_shapes=(*shapes, False, None))
+    program = torch.export.export(
+        model, inputs, {"return_dict": False}, dynamic_shapes=(*[{0: batch}] * 3, of_prompt, None)
+    )
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*inputs, return_dict=False)[0], model(*inputs).sample)
     latents, t, roles, conditioning = make_inputs(model, 3)
