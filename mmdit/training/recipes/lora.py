@@ -15,6 +15,7 @@ from torch import Tensor
 from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import NO_CATEGORY
 from mmdit.encoders.precompute import fingerprint
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError
 from mmdit.modalities import Modality, get_modalities
 from mmdit.models.adapters import require_peft
@@ -94,6 +95,16 @@ class LoRABase:
                 latents.relabel(table)
         categories = [self.id2label.get(number, str(number)) for number in range(count)]
         return replace(data, vae=self.vae, modalities=self.modalities, categories=categories)
+
+    def network_for(self, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
+        """The network with the adapter. Raises UserError where the prompts' encoders are not of the model's widths."""
+        settings = self.network.config.conditioner_settings
+        for name, width in ({} if prompts is None else prompts.widths).items():
+            if settings.get(name) != width:
+                raise UserError(
+                    f"prompts: {name} is {width}, and {settings.get(name)} in model.pretrained {self.name}: give its own encoders"
+                )
+        return self.network
 
     def export(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write ``pytorch_lora_weights.safetensors`` and a model card."""

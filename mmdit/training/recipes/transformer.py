@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import load_prompt_encoder
@@ -27,6 +28,7 @@ from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
+from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import GROUNDED
@@ -115,9 +117,11 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         raise UserError(
             "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
         )
-    return load_prompt_encoder(
+    encoder = load_prompt_encoder(
         config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
     )
+    encoder.max_subjects = settings.max_subjects
+    return encoder
 
 
 def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
@@ -195,6 +199,18 @@ def _check_patches(config: TrainingConfig, data: LatentData) -> None:
     )
 
 
+def _new_network(config: TrainingConfig, data: LatentData, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
+    return make_transformer(
+        config,
+        modalities=list(data.modalities),
+        num_classes=len(data.categories),
+        latent_size=data.latent_shape,
+        in_channels=int(data.vae.config.latent_channels),
+        feature_dim=data.feature_dim,
+        conditioner_settings={} if prompts is None else {**prompts.widths, "max_subjects": prompts.max_subjects},
+    )
+
+
 def transformer_run(config: TrainingConfig) -> Run:
     """Recipe "transformer": the multimodal DiT on latents, or with lora what is added to a trained one."""
     base = None if config.lora is None else lora_base(config)
@@ -205,19 +221,10 @@ def transformer_run(config: TrainingConfig) -> Run:
         data = base.adopt(data, f"data.path {config.data.path}")
     _check_patches(config, data)
     prompts = prompt_encoder(config)
-    network = (
-        base.network
-        if base is not None
-        else make_transformer(
-            config,
-            modalities=list(data.modalities),
-            num_classes=len(data.categories),
-            latent_size=data.latent_shape,
-            in_channels=int(data.vae.config.latent_channels),
-            feature_dim=data.feature_dim,
-            conditioner_settings={} if prompts is None else prompts.widths,
-        )
-    )
+    network = _new_network(config, data, prompts) if base is None else base.network_for(prompts)
+    for split in (data.train, data.val):
+        if prompts is not None and isinstance(split, PromptedLatents):
+            check_captions(split, prompts)
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = loss_weights(config, data.modalities)
     objective = make_objective(
