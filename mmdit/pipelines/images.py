@@ -16,7 +16,9 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.modalities import Codec
 from mmdit.modalities.codec import Output
 from mmdit.pipelines.conditions import GivenImages
+from mmdit.pipelines.editing import Edit
 from mmdit.pipelines.limits import in_batches, refuse_decoded
+from mmdit.pipelines.region import Region
 
 
 def clean_latents(codec: LatentCodec, given: GivenImages, noise: Tensor) -> Tensor:
@@ -49,24 +51,38 @@ def decode(
     codecs: Mapping[str, Codec],
     latents: Tensor,
     given: GivenImages,
-    inside: Tensor | None,
-    output_type: str,
+    edit: Edit | None,
+    region: Region | None,
     size: tuple[int, int] | None = None,
-) -> dict[str, Output]:
-    """Outputs of every modality; given images stand as they are, or outside the region ``inside`` (H, W) bool.
+) -> dict[str, np.ndarray]:
+    """Raw arrays (B, H, W[, channels]) of every modality.
+
+    Given images stand as they are; in an edit those that are kept, and all of them outside the region.
 
     ``size``: height and width that they are resized to, where given ones have their ``originals``; None = as generated.
     """
-    kept = given if inside is None else GivenImages()
-    decoded = {}
+    kept = given if edit is None else given.only(edit.keep)
+    raw_of = {}
     for name, image in completed(codec, latents, kept).items():
-        if inside is not None:
-            image = torch.where(inside.to(image.device), image, given.images[name].to(image))
+        blended = region is not None and name not in kept.present
+        if blended:
+            image = torch.where(region.inside.to(image.device), image, given.images[name].to(image))
         raw = codecs[name].decode(image)
         if size is not None:
             raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
-        if name in given.originals:
+        if name in given.originals and (blended or name in kept.present):
             present = given.present[name].numpy()
-            raw[present] = codecs[name].decode(given.originals[name][given.present[name]])
-        decoded[name] = codecs[name].output(raw, output_type, latents.device)
-    return decoded
+            original = codecs[name].decode(given.originals[name][given.present[name]])
+            if blended:
+                inside = region.given.numpy().reshape(*region.given_size, *[1] * (raw.ndim - 3))
+                original = np.where(inside, raw[present], original)
+            raw[present] = original
+        raw_of[name] = raw
+    return raw_of
+
+
+def as_outputs(
+    raw_of: Mapping[str, np.ndarray], codecs: Mapping[str, Codec], output_type: str, device: torch.device
+) -> dict[str, Output]:
+    """Raw arrays as the caller wants them."""
+    return {name: codecs[name].output(raw, output_type, device) for name, raw in raw_of.items()}

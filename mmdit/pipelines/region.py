@@ -20,11 +20,16 @@ class Region:
 
     Args:
         inside: (H, W) bool at the output's size, True = generate anew.
-        given_size: (height, width) of the mask that it came from, which is that of the conditions.
+        given: (H', W') bool, the mask that it came from, which has the size of the conditions.
     """
 
     inside: Tensor
-    given_size: tuple[int, int]
+    given: Tensor
+
+    @property
+    def given_size(self) -> tuple[int, int]:
+        """(height, width) of the mask that it came from."""
+        return self.given.shape[0], self.given.shape[1]
 
     def known(self, downsampling: int) -> Tensor:
         """Cells of the latents to keep, (h, w) bool: those without a pixel inside."""
@@ -58,7 +63,7 @@ def read_region(mask: Any, height: int, width: int) -> Region:
         raise UserError("mask is 0 everywhere, which keeps the whole picture: mark what is generated anew with 1")
     pixels = torch.from_numpy(mask.astype(np.float32))
     resized = F.adaptive_max_pool2d(pixels[None, None], (height, width))[0, 0]
-    return Region(resized > 0, (mask.shape[0], mask.shape[1]))
+    return Region(resized > 0, pixels > 0)
 
 
 def _values(mask: np.ndarray) -> str:
