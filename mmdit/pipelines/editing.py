@@ -52,7 +52,7 @@ def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) 
     Raises:
         UserError: a strength outside [0, 1] or beside no picture to edit, unknown names, or nothing to generate.
     """
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= float(strength) <= 1:
         raise UserError(f"strength is {strength!r}: give a number from 0 (nothing changes) to 1 (from pure noise)")
     if mask is None and keep is None:
         if strength != 1:

@@ -64,17 +64,17 @@ def decode(
     kept = given if edit is None else given.only(edit.keep)
     raw_of = {}
     for name, image in completed(codec, latents, kept).items():
-        blended = region is not None and name not in kept.present
-        if blended:
-            image = torch.where(region.inside.to(image.device), image, given.images[name].to(image))
+        changed = None if name in kept.present else region
+        if changed is not None:
+            image = torch.where(changed.inside.to(image.device), image, given.images[name].to(image))
         raw = codecs[name].decode(image)
         if size is not None:
             raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
-        if name in given.originals and (blended or name in kept.present):
+        if name in given.originals and (changed is not None or name in kept.present):
             present = given.present[name].numpy()
             original = codecs[name].decode(given.originals[name][given.present[name]])
-            if blended:
-                inside = region.given.numpy().reshape(*region.given_size, *[1] * (raw.ndim - 3))
+            if changed is not None:
+                inside = changed.given.numpy().reshape(*changed.given_size, *[1] * (raw.ndim - 3))
                 original = np.where(inside, raw[present], original)
             raw[present] = original
         raw_of[name] = raw

@@ -39,7 +39,7 @@ from mmdit.pipelines.arguments import (
     split_images,
 )
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
-from mmdit.pipelines.conditions import GivenImages, common_count, encode_conditions, given_size, read_conditions
+from mmdit.pipelines.conditions import common_count, encode_conditions, given_size, read_conditions
 from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
 from mmdit.pipelines.editing import read_edit
 from mmdit.pipelines.images import as_outputs, clean_latents, completed, decode

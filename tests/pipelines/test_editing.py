@@ -98,7 +98,10 @@ def test_strength_goes_from_the_picture_to_a_new_one(make_pipeline: MakePipeline
     same = {"class_labels": "cone", "num_inference_steps": 4, "latents": noise(), "output_type": "latent"}
     whole, fresh = (
         pipe(**same, **edit, generator=torch.Generator().manual_seed(5)).latents
-        for edit in ({"conditions": {name: understood_of[name] for name in understood_of}, "mask": np.ones((32, 32))}, {})
+        for edit in (
+            {"conditions": {name: understood_of[name] for name in understood_of}, "mask": np.ones((32, 32))},
+            {},
+        )
     )
     assert torch.equal(whole, fresh)  # nothing of the picture is left
 
