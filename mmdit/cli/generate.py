@@ -247,7 +247,8 @@ def condition(
         given: NAME=FILE: any modality of the model, such as one of your own; repeat it for others.
         depth_values: What the depth file holds: metric = distances in any unit, 0 invalid; relative = the model's own space,
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
-            takes other floats within [0, 1] and 8-bit images as relative and the rest as metric, and says so.
+            tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
+            where numbers and picture disagree.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
+from mmdit.modalities.depth_values import DEPTH_VALUES, FAR, MAX_UNITS, Guess, guess_values
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
@@ -21,10 +22,8 @@ from mmdit.storage.json_object import read_object
 from mmdit.storage.json_text import quoted
 
 DEPTH_SCALE = 0.001
-DEPTH_VALUES = ("auto", "metric", "relative", "near_white")
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
 DEPTH_SPACE_KEY = "mmdit_depth_space"
-MAX_UNITS = 65535  # of a 16-bit image
 _NOT_8_BITS = (
     "has 8 bits, a picture of depth and no distances: must be one channel, 16-bit PNG (metres = value x depth_scale) "
     "or float .npy (metres)"
@@ -59,8 +58,9 @@ class DepthCodec(Codec, name="depth"):
     Reading takes two options. ``depth_scale``: the file is a dataset's, metres per unit of its image; it is metric.
     ``depth_values``: what any other holds, one of ``DEPTH_VALUES``: "metric" (distances in any unit, 0 = invalid);
     "relative" (the codec's own space, any scale and shift); "near_white" (relative, near = large); "auto": our own files
-    are relative, datasets' are metric, and so are images of 16 bits and whole numbers; 8 bits, and floats that all lie
-    in [0, 1], are relative. What "auto" guesses about a file is said in the reading's ``note``.
+    are relative, datasets' are metric, and so are images of 16 bits and whole numbers; 8 bits, floats that all lie in
+    [0, 1], and 16 bits from 0 to 65535, are relative: of files and pictures, near is white where the lower part is brighter.
+    What "auto" guesses about a file is said in the reading's ``note``; distances that rise to the bottom are asked about.
     """
 
     what: ClassVar[str] = "a depth map"
@@ -122,8 +122,9 @@ class DepthCodec(Codec, name="depth"):
         asked = options.get("depth_values", "auto")
         if asked not in DEPTH_VALUES:
             raise unknown_name("depth_values", asked, DEPTH_VALUES)
-        kind, space, known = self._guess(stored, reading.values) if asked == "auto" else (asked, None, True)
-        if kind == "relative":
+        known, space = self._known(stored) if asked == "auto" else (Guess(asked), None)
+        guess = known or self._guess(stored, reading.values)
+        if guess.kind == "relative":
             space = space or self._marked_space(stored)
             if space is not None and space != self.space:
                 raise stored.error(
@@ -131,17 +132,16 @@ class DepthCodec(Codec, name="depth"):
                     "depth_values near_white or relative of a file without that mark"
                 )
         values = reading.values
-        if kind == "near_white" and self.space == "depth":
+        if (guess.kind, self.space) in (("near_white", "depth"), ("far_white", "disparity")):
             values = -values.astype(np.float64)
-        note = None
-        if not known:
-            read_as = f"relative {self.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
-            prefix, dashes = (f"{stored.where}: ", "--") if stored.where else ("", "")
-            note = f"{prefix}read as {read_as}; {dashes}depth_values can say otherwise"
-        return reading.replace(values=values, relative=kind != "metric", note=note)
+        note = None if known else self._note(stored, guess)
+        if guess.kind == "metric" and values.dtype.kind == "f" and (far := values >= self._far(stored)).any():
+            values = np.where(far, 0, values)
+            note = f"{note}; {int(far.sum())} of {far.size} pixels are infinitely far" if note else None
+        return reading.replace(values=values, relative=guess.kind != "metric", note=note)
 
     def from_image(self, stored: Stored) -> np.ndarray:
-        """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units."""
+        """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units; a grey one may be stored as RGB."""
         return self.pixels_of(stored, 16)
 
     def from_array(self, stored: Stored) -> np.ndarray:
@@ -157,30 +157,61 @@ class DepthCodec(Codec, name="depth"):
             raise stored.error("holds relative depth (it is a result of this program): give depth in metres")
         values = reading.values
         if values.dtype in (np.uint8, np.bool_) and stored.image is not None:
-            raise stored.error(_NOT_8_BITS)
+            raise stored.error(
+                _NOT_8_BITS if stored.image.mode == "L" else f"has mode {stored.image.mode!r}, {_NOT_8_BITS}"
+            )
         metres = values.astype(np.float32)
         if stored.image is not None and values.dtype.kind != "f":
             metres = metres * np.float32(scale)
         return reading.replace(values=metres)
 
-    def _guess(self, stored: Stored, values: np.ndarray) -> tuple[str, str | None, bool]:
-        """("relative" | "metric", the space of a relative map if it is known, whether this is known and no guess)."""
+    def _known(self, stored: Stored) -> tuple[Guess | None, str | None]:
+        """What a map is known to hold, with the space of a relative one if it is known; None = it is to be guessed."""
         if (space := self._marked_space(stored)) is not None:
-            return "relative", space, True
+            return Guess("relative"), space
         path = stored.path
         if path is not None:
             folder = path.resolve().parent
             if path.name in self.file_names() and (folder / "metadata.json").is_file():
-                return "relative", self._space_beside(folder / "metadata.json"), True
+                return Guess("relative"), self._space_beside(folder / "metadata.json")
             if folder.name == self.name and (folder.parents[1] / "dataset.json").is_file():
-                return "metric", None, True
-        of_program = stored.image is None and path is None  # an array: the pipeline's documentation says which is which
-        dtype = values.dtype if stored.array is None else stored.array.dtype  # reading a file makes floats of numbers
-        if dtype == np.uint8:
-            return "relative", None, of_program
-        finite = values[np.isfinite(values)] if dtype.kind == "f" else values[:0]
-        within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
-        return "relative" if within else "metric", None, of_program
+                return Guess("metric"), None
+        elif stored.array is not None:  # the pipeline's documentation says which array is which
+            array = stored.array
+            finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array[:0]
+            within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
+            return Guess("relative" if within or array.dtype == np.uint8 else "metric"), None
+        return None, None
+
+    def _guess(self, stored: Stored, values: np.ndarray) -> Guess:
+        """Guess what a file or a picture holds. Raises UserError where its numbers and its picture disagree."""
+        guess = guess_values(values, values.dtype if stored.array is None else stored.array.dtype)
+        if guess.conflict:
+            raise stored.error(
+                "holds numbers like distances, but they grow towards the bottom, which is usually nearer: say what it holds, "
+                f"{self._option(stored)} near_white (larger = nearer) or metric (larger = farther)"
+            )
+        return guess
+
+    def _note(self, stored: Stored, guess: Guess) -> str:
+        """Say what was guessed about a file or a picture."""
+        read_as = {
+            "relative": f"relative {self.space}",
+            "near_white": "relative disparity (near_white)",
+            "far_white": "relative depth (far is white)",
+            "metric": "distances (larger = farther, 0 = invalid)",
+        }[guess.kind]
+        prefix = f"{stored.where}: " if stored.where else ""
+        reason = f", {guess.reason}" if guess.reason else ""
+        return f"{prefix}read as {read_as}{reason}; {self._option(stored)} can say otherwise"
+
+    def _option(self, stored: Stored) -> str:
+        return "--depth_values" if stored.where else "depth_values"
+
+    def _far(self, stored: Stored) -> float:
+        """The least distance that means nothing was hit; half floats end before the usual one."""
+        is_half = stored.array is not None and stored.array.dtype == np.float16
+        return float(np.finfo(np.float16).max) if is_half else FAR
 
     def _marked_space(self, stored: Stored) -> str | None:
         return stored.text.get(DEPTH_SPACE_KEY)
