@@ -54,6 +54,7 @@ COMMANDS: dict[str, Command] = {
     "translate": Command(
         "mmdit.cli.edit:translate", "Make new RGB images with the structure of given ones.", ("images",)
     ),
+    "mesh": Command("mmdit.cli.mesh:mesh", "Make a textured mesh and a point cloud of samples.", ("samples",)),
     "train": Command(
         "mmdit.cli.train:train",
         "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
 from mmdit.errors import UserError
+from mmdit.geometry.sample_folder import MESH, METADATA, POINTS
 from mmdit.modalities import MODALITIES, build_codecs
 from mmdit.modalities.files import png
 from mmdit.modalities.modality import Modality
@@ -27,7 +28,6 @@ from mmdit.storage.json_object import json_bytes, read_object
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import versions
 
-METADATA = "metadata.json"
 GRID = "grid.png"
 _GRID_BYTES = 3  # per pixel and modality; PNG seldom needs all of it
 _PROBE_BYTES = 65536
@@ -102,7 +102,7 @@ class SampleWriter:
     def __init__(self, output: Path, modalities: Mapping[str, Modality], overwrite: bool = False) -> None:
         self.output, self.modalities, self.overwrite = output, modalities, overwrite
         codecs = build_codecs({**MODALITIES, **modalities})
-        self.file_names = {GRID, METADATA}.union(*(codec.file_names() for codec in codecs.values()))
+        self.file_names = {GRID, METADATA, MESH, POINTS}.union(*(codec.file_names() for codec in codecs.values()))
         self.bytes_per_pixel = sum(codecs[name].bytes_per_pixel + _GRID_BYTES for name in modalities)
         prepare_folder(output)
 

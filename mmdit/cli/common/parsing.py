@@ -162,7 +162,7 @@ def _config_paths(args: Sequence[str]) -> list[Path]:
 def build_parser(
     function: Callable[..., Any], prog: str, positional: Sequence[str] = (), config: bool = False
 ) -> CommandParser:
-    """Build the parser of one command. An option of ``tuple[str, ...] | None`` takes several words.
+    """Build the parser of one command. An option that is a tuple or None takes several words.
 
     Args:
         function: typed, with a docstring in Google's style that describes every argument.
@@ -193,15 +193,19 @@ def build_parser(
         many = {"nargs": "+"} if default is inspect.Parameter.empty else {"nargs": "*", "default": list(default)}
         options = {"type": str, **many} if is_list else {"type": hints[name]}
         parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
-    parser.several = [name for name, hint in hints.items() if hint == tuple[str, ...] | None]  # --keep depth normal
+    parser.several = [name for name, hint in hints.items() if hint in _SEVERAL]
     for name in parser.several:
-        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="NAME", help=helps[name])
+        parser.add_argument(f"--{name}", help=helps[name], **_SEVERAL[hints[name]])
     parser.add_function_arguments(function, skip={*positional, *parser.several}, fail_untyped=True)
     parser.sections = sections_of(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
     return parser
 
 
+_SEVERAL: dict[Any, dict[str, Any]] = {  # --keep depth normal, --depth_range 0.5 8
+    tuple[str, ...] | None: {"nargs": "+", "type": str, "metavar": "NAME"},
+    tuple[float, float] | None: {"nargs": 2, "type": float, "metavar": ("NEAR", "FAR")},
+}
 _NO_KEYS = {"help", "config", "print_config", "debug"}  # options that no YAML file takes
 _METAVARS = {
     "categories": "CATEGORY",
