@@ -29,9 +29,9 @@ def mesh_of(scene, **settings):
 def test_exact_maps_give_the_exact_surface_torn_at_the_edge_of_the_ball(make_scene):
     scene = make_scene(40)
     mesh = mesh_of(scene)
-    np.testing.assert_allclose(mesh.surface.points, scene.points, atol=1e-9, rtol=0.015)  # at the crease of the planes
+    np.testing.assert_allclose(mesh.surface.points, scene.points, atol=1e-9, rtol=0.02)  # at the crease of the planes
     points, colors = mesh.points()
-    assert chamfer_distance(points, scene.points.reshape(-1, 3)) < 0.005
+    assert chamfer_distance(points, scene.points.reshape(-1, 3)) < 0.01
     assert len(colors) == len(points)
     across = np.abs(np.diff(np.log(scene.distances), axis=1)) > 0.1  # from the ball to the wall
     assert across.sum() > 10

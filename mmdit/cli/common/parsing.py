@@ -110,7 +110,11 @@ class CommandParser(jsonargparse.ArgumentParser):
         if match := re.match(r"the following arguments are required: (.*)", message):
             missing = ", ".join(_METAVARS.get(name, f"--{name}") for name in match.group(1).split(", "))
             return f"missing {missing}; see '{self.prog} --help'"
-        message = re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ", message)
+        message = re.sub(
+            r'^Parser key "([^"]+)"(?: element \d+)?: ',
+            lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ",
+            message,
+        )
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
         if match := re.match(r"(--\S+|[A-Z_]+): (Not of type .*)", message):
             message = f"{match[1]} {explain(match[2]) or match[2]}"
