@@ -127,6 +127,7 @@ def understand(
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
+    ensemble_size: PositiveInt = 1,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -147,6 +148,8 @@ def understand(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
+        ensemble_size: Estimates of each image that are combined into one, as in Marigold: takes so many times as long, and
+            writes NAME_uncertainty.npy and .png too, where they disagree.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -174,14 +177,17 @@ def understand(
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
+    ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
+    uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
     requests = {
-        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size}
+        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size, **ensemble}
         for name, path in paths.items()
     }
 
     def inputs(names: Sequence[str]) -> dict[str, Any]:
         pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
-        return {"conditions": {IMAGE: [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
+        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
+        return {"conditions": {IMAGE: native}, **uncertain}
 
     def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
         if not match_input_size:

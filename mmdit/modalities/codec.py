@@ -100,6 +100,16 @@ class Codec:
         """Encode what ``read`` returned."""
         return self.encode(reading.values)
 
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Combine estimates of one sample, raw arrays (E, H, W[, channels]): here the median.
+
+        Returns:
+            A raw array, and (H, W) float32, how far apart they are: here the median distance to it, the largest of channels.
+        """
+        middle = np.median(members, axis=0).astype(members.dtype)
+        spread = np.median(np.abs(members - middle), axis=0).reshape(*middle.shape[:2], -1).max(axis=-1)
+        return middle, spread.astype(np.float32)
+
     # ---- reading
 
     def read(self, source: Any, options: Mapping[str, Any] = NOTHING) -> Reading:

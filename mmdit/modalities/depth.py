@@ -14,6 +14,7 @@ from torch import Tensor
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
 from mmdit.modalities.depth_values import DEPTH_VALUES, FAR, MAX_UNITS, Guess, guess_values
+from mmdit.modalities.exr import exr_bytes
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
@@ -24,6 +25,7 @@ from mmdit.storage.json_text import quoted
 DEPTH_SCALE = 0.001
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
 DEPTH_SPACE_KEY = "mmdit_depth_space"
+_ALIGNMENTS = 10
 _NOT_8_BITS = (
     "has 8 bits, a picture of depth and no distances: must be one channel, 16-bit PNG (metres = value x depth_scale) "
     "or float .npy (metres)"
@@ -107,6 +109,27 @@ class DepthCodec(Codec, name="depth"):
     def decode(self, images: Tensor) -> np.ndarray:
         """Map (B, 3, H, W) to relative depth (B, H, W) float32 in [0, 1], in the codec's space."""
         return ((check_images(images).mean(dim=1).clamp(-1, 1) + 1) / 2).cpu().numpy()
+
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Relative maps, aligned to each other by scale and shift: their median from 0 to 1, and the median distance to it.
+
+        Marigold's (section 3.3), with its alignment solved in closed form: each map is fitted to the median of all, again until
+        it stays (the Procrustes iteration), which starts from maps that all span [0, 1].
+        """
+        maps = members.astype(np.float64).reshape(len(members), -1)
+        maps = _unit(maps)
+        for _ in range(_ALIGNMENTS):
+            middle = np.median(maps, axis=0)
+            centred = maps - maps.mean(axis=1, keepdims=True)
+            scale = (centred @ (middle - middle.mean())) / np.maximum((centred**2).sum(axis=1), 1e-12)
+            maps = _unit_like(scale[:, None] * centred + middle.mean())
+        middle = np.median(maps, axis=0)
+        extent = max(np.ptp(middle), 1e-6)
+        spread = np.median(np.abs(maps - middle), axis=0) / extent
+        shape = members.shape[1:]
+        return ((middle - middle.min()) / extent).reshape(shape).astype(np.float32), spread.reshape(shape).astype(
+            np.float32
+        )
 
     # ---- reading
 
@@ -257,10 +280,27 @@ class DepthCodec(Codec, name="depth"):
 
     # ---- writing
 
-    def picture(self, raw: np.ndarray) -> np.ndarray:
-        """Colour relative depth in [0, 1]: near is bright in both spaces."""
-        near = raw if self.space == "disparity" else 1 - raw
-        position = np.clip(np.nan_to_num(near), 0, 1) * (len(_COLORS) - 1)
+    def picture(
+        self, raw: np.ndarray, *, color_map: str | None = None, val_min: float = 0.0, val_max: float = 1.0
+    ) -> np.ndarray:
+        """Colour relative depth, (H, W, 3) uint8.
+
+        Args:
+            raw: (H, W) relative depth.
+            color_map: None = our own, in which near is bright in both spaces; "Spectral" (Marigold's: near is red) or "binary",
+                or any of matplotlib's, from near to far.
+            val_min, val_max: values that get the first and the last colour.
+
+        Raises:
+            UserError: no range, or an unknown map.
+        """
+        if not val_min < val_max:
+            raise UserError(f"val_min is {val_min:g} and val_max {val_max:g}: give two rising numbers")
+        values = np.clip(np.nan_to_num((raw - val_min) / (val_max - val_min)), 0, 1)
+        near = values if self.space == "disparity" else 1 - values
+        if color_map is not None:
+            return _mapped(1 - near, color_map)
+        position = near * (len(_COLORS) - 1)
         knots = np.arange(len(_COLORS))
         channels = [np.interp(position, knots, _COLORS[:, c]) for c in range(3)]
         return np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -275,13 +315,19 @@ class DepthCodec(Codec, name="depth"):
         units = np.round(np.nan_to_num(raw.astype(np.float64), nan=0, posinf=0, neginf=0) / scale)
         return np.where((units < 1) | (units > MAX_UNITS), 0, units).astype(np.uint16)
 
+    def sixteen_bits(self, raw: np.ndarray) -> np.ndarray:
+        """Relative depth (H, W) in [0, 1] as uint16, 0 to 65535."""
+        return (np.clip(np.nan_to_num(raw), 0, 1) * MAX_UNITS).round().astype(np.uint16)
+
+    def exr(self, raw: np.ndarray) -> bytes:
+        """Relative depth (H, W) as an OpenEXR file, float32, that names the space. Raises UserError without the library."""
+        return exr_bytes(raw.astype(np.float32), {DEPTH_SPACE_KEY: self.space})
+
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
         """Relative depth (H, W) as float32 ``.npy``, as a 16-bit PNG that names the space, and as colours."""
-        relative = raw.astype(np.float32)
-        units = (np.clip(relative, 0, 1) * MAX_UNITS).round().astype(np.uint16)
         return {
-            f"{self.name}.npy": npy(relative),
-            f"{self.name}.png": png(units, {DEPTH_SPACE_KEY: self.space}),
+            f"{self.name}.npy": npy(raw.astype(np.float32)),
+            f"{self.name}.png": png(self.sixteen_bits(raw.astype(np.float32)), {DEPTH_SPACE_KEY: self.space}),
             f"{self.name}_vis.png": png(self.picture(raw)),
         }
 
@@ -311,3 +357,29 @@ class DepthCodec(Codec, name="depth"):
         except OverflowError:
             pass
         return {}, [f"'depth_scale' is {quoted(scale)}: give metres per unit, a positive number"]
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    """Each of (E, P) from 0 to 1; a constant one is 0.5."""
+    low, high = maps.min(axis=1, keepdims=True), maps.max(axis=1, keepdims=True)
+    return np.where(high > low, (maps - low) / np.maximum(high - low, 1e-12), 0.5)
+
+
+def _unit_like(maps: np.ndarray) -> np.ndarray:
+    """All of (E, P) by one scale and shift, so that their median is from 0 to 1: fits alone would shrink them."""
+    middle = np.median(maps, axis=0)
+    return (maps - middle.min()) / max(np.ptp(middle), 1e-12)
+
+
+def _mapped(far: np.ndarray, color_map: str) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of values in [0, 1], through diffusers, which has two maps of its own and matplotlib's."""
+    from diffusers.pipelines.marigold import MarigoldImageProcessor
+
+    try:
+        colors = MarigoldImageProcessor.colormap(far.astype(np.float32), cmap=color_map, bytes=True)
+    except (ValueError, KeyError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"color_map is {color_map!r}: give Spectral, binary, or one of matplotlib's ({reason})"
+        ) from None
+    return np.asarray(colors)

@@ -53,23 +53,34 @@ def decode(
     given: GivenImages,
     edit: Edit | None,
     region: Region | None,
-    size: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Raw arrays (B, H, W[, channels]) of every modality.
+    """Raw arrays (B, H, W[, channels]) of every modality at the model's size.
 
     Given images stand as they are; in an edit those that are kept, and all of them outside the region.
-
-    ``size``: height and width that they are resized to, where given ones have their ``originals``; None = as generated.
     """
     kept = given if edit is None else given.only(edit.keep)
     raw_of = {}
     for name, image in completed(codec, latents, kept).items():
+        if region is not None and name not in kept.present:
+            image = torch.where(region.inside.to(image.device), image, given.images[name].to(image))
+        raw_of[name] = codecs[name].decode(image)
+    return raw_of
+
+
+def at_size(
+    raw_of: Mapping[str, np.ndarray],
+    codecs: Mapping[str, Codec],
+    given: GivenImages,
+    edit: Edit | None,
+    region: Region | None,
+    size: tuple[int, int],
+) -> dict[str, np.ndarray]:
+    """The same at ``size``, (height, width) of the ``originals``, which stand where ``decode`` leaves given images."""
+    kept = given if edit is None else given.only(edit.keep)
+    resized = {}
+    for name, raw in raw_of.items():
+        raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
         changed = None if name in kept.present else region
-        if changed is not None:
-            image = torch.where(changed.inside.to(image.device), image, given.images[name].to(image))
-        raw = codecs[name].decode(image)
-        if size is not None:
-            raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
         if name in given.originals and (changed is not None or name in kept.present):
             present = given.present[name].numpy()
             original = codecs[name].decode(given.originals[name][given.present[name]])
@@ -77,8 +88,8 @@ def decode(
                 inside = changed.given.numpy().reshape(*changed.given_size, *[1] * (raw.ndim - 3))
                 original = np.where(inside, raw[present], original)
             raw[present] = original
-        raw_of[name] = raw
-    return raw_of
+        resized[name] = raw
+    return resized
 
 
 def as_outputs(

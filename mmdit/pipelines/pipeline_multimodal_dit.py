@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -28,6 +29,7 @@ from mmdit.flow.path import Given, linear_path, place, settle
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import begin_at, set_timesteps, steps_taken
 from mmdit.modalities import IMAGE, Codec, Modality, build_codecs, get_modalities
+from mmdit.modalities.resizing import antialiased
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import (
     check_arguments,
@@ -42,7 +44,8 @@ from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
 from mmdit.pipelines.conditions import common_count, encode_conditions, given_size, read_conditions
 from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
 from mmdit.pipelines.editing import read_edit
-from mmdit.pipelines.images import as_outputs, clean_latents, completed, decode
+from mmdit.pipelines.ensembling import check_ensemble, combine
+from mmdit.pipelines.images import as_outputs, at_size, clean_latents, completed, decode
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.limits import (
     FiniteWatch,
@@ -278,6 +281,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         seed: int | Sequence[int] | None = None,
         processing_resolution: int | None = None,
         match_input_resolution: bool = False,
+        ensemble_size: int = 1,
+        output_uncertainty: bool = False,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
@@ -336,6 +341,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
                 ``width``; None = the trained size.
             match_input_resolution: return everything at the size of what is given, which is then returned as it is; with
                 ``mask`` what is outside.
+            ensemble_size: estimates of a given picture, each from noise of its own, that are combined into one (Marigold, arXiv
+                2312.02145): depth by the median after alignment by scale and shift, normals by the mean, labels by votes.
+            output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -404,6 +412,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             num_inference_steps = self.default_steps(understanding=understanding)
         strength = 1.0 if edit is None else edit.strength
         steps_taken(num_inference_steps, strength)  # refuses before any work
+        check_ensemble(ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents)
+        if ensemble_size > 1 and output_type == "latent":
+            raise UserError(f"ensemble_size is {ensemble_size}, and output_type 'latent': latents are not ensembled")
         labels = repeated(labels, batch, num_images)
         images = images.repeat(batch, num_images)
         batch = batch * num_images
@@ -442,28 +453,39 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
                 known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
                 given = replace(given, known=known)
 
-            # 3. Denoise
-            latents = self._denoise(
-                call,
-                branches,
-                given,
-                roles,
-                guidance=guidance,
-                num_inference_steps=num_inference_steps,
-                strength=strength,
-                generator=generator,
-                callback_on_step_end=callback_on_step_end,
-                callback_tensor_inputs=callback_on_step_end_tensor_inputs,
-            )
+            # 3. Denoise and decode, once for each member of the ensemble
+            members = []
+            for number in range(ensemble_size):
+                if number > 0:
+                    given = replace(given, noise=initial_noise(None, shape, generator, device))
+                latents = self._denoise(
+                    call,
+                    branches,
+                    given,
+                    roles,
+                    guidance=guidance,
+                    num_inference_steps=num_inference_steps,
+                    strength=strength,
+                    generator=generator,
+                    callback_on_step_end=callback_on_step_end,
+                    callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+                )
+                if output_type != "latent":
+                    members.append(decode(codec, self.codecs, latents, images, edit, region))
 
-            # 4. Decode
+            # 4. What the caller wants of it
             if output_type == "latent":
                 output = MultimodalDiTPipelineOutput(latents=latents)
             else:
-                size = input_size if match_input_resolution else None
-                decoded = decode(codec, self.codecs, latents, images, edit, region, size)
-                outputs = as_outputs(decoded, self.codecs, output_type, latents.device)
-                output = MultimodalDiTPipelineOutput.from_modalities(outputs)
+                made, spread = (members[0], {}) if ensemble_size == 1 else combine(members, self.codecs, images)
+                if match_input_resolution and input_size is not None:
+                    made = at_size(made, self.codecs, images, edit, region, input_size)
+                    spread = {
+                        name: np.stack([antialiased(x, *input_size) for x in each]) for name, each in spread.items()
+                    }
+                outputs = as_outputs(made, self.codecs, output_type, device)
+                uncertainty = as_outputs(spread, self.codecs, output_type, device) if output_uncertainty else None
+                output = MultimodalDiTPipelineOutput.from_modalities(outputs, self.codecs, uncertainty)
             if alone:
                 self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
