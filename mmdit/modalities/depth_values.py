@@ -59,9 +59,9 @@ def guess_values(values: np.ndarray, dtype: np.dtype) -> Guess:
     if pictured or (dtype.kind in "iu" and (low, high) == (0, MAX_UNITS)):
         trend = vertical_trend(values)
         if trend > TREND:
-            return Guess("near_white", "its lower part, which is usually nearer, is brighter")
+            return Guess("near_white", "because its lower part, which is usually nearer, is brighter")
         if trend < -TREND:
-            return Guess("far_white", "its lower part, which is usually nearer, is darker")
+            return Guess("far_white", "because its lower part, which is usually nearer, is darker")
         return Guess("relative" if pictured else "metric", "a guess: nothing tells which end is near")
     usable = np.where(np.isfinite(values) & (values > 0) & (values < FAR), values, np.nan)
     return Guess("metric", conflict=vertical_trend(usable) > TREND)

@@ -199,4 +199,4 @@ def test_understand_by_an_ensemble(mmdit, tiny_pipeline_dir, tmp_path, photo):
     assert spread.max() > 0
     assert _metadata(folder)["ensemble_size"] == 3
     assert mmdit(*common).code == 0  # its own files are no foreign ones
-    assert "--ensemble_size is 0: give a whole number" in mmdit(*common[:-1], 0).error
+    assert "--ensemble_size is 0: give at least 1" in mmdit(*common[:-1], 0).error

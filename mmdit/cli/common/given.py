@@ -80,4 +80,4 @@ def read_given(
     for reading in readings.values():
         if reading.note:
             note(reading.note)
-    return readings
+    return {name: reading.replace(note=None) for name, reading in readings.items()}
