@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -202,6 +203,15 @@ def draw_colour(rng: np.random.Generator, saturation: tuple[float, float], value
     return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
 
 
+def draw_colour_unlike(rng: np.random.Generator, palette: Sequence[Vector]) -> Vector:
+    """A strong colour unlike all of ``palette``, as far as fifty draws allow."""
+    for _ in range(50):
+        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
+        if min((colour_distance(albedo, other) for other in palette), default=1.0) > 0.38:
+            break
+    return albedo
+
+
 def draw_material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
     if not variety:
         return Material(albedo)
@@ -234,10 +244,7 @@ def _object(
     jitter = 1 + rng.uniform(-kind.proportion_jitter, kind.proportion_jitter, 3)
     tilt, lowest_yaw, highest_yaw = kind.poses[int(rng.integers(len(kind.poses)))]
     yaw = rng.uniform(lowest_yaw, highest_yaw)
-    for _ in range(50):
-        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
-        if min(colour_distance(albedo, other) for other in palette) > 0.38:
-            break
+    albedo = draw_colour_unlike(rng, palette)
     palette.append(albedo)
     scale = tuple(float(s) for s in size * jitter)
     return PlacedObject(name, scale, tilt, float(yaw), position, draw_material(rng, albedo, variety))  # type: ignore[arg-type]
