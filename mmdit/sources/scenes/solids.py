@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdit.sources.scenes.compositions import COMPOSITIONS
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout
@@ -47,7 +47,9 @@ class Solids(SceneSource):
     max_distractors: int
     composition: str
 
-    licence: ClassVar[str] = "CC0-1.0"
+    @property
+    def licence(self) -> str:
+        return "CC0-1.0"
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -34,24 +34,33 @@ class SceneSample:
 class SceneSource(ABC):
     """Numbered scenes of a split, each a function of its number and of this object, which is pickled to the workers.
 
-    Subclasses are dataclasses with the fields ``split`` and ``size``.
-
-    categories: names of the objects; depth_scale: metres per unit of the 16-bit depth; licence: of the pictures.
+    Subclasses are dataclasses with the fields ``seed``, ``split`` and ``size``.
     """
 
     seed: int
+
     split: str
     size: int
-    licence: str
-    libraries: tuple[str, ...] = ("mitsuba", "trimesh", "numpy")
 
     @property
     @abstractmethod
-    def categories(self) -> tuple[str, ...]: ...
+    def categories(self) -> tuple[str, ...]:
+        """Names of the objects."""
 
     @property
     @abstractmethod
-    def depth_scale(self) -> float: ...
+    def depth_scale(self) -> float:
+        """Metres per unit of the 16-bit depth."""
+
+    @property
+    @abstractmethod
+    def licence(self) -> str:
+        """Of the pictures."""
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Whose versions the provenance names."""
+        return ("mitsuba", "trimesh", "numpy")
 
     @property
     @abstractmethod

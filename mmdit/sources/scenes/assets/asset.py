@@ -23,6 +23,7 @@ NUM_SAMPLES = 4096  # points of the surface at which its colour is looked at
 SAME_COLOUR = 0.85  # share of them that must have one name
 # A hue is named where it is as strong as those of the solids are, HSV of sRGB: brown is not orange.
 MIN_SATURATION, MIN_VALUE = 0.45, 0.55
+BRIGHT = {"orange": 0.85, "yellow": 0.75}  # below they are brown and olive, which have no name
 MIN_WHITE, MAX_BLACK = 0.9, 0.15
 CACHE_BYTES = 2**30
 
@@ -213,7 +214,8 @@ def name_of(samples: np.ndarray) -> str:
     value, darkest = encoded.max(axis=1), encoded.min(axis=1)
     saturation = (value - darkest) / np.maximum(value, 1e-9)
     names = np.array([colour_name(rgb) for rgb in encoded])
-    strong = (saturation >= MIN_SATURATION) & (value >= MIN_VALUE)
+    least = np.array([BRIGHT.get(name, MIN_VALUE) for name in names])
+    strong = (saturation >= MIN_SATURATION) & (value >= least)
     names[~strong & ~((names == "white") & (value >= MIN_WHITE)) & ~((names == "black") & (value <= MAX_BLACK))] = ""
     found, counts = np.unique(names, return_counts=True)
     most = int(counts.argmax())

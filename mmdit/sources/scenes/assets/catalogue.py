@@ -53,7 +53,7 @@ def read_catalogue(folder: Path, units: Units, num_workers: int) -> Catalogue:
     listed = list_assets(folder)
     assets, records, bad, notes = [], [], [], []
     read = partial(_read, folder, units)
-    with Progress(len(listed), "meshes", "mesh") as progress:
+    with Progress(len(listed), "meshes", "file") as progress:
         workers = min(num_workers, len(listed) // FILES_PER_WORKER)
         for file, (asset, record, lines) in zip(listed, map_in_processes(read, listed, workers), strict=True):
             progress.update()

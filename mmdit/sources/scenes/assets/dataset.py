@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdit.errors import UserError
 from mmdit.modalities.palette import class_palette
@@ -41,14 +40,16 @@ class AssetScenes(SceneSource):
     units: Units
     environment: Environment | None = None
 
-    libraries: ClassVar[tuple[str, ...]] = ("mitsuba", "trimesh", "numpy", "pillow")
-
     @property
     def assets(self) -> tuple[Asset, ...]:
         """Those that can be used."""
         return self.catalogue.assets
 
-    @cached_property
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        return (*super().libraries, "pillow")
+
+    @property
     def categories(self) -> tuple[str, ...]:
         return self.catalogue.categories
 

@@ -24,7 +24,7 @@ Up = Literal["y", "z"]
 METRES: dict[str, float] = {"m": 1.0, "cm": 0.01, "mm": 0.001, "inch": 0.0254}
 UP: dict[str, Up] = {".obj": "y", ".ply": "z", ".stl": "z"}  # what their exporters mostly write
 GLTF = (".glb", ".gltf")  # metres and y up, by its specification
-SMALLEST, LARGEST = 0.01, 20.0  # metres of the longest side
+SMALLEST, LARGEST = 0.01, 30.0  # metres of the longest side
 MAX_TEXTURE = 1024  # texels along a side; larger ones are reduced
 MAX_TEXELS = 2**26  # of a texture as it lies on disk
 GREY = np.array([0.4, 0.4, 0.4])  # of a surface without a colour beside others that have one
@@ -75,7 +75,8 @@ def read_mesh(root: Path, path: str, units: Units) -> RawMesh:
         scene = load_scene(content, suffix[1:], references)
         pieces = list(_pieces(scene, is_linear=suffix in GLTF))
     except Exception as error:  # whatever the readers raise
-        raise BadMesh(references.refused[0] if references.refused else f"can't be read: {first_line(error)}") from None
+        reasons = references.refused or references.notes or [f"can't be read: {first_line(error)}"]
+        raise BadMesh(reasons[0]) from None
     if references.refused:  # trimesh goes on without a material
         raise BadMesh(references.refused[0])
     if not pieces:
@@ -98,9 +99,8 @@ def read_mesh(root: Path, path: str, units: Units) -> RawMesh:
     if not SMALLEST <= longest <= LARGEST:
         advice = "scale it, glTF is in metres" if suffix in GLTF else "say with --assets_unit what its numbers are"
         raise BadMesh(f"its longest side is {longest:.4g} m, from {SMALLEST} to {LARGEST:.0f} are taken: {advice}")
-    notes = tuple(f"{name!r} is not there: its surfaces are without it" for name in references.missing)
     digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
-    return RawMesh(world, tuple(parts) if has_colour else (), digest, files, notes)
+    return RawMesh(world, tuple(parts) if has_colour else (), digest, files, tuple(references.notes))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TGA", "TIFF", "WEBP")
 class References(Resolver):
     """Reads what a mesh names, as trimesh asks for it.
 
-    refused: why the mesh can't be used; missing: names of files that are not there; files: digest by path, of all that was read.
+    refused: why the mesh can't be used; notes: what of it was not read, and why; files: digest by path, of all that was read.
 
     Args:
         root: the user's folder; nothing outside it is read, nor over a network.
@@ -29,17 +29,20 @@ class References(Resolver):
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root.resolve(), folder.resolve()
         self.refused: list[str] = []
-        self.missing: list[str] = []
+        self.notes: list[str] = []
         self.files: dict[str, str] = {}
         self._left = MAX_BYTES
 
     def get(self, name: str) -> bytes:
-        """Return the bytes of a file. Raises FileNotFoundError without it: trimesh goes on, and ``missing`` names it."""
+        """Return the bytes of a file. Raises FileNotFoundError without it: trimesh goes on, and a note names it."""
         path = self._find(str(name))
         if path is None:
-            if str(name) not in self.missing:
-                self.missing.append(str(name))
-            raise FileNotFoundError(name)
+            is_outside = self._inside(_plain(str(name))) is None
+            reason = f"is outside the folder {self.root}: not read" if is_outside else "is not there"
+            note = f"names {str(name)[:100]!r}, which {reason}"
+            if note not in self.notes:
+                self.notes.append(note)
+            raise FileNotFoundError(note)
         size = path.stat().st_size
         if size > self._left:
             self._refuse(f"the files that it names have more than {MAX_BYTES} bytes")
@@ -51,18 +54,14 @@ class References(Resolver):
     def _find(self, name: str) -> Path | None:
         if "://" in name:
             self._refuse(f"names {name[:80]!r}: nothing is read from a network; save the file beside it")
-        plain = name.replace("\\", "/").strip()
+        plain = _plain(name)
         for candidate in dict.fromkeys((plain, unquote(plain))):
             inside = self._inside(candidate)
             if inside is not None and inside.is_file():
                 return inside
         # Exporters write where a file lay on their own disk: the same name beside the mesh is meant.
         beside = self._inside(plain.rpartition("/")[2])
-        if beside is not None and beside.is_file():
-            return beside
-        if self._inside(plain) is None:
-            self._refuse(f"names {name[:80]!r}, which is outside the folder {self.root}")
-        return None
+        return beside if beside is not None and beside.is_file() else None
 
     def _inside(self, name: str) -> Path | None:
         if not name or "\0" in name or name[1:2] == ":":
@@ -83,6 +82,10 @@ class References(Resolver):
 
     def namespaced(self, namespace: str) -> References:
         return self
+
+
+def _plain(name: str) -> str:
+    return name.replace("\\", "/").strip()
 
 
 def load_scene(content: bytes, file_type: str, references: References) -> trimesh.Scene:
