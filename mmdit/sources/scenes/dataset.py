@@ -27,7 +27,7 @@ from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.sources.scenes.captions import FLOOR, GROUND, STYLE, WALL, captions, ground_phrase, phrase
 from mmdit.sources.scenes.compositions import COMPOSITIONS
 from mmdit.sources.scenes.layout import scene_generator
-from mmdit.sources.scenes.render import limit_render_threads
+from mmdit.sources.scenes.renderer import limit_render_threads
 from mmdit.sources.scenes.solids import DEPTH_SCALE, SEGMENTATION_CLASSES, Solids, default_distractors, render_scene
 from mmdit.sources.scenes.source import SceneSample, SceneSource
 from mmdit.storage.lock import FolderLock

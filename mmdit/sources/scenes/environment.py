@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError, first_line
+from mmdit.sources.scenes.renderer import load_mitsuba
 from mmdit.storage.digests import digest_file
 
 SUFFIXES = (".exr", ".hdr")
@@ -51,10 +52,7 @@ def read_environment(path: Path) -> Environment:
 @lru_cache(maxsize=1)
 def _read(file: str, digest: str) -> tuple[np.ndarray, float]:
     """Radiance float32 (H, W, 3), and the factor after which a white floor has the radiance ``WHITE``."""
-    import mitsuba as mi
-
-    if mi.variant() is None:
-        mi.set_variant("scalar_rgb")
+    mi = load_mitsuba()
     try:
         if digest_file(Path(file)) != digest:
             raise UserError(f"hdri {file}: has changed since the rendering began")

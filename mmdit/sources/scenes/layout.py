@@ -297,12 +297,18 @@ def add_distractor(
 
 
 def place_beside(
-    rng: np.random.Generator, layout: Layout, extra: PlacedObject, unit: float = 1.0, largest_share: float = 0.6
+    rng: np.random.Generator,
+    layout: Layout,
+    extra: PlacedObject,
+    *,
+    unit: float = 1.0,
+    largest_share: float = 0.6,
+    highest: float = math.inf,
 ) -> Layout | None:
     """Set ``extra`` beside the main object where both can be recognised; None where no place was found.
 
     unit: metres that count as one, about the main object's size; largest_share: of the main object's silhouette that the
-    other's may have.
+    other's may have; highest: y of its top in the picture, where 1 is the upper edge.
     """
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
@@ -322,7 +328,7 @@ def place_beside(
         candidate = replace(extra, position=(float(position[0]), float(position[1])))
         mesh = candidate.mesh(sections=16)
         plane, depth = camera.project(mesh.vertices)
-        if depth.min() < 0.3 * unit or plane[:, 1].min() < -0.97:
+        if depth.min() < 0.3 * unit or plane[:, 1].min() < -0.97 or plane[:, 1].max() > highest:
             continue
         mask = silhouette(mesh, camera)
         if mask.mean() < 0.025 or mask.sum() > largest_share * masks[0].sum():

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmdit.colours import decode_srgb, encode_srgb
 from mmdit.sources.scenes.layout import Layout, Material
+from mmdit.sources.scenes.renderer import load_mitsuba
 from mmdit.sources.scenes.shapes import Mesh, Part
 
 SUPERSAMPLING = 4
@@ -28,25 +29,6 @@ ENVIRONMENT_SUPERSAMPLING = 12
 BACKGROUND_REACH = 200.0  # half the side of the floor and the wall, metres
 CORNER_COLOUR = "vertex_albedo"  # Mitsuba's name starts with what it belongs to
 MIN_TOWARDS_VIEWER = 0.01  # cosine to the line of sight of a normal that is turned to the viewer
-
-
-def _mitsuba() -> Any:
-    try:
-        import mitsuba
-    except ImportError as error:
-        raise ImportError("rendering scenes needs mitsuba and trimesh: pip install 'multimodal-dit[scenes]'") from error
-    if mitsuba.variant() != "scalar_rgb":
-        mitsuba.set_variant("scalar_rgb")
-    return mitsuba
-
-
-def limit_render_threads(count: int) -> None:
-    """Let Mitsuba use `count` threads in this process."""
-    _mitsuba()
-    import drjit
-
-    # The calling thread is one of them.
-    drjit.set_thread_count(max(0, count - 1))
 
 
 def _reflectance(mi: Any, material: Material, scale: float) -> dict[str, Any]:
@@ -282,7 +264,7 @@ def render_layout(
     Returns rgb uint8 (H, W, 3); depth float32 (H, W), metres along the optical axis; normal float32 (H, W, 3), unit,
     camera frame (x right, y up, z towards the viewer); surface uint8 (H, W): 0 floor, 1 wall, 2 + k layout.objects[k].
     """
-    mi = _mitsuba()
+    mi = load_mitsuba()
     meshes = [placed.mesh() for placed in layout.objects]
     scene, surfaces = _build(mi, layout, meshes, size)
     to_camera = layout.camera.world_to_camera

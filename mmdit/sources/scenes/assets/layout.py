@@ -21,6 +21,7 @@ from mmdit.sources.scenes.subjects import RELATIONS
 # Longest side of another object, as a share of the main one's: beyond that it hides the main one or is a dot.
 RATIOS = (0.25, 1.5)
 LARGEST_SHARE = 1.2  # of the main object's silhouette
+HIGHEST = 1.1  # of its top, where 1 is the picture's upper edge
 MAX_TURN = 30.0  # degrees off an axis up to which a relation is said
 MIN_APART = 0.1  # of the picture's width, between the middles of what stands left and right
 MIN_CONTRAST = 0.2
@@ -70,7 +71,8 @@ def sample_asset_layout(
     count = int(rng.random() < 0.65) if max_distractors == 1 else int(rng.integers(0, max_distractors + 1))
     for _ in range(min(count, max_distractors) if others else 0):
         extra = _place(rng, _one_of(rng, others), palette, variety)
-        layout = scenes.place_beside(rng, layout, extra, unit, LARGEST_SHARE) or layout
+        placed = scenes.place_beside(rng, layout, extra, unit=unit, largest_share=LARGEST_SHARE, highest=HIGHEST)
+        layout = placed or layout
     return replace(layout, relation=relation_of(layout))
 
 
