@@ -100,6 +100,9 @@ COMMANDS: dict[str, Command] = {
         "Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.",
         ("format", "checkpoint"),
     ),
+    "export onnx": Command(
+        "mmdit.cli.export:export_onnx", "Export a model's networks as ONNX graphs, and compare them with PyTorch."
+    ),
     "bench train": Command(
         "mmdit.cli.bench:bench_train", "Time training steps of a configuration, as mmdit train takes them.", config=True
     ),
