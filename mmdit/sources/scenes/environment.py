@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError, first_line
-from mmdit.sources.scenes.renderer import load_mitsuba
+from mmdit.sources.scenes.renderer import read_radiance
 from mmdit.storage.digests import digest_file
 
 SUFFIXES = (".exr", ".hdr")
@@ -52,14 +52,10 @@ def read_environment(path: Path) -> Environment:
 @lru_cache(maxsize=1)
 def _read(file: str, digest: str) -> tuple[np.ndarray, float]:
     """Radiance float32 (H, W, 3), and the factor after which a white floor has the radiance ``WHITE``."""
-    mi = load_mitsuba()
     try:
         if digest_file(Path(file)) != digest:
             raise UserError(f"hdri {file}: has changed since the rendering began")
-        bitmap = mi.Bitmap(file)
-        if bitmap.size()[0] * bitmap.size()[1] > MAX_PIXELS:
-            raise UserError(f"hdri {file}: has more than {MAX_PIXELS} pixels: give a smaller one")
-        radiance = np.array(bitmap.convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, srgb_gamma=False))
+        radiance = read_radiance(file, MAX_PIXELS)
     except UserError:
         raise
     except Exception as error:  # whatever the readers raise

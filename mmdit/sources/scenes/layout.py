@@ -257,13 +257,13 @@ def draw_sun(rng: np.random.Generator) -> Vector:
     return (math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation))
 
 
-def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float]) -> Camera:
-    """A camera that shows the whole mesh, near the middle, over a drawn share of the image."""
+def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float], unit: float = 1.0) -> Camera:
+    """A camera that shows the whole mesh, ``unit`` metres large, near the middle, over a drawn share of the image."""
     fov, elevation = rng.uniform(32, 48), rng.uniform(*elevations)
     target_cover, target_extent = rng.uniform(0.17, 0.33), rng.uniform(0.72, 0.86)
     shift = rng.uniform(-1, 1, 2)
     centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
-    distance = 3.0
+    distance = 3.0 * unit
     for _ in range(5):
         camera = _aim(centre, distance, elevation, fov)
         plane, _ = camera.project(mesh.vertices)

@@ -15,6 +15,7 @@ from mmdit.sources.scenes.assets.files import AssetFile, find_licence, list_asse
 from mmdit.sources.scenes.assets.reading import Units
 from mmdit.storage.digests import digest_json
 
+MANY = 32  # files whose reading takes time that is worth a word
 FILES_PER_WORKER = 8  # for fewer a process is not worth its start
 
 
@@ -53,7 +54,7 @@ def read_catalogue(folder: Path, units: Units, num_workers: int) -> Catalogue:
     listed = list_assets(folder)
     assets, records, bad, notes = [], [], [], []
     read = partial(_read, folder, units)
-    with Progress(len(listed), "meshes", "file") as progress:
+    with Progress(len(listed), "meshes", "file", enabled=len(listed) >= MANY) as progress:
         workers = min(num_workers, len(listed) // FILES_PER_WORKER)
         for file, (asset, record, lines) in zip(listed, map_in_processes(read, listed, workers), strict=True):
             progress.update()

@@ -49,7 +49,7 @@ def sample_asset_layout(
     unit = main.size
     floor, wall = _ground(rng, main.material.albedo, unit, variety)
     mesh = main.mesh(sections=16)
-    camera = scenes.frame(rng, mesh, main.asset.elevations)
+    camera = scenes.frame(rng, mesh, main.asset.elevations, unit)
     turn = math.radians(rng.uniform(-30, 30))
     reach = float(np.linalg.norm(mesh.vertices[:, :2], axis=1).max())
     if environment is not None:

@@ -34,8 +34,8 @@ def glb_of(tree: dict, rest: bytes) -> bytes:
     return struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
 
 
-def extents(root: Path, path: str, units: Units = Units()) -> list[float]:
-    raw = read_mesh(root, path, units)
+def extents(root: Path, path: str, *units: str) -> list[float]:
+    raw = read_mesh(root, path, Units(*units))
     return np.round(np.ptp(raw.triangles.reshape(-1, 3), axis=0), 6).tolist()
 
 
@@ -45,11 +45,11 @@ def test_numbers_become_metres_with_z_up(tmp_path):
         trimesh.creation.box(extents=(1, 2, 3)).export(tmp_path / suffix / f"box.{suffix}")
     assert extents(tmp_path, "obj/box.obj") == [1, 3, 2]
     assert extents(tmp_path, "ply/box.ply") == [1, 2, 3]
-    assert extents(tmp_path, "stl/box.stl", Units("cm")) == [0.01, 0.02, 0.03]
-    assert extents(tmp_path, "obj/box.obj", Units("inch", "z")) == [0.0254, 0.0508, 0.0762]
-    assert extents(tmp_path, "stl/box.stl", Units("cm", "y")) == [0.01, 0.03, 0.02]
+    assert extents(tmp_path, "stl/box.stl", "cm") == [0.01, 0.02, 0.03]
+    assert extents(tmp_path, "obj/box.obj", "inch", "z") == [0.0254, 0.0508, 0.0762]
+    assert extents(tmp_path, "stl/box.stl", "cm", "y") == [0.01, 0.03, 0.02]
     for name in ("glb/box.glb", "gltf/box.gltf"):  # says it itself
-        assert extents(tmp_path, name, Units("mm", "z")) == [1, 3, 2]
+        assert extents(tmp_path, name, "mm", "z") == [1, 3, 2]
     # y up, the front to z: up is z here and the front is -y, where the camera is.
     trimesh.Trimesh([(0, 0, 0), (0, 1, 0), (0, 0, 1)], [(0, 1, 2)]).export(tmp_path / "axes.obj")
     corners = read_mesh(tmp_path, "axes.obj", Units()).triangles[0].tolist()

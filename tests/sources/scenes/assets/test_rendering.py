@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmdit.sources.scenes.assets.reading import RawMesh, Units
 from mmdit.sources.scenes.environment import read_environment
 from mmdit.sources.scenes.layout import Camera, Layout, Material, silhouette
 from mmdit.sources.scenes.render import render_layout
-from mmdit.sources.scenes.renderer import load_mitsuba
+from mmdit.sources.scenes.renderer import load_mitsuba, read_radiance
 
 SIZE = 64
 
@@ -178,9 +179,11 @@ def test_things_keep_their_real_sizes(tmp_path):
         assert nearest.max() < 20 * unit
 
 
-def test_an_environment_lights_as_brightly_whatever_its_units(tmp_path):
+def test_an_environment_lights_as_brightly_whatever_its_units_and_the_same_on_any_threads(tmp_path):
     trimesh.creation.box(extents=(1, 1, 1)).export(tmp_path / "box.ply")
     mi = load_mitsuba()
+    drjit = importlib.import_module("drjit")
+    drjit.set_thread_count(2)  # Mitsuba writes EXR in another thread, also where there is one core
     sky = np.full((8, 16, 3), 0.02, np.float32)
     sky[1:3, 3:5] = 5.0
     pictures = []
@@ -189,6 +192,14 @@ def test_an_environment_lights_as_brightly_whatever_its_units(tmp_path):
         environment = read_environment(tmp_path / name)
         layout = scene_of(tmp_path, "box.ply", environment=environment, floor=Material((0.8, 0.8, 0.8)))
         pictures.append(render_layout(layout, SIZE)[0].astype(int))
+    drjit.set_thread_count(1)
+    try:
+        read_radiance(str(tmp_path / "dim.exr"), 128)
+        with pytest.raises(ValueError, match="more than 127 pixels"):
+            read_radiance(str(tmp_path / "dim.exr"), 127)
+        np.testing.assert_array_equal(render_layout(layout, SIZE)[0], pictures[-1])
+    finally:
+        drjit.set_thread_count(2)
     assert np.abs(pictures[0] - pictures[1]).mean() < 3
     lower = pictures[0][-6:]  # the floor before the box, with half of the sky behind the wall or not
     assert 60 < np.median(lower) < 240
