@@ -83,7 +83,9 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
-    "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth, or scenes of your own meshes."),
+    "data render": Command(
+        "mmdit.cli.data:render", "Render procedural scenes with exact ground truth, or scenes of your own meshes."
+    ),
     "data import": Command("mmdit.cli.data_import:import_dataset", "Import folders of aligned files as a dataset."),
     "data label": Command(
         "mmdit.cli.data_photographs:label", "Label a folder of images with depth, normals and segmentation."
