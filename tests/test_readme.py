@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
-from mmdit.cli.results import REPORT, results_table, update
+from mmdit.cli.results import prompts_table, read_reports, results_table, update
 from mmdit.pipelines.loading import bundled_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +63,23 @@ def test_first_paragraph_settles_the_names():
 
 @needs_model
 def test_results_are_those_of_the_report():
-    report = json.loads(REPORT.read_text(encoding="utf-8"))
-    assert update(README, report) == README, "run: python -m mmdit.cli.results"
+    assert update(README, *read_reports()) == README, "run: python -m mmdit.cli.results"
+
+
+def test_prompts_table():
+    one = {"category": 0.987, "colour": 0.5, "num_samples": 96}
+    report = {
+        "prompts": {"text": {"one": one}, "geometry": {"object_iou": 0.901}},
+        "controls": {
+            "shuffled_prompts": {"text": {"one": {"category": 0.1}}},
+            "real_images": {"text": {"one": {"category": 1}}},
+        },
+        "settings": {"num_inference_steps": {"generation": 12}, "guidance_scale": 3.0},
+    }
+    table = prompts_table(report)
+    assert "| one object | category | 0.99 | 0.10 | 1.00 |" in table
+    assert "|  | object IoU | 0.90 | – | – |" in table
+    assert "96 prompts of each kind, of unseen scenes and subjects; 12 steps, guidance 3." in table
 
 
 def test_results_table():

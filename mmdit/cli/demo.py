@@ -124,7 +124,9 @@ def _print_table(report: dict[str, Any]) -> None:
     table.add_row("category -> all", "shows the category", f"{generation['category_accuracy']:.0%}", "")
     table.add_row("", "depth against normals", f"{generation['consistency']['depth_normal_angle']:.1f}°", "")
     if "prompts" in report:
-        two, others = (part["text"]["two"] for part in (report["prompts"], report["controls"]["shuffled_prompts"]))
-        table.add_row("text -> all", "two objects: both present", f"{two['present']:.0%}", f"{others['present']:.0%}")
-        table.add_row("", "colours and relation right too", f"{two['all']:.0%}", f"{others['all']:.0%}")
+        for kind, words in (("one", "one object: all right"), ("two", "two objects: all right")):
+            own, other = (
+                part["text"][kind]["all"] for part in (report["prompts"], report["controls"]["shuffled_prompts"])
+            )
+            table.add_row("text -> all" if kind == "one" else "", words, f"{own:.0%}", f"{other:.0%}")
     Console().print(table)

@@ -1,6 +1,6 @@
-"""``python -m mmdit.cli.results``: the README's results, from the bundled model's ``report.json``.
+"""``python -m mmdit.cli.results``: the README's results, from the bundled model's ``report.json`` and ``prompts.json``.
 
-A test holds that the README says what the report says.
+A test holds that the README says what the reports say.
 """
 
 from __future__ import annotations
@@ -35,33 +35,81 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 )
 
 
+PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
+PROMPTS_BEGIN, PROMPTS_END = "<!-- prompts: python -m mmdit.cli.results -->", "<!-- end of prompts -->"
+
+# what is asked, measure, where it is in the report and its controls, format
+PROMPT_ROWS: tuple[tuple[str, str, str, str], ...] = (
+    ("one object", "category", "text.one.category", "{:.2f}"),
+    ("", "colour", "text.one.colour", "{:.2f}"),
+    ("two objects", "both present", "text.two.present", "{:.2f}"),
+    ("", "their colours", "text.two.colour", "{:.2f}"),
+    ("", "their relation", "text.two.relation", "{:.2f}"),
+    ("", "all right", "text.two.all", "{:.2f}"),
+    ("a subject, by its picture alone", "category", "subject.category", "{:.2f}"),
+    ("", "distance of colours", "subject.distance", "{:.2f}"),
+    ("a subject, named too", "category", "subject_named.category", "{:.2f}"),
+    ("", "distance of colours", "subject_named.distance", "{:.2f}"),
+    ("two subjects by pictures", "all right", "subjects.two.all", "{:.2f}"),
+    ("a colour beside depth", "colour", "geometry.colour", "{:.2f}"),
+    ("", "object IoU", "geometry.object_iou", "{:.2f}"),
+)
+
+
+def _text(report: dict[str, Any], path: str | None, form: str) -> str:
+    value: Any = report
+    for key in path.split(".") if path else ():
+        value = value.get(key) if isinstance(value, dict) else None
+    return form.format(value) if isinstance(value, int | float) else "–"
+
+
 def results_table(report: dict[str, Any]) -> str:
     """Markdown: one line per measure, with the wrong-image control of the same run beside it; absent values are "–"."""
-
-    def text(path: str | None, form: str) -> str:
-        value: Any = report
-        for key in path.split(".") if path else ():
-            value = value.get(key) if isinstance(value, dict) else None
-        return form.format(value) if isinstance(value, int | float) else "–"
-
     settings = report["settings"]
     lines = ["| task | measure | scenes64 | another image given |", "|---|---|---|---|"]
     for task, measure, path, control, form in ROWS:
-        wrong = text(f"controls.shuffled_understanding.{control}" if control else None, form)
-        lines.append(f"| {task} | {measure} | {text(path, form)} | {wrong} |")
+        wrong = _text(report, f"controls.shuffled_understanding.{control}" if control else None, form)
+        lines.append(f"| {task} | {measure} | {_text(report, path, form)} | {wrong} |")
     steps = settings.get("num_inference_steps")
     steps = ", ".join(f"{task} {n}" for task, n in steps.items()) if isinstance(steps, dict) else steps
     lines += ["", f"{settings['num_samples']} scenes of the split `{settings['split']}`; denoising steps: {steps}."]
     return "\n".join(lines)
 
 
-def update(readme: str, report: dict[str, Any]) -> str:
-    """Return the README's text with the table of a report between its marks."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{results_table(report)}\n\n{END}{rest.split(END)[1]}"
+def prompts_table(report: dict[str, Any]) -> str:
+    """Markdown: what prompts ask for, beside the same measures with another sample's prompt and on real pictures."""
+    lines = ["| asked for | measure | scenes64 | another prompt | real pictures |", "|---|---|---|---|---|"]
+    for asked, measure, path, form in PROMPT_ROWS:
+        values = (
+            _text(report, f"{part}.{path}", form)
+            for part in ("prompts", "controls.shuffled_prompts", "controls.real_images")
+        )
+        lines.append(f"| {asked} | {measure} | {' | '.join(values)} |")
+    settings, count = report["settings"], report["prompts"]["text"]["one"]["num_samples"]
+    steps = settings["num_inference_steps"]
+    steps = steps["generation"] if isinstance(steps, dict) else steps
+    scale = settings["guidance_scale"]
+    lines += ["", f"{count} prompts of each kind, of unseen scenes and subjects; {steps} steps, guidance {scale:g}."]
+    return "\n".join(lines)
+
+
+def update(readme: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
+    """Return the README's text with the tables of both reports between their marks."""
+    for begin, end, table in (
+        (BEGIN, END, results_table(report)),
+        (PROMPTS_BEGIN, PROMPTS_END, prompts_table(prompts)),
+    ):
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+    return readme
+
+
+def read_reports() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The bundled model's reports, of its tasks and of its prompts."""
+    report, prompts = (json.loads(path.read_text(encoding="utf-8")) for path in (REPORT, PROMPTS))
+    return report, prompts
 
 
 if __name__ == "__main__":
-    report = json.loads(REPORT.read_text(encoding="utf-8"))
-    README.write_text(update(README.read_text(encoding="utf-8"), report), encoding="utf-8")
+    README.write_text(update(README.read_text(encoding="utf-8"), *read_reports()), encoding="utf-8")
     print(README)

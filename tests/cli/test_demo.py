@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mmdit.cli.common.showcase_prompts import Asked
 from mmdit.cli.demo import EXAMPLES
+from mmdit.metrics.prompts.instrument import Seen, SeenObject
 
 
 def test_demo(mmdit, tiny_pipeline_dir, tmp_path):
@@ -36,12 +39,32 @@ def test_demo_of_a_model_that_takes_prompts(mmdit, prompted_dir, tmp_path):
     assert result.code == 0, result.err
     with Image.open(tmp_path / "demo" / "prompt.png") as picture:
         assert picture.width > 5 * 128, "the subject and four modalities"
-        assert picture.height > 6 * 128, "four texts and two subjects"
+        assert picture.height > 8 * 128, "six texts and two subjects"
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     for part in (report["prompts"], report["controls"]["shuffled_prompts"]):
-        assert 0 <= part["text"]["two"]["all"] <= part["text"]["two"]["present"] <= 1
+        for kind in ("one", "two"):
+            assert 0 <= part["text"][kind]["all"] <= part["text"][kind]["present"] <= 1
     assert "shuffled_understanding" in report["controls"]
-    assert "two objects: both present" in result.out
+    assert "two objects: all right" in result.out
+
+
+def test_what_is_asked_is_judged():
+    def seen(*things):
+        rows = {"red": (0.9, 0.1, 0.1), "blue": (0.1, 0.1, 0.9)}
+        columns = np.arange(8) * np.ones((8, 1))
+        objects = (SeenObject(name, columns == place, np.array(rows[colour])) for colour, name, place in things)
+        return Seen(np.zeros((8, 8, 3), np.uint8), tuple(objects), np.zeros((8, 8), bool))
+
+    two = Asked((("red", "torus"), ("blue", "cone")), "left")
+    assert two.text == "a red torus left of a blue cone"
+    right = two.judge(seen(("red", "torus", 1), ("blue", "cone", 6)))
+    assert right == {"present": 1, "colour": 1, "relation": 1, "all": 1}
+    assert two.judge(seen(("red", "torus", 6), ("blue", "cone", 1))) == {**right, "relation": 0, "all": 0}
+    assert two.judge(seen(("blue", "torus", 1), ("blue", "cone", 6))) == {**right, "colour": 0, "all": 0}
+    assert two.judge(seen(("red", "torus", 1)))["present"] == 0
+    one = Asked((("blue", "cone"),))
+    assert one.text == "a blue cone"
+    assert one.judge(seen(("blue", "cone", 1))) == {"present": 1, "colour": 1, "relation": None, "all": 1}
 
 
 def test_demo_of_a_model_of_other_words(mmdit, prompted_pipeline_dir, tmp_path):

@@ -14,6 +14,7 @@ from mmdit.cli.common.pictures import labelled_grid
 from mmdit.cli.common.showcase import Part, Steps
 from mmdit.errors import UserError
 from mmdit.metrics.maps import label_set
+from mmdit.metrics.prompts.cases import article
 from mmdit.metrics.prompts.evaluation import takes_prompts
 from mmdit.metrics.prompts.instrument import RELATIONS, Seen, find_instrument
 from mmdit.metrics.samples import GroundTruth
@@ -24,35 +25,36 @@ GUIDANCE_SCALE = 3.0  # words of two objects need more of it than a category
 
 
 @dataclass(frozen=True)
-class TwoThings:
-    """Two objects by colour and category, and how the first stands to the second."""
+class Asked:
+    """Objects by colour and category, one or two, and how the first stands to the second."""
 
-    first: tuple[str, str]
-    relation: str
-    second: tuple[str, str]
+    things: tuple[tuple[str, str], ...]
+    relation: str | None = None
 
     @property
     def text(self) -> str:
-        words = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}[self.relation]
-        return f"a {' '.join(self.first)} {words} a {' '.join(self.second)}"
+        words = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}
+        phrases = [f"{article(thing[0])} {' '.join(thing)}" for thing in self.things]
+        return phrases[0] if self.relation is None else f" {words[self.relation]} ".join(phrases)
 
     def judge(self, seen: Seen) -> dict[str, float | None]:
-        """1 or 0 each; colour and relation of two objects that are both there."""
-        found = [seen.find(category) for _, category in (self.first, self.second)]
-        first, second = found
-        if first is None or second is None:
+        """1 or 0 each; colour and relation of objects that are all there."""
+        found = [each for _, category in self.things if (each := seen.find(category)) is not None]
+        if len(found) < len(self.things):
             return {"present": 0.0, "colour": None, "relation": None, "all": 0.0}
-        colour = float((first.colour_name, second.colour_name) == (self.first[0], self.second[0]))
-        relation = float(RELATIONS[self.relation](first, second))
-        return {"present": 1.0, "colour": colour, "relation": relation, "all": colour * relation}
+        colour = float([each.colour_name for each in found] == [colour for colour, _ in self.things])
+        relation = None if self.relation is None else float(RELATIONS[self.relation](*found))
+        return {"present": 1.0, "colour": colour, "relation": relation, "all": colour * (relation is None or relation)}
 
 
-ASKED = (
-    TwoThings(("red", "torus"), "left", ("blue", "cone")),
-    TwoThings(("green", "sphere"), "right", ("purple", "box")),
-    TwoThings(("yellow", "cylinder"), "front", ("cyan", "torus")),
-    TwoThings(("orange", "cone"), "behind", ("blue", "sphere")),
-)
+ASKED = {
+    "one": (Asked((("purple", "hourglass"),)), Asked((("yellow", "pyramid"),)), Asked((("red", "torus"),))),
+    "two": (
+        Asked((("red", "torus"), ("blue", "cone")), "left"),
+        Asked((("yellow", "cylinder"), ("cyan", "box")), "right"),
+        Asked((("orange", "cone"), ("green", "sphere")), "front"),
+    ),
+}
 
 
 def reads_prompts(pipe: MultimodalDiTPipeline) -> bool:
@@ -61,7 +63,7 @@ def reads_prompts(pipe: MultimodalDiTPipeline) -> bool:
     if encoder is None:
         return False
     try:
-        encoder.check([parse(asked.text) for asked in ASKED])
+        encoder.check([parse(asked.text) for kind in ASKED.values() for asked in kind])
         return True
     except UserError as error:
         note(f"prompt.png is left out: {error}")
@@ -72,7 +74,7 @@ def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """Texts -> all modalities, judged by the bundled detector; then subjects cut out of the scenes, in other places."""
     tasks = steps.tasks()
     tasks.guidance_scale = max(GUIDANCE_SCALE, steps.guidance_scale)
-    texts = [asked.text for asked in ASKED]
+    texts = [asked.text for kind in ASKED.values() for asked in kind]
     outputs = tasks.prompt(texts, range(len(texts)))
     subjects = _subjects(steps, scenes)
     templates = [
@@ -91,16 +93,18 @@ def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
         for picture, arrays in zip(shown, outputs, strict=True)
     ]
     measured: dict[str, Any] = {}
-    categories = {category for asked in ASKED for _, category in (asked.first, asked.second)}
-    instrument = find_instrument(steps.pipe, sorted(categories))
+    instrument = find_instrument(
+        steps.pipe, sorted({name for kind in ASKED.values() for asked in kind for _, name in asked.things})
+    )
     if instrument is not None:
-        seen = instrument.look([arrays["rgb"] for arrays in outputs[: len(texts)]])
-        scores = [asked.judge(each) for asked, each in zip(ASKED, seen, strict=True)]
-        wrong = [asked.judge(each) for asked, each in zip(ASKED, [*seen[1:], *seen[:1]], strict=True)]
-        measured = {
-            "prompts": {"text": {"two": _means(scores)}},
-            "controls": {"shuffled_prompts": {"text": {"two": _means(wrong)}}},
-        }
+        seen, first = instrument.look([arrays["rgb"] for arrays in outputs[: len(texts)]]), 0
+        for kind, several in ASKED.items():
+            own = seen[first : first + len(several)]
+            right = _means([asked.judge(each) for asked, each in zip(several, own, strict=True)])
+            wrong = _means([asked.judge(each) for asked, each in zip(several, [*own[1:], *own[:1]], strict=True)])
+            measured.setdefault("prompts", {}).setdefault("text", {})[kind] = right
+            measured.setdefault("controls", {}).setdefault("shuffled_prompts", {}).setdefault("text", {})[kind] = wrong
+            first += len(several)
     return labelled_grid(rows, [*texts, *templates], ["subject", *names]), measured, len(outputs)
 
 
