@@ -58,6 +58,7 @@ SAMPLE: list[Case] = [
     Attention("forward", "sm_90", "bfloat16", 72),
     Attention("backward_q", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "bfloat16", 72),
+    Attention("backward", "sm_90", "bfloat16", 72),
     Attention("backward_kv", "sm_90", "float16", 128, "all"),
     Attention("backward_kv", "sm_90", "bfloat16", 72, "all"),
     Attention("backward_q", "sm_90", "float32", 128, "transforms"),
@@ -113,6 +114,7 @@ def test_two_blocks_share_a_multiprocessor_and_copies_run_ahead() -> None:
     """What the tiles of XL/2 on sm_90 were chosen for: while a step is computed, the copies of the next are under way."""
     cases: list[tuple[Case, int]] = [
         *((Attention(kernel, "sm_90", "bfloat16", 72), 2) for kernel in ("forward", "backward_q", "backward_kv")),
+        (Attention("backward", "sm_90", "bfloat16", 72), 1),
         *((AdaLN("backward", "sm_90", dtype, 1152), 3) for dtype in ("bfloat16", "float32")),
     ]
     for case, blocks in cases:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdit_kernels.attention.launches import Inputs, backward_launches, empty_like_tokens, forward_launch
+from mmdit_kernels.attention.launches import Inputs, empty_like_tokens, forward_launch, run_backward
 
 
 def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,9 +44,7 @@ def attention_packed_backward(
     """Return the gradient of qkv, dense (B, N, 3, H, d), and of the norm weights in float32 (zeros without a weight)."""
     d_qkv = qkv.new_empty(qkv.shape)
     inputs = Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale)
-    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats, into=_split(d_qkv))
-    q_launch.run(qkv)
-    kv_launch.run(qkv)
+    gradients = run_backward(inputs, d_out, out, stats, into=_split(d_qkv))
     return d_qkv, gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 

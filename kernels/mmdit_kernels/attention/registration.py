@@ -12,9 +12,9 @@ from mmdit_kernels.attention.configs import MAXIMUM_HEAD_DIM
 from mmdit_kernels.attention.launches import (
     MAXIMUM_STRIDE,
     Inputs,
-    backward_launches,
     empty_like_tokens,
     forward_launch,
+    run_backward,
 )
 from mmdit_kernels.attention.reference import Rope
 from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, shared_memory_problem
@@ -68,9 +68,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k, v, and of the norm weights in float32 (zeros without a weight)."""
     inputs = Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale)
-    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats)
-    q_launch.run(q)
-    kv_launch.run(q)
+    gradients = run_backward(inputs, d_out, out, stats)
     return *gradients[:3], gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 
