@@ -212,7 +212,7 @@ def one_pass_launch(
     rows = pairs * call.queries if blocks > 1 else 0
     delta, sums = (torch.empty((rows, d), dtype=torch.float32, device=q.device) for d in (1, call.head_dim))
     scale_log2 = call.scale * math.log2(math.e)
-    arguments = (
+    arguments: tuple[Any, ...] = (
         *(
             q,
             k,
