@@ -12,7 +12,7 @@ import warnings
 
 import pytest
 import torch
-from mmdit_kernels.compile_cases import GRID, TRIED, AdaLN, Attention, Case, name
+from mmdit_kernels.compile_cases import GRID, ROTATIONS, TRIED, AdaLN, Attention, Case, name
 from mmdit_kernels.dispatch import interpreting, triton_version
 from mmdit_kernels.launch import compile_ahead
 from mmdit_kernels.testing import SHARED_MEMORY, blocks_per_multiprocessor, code, resources
@@ -38,7 +38,7 @@ def check(case: Case) -> None:
             f"{', '.join(TRIED)}: run kernels/benchmarks/compile_grid.py and choose again", stacklevel=2,
         )  # fmt: skip
     assert code(compiled, used, case.target).blocks >= 1
-    if isinstance(case, Attention) and case.dtype != "float32":
+    if isinstance(case, Attention) and case.dtype != "float32" and case.kernel not in ROTATIONS:
         if case.target == "sm_90":
             assert "wgmma.mma_async" in compiled.asm["ptx"]
             assert "mma.sync" not in compiled.asm["ptx"]
@@ -70,6 +70,9 @@ SAMPLE: list[Case] = [
     Attention("forward", "sm_100", "bfloat16", 72, "mask"),
     Attention("backward_kv", "sm_100", "bfloat16", 72),
     Attention("backward_q", "gfx942", "bfloat16", 80, "all"),
+    Attention("rotation", "sm_90", "bfloat16", 72, "transforms"),
+    Attention("rotation_backward", "sm_80", "float16", 128, "all"),
+    Attention("rotation_backward", "gfx942", "bfloat16", 72, "transforms"),
     AdaLN("backward", "sm_90", "bfloat16", 1152),
     AdaLN("backward", "sm_90", "float32", 1152),
     AdaLN("backward", "sm_80", "float32", 8192),

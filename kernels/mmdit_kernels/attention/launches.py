@@ -145,7 +145,8 @@ def _near(d_out: Tensor) -> Tensor:
     return d_out.contiguous() if max(d_out.stride()[2:]) >= MAXIMUM_STRIDE else d_out
 
 
-def _empty_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def empty_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty gradients of q, k and v."""
     q, k, v = (empty_like_tokens(x, x.shape[2]) for x in inputs[:3])
     return q, k, v
 
@@ -168,7 +169,7 @@ def backward_launches(
     kv_programs = call.programs(call.keys, kv_config.block_n)
     q_rows, k_rows = (0 if inputs.q_weight is None else q_programs), (0 if inputs.k_weight is None else kv_programs)
     gradients = Gradients(
-        *(into or _empty_gradients(inputs)),
+        *(into or empty_gradients(inputs)),
         *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
     )
     delta_dtype = torch.float64 if q.dtype == torch.float32 else torch.float32
@@ -207,7 +208,7 @@ def one_pass_launch(
         return None
     q, k, v = inputs[:3]
     d_out = _near(d_out)
-    d_q, d_k, d_v = into or _empty_gradients(inputs)
+    d_q, d_k, d_v = into or empty_gradients(inputs)
     blocks, pairs = call.keys // config.block_n, call.batch * call.heads
     rows = pairs * call.queries if blocks > 1 else 0
     delta, sums = (torch.empty((rows, d), dtype=torch.float32, device=q.device) for d in (1, call.head_dim))
@@ -249,10 +250,10 @@ def one_pass_launch(
     return Launch(attention_backward_kernel, pairs, arguments, constants), Gradients(d_q, d_k, d_v, nothing, nothing)
 
 
-def run_backward(
+def plain_backward(
     inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, into: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Gradients:
-    """Launch the backward, in one kernel or in two, and return what it fills."""
+    """Launch the backward, in one kernel or in two, and return the gradients that it fills."""
     found = one_pass_launch(inputs, d_out, out, stats, into=into)
     if found is not None:
         launch, gradients = found

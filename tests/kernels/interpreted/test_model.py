@@ -42,8 +42,8 @@ def run(model: MultimodalDiT, backend: str, monkeypatch: pytest.MonkeyPatch, com
 def test_outputs_and_gradients(qk_norm: str | None, position_embedding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(qk_norm, position_embedding)
     calls = []
-    forward_launch = packed.forward_launch
-    monkeypatch.setattr(packed, "forward_launch", lambda inputs: calls.append(inputs) or forward_launch(inputs))
+    run_forward = packed.run_forward
+    monkeypatch.setattr(packed, "run_forward", lambda inputs: calls.append(inputs) or run_forward(inputs))
     sums = []
     adaln_launch = registration.forward_launch
     monkeypatch.setattr(
