@@ -35,9 +35,9 @@ class Check(NamedTuple):
     exact: Callable[..., Any]
 
 
-def _attention(sizes: Sizes, dtype: torch.dtype, d: int, features: bool) -> Check:
+def _attention(sizes: Sizes, dtype: torch.dtype, d: int, features: bool, longer: int = 0) -> Check:
     generator = torch.Generator().manual_seed(d)
-    b, h, n = 2, min(4, sizes.heads), sizes.lengths[0] - (3 if features else 0)
+    b, h, n = 2, min(4, sizes.heads), sizes.lengths[0] - (3 if features else 0) + longer
 
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, generator=generator).to(sizes.device, dtype)
@@ -172,6 +172,7 @@ def checks_of(sizes: Sizes) -> list[Check]:
     if sizes.device == "cpu":  # a rehearsal: each of the two kinds, each dtype
         return [_attention(sizes, f32, sizes.head_dims[0], True), _adaln(sizes, (f32, bf16), True)]
     attentions = [_attention(sizes, t, d, full) for d in sizes.head_dims for t in (bf16, f32) for full in (False, True)]
+    attentions += [_attention(sizes, bf16, d, True, longer=512) for d in sizes.head_dims]  # norm and rotation ahead
     attentions += [_one_pass(sizes, bf16, d) for d in sizes.head_dims]
     dtypes = ((bf16, bf16), (f32, f32), (f32, bf16))
     return attentions + [_adaln(sizes, pair, gated) for pair in dtypes for gated in (True, False)]

@@ -25,10 +25,10 @@ ROWS, WARPS = 32, 4
 
 
 def rotates_first(inputs: Inputs) -> bool:
-    """Tell whether norm and rotation are done ahead of the attention kernels."""
+    """Tell whether norm and rotation are done ahead of the attention kernels: where queries and keys are both many."""
     q, k = inputs.q, inputs.k
     transforms = any(tensor is not None for tensor in inputs[3:7])
-    return transforms and q.dtype != torch.float32 and max(q.shape[2], k.shape[2]) >= SHORTEST
+    return transforms and q.dtype != torch.float32 and min(q.shape[2], k.shape[2]) >= SHORTEST
 
 
 def _constants(x: Tensor, weight: Tensor | None, cos: Tensor | None) -> dict[str, Any]:

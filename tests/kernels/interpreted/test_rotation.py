@@ -60,7 +60,8 @@ def test_when_it_is_done() -> None:
         return rotation.rotates_first(Inputs(q, k, k, weight, None, None, None, None, 1.0))
 
     assert answer(BF16, 1024, 1024)
-    assert answer(F16, 512, 8)
+    assert answer(F16, 512, 512)
+    assert not answer(F16, 512, 77)  # a prompt's few keys
     assert not answer(BF16, 256, 256)
     assert not answer(F32, 1024, 1024)
     assert not answer(BF16, 1024, 1024, transforms=False)
