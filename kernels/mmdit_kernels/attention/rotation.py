@@ -17,6 +17,7 @@ from mmdit_kernels.attention.launches import (
     forward_launch,
     plain_backward,
 )
+from mmdit_kernels.dispatch import constant_in_graphs, interpreting, triton_version
 from mmdit_kernels.launch import Launch
 
 # Shorter ones gain nothing: what is saved in instructions is moved in bytes (kernels/README.md).
@@ -24,11 +25,20 @@ SHORTEST = 512
 ROWS, WARPS = 32, 4
 
 
+@constant_in_graphs
+def old_compiler() -> bool:
+    """Tell whether this triton cannot compile float64 products of what was rotated before (3.5 to 3.7 on NVIDIA)."""
+    version = (triton_version() or "0").split("+")[0].split(".")
+    return not interpreting() and tuple(int(part) for part in version[:2]) < (3, 8)
+
+
 def rotates_first(inputs: Inputs) -> bool:
     """Tell whether norm and rotation are done ahead of the attention kernels: where queries and keys are both many."""
     q, k = inputs.q, inputs.k
     transforms = any(tensor is not None for tensor in inputs[3:7])
-    return transforms and q.dtype != torch.float32 and min(q.shape[2], k.shape[2]) >= SHORTEST
+    if q.dtype == torch.float32:
+        return transforms and old_compiler()
+    return transforms and min(q.shape[2], k.shape[2]) >= SHORTEST
 
 
 def _constants(x: Tensor, weight: Tensor | None, cos: Tensor | None) -> dict[str, Any]:
