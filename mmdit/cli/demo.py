@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
 def demo(
     output: Path = Path("outputs/demo"),
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     data: Path = EXAMPLES,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
@@ -27,11 +30,14 @@ def demo(
 
     Writes generate.png (a category in, all modalities out), understand.png (RGB in; predictions beside the ground truth of
     rendered scenes that no model was trained on), condition.png (depth in, the rest out) and report.json (the measured
-    errors, also printed), replacing those of an earlier run.
+    errors, also printed), replacing those of an earlier run. A model that takes prompts adds prompt.png: words, and objects
+    cut out of pictures, in other scenes.
 
     Args:
         output: Folder of the pictures and the report.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
         num_inference_steps: Denoising steps of generate and condition, null = the model's own, 25 where it names none;
             understanding takes one.
@@ -46,10 +52,11 @@ def demo(
     from mmdit.storage.versions import versions
 
     prepare_folder(output, 10_000_000)
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
+    from mmdit.cli.common.showcase_prompts import reads_prompts, show_prompts
 
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(leave=False)
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
@@ -60,15 +67,19 @@ def demo(
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
-    for name, part in (("generate", show_generate), ("understand", show_understand), ("condition", show_condition)):
+    parts = {"generate": show_generate, "understand": show_understand, "condition": show_condition}
+    if reads_prompts(pipe):
+        parts["prompt"] = show_prompts
+    for name, part in parts.items():
         start = time.perf_counter()
         picture, measured, count = part(steps, scenes)
         timing[name] = (time.perf_counter() - start) / count
         write_image(output / f"{name}.png", picture)
         print(f"{output / f'{name}.png'}", flush=True)
-        report |= measured
+        merge(report, measured)
     report["settings"] = {
         "model": model,
+        **lora_settings(lora, lora_scale),
         "num_scenes": len(scenes),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
@@ -80,6 +91,15 @@ def demo(
     write_json(output / "report.json", report)
     print(output / "report.json")
     _print_table(report)
+
+
+def merge(report: dict[str, Any], measured: Mapping[str, Any]) -> None:
+    """Add numbers to a report; sections that both have are merged."""
+    for name, value in measured.items():
+        if isinstance(value, Mapping) and isinstance(report.get(name), dict):
+            merge(report[name], value)
+        else:
+            report[name] = value
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -103,4 +123,8 @@ def _print_table(report: dict[str, Any]) -> None:
     table.add_row("depth -> RGB", "AbsRel of its depth", f"{report['conditioning']['depth']['abs_rel']:.3f}", "")
     table.add_row("category -> all", "shows the category", f"{generation['category_accuracy']:.0%}", "")
     table.add_row("", "depth against normals", f"{generation['consistency']['depth_normal_angle']:.1f}°", "")
+    if "prompts" in report:
+        two, others = (part["text"]["two"] for part in (report["prompts"], report["controls"]["shuffled_prompts"]))
+        table.add_row("text -> all", "two objects: both present", f"{two['present']:.0%}", f"{others['present']:.0%}")
+        table.add_row("", "colours and relation right too", f"{two['all']:.0%}", f"{others['all']:.0%}")
     Console().print(table)

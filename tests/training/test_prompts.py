@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,15 @@ from mmdit.encoders.prompts import PromptEncoder
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
-from mmdit.training.config import CLIPConfig, DataConfig, ModelConfig, PreviewConfig, PromptsConfig, TrainingConfig
+from mmdit.training.config import (
+    CLIPConfig,
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    PreviewConfig,
+    PromptsConfig,
+    TrainingConfig,
+)
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -166,6 +175,21 @@ def test_a_caption_that_cannot_be_read_names_its_sample(clip: Path, make_config)
         frozen.encode_prompts(batch, torch.device("cpu"))
 
 
+def test_captions_are_read_before_the_first_step(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:
+    """One that is too long, or has a word that the encoder doesn't know, would else end a run when it is met."""
+    root = shutil.copytree(prompt_folders.data, tmp_path / "data")
+    file = root / "train" / "prompts.jsonl"
+    lines = list(map(json.loads, file.read_text().splitlines()))
+    for row, caption, message in (
+        (7, "a red floor and " * 12 + "a grey wall", r"has \d+ tokens, the text encoder reads 40"),
+        (9, "a crimson floor", "doesn't know 'crimson'"),
+    ):
+        changed = {**lines[row], "captions": [*lines[row]["captions"], caption], "entities": []}
+        file.write_text("\n".join(json.dumps(changed if i == row else line) for i, line in enumerate(lines)))
+        with pytest.raises(UserError, match=rf"prompts.jsonl, sample '{changed['id']}': .*{message}"):
+            build_run(make_config(clip, prompts=PromptsConfig(str(root), str(clip))))
+
+
 def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:
     first = run_to_end(make_config(clip), tmp_path / "first")
     pipe = MultimodalDiTPipeline.from_pretrained(first)
@@ -218,3 +242,16 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     assert module.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
     with pytest.raises(UserError, match=r"unknown prompts\.attention_loss_on 'word'"):
         build_run(make_config(clip, prompts=replace(prompts, attention_loss_on="word")))
+
+
+def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -> None:
+    """Its weights reach the attention to the prompt; the model's own encoders must be given."""
+    base = run_to_end(make_config(clip, max_steps=1, checkpoint_every=1), tmp_path / "base")
+    config = make_config(clip, max_steps=2, lora=LoRAConfig(2), model=ModelConfig(pretrained=str(base)))
+    folder = run_to_end(config, tmp_path / "run")
+    weights = MultimodalDiTPipeline.lora_state_dict(folder)
+    assert weights["transformer.blocks.0.cross.kv.lora_B.weight"].abs().max() > 0
+    pipe = MultimodalDiTPipeline.from_pretrained(base)
+    pipe.load_lora_weights(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(prompt="grey", seed=0, num_inference_steps=1).depth.shape == (1, 64, 64)

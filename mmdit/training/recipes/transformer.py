@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import load_prompt_encoder
@@ -27,12 +28,14 @@ from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
+from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import GROUNDED
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
-from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
+from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
+from mmdit.training.recipes.lora import lora_base
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -91,7 +94,7 @@ def make_transformer(
         **alignment,
     )
     if model.pretrained is not None:
-        _start_from(network, Path(model.pretrained))
+        _start_from(network, model.pretrained)
     if model.trainable is not None:
         train_only(network, model.trainable)
     if model.gradient_checkpointing:
@@ -114,9 +117,11 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         raise UserError(
             "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
         )
-    return load_prompt_encoder(
+    encoder = load_prompt_encoder(
         config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
     )
+    encoder.max_subjects = settings.max_subjects
+    return encoder
 
 
 def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
@@ -154,14 +159,13 @@ def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
         parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
-def _start_from(network: MultimodalDiT, folder: Path) -> None:
-    if not (folder / "transformer").is_dir():
-        raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
+def _start_from(network: MultimodalDiT, name: str) -> None:
+    folder = pretrained_folder(name)
     trained = load_component(folder / "transformer", MultimodalDiT)
     try:
         start_from(network, trained)
     except UserError as error:
-        raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
+        raise UserError(f"model.pretrained {name} does not fit the model section: {error}") from error
 
 
 def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> dict[str, float]:
@@ -195,20 +199,32 @@ def _check_patches(config: TrainingConfig, data: LatentData) -> None:
     )
 
 
-def transformer_run(config: TrainingConfig) -> Run:
-    """Recipe "transformer": the multimodal DiT on latents."""
-    data = synthetic_data(config) if config.data.path is None else stored_data(config)
-    _check_patches(config, data)
-    prompts = prompt_encoder(config)
-    network = make_transformer(
+def _new_network(config: TrainingConfig, data: LatentData, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
+    return make_transformer(
         config,
         modalities=list(data.modalities),
         num_classes=len(data.categories),
         latent_size=data.latent_shape,
         in_channels=int(data.vae.config.latent_channels),
         feature_dim=data.feature_dim,
-        conditioner_settings={} if prompts is None else prompts.widths,
+        conditioner_settings={} if prompts is None else {**prompts.widths, "max_subjects": prompts.max_subjects},
     )
+
+
+def transformer_run(config: TrainingConfig) -> Run:
+    """Recipe "transformer": the multimodal DiT on latents, or with lora what is added to a trained one."""
+    base = None if config.lora is None else lora_base(config)
+    if base is not None:
+        config = base.of(config)
+    data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    if base is not None:
+        data = base.adopt(data, f"data.path {config.data.path}")
+    _check_patches(config, data)
+    prompts = prompt_encoder(config)
+    network = _new_network(config, data, prompts) if base is None else base.network_for(prompts)
+    for split in (data.train, data.val):
+        if prompts is not None and isinstance(split, PromptedLatents):
+            check_captions(split, prompts)
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = loss_weights(config, data.modalities)
     objective = make_objective(
@@ -249,7 +265,10 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    return Run(module, data_module(config, data.train, data.val), export, "pipeline", callbacks)
+    loaders = data_module(config, data.train, data.val)
+    if base is not None:
+        return Run(module, loaders, base.export, "lora", callbacks)
+    return Run(module, loaders, export, "pipeline", callbacks)
 
 
 def _previews(
