@@ -66,7 +66,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> Iterator[str]:
-    """Yield lines of Markdown: the kernels of sm_90 whose code differs between "before" and "after", by version."""
+    """Yield lines of Markdown: kernels of sm_90 whose code differs between "before" and "after", or that are new, by version."""
     versions = sorted({row["triton"] for row in rows}, key=lambda version: [int(part) for part in version.split(".")])
     titles = [f"triton {version}" for version in versions]
     yield "| registers / blocks | " + " | ".join(titles) + " | waits | loads of 16 B | products | tensors |"
@@ -88,7 +88,8 @@ def table(rows: list[dict[str, str]]) -> Iterator[str]:
         last = max((version for _, version in found), key=versions.index)
         cells.append(change(found, last, lambda row: row["waits"].split(" ")[0] or "-"))
         cells.append(change(found, last, lambda row: f"{row['wide']} of {int(row['wide']) + int(row['narrow'])}"))
-        if any("→" in cell for cell in cells):
+        is_new = all(label == "after" for label, _ in found)
+        if is_new or any("→" in cell for cell in cells):
             more = "" if features in ("plain", "True") else f", {features}"
             end = found["after", last]
             title = f"{op} {kernel.replace('_', ' ')}, {d}, {dtype}{more}"

@@ -100,9 +100,12 @@ class Backbone(nn.Module):
         self.blocks = nn.ModuleList(BLOCKS["dit"](width, sizes.heads) for _ in range(sizes.depth))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        from mmdit.models.blocks import unadded_sums
+
         x, c = self.embed(x), self.labels(labels)  # (B, T, D), (B, D)
-        for block in self.blocks:
-            x = block(x, c)
+        left = unadded_sums(self.blocks, x)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, c, None, None, number not in left)
         return self.head(self.norm(x, c))  # type: ignore[no-any-return]
 
 

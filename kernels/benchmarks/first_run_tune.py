@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -33,6 +33,8 @@ FORWARD = [
 ]
 BACKWARD_Q = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (64, 128, 8, 2)]
 BACKWARD_KV = [(64, 128, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 8, 3), (32, 128, 8, 2)]
+# The backward in one pass; what is built in is then the two kernels, with the tiles found for them.
+ONE_PASS = {"cuda": [(64, 128, 8, 2), (64, 128, 8, 3)], "cpu": [(8, 8, 4, 1)]}
 JVP = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2)]
 # Tokens at a time, tokens in a program, warps, stages.
 ADALN_FORWARD = [(1, 8, 4, 1), (1, 8, 2, 1), (2, 8, 4, 1), (2, 8, 8, 1), (1, 8, 8, 1)]
@@ -41,30 +43,14 @@ ADALN_JVP = [(1, 4), (1, 2), (2, 4), (2, 8), (1, 8)]
 
 
 class Work(NamedTuple):
-    """One kernel: the start of its key, the module that asks for its tiles, and what builds its launch."""
+    """One kernel: the start of its key, the module that asks for its tiles, and what builds its launches."""
 
     kernel: str
     shape: str
     dtype: str
     module: Any
     grid: list[tuple[int, ...]]
-    build: Callable[[], Launch]
-
-
-@contextlib.contextmanager
-def forced(module: Any, values: tuple[int, ...], asked: list[str]) -> Iterator[None]:
-    """Let ``module.tuned`` answer with these tiles whatever is asked, and keep the keys."""
-    original = module.tuned
-
-    def answer(key: str, device: torch.device | None = None) -> list[int]:
-        asked.append(key)
-        return list(values)
-
-    module.tuned = answer
-    try:
-        yield
-    finally:
-        module.tuned = original
+    build: Callable[[], list[Launch]]
 
 
 def works_of(sizes: Sizes) -> Iterator[Work]:
@@ -82,28 +68,34 @@ def works_of(sizes: Sizes) -> Iterator[Work]:
         launch.run(inputs.q)
         d_out = torch.randn_like(out)
 
-        def backward(index: int, inputs: Any = inputs, more: Any = (d_out, out, stats)) -> Launch:
-            return attention.backward_launches(inputs, *more)[index]
+        def backward(index: int, inputs: Any = inputs, more: Any = (d_out, out, stats)) -> list[Launch]:
+            return [attention.backward_launches(inputs, *more)[index]]
 
-        def tangent(inputs: Any = inputs, dots: Any = dots) -> Launch:
-            return attention_jvp.jvp_launch(inputs, *dots)[0]
+        def whole(inputs: Any = inputs, more: Any = (d_out, out, stats)) -> list[Launch]:
+            found = attention.one_pass_launch(inputs, *more)
+            return [found[0]] if found is not None else list(attention.backward_launches(inputs, *more)[:2])
+
+        def tangent(inputs: Any = inputs, dots: Any = dots) -> list[Launch]:
+            return [attention_jvp.jvp_launch(inputs, *dots)[0]]
 
         name = f"d{d} N{n}"
-        start = lambda inputs=inputs: attention.forward_launch(inputs)[0]  # noqa: E731
+        start = lambda inputs=inputs: [attention.forward_launch(inputs)[0]]  # noqa: E731
         yield Work("attention_forward", name, "bfloat16", attention_configs, FORWARD, start)
         yield Work("attention_backward_q", name, "bfloat16", attention_configs, BACKWARD_Q, lambda b=backward: b(0))
         yield Work("attention_backward_kv", name, "bfloat16", attention_configs, BACKWARD_KV, lambda b=backward: b(1))
+        if n <= 256:
+            yield Work("attention_backward", name, "bfloat16", attention_configs, ONE_PASS[sizes.device], whole)
         yield Work("attention_jvp", name, "bfloat16", attention_jvp, JVP, tangent)
     for stream in (half, torch.float32) if sizes.device == "cuda" else (half,):
         x = torch.randn(b, t, width, dtype=stream, device=sizes.device)
         launch, h, _, stats = adaln.forward_launch(x, y, gate, shift, scale, 1e-6, stream, half)
         launch.run(x)
 
-        def forward(x: Any = x) -> Launch:
-            return adaln.forward_launch(x, y, gate, shift, scale, 1e-6, x.dtype, half)[0]
+        def forward(x: Any = x) -> list[Launch]:
+            return [adaln.forward_launch(x, y, gate, shift, scale, 1e-6, x.dtype, half)[0]]
 
-        def gradient(h: Any = h, x: Any = x, stats: Any = stats) -> Launch:
-            return adaln.backward_launch(h, y, x, y, gate, scale, stats, x.dtype)[0]
+        def gradient(h: Any = h, x: Any = x, stats: Any = stats) -> list[Launch]:
+            return [adaln.backward_launch(h, y, x, y, gate, scale, stats, x.dtype)[0]]
 
         name, dtype = f"B{b} T{t} D{width}", "bfloat16" if stream == half else "float32 stream"
         yield Work("adaln_forward", name, dtype, adaln_configs, ADALN_FORWARD, forward)
@@ -111,19 +103,44 @@ def works_of(sizes: Sizes) -> Iterator[Work]:
         if stream == half:
             primals = (x, y, gate, shift, scale)
 
-            def moving(primals: Any = primals) -> Launch:
-                return adaln_jvp.jvp_launch(primals, primals, 1e-6, half, half)[0]
+            def moving(primals: Any = primals) -> list[Launch]:
+                return [adaln_jvp.jvp_launch(primals, primals, 1e-6, half, half)[0]]
 
             yield Work("adaln_jvp", name, dtype, adaln_jvp, ADALN_JVP, moving)
 
 
-def _compiles(launch: Launch) -> str:
+def _compiles(launches: list[Launch]) -> str:
     """Compile into triton's cache; return why these tiles do not, or nothing."""
     try:
-        launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.constants)
+        for launch in launches:
+            launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.constants)
     except Exception as error:
         return short(error)
     return ""
+
+
+def _run(launches: list[Launch], device_of: torch.Tensor) -> None:
+    for launch in launches:
+        launch.run(device_of)
+
+
+def build_with(
+    work: Work, values: tuple[int, ...] | None, others: dict[str, list[int]], asked: list[str]
+) -> list[Launch]:
+    """Build a kernel's launches with these tiles, None = those built in; other kernels have theirs. Keeps what was asked."""
+    original = work.module.tuned
+
+    def answer(key: str, device: torch.device | None = None) -> list[int] | None:
+        if not key.startswith(f"{work.kernel}/"):
+            return others.get(key)
+        asked.append(key)
+        return None if values is None else list(values)
+
+    work.module.tuned = answer
+    try:
+        return work.build()
+    finally:
+        work.module.tuned = original
 
 
 def tuning_rows(sizes: Sizes, section: str, path: Path) -> Iterator[Row]:
@@ -131,28 +148,27 @@ def tuning_rows(sizes: Sizes, section: str, path: Path) -> Iterator[Row]:
     configs: dict[str, list[int]] = json.loads(path.read_text())["configs"] if path.is_file() else {}
     try:
         for work in works_of(sizes):
-            launches, keys, tiles = {"built in": work.build()}, [""], {}
-            for values in work.grid[-sizes.tiles :]:
-                with forced(work.module, values, keys):
-                    launches[str(values)] = work.build()
-                tiles[str(values)] = list(values)
-            key = next(key for key in keys if key.startswith(f"{work.kernel}/"))
-            problems = dict.fromkeys(launches, "")
+            asked: list[str] = []
+            tiles = {str(tuple(values)): list(values) for values in work.grid[-sizes.tiles :]}
+            ways = {"built in": build_with(work, None, configs, asked)}
+            ways |= {name: build_with(work, tuple(values), configs, asked) for name, values in tiles.items()}
+            problems = dict.fromkeys(ways, "")
             if sizes.device == "cuda":
                 with ThreadPoolExecutor(os.cpu_count()) as pool:
-                    problems = dict(zip(launches, pool.map(_compiles, launches.values()), strict=True))
-            device_of = next(x for x in launches["built in"].arguments if isinstance(x, torch.Tensor))
-            rows, ways = {}, {}
-            for name, launch in launches.items():
+                    problems = dict(zip(ways, pool.map(_compiles, ways.values()), strict=True))
+            device_of = next(x for x in ways["built in"][0].arguments if isinstance(x, torch.Tensor))
+            rows, calls = {}, {}
+            for name, launches in ways.items():
                 rows[name] = Row(section, work.kernel, work.shape, work.dtype, name, OURS, note=problems[name])
                 if not problems[name]:
-                    ways[name] = lambda launch=launch: lambda: launch.run(device_of)  # type: ignore[misc]  # noqa: B023
-            measured = list(interleave(rows, ways, sizes, seconds=2.0))
+                    run = functools.partial(_run, launches, device_of)
+                    calls[name] = lambda run=run: run  # type: ignore[misc]
+            measured = list(interleave(rows, calls, sizes, seconds=2.0))
             best = min(
                 (row for row in measured if row.milliseconds), key=lambda row: row.milliseconds or 0.0, default=None
             )
             if best is not None and best.direction in tiles:
-                configs[key] = tiles[best.direction]
+                configs[asked[0]] = tiles[best.direction]
                 best.verdict = "taken"
                 path.write_text(json.dumps({"configs": configs}, indent=1))
             yield from measured

@@ -22,7 +22,11 @@ TRIED = ("3.5", "3.6", "3.7", "3.8", "3.9")
 
 
 class Attention(NamedTuple):
-    """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all"."""
+    """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all".
+
+    ``kernel``: one of ``KERNELS``; "backward", the one that does it in one pass, for 256 tokens; "rotation" and
+    "rotation_backward", which do the transforms ahead of the others.
+    """
 
     kernel: str
     target: str
@@ -31,19 +35,30 @@ class Attention(NamedTuple):
     features: str = "plain"
 
     def launch(self) -> Launch:
-        from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch
+        from mmdit_kernels.attention.configs import ONE_PASS
+        from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch, one_pass_launch
+        from mmdit_kernels.attention.rotation import rotation_backward_launch, rotation_launch
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
         b, h, n = 2, 16, 1000 if self.features in ("mask", "all") else 1024
+        n = 256 if self.kernel == "backward" else n
         qkv = empty(b, n, 3, h, self.d, dtype=getattr(torch, self.dtype)).permute(2, 0, 3, 1, 4)
         transforms = self.features in ("transforms", "all")
         weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
         mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
         q, k, v = qkv
         inputs = Inputs(q, k, v, weight, weight, table, table, mask, self.d**-0.5)
+        if self.kernel == "rotation":
+            return rotation_launch(q, weight, table, table)[0]
+        if self.kernel == "rotation_backward":
+            return rotation_backward_launch(torch.empty_like(q), q, weight, table, table, torch.empty_like(q))[0]
         forward, out, stats = forward_launch(inputs, self.target)
+        if self.kernel == "backward":
+            found = one_pass_launch(inputs, torch.empty_like(out), out, stats, self.target, config=ONE_PASS)
+            assert found is not None
+            return found[0]
         queries, keys, _ = backward_launches(inputs, torch.empty_like(out), out, stats, self.target)
         return {"forward": forward, "backward_q": queries, "backward_kv": keys}[self.kernel]
 
@@ -72,6 +87,7 @@ class AdaLN(NamedTuple):
 
 Case = Attention | AdaLN
 KERNELS = ("forward", "backward_q", "backward_kv")
+ROTATIONS = ("rotation", "rotation_backward")
 GRID: list[Case] = [
     *itertools.starmap(Attention, itertools.product(KERNELS, TARGETS, DTYPES, HEAD_DIMS, FEATURES)),
     *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, DTYPES, WIDTHS, (False, True))),
@@ -79,6 +95,8 @@ GRID: list[Case] = [
 # The kernels of an XL/2 model on the four targets, and of its neighbours on the first.
 XL2: list[Case] = [
     *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_90",), ("bfloat16",), (64, 72, 128), FEATURES[:2])),
+    *itertools.starmap(Attention, itertools.product(("backward",), ("sm_90",), ("bfloat16",), (64, 72))),
+    *itertools.starmap(Attention, itertools.product(ROTATIONS, TARGETS, ("bfloat16",), (72,), ("transforms",))),
     *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_80", "sm_100", "gfx942"), ("bfloat16",), (72,))),
     *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, ("bfloat16", "float32"), (1152,))),
 ]
@@ -87,6 +105,9 @@ WORK = {
     ("attention", "forward"): (4, 2),
     ("attention", "backward_q"): (6, 3),
     ("attention", "backward_kv"): (6, 4),
+    ("attention", "backward"): (10, 5),  # two of them are sums of dQ in float32
+    ("attention", "rotation"): (2, ""),
+    ("attention", "rotation_backward"): (3, ""),
     ("adaln", "forward"): (4, ""),
     ("adaln", "backward"): (6, ""),
 }

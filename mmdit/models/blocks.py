@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +21,27 @@ from mmdit.models.layers import (
     layernorm_modulate,
     matmul_dtype,
     reset_linears,
+    residual_is_fused,
     zero_linear,
 )
+
+
+class Residual(NamedTuple):
+    """What a block leaves to the next one to add: the tokens are x + gate y, in one operator with the norm behind it.
+
+    Args:
+        x: (B, T, D).
+        y: (B, T, D).
+        gate: (B, D).
+    """
+
+    x: Tensor
+    y: Tensor
+    gate: Tensor
+
+    def added(self) -> Tensor:
+        """The tokens, (B, T, D)."""
+        return self.x + self.gate[:, None] * self.y
 
 
 class Block(nn.Module, ABC):
@@ -32,6 +53,9 @@ class Block(nn.Module, ABC):
     """
 
     attends_to_prompt: ClassVar[bool] = False
+    hands_over: ClassVar[bool] = (
+        False  # whether ``forward`` takes a ``Residual`` as x, and returns one for ``add=False``
+    )
 
     @abstractmethod
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
@@ -56,19 +80,36 @@ class Block(nn.Module, ABC):
 class DiTBlock(Block):
     """adaLN-zero block (DiT, arXiv 2212.09748, section 3.2); reads of the prompt only what is in the vector c."""
 
+    hands_over = True
+
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, qk_norm: str | None = None) -> None:
         super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
         self.attn = SelfAttention(hidden_size, num_heads, qk_norm)
         self.mlp = MLP(hidden_size, mlp_ratio)
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
-        """Tokens x (B, T, D) and vector c (B, D) -> (B, T, D); ``context`` is not read."""
+    def forward(  # type: ignore[override]  # a Residual for add=False alone
+        self,
+        x: Tensor | Residual,
+        c: Tensor,
+        rope: Rope | None = None,
+        context: Conditioning | None = None,
+        add: bool = True,
+    ) -> Tensor | Residual:
+        """Tokens x (B, T, D) and vector c (B, D) -> (B, T, D); ``context`` is not read.
+
+        x may be what the block before has left to add; ``add=False`` leaves the last sum of this one to the next.
+        """
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(c).chunk(6, dim=-1)
-        dtype = matmul_dtype(x)
-        y = self._attend(layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype), rope, context)
+        dtype = matmul_dtype(x if isinstance(x, Tensor) else x.x)
+        if isinstance(x, Residual):
+            x, y = gated_residual_layernorm_modulate(*x, shift_attn, scale_attn, out_dtype=dtype)
+        else:
+            y = layernorm_modulate(x, shift_attn, scale_attn, out_dtype=dtype)
+        y = self._attend(y, rope, context)
         x, y = gated_residual_layernorm_modulate(x, y, gate_attn, shift_mlp, scale_mlp, out_dtype=dtype)
-        return x + gate_mlp[:, None] * self.mlp(y)  # (B, T, D)
+        residual = Residual(x, self.mlp(y), gate_mlp)
+        return residual.added() if add else residual
 
     def _attend(self, y: Tensor, rope: Rope | None, context: Conditioning | None) -> Tensor:
         return self.attn(y, rope)
@@ -93,11 +134,19 @@ class CrossBlock(DiTBlock):
         super().__init__(hidden_size, num_heads, mlp_ratio, qk_norm)
         self.cross = CrossAttention(hidden_size, num_heads, qk_norm)
 
-    def forward(self, x: Tensor, c: Tensor, rope: Rope | None = None, context: Conditioning | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # a Residual for add=False alone
+        self,
+        x: Tensor | Residual,
+        c: Tensor,
+        rope: Rope | None = None,
+        context: Conditioning | None = None,
+        add: bool = True,
+    ) -> Tensor | Residual:
         """Attend to the tokens of ``context``, if it has any, then to x (B, T, D) as the DiT block does."""
         if context is not None and context.tokens is not None and context.tokens.shape[1] > 0:
+            x = x if isinstance(x, Tensor) else x.added()
             x = x + self.cross(self._normed(x), context.tokens, context.token_mask)
-        return super().forward(x, c, rope, context)
+        return super().forward(x, c, rope, context, add)
 
     def attention_map(self, x: Tensor, c: Tensor, rope: Rope | None, context: Conditioning) -> Tensor:
         """That of the cross-attention, (B, T, L)."""
@@ -154,3 +203,18 @@ class JointBlock(DiTBlock):
 
 
 BLOCKS: dict[str, type[Block]] = {"dit": DiTBlock, "cross": CrossBlock, "joint": JointBlock}
+
+
+def unadded_sums(blocks: Iterable[nn.Module], x: Tensor) -> set[int]:
+    """Numbers (1 = the first) of the blocks that leave their last sum to the next one, for tokens x (B, T, D).
+
+    Both can, one kernel does the sum and the norm behind it on the device of x, and no hook of theirs waits for the tokens.
+    """
+    if not residual_is_fused(x):
+        return set()
+    able = [isinstance(block, Block) and block.hands_over and not _has_hooks(block) for block in blocks]
+    return {number for number, pair in enumerate(pairwise(able), start=1) if all(pair)}
+
+
+def _has_hooks(block: nn.Module) -> bool:
+    return bool(block._forward_hooks or block._forward_pre_hooks) or hasattr(block, "_diffusers_hook")

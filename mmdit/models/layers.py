@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels.adaln.op import residual_is_fused
 from mmdit_kernels.attention.reference import norm_and_rotate
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ __all__ = [
     "layernorm_modulate",
     "matmul_dtype",
     "reset_linears",
+    "residual_is_fused",
     "zero_linear",
 ]
 

@@ -21,7 +21,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError, unknown_name
 from mmdit.models.adapters import AdaptersMixin
 from mmdit.models.alignment import AlignmentProjector
-from mmdit.models.blocks import BLOCKS, Block
+from mmdit.models.blocks import BLOCKS, Block, unadded_sums
 from mmdit.models.conditioners import CONDITIONERS, make_conditioner
 from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
 from mmdit.models.hooks import HooksMixin
@@ -173,19 +173,30 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         if self.next_time_embed is not None and timesteps_next is not None:
             c = c + self.next_time_embed(timesteps_next)
 
+        tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
+        unadded = self._unadded(x, {tapped, *(number - 1 for number in output_attention)})
         alignment, maps = None, []
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             if index in output_attention and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
-            x = self._run(block, x, c, rope, conditioning)
-            if self.projector is not None and output_alignment and index == self.config.alignment_depth:
+            x = self._run(block, x, c, rope, conditioning, *((False,) if index in unadded else ()))
+            if self.projector is not None and index == tapped:
                 alignment = self.projector(x)  # (B, T, alignment_dim)
 
         sample = self.head(x, c, grid)  # (B, M, C, H, W)
         if not return_dict:
             return sample, alignment
         return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None)
+
+    def _unadded(self, x: Tensor, read: set[int | None]) -> set[int]:
+        """Numbers of the blocks that leave their last sum to the next one, which does it with its norm.
+
+        ``read``: blocks whose output is wanted as it is. With checkpointing a sum that is left is two tensors to keep, not one.
+        """
+        if self.gradient_checkpointing or self.is_cache_enabled:
+            return set()
+        return unadded_sums(self.blocks, x) - read
 
     def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -95,7 +95,14 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert cudnn
     assert all("No viable backend" in row["note"] and not row["milliseconds"] for row in cudnn)
     kernels = {row["op"] for row in rows if row["section"] == "tuning"}
-    assert {"attention_forward", "attention_jvp", "adaln_forward", "adaln_backward", "adaln_jvp"} <= kernels
+    assert {
+        "attention_forward",
+        "attention_backward",
+        "attention_jvp",
+        "adaln_forward",
+        "adaln_backward",
+        "adaln_jvp",
+    } <= kernels
     assert f"{len(checks)} checks, 0 missed" in done.stdout
 
 

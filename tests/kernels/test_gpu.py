@@ -11,6 +11,7 @@ from mmdit_kernels.adaln.reference import (
     gated_residual_layernorm_modulate_reference,
     gated_residual_layernorm_modulate_torch,
 )
+from mmdit_kernels.attention import configs
 from mmdit_kernels.attention.reference import attention_torch
 from mmdit_kernels.dispatch import device_problem
 from mmdit_kernels.testing import relative_rms
@@ -101,6 +102,23 @@ def needs(gibibytes: int) -> None:
     torch.cuda.empty_cache()
     if torch.cuda.mem_get_info()[0] < gibibytes * 2**30:
         pytest.skip(f"needs {gibibytes} GiB of free memory")
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("d", [40, 64, 72, 80])
+def test_attention_backward_in_one_pass(dtype: torch.dtype, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("its tiles are those of sm_90")
+    asked = []
+
+    def tuned(key: str, device: torch.device | None = None) -> list[int] | None:
+        asked.append(key)
+        return list(configs.ONE_PASS) if key.startswith("attention_backward/") else None
+
+    monkeypatch.setattr(configs, "tuned", tuned)
+    check(Case(dtype, d, 256, 256, b=3, h=5), device="cuda")
+    check(Case(dtype, d, 512, 128, b=3, h=5), device="cuda")
+    assert not any(key.startswith(("attention_backward_q/", "attention_backward_kv/")) for key in asked)
 
 
 def test_offsets_beyond_32_bits() -> None:

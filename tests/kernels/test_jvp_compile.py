@@ -125,7 +125,7 @@ def test_sample(case: Attention | AdaLN) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", GRID if FULL_GRID else [], ids=name)
+@pytest.mark.parametrize("case", [pytest.param(case, id=name(case)) for case in GRID if FULL_GRID])
 def test_grid(case: Attention | AdaLN) -> None:
     check(case)
 

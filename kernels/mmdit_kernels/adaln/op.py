@@ -109,3 +109,11 @@ def gated_residual_layernorm_modulate(
         return h, out
     h, out = gated_residual_layernorm_modulate_torch(x, y, gate, shift, scale, eps)
     return h, out.to(out_dtype or out.dtype)
+
+
+def residual_is_fused(x: Tensor, *, backend: str = "auto") -> bool:
+    """Tell whether one kernel does the sum and the norm of ``gated_residual_layernorm_modulate`` for tokens x (B, T, D).
+
+    Where it does not, who has the choice gains nothing from doing both at once.
+    """
+    return use_triton("gated_residual_layernorm_modulate", backend, x.device, lambda: find_problem(x))

@@ -22,6 +22,10 @@ class Config(NamedTuple):
     max_registers: int = 0  # 0 = what the compiler takes; 128 lets two blocks of eight warps share a multiprocessor
 
 
+# The backward in one pass that spills nothing on sm_90, up to head dimension 80, with every triton that was tried.
+ONE_PASS = Config(64, 128, 8, 3)
+
+
 def column_parts(head_dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
     """Return the widths (main, tail) of the column tiles: 64 is (64, 0), 72 is (64, 16), 104 is (128, 0).
 
@@ -54,6 +58,31 @@ def select(
     if target == "interpreter":
         return Config(64, 64, 4, 1)
     return shipped(kernel, target, dtype, head_dim, transforms, masked or queries % 128 != 0 or keys % 128 != 0)
+
+
+def select_one_pass(
+    dtype: torch.dtype, head_dim: int, queries: int, keys: int, transforms: bool, masked: bool,
+    device: torch.device | None = None,
+) -> Config | None:  # fmt: skip
+    """Return the tiles of the backward in one pass, or None where the two kernels run.
+
+    It runs where a measurement has found it to be faster. There is no built-in rule: nobody has measured it yet, and by
+    arithmetic the two ways are near each other (kernels/README.md).
+    """
+    name = str(dtype).removeprefix("torch.")
+    found = tuned(
+        f"attention_backward/{name}/d{head_dim}/n{bucket(queries)}/s{bucket(keys)}/t{int(transforms)}", device
+    )
+    if found is None:
+        return None
+    config = Config(*found)
+    return config if one_pass_takes(config, dtype, queries, keys, transforms, masked) else None
+
+
+def one_pass_takes(config: Config, dtype: torch.dtype, queries: int, keys: int, transforms: bool, masked: bool) -> bool:
+    """Tell whether the lengths are whole blocks, two of keys at the most, in half precision, with nothing besides."""
+    whole = queries % config.block_m == 0 and keys % config.block_n == 0 and keys <= 2 * config.block_n
+    return whole and dtype != torch.float32 and not transforms and not masked
 
 
 def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transforms: bool, partial: bool) -> Config:

@@ -13,7 +13,7 @@ from mmdit_kernels.attention.configs import Config, column_parts
 from mmdit_kernels.attention.launches import MAXIMUM_STRIDE, Inputs, _Call, aligned, empty_like_tokens
 from mmdit_kernels.attention.reference import Rope, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_backward
-from mmdit_kernels.dispatch import constant_in_graphs, interpreting, triton_version
+from mmdit_kernels.attention.rotation import old_compiler
 from mmdit_kernels.forward_mode import refuse_gradient_of_tables, refuse_gradient_of_tangent, split
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import bucket, tuned
@@ -124,13 +124,6 @@ def _backward(
 attention_jvp.register_autograd(_backward, setup_context=_setup_context)
 
 
-@constant_in_graphs
-def _old_compiler() -> bool:
-    """Tell whether this triton cannot compile float64 products of what was rotated before (3.5 to 3.7 on NVIDIA)."""
-    version = (triton_version() or "0").split("+")[0].split(".")
-    return not interpreting() and tuple(int(part) for part in version[:2]) < (3, 8)
-
-
 def attention_of_duals(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None,
     key_mask: Tensor | None, scale: float,
@@ -140,7 +133,7 @@ def attention_of_duals(
     The kernel takes tangents of q, k and v; where norm weights or rope tables have some, PyTorch does norm and rotation.
     """
     tables = () if rope is None else rope
-    if split("attention", (q_weight, k_weight, *tables)) is not None or (q.dtype == torch.float32 and _old_compiler()):
+    if split("attention", (q_weight, k_weight, *tables)) is not None or (q.dtype == torch.float32 and old_compiler()):
         q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)
         q_weight = k_weight = rope = None
     duals = split("attention", (q, k, v))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmdit_kernels.attention.configs import Config, column_parts, select
+from mmdit_kernels.attention.configs import Config, column_parts, one_pass_takes, select, select_one_pass
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import target_of
 
@@ -71,10 +71,20 @@ class _Call:
         plane = self.batch * self.heads * self.queries
         return (*tables, mask, plane, self.heads, self.queries, self.keys)
 
+    def _features(self) -> tuple[bool, bool]:
+        """Whether norm or rope run in the kernel, and whether there is a key mask."""
+        return any(vector is not None for vector in self.vectors), self.key_mask is not None
+
     def config(self, kernel: str) -> Config:
-        transforms = any(vector is not None for vector in self.vectors)
         sizes = self.head_dim, self.queries, self.keys
-        return select(kernel, self.target, self.dtype, *sizes, transforms, self.key_mask is not None, self.device)
+        return select(kernel, self.target, self.dtype, *sizes, *self._features(), self.device)
+
+    def one_pass_config(self, config: Config | None) -> Config | None:
+        """The tiles of the backward in one pass: the given ones or measured ones; None where they do not fit."""
+        lengths = self.queries, self.keys
+        if config is None:
+            return select_one_pass(self.dtype, self.head_dim, *lengths, *self._features(), self.device)
+        return config if one_pass_takes(config, self.dtype, *lengths, *self._features()) else None
 
     def programs(self, length: int, block: int) -> int:
         return self.batch * self.heads * -(-length // block)
@@ -130,6 +140,17 @@ class Gradients(NamedTuple):
     k_weight: Tensor
 
 
+def _near(d_out: Tensor) -> Tensor:
+    """Return d_out with strides that the kernels take."""
+    return d_out.contiguous() if max(d_out.stride()[2:]) >= MAXIMUM_STRIDE else d_out
+
+
+def empty_gradients(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty gradients of q, k and v."""
+    q, k, v = (empty_like_tokens(x, x.shape[2]) for x in inputs[:3])
+    return q, k, v
+
+
 def backward_launches(
     inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -142,16 +163,13 @@ def backward_launches(
 
     call = _Call(inputs, target)
     q, k, v = inputs[:3]
-    if max(d_out.stride()[2:]) >= MAXIMUM_STRIDE:
-        d_out = d_out.contiguous()
+    d_out = _near(d_out)
     q_config, kv_config = call.config("backward_q"), call.config("backward_kv")
     q_programs = call.programs(call.queries, q_config.block_m)
     kv_programs = call.programs(call.keys, kv_config.block_n)
     q_rows, k_rows = (0 if inputs.q_weight is None else q_programs), (0 if inputs.k_weight is None else kv_programs)
-    if into is None:
-        into = (empty_like_tokens(q, call.queries), empty_like_tokens(k, call.keys), empty_like_tokens(v, call.keys))
     gradients = Gradients(
-        *into,
+        *(into or empty_gradients(inputs)),
         *(torch.empty((rows, call.head_dim), dtype=torch.float32, device=q.device) for rows in (q_rows, k_rows)),
     )
     delta_dtype = torch.float64 if q.dtype == torch.float32 else torch.float32
@@ -172,3 +190,76 @@ def backward_launches(
         Launch(attention_backward_kv_kernel, kv_programs, kv_arguments, call.constants(kv_config, is_aligned)),
         gradients,
     )
+
+
+def one_pass_launch(
+    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, target: str | None = None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None, config: Config | None = None,
+) -> tuple[Launch, Gradients] | None:  # fmt: skip
+    """Return the launch of the backward in one pass and the gradients it fills, or None where the two kernels run.
+
+    ``config``: tiles to take whatever was measured.
+    """
+    from mmdit_kernels.attention.one_pass import attention_backward_kernel
+
+    call = _Call(inputs, target)
+    config = call.one_pass_config(config)
+    if config is None:
+        return None
+    q, k, v = inputs[:3]
+    d_out = _near(d_out)
+    d_q, d_k, d_v = into or empty_gradients(inputs)
+    blocks, pairs = call.keys // config.block_n, call.batch * call.heads
+    rows = pairs * call.queries if blocks > 1 else 0
+    delta, sums = (torch.empty((rows, d), dtype=torch.float32, device=q.device) for d in (1, call.head_dim))
+    scale_log2 = call.scale * math.log2(math.e)
+    arguments: tuple[Any, ...] = (
+        *(
+            q,
+            k,
+            v,
+            out,
+            d_out,
+            stats,
+            delta,
+            sums,
+            d_q,
+            d_k,
+            d_v,
+            *call.qkv_strides,
+            *out.stride()[:3],
+            *d_out.stride(),
+        ),
+        *(*d_q.stride()[:3], *d_k.stride()[:3], *d_v.stride()[:3], pairs * call.queries, call.heads, call.queries),
+        *(call.scale, scale_log2, 1 / scale_log2),
+    )
+    main, tail = column_parts(call.head_dim, call.dtype)
+    constants = {
+        "HEAD_DIM": call.head_dim,
+        "MAIN": main,
+        "TAIL": tail,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCKS": blocks,
+        "ALIGNED": aligned(q, k, v, d_out),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "enable_fp_fusion": True,
+    }
+    nothing = torch.empty((0, call.head_dim), dtype=torch.float32, device=q.device)
+    return Launch(attention_backward_kernel, pairs, arguments, constants), Gradients(d_q, d_k, d_v, nothing, nothing)
+
+
+def plain_backward(
+    inputs: Inputs, d_out: Tensor, out: Tensor, stats: Tensor, into: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Gradients:
+    """Launch the backward, in one kernel or in two, and return the gradients that it fills."""
+    found = one_pass_launch(inputs, d_out, out, stats, into=into)
+    if found is not None:
+        launch, gradients = found
+        launch.run(inputs.q)
+        return gradients
+    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats, into=into)
+    q_launch.run(inputs.q)
+    kv_launch.run(inputs.q)
+    return gradients

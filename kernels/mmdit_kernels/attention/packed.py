@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdit_kernels.attention.launches import Inputs, backward_launches, empty_like_tokens, forward_launch
+from mmdit_kernels.attention.launches import Inputs, empty_like_tokens
+from mmdit_kernels.attention.rotation import run_backward, run_forward
 
 
 def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,9 +26,7 @@ def attention_packed_forward(
     key_mask: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output (B, H, N, d) and the row statistics (2, B, H, N)."""
-    launch, out, stats = forward_launch(Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale))
-    launch.run(qkv)
-    return out, stats
+    return run_forward(Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale))
 
 
 @attention_packed_forward.register_fake
@@ -44,9 +43,7 @@ def attention_packed_backward(
     """Return the gradient of qkv, dense (B, N, 3, H, d), and of the norm weights in float32 (zeros without a weight)."""
     d_qkv = qkv.new_empty(qkv.shape)
     inputs = Inputs(*_split(qkv), q_weight, k_weight, cos, sin, key_mask, scale)
-    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats, into=_split(d_qkv))
-    q_launch.run(qkv)
-    kv_launch.run(qkv)
+    gradients = run_backward(inputs, d_out, out, stats, into=_split(d_qkv))
     return d_qkv, gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 

@@ -9,14 +9,9 @@ import torch
 from torch import Tensor
 
 from mmdit_kernels.attention.configs import MAXIMUM_HEAD_DIM
-from mmdit_kernels.attention.launches import (
-    MAXIMUM_STRIDE,
-    Inputs,
-    backward_launches,
-    empty_like_tokens,
-    forward_launch,
-)
+from mmdit_kernels.attention.launches import MAXIMUM_STRIDE, Inputs, empty_like_tokens
 from mmdit_kernels.attention.reference import Rope
+from mmdit_kernels.attention.rotation import run_backward, run_forward
 from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, shared_memory_problem
 from mmdit_kernels.forward_mode import refuse_gradient_of_tables
 
@@ -51,9 +46,7 @@ def attention_forward(
     sin: Tensor | None, key_mask: Tensor | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the output (B, H, N, d) and the row statistics (2, B, H, N)."""
-    launch, out, stats = forward_launch(Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale))
-    launch.run(q)
-    return out, stats
+    return run_forward(Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale))
 
 
 @attention_forward.register_fake
@@ -68,9 +61,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of q, k, v, and of the norm weights in float32 (zeros without a weight)."""
     inputs = Inputs(q, k, v, q_weight, k_weight, cos, sin, key_mask, scale)
-    q_launch, kv_launch, gradients = backward_launches(inputs, d_out, out, stats)
-    q_launch.run(q)
-    kv_launch.run(q)
+    gradients = run_backward(inputs, d_out, out, stats)
     return *gradients[:3], gradients.q_weight.sum(0), gradients.k_weight.sum(0)
 
 

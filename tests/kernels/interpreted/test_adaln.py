@@ -90,7 +90,7 @@ def test_shipped_tiles(t: int, d: int, dtype: torch.dtype, target: str, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [F32, F16, BF16] if FULL_GRID else [], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("dtype", [pytest.param(dtype, id=str(dtype)[6:]) for dtype in (F32, F16, BF16) if FULL_GRID])
 @pytest.mark.parametrize("gated", [False, True])
 def test_grid(dtype: torch.dtype, gated: bool) -> None:
     for d in (2, 7, 16, 31, 64, 100, 384, 768, 1000, 1152, 1408, 2048, 3072, 4096, 5000, 8192):
