@@ -47,6 +47,7 @@ ALLOWED = {
     "mmdit.conditioning": _areas("errors"),
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
+    "mmdit.geometry": _areas("modalities"),
     "mmdit.flow": set(),
     "mmdit.models": set(),
     "mmdit.launch": set(),
@@ -54,8 +55,8 @@ ALLOWED = {
     "mmdit.encoders": _areas("data", "modalities"),
     "mmdit.sources": _areas("data", "modalities", "encoders", "launch"),
     "mmdit.pipelines": _areas("encoders", "models", "flow", "modalities"),
-    "mmdit.metrics": _areas("pipelines", "encoders", "data", "modalities"),
-    "mmdit.apps": _areas("pipelines", "metrics", "modalities"),
+    "mmdit.metrics": _areas("pipelines", "encoders", "data", "geometry", "modalities"),
+    "mmdit.apps": _areas("pipelines", "metrics", "geometry", "modalities"),
     "mmdit.training": _areas(
         "metrics", "pipelines", "sources", "encoders", "data", "launch", "models", "flow", "modalities"
     ),
@@ -72,6 +73,7 @@ ALLOWED = {
         "launch",
         "models",
         "flow",
+        "geometry",
         "modalities",
     ),
 }
@@ -157,18 +159,23 @@ def _python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
+def test_pipeline_runs_without_lightning_triton_and_peft(tiny_pipeline_dir):
     code = """
         import importlib.abc, importlib.machinery
 
         class Absent(importlib.abc.MetaPathFinder):
-            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh", "torchmetrics")
+            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh")
+            blocked += ("torchmetrics", "peft")
 
             def find_spec(self, name, path=None, target=None):
                 if name.split(".")[0] in self.blocked:
                     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
                 return None
 
+        import importlib.util
+
+        found = importlib.util.find_spec  # which libraries ask whether peft is there
+        importlib.util.find_spec = lambda name, *package: None if name == "peft" else found(name, *package)
         sys.meta_path.insert(0, Absent())
         import torch
         from mmdit import MultimodalDiTPipeline
@@ -177,6 +184,12 @@ def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
         pipe.set_progress_bar_config(disable=True)
         out = pipe(class_labels="torus", num_inference_steps=1, generator=torch.Generator().manual_seed(0))
         out = pipe(conditions={"rgb": out.rgb[0]}, num_inference_steps=1)
-        print(out.depth.shape, sorted({"lightning", "triton"} & set(sys.modules)))
+        print(out.depth.shape, sorted({"lightning", "triton", "peft"} & set(sys.modules)))
+        try:
+            pipe.load_lora_weights("any")
+        except ValueError as error:
+            print(type(error).__name__, error)
     """
-    assert _python(code, str(tiny_pipeline_dir)).strip() == "(1, 64, 64) []"
+    lines = _python(code, str(tiny_pipeline_dir)).splitlines()
+    assert lines[0] == "(1, 64, 64) []"
+    assert lines[1] == "UserError LoRA needs the package peft: pip install 'multimodal-dit[lora]'"

@@ -48,6 +48,13 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
+    "edit": Command(
+        "mmdit.cli.edit:edit", "Generate a region of an image anew, in all modalities; the rest is kept.", ("image",)
+    ),
+    "translate": Command(
+        "mmdit.cli.edit:translate", "Make new RGB images with the structure of given ones.", ("images",)
+    ),
+    "mesh": Command("mmdit.cli.mesh:mesh", "Make a textured mesh and a point cloud of samples.", ("samples",)),
     "train": Command(
         "mmdit.cli.train:train",
         "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",
@@ -76,7 +83,9 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
-    "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
+    "data render": Command(
+        "mmdit.cli.data:render", "Render procedural scenes with exact ground truth, or scenes of your own meshes."
+    ),
     "data import": Command("mmdit.cli.data_import:import_dataset", "Import folders of aligned files as a dataset."),
     "data label": Command(
         "mmdit.cli.data_photographs:label", "Label a folder of images with depth, normals and segmentation."
@@ -92,6 +101,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.convert:convert",
         "Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.",
         ("format", "checkpoint"),
+    ),
+    "export onnx": Command(
+        "mmdit.cli.export:export_onnx", "Export a model's networks as ONNX graphs, and compare them with PyTorch."
     ),
     "bench train": Command(
         "mmdit.cli.bench:bench_train", "Time training steps of a configuration, as mmdit train takes them.", config=True

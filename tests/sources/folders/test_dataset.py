@@ -18,6 +18,7 @@ from mmdit.storage.lock import FolderLock
 SIZE = (12, 16)  # height, width
 RNG = np.random.default_rng(0)
 RAMP = np.linspace(0, 1, SIZE[0] * SIZE[1]).reshape(SIZE)  # any depth
+RISING = np.tile(np.linspace(1000, 9000, 24)[:, None], (1, 20)).astype(np.uint16)
 
 
 def _rgb(root: Path, *names: str, size: tuple[int, int] = SIZE) -> Path:
@@ -144,6 +145,17 @@ def test_depth_that_could_be_anything_is_asked_about(tmp_path, array, expected):
     with pytest.raises(UserError, match=expected):
         _import(folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_distances_that_grow_towards_the_bottom_are_doubted(tmp_path):
+    folders = {"rgb": _rgb(tmp_path, "a.png", size=RISING.shape), "depth": _maps(tmp_path, "depth", a=RISING)}
+    notes: list[str] = []
+    _import(folders, tmp_path / "out", notes)
+    assert notes[-1].startswith("--depth: read as distances in metres")
+    assert (
+        "they grow towards the bottom, which is usually nearer: if larger is nearer, give --depth_values near_white"
+        in notes[-1]
+    )
 
 
 def test_our_own_depth_files_say_what_they_are(tmp_path):
