@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +17,8 @@ from mmdit.storage.digests import digest_file
 SUFFIXES = (".exr", ".hdr")
 MAX_BYTES = 2**28
 MAX_PIXELS = 2**26
-WHITE = 0.9  # radiance of a white floor without anything on it
+WHITE = 0.9  # radiance of a white floor with nothing on it
+MAX_BOOST = 100.0  # of the exposure, where nearly all light is behind the wall
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,21 @@ class Environment:
     def emitter(self, mi: Any) -> dict[str, Any]:
         """The Mitsuba light, as bright as the sun and the other light of the scenes are together."""
         to_world = mi.ScalarTransform4f().rotate([0, 0, 1], self.turn) @ mi.ScalarTransform4f().rotate([1, 0, 0], 90)
-        radiance, scale = _read(self.file, self.digest)
-        return {"type": "envmap", "bitmap": mi.Bitmap(radiance), "scale": scale, "to_world": to_world}
+        radiance = _read(self.file, self.digest)
+        return {
+            "type": "envmap",
+            "bitmap": mi.Bitmap(radiance),
+            "scale": self._exposure(radiance),
+            "to_world": to_world,
+        }
+
+    def _exposure(self, radiance: np.ndarray) -> float:
+        """The factor after which a white floor before the wall, which keeps light out, has the radiance ``WHITE``."""
+        width = radiance.shape[1]
+        azimuth = np.radians((np.arange(width) + 0.5) / width * 360 - self.turn)  # from behind the wall, world +y
+        before = _floor_irradiance(radiance, (np.cos(azimuth) < 0).astype(float))
+        everywhere = _floor_irradiance(radiance, np.ones(width))
+        return WHITE * math.pi / max(before, everywhere / MAX_BOOST)
 
 
 def read_environment(path: Path) -> Environment:
@@ -50,8 +65,8 @@ def read_environment(path: Path) -> Environment:
 
 
 @lru_cache(maxsize=1)
-def _read(file: str, digest: str) -> tuple[np.ndarray, float]:
-    """Radiance float32 (H, W, 3), and the factor after which a white floor has the radiance ``WHITE``."""
+def _read(file: str, digest: str) -> np.ndarray:
+    """Radiance float32 (H, W, 3), at least 0, with some in the upper half."""
     try:
         if digest_file(Path(file)) != digest:
             raise UserError(f"hdri {file}: has changed since the rendering began")
@@ -61,11 +76,14 @@ def _read(file: str, digest: str) -> tuple[np.ndarray, float]:
     except Exception as error:  # whatever the readers raise
         raise UserError(f"hdri {file}: can't be read: {first_line(error)}") from None
     radiance = np.where(np.isfinite(radiance), np.maximum(radiance, 0), 0).astype(np.float32)
+    if _floor_irradiance(radiance, np.ones(radiance.shape[1])) <= 0:
+        raise UserError(f"hdri {file}: has no light in its upper half, which is the sky")
+    return radiance
+
+
+def _floor_irradiance(radiance: np.ndarray, azimuths: np.ndarray) -> float:
+    """Sum of radiance (H, W, 3) x cosine x solid angle over the upper half, with a weight (W,) for each column."""
     height, width = radiance.shape[:2]
     polar = (np.arange(height) + 0.5) / height * np.pi  # from straight up
-    # Irradiance of a floor: sum of radiance x cosine x solid angle over the upper half.
     weight = np.maximum(np.cos(polar), 0) * np.sin(polar) * (np.pi / height) * (2 * np.pi / width)
-    irradiance = float((radiance.astype(np.float64).mean(axis=-1) * weight[:, None]).sum())
-    if irradiance <= 0:
-        raise UserError(f"hdri {file}: has no light in its upper half, which is the sky")
-    return radiance, WHITE * np.pi / irradiance
+    return float((radiance.astype(np.float64).mean(axis=-1) * weight[:, None] * azimuths).sum())

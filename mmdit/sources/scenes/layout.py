@@ -304,11 +304,13 @@ def place_beside(
     unit: float = 1.0,
     largest_share: float = 0.6,
     highest: float = math.inf,
+    apart: float = 0.25,
 ) -> Layout | None:
     """Set ``extra`` beside the main object where both can be recognised; None where no place was found.
 
     unit: metres that count as one, about the main object's size; largest_share: of the main object's silhouette that the
-    other's may have; highest: y of its top in the picture, where 1 is the upper edge.
+    other's may have; highest: y of its top in the picture, where 1 is the upper edge;
+    apart: how often a place is taken at which neither hides the other.
     """
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
@@ -337,8 +339,7 @@ def place_beside(
         overlaps = bool((mask & masks[0]).sum() > 0.04 * mask.sum())
         inside = np.abs(plane[:, 0]).max() < 1.25
         recognisable = seen[0] >= MIN_VISIBLE_MAIN and min(seen[1:]) >= MIN_VISIBLE_DISTRACTOR
-        # Places without occlusion are taken less often than they are drawn.
-        if recognisable and inside and (overlaps or rng.random() < 0.25):
+        if recognisable and inside and (overlaps or rng.random() < apart):
             return replace(layout, objects=(*layout.objects, candidate))
     return None
 

@@ -22,7 +22,8 @@ from mmdit.sources.scenes.subjects import RELATIONS
 RATIOS = (0.25, 1.5)
 LARGEST_SHARE = 1.2  # of the main object's silhouette
 HIGHEST = 1.1  # of its top, where 1 is the picture's upper edge
-MAX_TURN = 30.0  # degrees off an axis up to which a relation is said
+MAX_TURN = {"left": 30.0, "right": 30.0, "front": 40.0, "behind": 40.0}  # degrees off its axis up to which it is said
+APART = 0.8  # how often a place is taken at which neither hides the other: side by side they are told apart
 MIN_APART = 0.1  # of the picture's width, between the middles of what stands left and right
 MIN_CONTRAST = 0.2
 
@@ -67,11 +68,17 @@ def sample_asset_layout(
         environment=environment,
     )
     palette = [floor.albedo, wall.albedo, main.material.albedo]
-    others = [asset for asset in assets if asset.category != category and RATIOS[0] < asset.size / unit < RATIOS[1]]
+    others = [asset for asset in assets if RATIOS[0] < asset.size / unit < RATIOS[1]]
     count = int(rng.random() < 0.65) if max_distractors == 1 else int(rng.integers(0, max_distractors + 1))
-    for _ in range(min(count, max_distractors) if others else 0):
-        extra = _place(rng, _one_of(rng, others), palette, variety)
-        placed = scenes.place_beside(rng, layout, extra, unit=unit, largest_share=LARGEST_SHARE, highest=HIGHEST)
+    for _ in range(min(count, max_distractors)):
+        shown = {placed.category for placed in layout.objects}  # each once, so that its name says which it is
+        choice = [asset for asset in others if asset.category not in shown]
+        if not choice:
+            break
+        extra = _place(rng, _one_of(rng, choice), palette, variety)
+        placed = scenes.place_beside(
+            rng, layout, extra, unit=unit, largest_share=LARGEST_SHARE, highest=HIGHEST, apart=APART
+        )
         layout = placed or layout
     return replace(layout, relation=relation_of(layout))
 
@@ -117,7 +124,7 @@ def relation_of(layout: Layout) -> str | None:
     between = np.asarray(first.position) - np.asarray(second.position)
     angles = {name: _angle(between, np.asarray(axis)) for name, axis in RELATIONS.items()}
     relation = min(angles, key=lambda name: angles[name])
-    if angles[relation] > MAX_TURN:
+    if angles[relation] > MAX_TURN[relation]:
         return None
     columns = [_middle(placed, layout) for placed in (first, second)]
     sideways = RELATIONS[relation][0]

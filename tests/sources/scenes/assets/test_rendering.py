@@ -116,12 +116,12 @@ def test_normals_are_smooth_over_small_bends_and_sharp_at_edges_whichever_way_fa
 
 
 def test_a_fan_of_very_many_faces_has_normals_soon():
-    angles = np.linspace(0, 2 * np.pi, 20_001)
+    angles = np.linspace(0, 2 * np.pi, 5_001)
     rim = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], axis=1)
-    triangles = np.stack([np.zeros((20_000, 3)), rim[:-1], rim[1:]], axis=1)
+    triangles = np.stack([np.zeros((5_000, 3)), rim[:-1], rim[1:]], axis=1)
     mesh = build_mesh(RawMesh(triangles, (), "", {}, ()))
     assert np.abs(mesh.mesh.normals[:, 2]).min() > 0.999
-    assert len(mesh.coarse.vertices) == 20_001
+    assert len(mesh.coarse.vertices) == 5_001
 
 
 def test_textures_and_colours_of_corners_are_where_they_belong(tmp_path):
@@ -191,18 +191,23 @@ def test_an_environment_lights_as_brightly_whatever_its_units_and_the_same_on_an
         mi.Bitmap(sky * factor).write(str(tmp_path / name))
         environment = read_environment(tmp_path / name)
         layout = scene_of(tmp_path, "box.ply", environment=environment, floor=Material((0.8, 0.8, 0.8)))
-        pictures.append(render_layout(layout, SIZE)[0].astype(int))
+        pictures.append(render_layout(layout, 32)[0].astype(int))
     drjit.set_thread_count(1)
     try:
         read_radiance(str(tmp_path / "dim.exr"), 128)
         with pytest.raises(ValueError, match="more than 127 pixels"):
             read_radiance(str(tmp_path / "dim.exr"), 127)
-        np.testing.assert_array_equal(render_layout(layout, SIZE)[0], pictures[-1])
+        np.testing.assert_array_equal(render_layout(layout, 32)[0], pictures[-1])
     finally:
         drjit.set_thread_count(2)
     assert np.abs(pictures[0] - pictures[1]).mean() < 3
-    lower = pictures[0][-6:]  # the floor before the box, with half of the sky behind the wall or not
-    assert 60 < np.median(lower) < 240
+    # Exposed for the light before the wall: the bright spot is behind it after one of the turns, before it after the other.
+    floors = []
+    for turn in (45, 225):
+        bare = replace(layout, environment=replace(layout.environment, turn=turn))
+        rgb, _, _, surface = render_layout(bare, 32)
+        floors.append(np.median(decode_srgb(rgb[surface == 0] / 255.0)))
+    assert 0.6 < min(floors) < max(floors) < 0.8  # 0.72, less what the box keeps out
     for name, content, message in (
         ("it.png", b"", "high dynamic range"),
         ("gone.exr", None, "no such file"),
