@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
+    "ui": Command("mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions and edits in a browser."),
     "train": Command(
         "mmdit.cli.train:train",
         "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",

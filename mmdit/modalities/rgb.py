@@ -73,7 +73,9 @@ class RGBCodec(Codec, name="rgb"):
     def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
         """Hues, greys and white paper."""
         hues = {
-            name: tuple(round(255 * c) for c in colorsys.hsv_to_rgb((low + ((high - low) % 360) / 2) % 360 / 360, 0.8, 0.9))
+            name: tuple(
+                round(255 * c) for c in colorsys.hsv_to_rgb((low + ((high - low) % 360) / 2) % 360 / 360, 0.8, 0.9)
+            )
             for name, (low, high) in HUES.items()
         }
         greys = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
