@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,13 +61,14 @@ def ui(
             )
     if not 0 <= port <= _MAX_PORT:
         raise UserError(f"--port is {port}: give 0 to {_MAX_PORT}, 0 = any free one")
-    from mmdit.apps.ui.server import address_of, app_of, open_socket, serve
+    from mmdit.apps.ui.server import address_of, app_of, make_server, open_socket
 
     with open_socket(host, port) as opened:
         from mmdit.apps.ui.limits import Limits
         from mmdit.cli.common.model import load_pipeline
 
         pipe = load_pipeline(model, device, dtype, scheduler)
+        logging.getLogger("mmdit").setLevel(logging.ERROR)  # what concerns a visitor is said in the page
         pipe.set_progress_bar_config(disable=True)
         limits = Limits(
             upload_megabytes=max_upload_megabytes,
@@ -80,7 +82,8 @@ def ui(
             note(f"--host {host}: anybody who reaches this machine can use the page")
         address = address_of(opened)
         with app_of(pipe, model=model, limits=limits, examples=offered) as app:
-            serve(app, opened, lambda: print(f"mmdit ui: {address} (Ctrl-C ends it)", flush=True))
+            server = make_server(app, lambda: print(f"mmdit ui: {address} (Ctrl-C ends it)", flush=True))
+            server.run(sockets=[opened])
 
 
 def read_examples(data: Path) -> list[Example]:

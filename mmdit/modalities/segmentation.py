@@ -119,12 +119,12 @@ class SegmentationCodec(Codec, name="segmentation"):
         for label, color in zip(self.ids.tolist(), self.colors.astype(np.int32), strict=True):
             distance = ((colors.astype(np.int32) - color) ** 2).sum(axis=-1, dtype=np.int32)
             labels, nearest = np.where(distance < nearest, label, labels), np.minimum(nearest, distance)
-        labels = labels[place].reshape(pixels.shape[:2])
+        drawn = labels[place].reshape(pixels.shape[:2])
         between = (nearest > _SAME_COLOR)[place].reshape(pixels.shape[:2])
         if between.all():
-            return Reading(labels, as_seen=True)
+            return Reading(drawn, as_seen=True)
         rows, columns = ndimage.distance_transform_edt(between, return_distances=False, return_indices=True)
-        return Reading(labels[rows, columns], as_seen=True)
+        return Reading(drawn[rows, columns], as_seen=True)
 
     def check(self, reading: Reading) -> list[str]:
         """List what is wrong: the map must be (H, W) integers, all of them known ids."""

@@ -84,6 +84,7 @@ class ResultPanel:
 
     def show(self, events: Iterator[Preview | Done]) -> Iterator[tuple[Any, ...]]:
         """Values of ``outputs`` for what a task tells."""
+        yield (gr.skip(), "Working …", *[gr.skip()] * (len(self.outputs) - 2))
         for event in events:
             yield self._preview(event) if isinstance(event, Preview) else self._done(event)
 

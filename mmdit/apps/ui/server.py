@@ -82,9 +82,10 @@ def app_of(
         import fastapi
         import gradio
 
-        from mmdit.apps.ui.page import CSS, THEME, Page
+        from mmdit.apps.ui.page import Page
         from mmdit.apps.ui.results import ResultStore
         from mmdit.apps.ui.tasks import Tasks
+        from mmdit.apps.ui.theme import CSS, THEME
 
         tasks = Tasks(pipe, ResultStore(Path(folder) / "results", pipe.codecs), limits, model=model, interval=interval)
         page = Page(tasks, fitting(examples, pipe.codecs))
@@ -109,8 +110,11 @@ def app_of(
             tasks.sampler.close()
 
 
-def serve(app: Any, opened: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Serve until interrupted; ``ready`` is called when requests are answered."""
+def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
+    """A uvicorn server for an app: ``run(sockets=[opened])`` serves until interrupted, or until ``should_exit`` is set.
+
+    ``ready`` is called when requests are answered.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -118,8 +122,7 @@ def serve(app: Any, opened: socket.socket, ready: Callable[[], None] = lambda: N
             await super().startup(sockets)
             ready()
 
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
-    Server(config).run(sockets=[opened])
+    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
 
 
 class Guard:
