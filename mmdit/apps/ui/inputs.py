@@ -51,7 +51,7 @@ class SettingInputs:
 
 
 class WordInputs:
-    """Category and prompt, as far as the model takes them; with ``subjects`` also pictures and what only some need.
+    """Category and prompt, as far as the model takes them; with ``subjects`` also pictures of subjects.
 
     ``category``: the one chosen first; None = none.
     """
@@ -65,6 +65,7 @@ class WordInputs:
             visible=bool(tasks.categories),
         )
         self.prompt = gr.Textbox(
+            "",
             label="Prompt; {braces} mark what a picture below stands for" if subjects else "Prompt",
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
@@ -84,7 +85,7 @@ class WordInputs:
             self.fusing = gr.Slider(
                 0, 1, value=0.5, step=0.05, label="Words alone (0) to pictures (1)", visible=tasks.fuses_subjects
             )
-            self.negative = gr.Textbox(label="Negative prompt", max_length=limits.characters)
+            self.negative = gr.Textbox("", label="Negative prompt", max_length=limits.characters)
 
     @property
     def components(self) -> list[Any]:
@@ -93,7 +94,7 @@ class WordInputs:
 
     @staticmethod
     def read(
-        category: str | None, prompt: str | None, negative: str | None, fusing: float, *pictures: str | None
+        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: str | None
     ) -> Words:
         """What they say."""
         chosen = "" if category in (None, NO_CATEGORY) else category

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -93,9 +94,12 @@ class Page:
             prompt: str,
             negative_prompt: str,
             fusing_scale: float,
-            *pictures: str | None,
+            picture_1: str | None = None,
+            picture_2: str | None = None,
+            picture_3: str | None = None,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
+            pictures = (picture_1, picture_2, picture_3)
             asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
             yield from self.panel.show(tasks.generate(settings, asked))
 
@@ -121,8 +125,8 @@ class Page:
             new_seed: bool,
             seed: float,
             num_images: float,
-            image: str | None,
-            match_input: bool,
+            image: str | None = None,
+            match_input: bool = True,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
             yield from self.panel.show(self.tasks.understand(settings, image, match_input))
@@ -181,6 +185,7 @@ class Page:
             asked = words.read(category, prompt, negative_prompt, fusing_scale)
             yield from self.panel.show(self.tasks.condition(settings, asked, chosen, drawings, depth_values))
 
+        _name_rest(condition, [f"{name}_file" for name in names] + [f"{name}_drawing" for name in names])
         inputs = [*self.settings.components, given, values, *words.components, *files, *sheets]
         self._listen(run, "condition", condition, inputs)
 
@@ -209,11 +214,11 @@ class Page:
             new_seed: bool,
             seed: float,
             num_images: float,
-            drawing: dict[str, Any] | None,
-            category: str,
-            prompt: str,
-            negative_prompt: str,
-            fusing_scale: float,
+            drawing: dict[str, Any] | None = None,
+            category: str = "",
+            prompt: str = "",
+            negative_prompt: str = "",
+            fusing_scale: float | None = None,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
             asked = words.read(category, prompt, negative_prompt, fusing_scale)
@@ -235,3 +240,11 @@ class Page:
 
         self.panel.to_understand.click(understand, chosen, [self.tabs, self.image], **_PRIVATE)
         self.panel.to_edit.click(edit, chosen, [self.tabs, self.editor], **_PRIVATE)
+
+
+def _name_rest(handler: Callable[..., Any], names: Sequence[str]) -> None:
+    """Give the ``*rest`` of a handler names, for the web API; all of them may be left out."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = [each for each in inspect.signature(handler).parameters.values() if each.kind is kind]
+    more = [inspect.Parameter(name, kind, default=None) for name in names]
+    handler.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]

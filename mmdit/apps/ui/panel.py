@@ -26,7 +26,7 @@ class ResultPanel:
         self.store, self.modalities = store, list(modalities)
         first, second = self.modalities[0], self.modalities[min(1, len(self.modalities) - 1)]
         self.result = gr.State("", time_to_live=store.keep_seconds)
-        self.status = gr.Markdown("No result yet.", elem_id="status")
+        self.status = gr.Markdown("No result yet.", label="status", elem_id="status")
         self.sample = gr.Radio([], label="Sample", visible=False, type="index", elem_id="sample")
         with gr.Tabs():
             with gr.Tab("Pictures"):
@@ -89,16 +89,16 @@ class ResultPanel:
             yield self._preview(event) if isinstance(event, Preview) else self._done(event)
 
     def _preview(self, preview: Preview) -> tuple[Any, ...]:
-        pictures = [(self.store.picture(name, array), name) for name, array in preview.arrays.items()]
+        pictures = [(path, name) for name, path in self.store.draw(preview.arrays).items()]
         status = f"Step {preview.step} of {preview.num_steps} …"
         return (gr.skip(), status, gr.skip(), pictures, *[gr.skip()] * 4)
 
     def _done(self, done: Done) -> tuple[Any, ...]:
         several = len(done.samples) > 1
         pictures = [
-            (self.store.picture(name, array), f"{name}, seed {seed}" if several else name)
-            for arrays, seed in zip(done.samples, done.seeds, strict=True)
-            for name, array in arrays.items()
+            (path, f"{name}, seed {seed}" if several else name)
+            for index, seed in enumerate(done.seeds)
+            for name, path in self.store.pictures(done.name, index).items()
         ]
         seeds = [f"seed {seed}" for seed in done.seeds]
         return (
@@ -106,19 +106,20 @@ class ResultPanel:
             "  \n".join([done.summary, *(f"Note: {note}" for note in done.notes)]),
             gr.Radio(seeds, value=seeds[0], visible=several),
             pictures,
-            self._pair(done.samples[0], self.left.value, self.right.value),
+            self._pair(done.name, 0, self.left.value, self.right.value),
             None,
             self.store.files(done.name),
             gr.Row(visible=IMAGE in done.samples[0]),
         )
 
-    def _pair(self, arrays: dict[str, np.ndarray], left: str, right: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.store.picture(left, arrays[left]), self.store.picture(right, arrays[right])
+    def _pair(self, result: str, sample: int | None, left: str, right: str) -> tuple[str, str]:
+        pictures = self.store.pictures(result, sample or 0)
+        return pictures[left], pictures[right]
 
     def _listen(self) -> None:
         @shown
         def compare(result: str, sample: int | None, left: str, right: str) -> Any:
-            return self._pair(self.store.arrays(result, sample or 0), left, right) if result else gr.skip()
+            return self._pair(result, sample, left, right) if result else gr.skip()
 
         @shown
         def choose(result: str, sample: int | None, left: str, right: str) -> Any:
@@ -127,7 +128,7 @@ class ResultPanel:
             return compare(result, sample, left, right), None, self.store.files(result, sample or 0)
 
         @shown
-        def build(result: str, sample: int | None) -> Any:
+        def build(result: str, sample: int | None = None) -> Any:
             if not result:
                 raise gr.Error("there is no result yet: make one first", print_exception=False)
             path = write_shape(self.store, result, sample or 0)

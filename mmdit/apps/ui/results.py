@@ -14,18 +14,22 @@ import numpy as np
 
 from mmdit.errors import UserError
 from mmdit.modalities import Codec
+from mmdit.modalities.files import png
 from mmdit.storage.files import writing_folder
 from mmdit.storage.json_object import json_bytes
 from mmdit.storage.versions import versions
 
 Arrays = dict[str, np.ndarray]
 METADATA = "metadata.json"
-_ARRAYS = "arrays.npz"
+_ARRAYS, _SHOWN = "arrays.npz", "shown"
 _SMALLEST_SHOWN = 256
 
 
 class ResultStore:
-    """Keeps the results of requests for a while, each under a name that can't be guessed.
+    """Keeps the results of requests for a while, each in a folder whose name can't be guessed and is never used again.
+
+    A page shows files of these folders as they lie there: gradio's own cache, which goes by content, writes a file again while
+    another visitor reads it.
 
     Args:
         folder: of all results; made if missing.
@@ -50,8 +54,20 @@ class ResultStore:
                 (temporary / str(index)).mkdir()
                 for file_name, content in self._files(arrays, record).items():
                     (temporary / str(index) / file_name).write_bytes(content)
+                self._draw(temporary / str(index) / _SHOWN, arrays)
                 np.savez(temporary / str(index) / _ARRAYS, **arrays)  # type: ignore[arg-type]
         return name
+
+    def draw(self, arrays: Arrays) -> dict[str, str]:
+        """Draw raw arrays that are no result yet; returns the path of each picture."""
+        folder = self.folder / secrets.token_hex(16)
+        self._draw(folder, arrays)
+        return {name: str(folder / f"{name}.png") for name in arrays}
+
+    def _draw(self, folder: Path, arrays: Arrays) -> None:
+        folder.mkdir()
+        for name, array in arrays.items():
+            (folder / f"{name}.png").write_bytes(png(enlarged(self.codecs[name].picture(array))))
 
     def _files(self, arrays: Arrays, record: Mapping[str, Any]) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
@@ -75,11 +91,12 @@ class ResultStore:
 
     def files(self, name: str, index: int = 0) -> list[str]:
         """Paths of what a visitor may download."""
-        return [str(path) for path in sorted(self.sample(name, index).iterdir()) if path.name != _ARRAYS]
+        return [str(path) for path in sorted(self.sample(name, index).iterdir()) if path.name not in (_ARRAYS, _SHOWN)]
 
-    def picture(self, modality: str, array: np.ndarray) -> np.ndarray:
-        """Draw a raw array for the page, (H, W, 3) uint8; small ones are enlarged by a whole factor."""
-        return enlarged(self.codecs[modality].picture(array))
+    def pictures(self, name: str, index: int = 0) -> dict[str, str]:
+        """Path of the picture of each modality of a sample; small ones are enlarged by a whole factor."""
+        folder = self.sample(name, index) / _SHOWN
+        return {modality: str(folder / f"{modality}.png") for modality in self.codecs}
 
     def clean(self) -> None:
         """Remove results that are too old or too many."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 _MEGABYTE = 2**20
 _ENVELOPE = _MEGABYTE  # of a form around an upload
+_ELSEWHERE = re.compile(r"/(file=https?:|proxy=)")  # gradio's own ways to have the server fetch something
 # The page's own files and data alone: a browser loads nothing from elsewhere, whatever the page says.
 POLICY = "; ".join(
     [
@@ -88,6 +91,7 @@ def app_of(
         from mmdit.apps.ui.theme import CSS, THEME
 
         tasks = Tasks(pipe, ResultStore(Path(folder) / "results", pipe.codecs), limits, model=model, interval=interval)
+        gradio.set_static_paths([tasks.store.folder])
         page = Page(tasks, fitting(examples, pipe.codecs))
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.add_middleware(Guard, most_bytes=limits.upload_megabytes * _MEGABYTE + _ENVELOPE)
@@ -126,7 +130,7 @@ def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
 
 
 class Guard:
-    """ASGI: refuses what is too large before it is read, and tells browsers to load nothing from elsewhere."""
+    """ASGI: refuses what is too large or elsewhere before it is read, and tells browsers to load nothing from elsewhere."""
 
     def __init__(self, app: Any, most_bytes: int) -> None:
         self.app, self.most_bytes = app, most_bytes
@@ -135,10 +139,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if _ELSEWHERE.search(scope["path"]):
+            await _refuse(send, 403, "nothing is fetched from elsewhere")
+            return
         headers = dict(scope["headers"])
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.most_bytes:
-            await _refuse(send)
+            await _refuse(send, 413, "too large")
             return
         seen = 0
 
@@ -159,10 +166,10 @@ class Guard:
         await self.app(scope, counted, guarded)
 
 
-async def _refuse(send: Any) -> None:
-    body = b'{"detail": "too large"}'
+async def _refuse(send: Any, status: int, reason: str) -> None:
+    body = json.dumps({"detail": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
