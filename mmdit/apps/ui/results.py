@@ -43,6 +43,7 @@ class ResultStore:
     ) -> None:
         self.folder, self.codecs = folder, codecs
         self.keep_seconds, self.keep_results = keep_seconds, keep_results
+        self._versions = versions()
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, samples: Sequence[Arrays], records: Sequence[Mapping[str, Any]]) -> str:
@@ -75,7 +76,7 @@ class ResultStore:
         for name, array in arrays.items():
             files |= self.codecs[name].files(array)
             metadata |= self.codecs[name].metadata(array)
-        return {**files, METADATA: json_bytes({**metadata, "versions": versions()})}
+        return {**files, METADATA: json_bytes({**metadata, "versions": self._versions})}
 
     def arrays(self, name: str, index: int = 0) -> Arrays:
         """Raw arrays of a sample, by modality. Raises UserError for a result that is gone."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -126,7 +128,15 @@ def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
             await super().startup(sockets)
             ready()
 
-    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
+    logging.getLogger("uvicorn.error").addFilter(_is_news)  # after Config, which sets the loggers up
+    return server
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says more than that pages were open when the server ended."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 class Guard:

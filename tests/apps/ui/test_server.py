@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 import urllib.error
@@ -25,10 +26,12 @@ def client(url: str):
     return Client(url, verbose=False, httpx_kwargs={"timeout": 120})
 
 
-def generated(values: tuple) -> np.ndarray:
-    """The RGB image among the files of a result."""
-    files = next(value for value in values if isinstance(value, list) and value and isinstance(value[0], str))
-    return np.asarray(Image.open(next(path for path in files if Path(path).name == "rgb.png")))
+def generated(url: str, values: tuple) -> np.ndarray:
+    """The RGB image among the files of a result, fetched: a client's own downloads take it longer than the server the result."""
+    files = next(value for value in values if isinstance(value, list) and value and "path" in value[0])
+    path = next(file["path"] for file in files if Path(file["path"]).name == "rgb.png")
+    with urllib.request.urlopen(f"{url}/gradio_api/file={path}", timeout=60) as answer:
+        return np.asarray(Image.open(io.BytesIO(answer.read())))
 
 
 def ask(client, category: str, seed: int) -> tuple:
