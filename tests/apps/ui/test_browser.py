@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -80,10 +81,14 @@ class Visitor:
 
     def run(self, button: str) -> str:
         """Press a task's button; returns what is said when its result is there."""
-        before = self.status  # each run has a new seed, which is said
+        before = self.seed()  # each run has a new one, which is said
         self.click(f"#{button}")
-        self.until(lambda: self.status.startswith("Seed") and self.status != before)
-        return self.status
+        return self.until(lambda: self.status if self.seed() not in (None, before) else None)
+
+    def seed(self) -> str | None:
+        """Seed of the result that is shown; the line may also say how long the next one waits."""
+        found = re.match(r"Seed (\d+), \d+ steps?, [\d.]+ s", self.status)
+        return found and found[1]
 
     def pictures(self) -> list[Any]:
         """The result's pictures, as far as they are loaded."""
