@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmdit.encoders.codec import LatentCodec
     from mmdit.errors import UserError
     from mmdit.flow.schedulers import EulerMaruyamaScheduler, make_scheduler
+    from mmdit.modalities.depth_values import invert_depth
     from mmdit.modalities.modality import Modality
     from mmdit.modalities.table import MODALITIES
     from mmdit.models.config import SIZES
@@ -44,6 +45,7 @@ __all__ = [
     "Role",
     "TaskMixture",
     "UserError",
+    "invert_depth",
     "make_scheduler",
 ]
 
@@ -52,6 +54,7 @@ _MODULES = {
     "mmdit.errors": ["UserError"],
     "mmdit.flow.schedulers": ["EulerMaruyamaScheduler", "make_scheduler"],
     "mmdit.encoders.codec": ["LatentCodec"],
+    "mmdit.modalities.depth_values": ["invert_depth"],
     "mmdit.modalities.modality": ["Modality"],
     "mmdit.modalities.table": ["MODALITIES"],
     "mmdit.models.config": ["SIZES"],

@@ -17,7 +17,9 @@ from mmdit.errors import UserError, nearest_names
 # What stands in the text for an image without a word.
 IMAGE_WORD = "object"
 _MIRRORED = {"left": "right", "right": "left"}
-_SIDES = re.compile(r"\b(left|right)(?=(?:most|wards?)?\b)", re.IGNORECASE)
+# "right behind" says directly, not on which side.
+_DIRECTLY = r"(?!\s+(?:behind|in\s+front|next|beside|above|below|under|over|before|after|here|there|away|at\s+the)\b)"
+_SIDES = re.compile(rf"\b(left(?=(?:most|wards?)?\b)|right(?=(?:most|wards?)?\b){_DIRECTLY})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ def _read(template: str) -> tuple[str, list[tuple[int, int, bool]]]:
                 raise UserError(
                     f"prompt {template!r}: braces in braces at character {position}: close the first one before"
                 )
+            beside = template[position - 2 : position] == "}{"
+            if beside and (template[position - 3] == "{" or template[position : position + 1] == "}"):
+                text += " "  # "{}{}" are two words
             opened = (len(text), position)
         elif character == "}":
             if opened is None:

@@ -47,6 +47,7 @@ ALLOWED = {
     "mmdit.conditioning": _areas("errors"),
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
+    "mmdit.geometry": _areas("modalities"),
     "mmdit.flow": set(),
     "mmdit.models": set(),
     "mmdit.launch": set(),
@@ -54,8 +55,8 @@ ALLOWED = {
     "mmdit.encoders": _areas("data", "modalities"),
     "mmdit.sources": _areas("data", "modalities", "encoders", "launch"),
     "mmdit.pipelines": _areas("encoders", "models", "flow", "modalities"),
-    "mmdit.metrics": _areas("pipelines", "encoders", "data", "modalities"),
-    "mmdit.apps": _areas("pipelines", "metrics", "modalities"),
+    "mmdit.metrics": _areas("pipelines", "encoders", "data", "geometry", "modalities"),
+    "mmdit.apps": _areas("pipelines", "metrics", "geometry", "modalities"),
     "mmdit.training": _areas(
         "metrics", "pipelines", "sources", "encoders", "data", "launch", "models", "flow", "modalities"
     ),
@@ -72,6 +73,7 @@ ALLOWED = {
         "launch",
         "models",
         "flow",
+        "geometry",
         "modalities",
     ),
 }

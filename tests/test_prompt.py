@@ -29,6 +29,10 @@ def test_an_image_without_a_word():
     prompt = parse("{} on a green floor", ["image"])
     assert prompt.text == f"{IMAGE_WORD} on a green floor"
     assert prompt.words == (IMAGE_WORD,)
+    for template in ("{}{}", "{torus}{}", "{}{torus}"):
+        beside = parse(template, [1, 2])
+        assert beside.words == tuple(beside.text.split(" ")), "two words, which a tokenizer knows"
+        assert parse(beside.template, [1, 2]) == beside
 
 
 def test_one_word_twice():
@@ -70,6 +74,9 @@ def test_mirrored_prompt_has_sides_exchanged_and_spans_moved():
     assert mirrored.images == prompt.images
     assert mirrored.mirrored() == prompt
     assert mirror_text("a bright cleft, upright leftovers, rightly") == "a bright cleft, upright leftovers, rightly"
+    assert (
+        mirror_text("right behind it, right  in front, to the right") == "right behind it, right  in front, to the left"
+    )
 
 
 @pytest.mark.parametrize(

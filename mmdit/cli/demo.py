@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def demo(
 
     Writes generate.png (a category in, all modalities out), understand.png (RGB in; predictions beside the ground truth of
     rendered scenes that no model was trained on), condition.png (depth in, the rest out) and report.json (the measured
-    errors, also printed), replacing those of an earlier run.
+    errors, also printed), replacing those of an earlier run. A model that takes prompts adds prompt.png: words, and objects
+    cut out of pictures, in other scenes.
 
     Args:
         output: Folder of the pictures and the report.
@@ -48,6 +50,7 @@ def demo(
     prepare_folder(output, 10_000_000)
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
+    from mmdit.cli.common.showcase_prompts import reads_prompts, show_prompts
 
     pipe = load_pipeline(model, device, dtype)
     pipe.set_progress_bar_config(leave=False)
@@ -60,13 +63,16 @@ def demo(
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
-    for name, part in (("generate", show_generate), ("understand", show_understand), ("condition", show_condition)):
+    parts = {"generate": show_generate, "understand": show_understand, "condition": show_condition}
+    if reads_prompts(pipe):
+        parts["prompt"] = show_prompts
+    for name, part in parts.items():
         start = time.perf_counter()
         picture, measured, count = part(steps, scenes)
         timing[name] = (time.perf_counter() - start) / count
         write_image(output / f"{name}.png", picture)
         print(f"{output / f'{name}.png'}", flush=True)
-        report |= measured
+        merge(report, measured)
     report["settings"] = {
         "model": model,
         "num_scenes": len(scenes),
@@ -80,6 +86,15 @@ def demo(
     write_json(output / "report.json", report)
     print(output / "report.json")
     _print_table(report)
+
+
+def merge(report: dict[str, Any], measured: Mapping[str, Any]) -> None:
+    """Add numbers to a report; sections that both have are merged."""
+    for name, value in measured.items():
+        if isinstance(value, Mapping) and isinstance(report.get(name), dict):
+            merge(report[name], value)
+        else:
+            report[name] = value
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -103,4 +118,8 @@ def _print_table(report: dict[str, Any]) -> None:
     table.add_row("depth -> RGB", "AbsRel of its depth", f"{report['conditioning']['depth']['abs_rel']:.3f}", "")
     table.add_row("category -> all", "shows the category", f"{generation['category_accuracy']:.0%}", "")
     table.add_row("", "depth against normals", f"{generation['consistency']['depth_normal_angle']:.1f}°", "")
+    if "prompts" in report:
+        two, others = (part["text"]["two"] for part in (report["prompts"], report["controls"]["shuffled_prompts"]))
+        table.add_row("text -> all", "two objects: both present", f"{two['present']:.0%}", f"{others['present']:.0%}")
+        table.add_row("", "colours and relation right too", f"{two['all']:.0%}", f"{others['all']:.0%}")
     Console().print(table)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.depth_values import DepthValues
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, note
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, one_or_none
 from mmdit.errors import UserError
 
 
@@ -75,22 +75,20 @@ def generate(
         batch_size: Samples at a time; results depend on it only by rounding.
     """
     from mmdit.cli.common.given import given_files, read_given
-    from mmdit.cli.common.prompts import read_images, typed_prompts
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, asked_for
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
+    from mmdit.cli.common.words import Words
     from mmdit.modalities import IMAGE
 
-    typed = typed_prompts(prompt, subject)
-    images = read_images(typed)
-    check_seed(seed, num_images * max(1, len(categories), len(typed)))
+    words = Words(categories, prompt, subject, negative_prompt, fusing_scale)
+    check_seed(seed, num_images * words.count)
     files = given_files({"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}, given)
 
-    asks = bool(categories or typed or negative_prompt)
     run = SamplingRun(
         "generate",
         model,
         num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if asks else 1.0,
-        understanding=IMAGE in files and not asks,
+        guidance_scale=guidance_scale if words.asks else 1.0,
+        understanding=IMAGE in files and not words.asks,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -98,39 +96,25 @@ def generate(
         overwrite=overwrite,
         batch_size=batch_size,
     )
-    words: dict[str, Any] = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
     asked, ranges, next_seed = {}, [], dict[str, int]()
-    for one in asked_for(run.pipe, categories, typed):
-        template = None if one.prompt is None else one.prompt.template
-        subjects = None if one.prompt is None else one.prompt.subjects(images)
-        run.pipe.check_prompt(template, subjects, negative_prompt, class_labels=one.label, fusing_scale=fusing_scale)
-        asked[one.name] = one, template, subjects
+    for one in words.asked(run.pipe):
+        asked[one.name] = one
         first = next_seed.get(one.name, seed)
         next_seed[one.name] = first + num_images
         ranges.append((one.name, range(first, first + num_images)))
-    inputs: dict[str, Any] = dict(words)
-    reading: dict[str, Any] = dict(words)
-    if typed:
-        inputs["fusing_scale"] = fusing_scale
-    if images:
-        reading["fusing_scale"] = run.pipe.fusing_scale(fusing_scale)
+    inputs: dict[str, Any] = {}
+    reading = words.request(run.pipe)
     if files:
         inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
         conditions = run.request(seed, conditions=files)["conditions"]
         reading |= {"conditions": conditions, "depth_values": depth_values}
 
     def request(name: str, own_seed: int) -> dict[str, Any]:
-        one = asked[name][0]
+        one = asked[name]
         return {**run.request(own_seed, one.category, one.label), **one.words, **reading}
 
     requests = NumberedRequests(ranges, request)
-
-    def batch_inputs(batch: Sequence[str]) -> dict[str, Any]:
-        own = [asked[requests.split(name)[0]] for name in batch]
-        prompts = {"prompt": [one[1] for one in own], "subjects": [one[2] for one in own]} if typed else {}
-        return {"class_labels": [one[0].label for one in own], **prompts, **inputs}
-
-    run.run(requests, batch_inputs)
+    run.run(requests, lambda batch: {**words.inputs([asked[requests.split(name)[0]] for name in batch]), **inputs})
 
 
 def understand(
@@ -143,6 +127,7 @@ def understand(
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
+    ensemble_size: PositiveInt = 1,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -163,20 +148,20 @@ def understand(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
+        ensemble_size: Estimates of each image that are combined into one, as in Marigold: takes so many times as long, and
+            writes NAME_uncertainty.npy and .png too, where they disagree.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
     from PIL import Image
 
-    from mmdit.cli.common.inputs import find_images, read_sizes
+    from mmdit.cli.common.inputs import find_images, read_sizes, refuse_left_out
     from mmdit.cli.common.sampling import SamplingRun
     from mmdit.modalities import IMAGE
     from mmdit.modalities.rgb import read_picture
 
     files = find_images(images)
     sizes, bad = read_sizes(files)
-    for reason in bad:
-        note(f"left out: {reason}")
     run = SamplingRun(
         "understand",
         model,
@@ -192,14 +177,17 @@ def understand(
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
+    ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
+    uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
     requests = {
-        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size}
+        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size, **ensemble}
         for name, path in paths.items()
     }
 
     def inputs(names: Sequence[str]) -> dict[str, Any]:
         pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
-        return {"conditions": {IMAGE: [p.resize(run.native[::-1], Image.Resampling.LANCZOS) for p in pictures]}}
+        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
+        return {"conditions": {IMAGE: native}, **uncertain}
 
     def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
         if not match_input_size:
@@ -208,9 +196,7 @@ def understand(
         return {**resized, IMAGE: read_picture(paths[name])}
 
     run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
-    if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(f"{len(bad)} of {len(files)} images left out: {bad[0]}{more}; the others are in {output}")
+    refuse_left_out(bad, len(files), output)
 
 
 def condition(
@@ -219,6 +205,10 @@ def condition(
     segmentation: Path | None = None,
     rgb: Path | None = None,
     category: str | None = None,
+    prompt: str | None = None,
+    subject: list[str] | None = None,
+    negative_prompt: str | None = None,
+    fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
     num_inference_steps: InferenceSteps | None = None,
@@ -245,11 +235,16 @@ def condition(
         segmentation: Label ids: an indexed image, or a grey one of 8 or 16 bits.
         rgb: An RGB image.
         category: Name (or id) of a category; by default none.
+        prompt: A text; see mmdit generate, also for the next three.
+        subject: WORD=FILE or FILE, the image of a subject that the prompt marks; repeat it for others.
+        negative_prompt: A text that guidance leads away from.
+        fusing_scale: With subjects, 0 = what the text says to 1 = what the images show.
         num_images: Samples, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
-        num_inference_steps: Denoising steps; null = 1 with --rgb and no category, else the model's own, 25 where it names none.
-        guidance_scale: How strongly the category is followed, where one is given; 1 = no guidance; null = the model's own, 2
-            where it names none.
+        num_inference_steps: Denoising steps; null = 1 with --rgb and neither category nor prompt, else the model's own, 25 where
+            it names none.
+        guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
+            own, 2 where it names none.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -258,28 +253,30 @@ def condition(
         given: NAME=FILE: any modality of the model, such as one of your own; repeat it for others.
         depth_values: What the depth file holds: metric = distances in any unit, 0 invalid; relative = the model's own space,
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
-            takes other floats within [0, 1] and 8-bit images as relative and the rest as metric, and says so.
+            tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
+            where numbers and picture disagree.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
     check_seed(seed, num_images)
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.inputs import source_name
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun, resolve_category
+    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
+    from mmdit.cli.common.words import Words
     from mmdit.modalities import IMAGE
 
+    words = Words(one_or_none(category), one_or_none(prompt), subject, negative_prompt, fusing_scale)
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = given_files(options, given)
     if not files:
         listed = ", ".join(f"--{name}" for name in options)
         raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
-    scale = guidance_scale if category is not None else 1.0
     run = SamplingRun(
         "condition",
         model,
         num_inference_steps=num_inference_steps,
-        guidance_scale=scale,
-        understanding=IMAGE in files and category is None,
+        guidance_scale=guidance_scale if words.asks else 1.0,
+        understanding=IMAGE in files and not words.asks,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
@@ -288,11 +285,16 @@ def condition(
         batch_size=batch_size,
     )
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
-    label, label_name = (None, None) if category is None else resolve_category(run.pipe, category)
+    (one,) = words.asked(run.pipe)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
-    request = {**run.request(seed, label_name, label, files), "depth_values": depth_values}
+    request = {
+        **run.request(seed, one.category, one.label, files),
+        **one.words,
+        **words.request(run.pipe),
+        "depth_values": depth_values,
+    }
     requests = NumberedRequests(
         [(source, range(seed, seed + num_images))],
         lambda stem, own_seed: {**request, "seed": own_seed},
     )
-    run.run(requests, lambda batch: {"class_labels": [label] * len(batch), "conditions": conditions})
+    run.run(requests, lambda batch: {**words.inputs([one] * len(batch)), "conditions": conditions})

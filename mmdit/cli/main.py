@@ -48,6 +48,13 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
+    "edit": Command(
+        "mmdit.cli.edit:edit", "Generate a region of an image anew, in all modalities; the rest is kept.", ("image",)
+    ),
+    "translate": Command(
+        "mmdit.cli.edit:translate", "Make new RGB images with the structure of given ones.", ("images",)
+    ),
+    "mesh": Command("mmdit.cli.mesh:mesh", "Make a textured mesh and a point cloud of samples.", ("samples",)),
     "ui": Command("mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions and edits in a browser."),
     "train": Command(
         "mmdit.cli.train:train",

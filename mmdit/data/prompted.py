@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_cdt
 from torch.utils.data import Dataset
 
 from mmdit.data.entity_counts import COUNTS
@@ -168,7 +169,8 @@ class PromptedLatents(Dataset):
         if mask is None:
             return None
         box = self._transform.draw(*mask.shape)
-        return mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
+        seen = mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
+        return seen if seen.any() else None  # outside what was encoded: nowhere that attention could go
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
@@ -265,13 +267,18 @@ def is_ground(entity: Entity, height: int, width: int) -> bool:
 
 
 def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
-    """Cut an entity out of its picture (H, W, 3): a square around its box, white where its mask is not."""
+    """Cut an entity out of its picture (H, W, 3): a square around its box, white where its mask is not.
+
+    Of a floor or a wall it is the largest square within the mask: its outline would show what stands on it, and where.
+    """
     height, width = rgb.shape[:2]
     mask = _mask_of(entity)
     if mask is not None and mask.shape != (height, width):
         raise UserError(
             f"{entity.mask}: the mask is {mask.shape[0]} x {mask.shape[1]}, its picture {height} x {width}: give one size"
         )
+    if mask is not None and mask.any() and is_ground(entity, height, width):
+        return Image.fromarray(_largest_square(rgb, mask))
     if mask is not None:
         rgb = on_white(rgb, mask)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
@@ -286,3 +293,11 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     picture = Image.new("RGB", (side, side), (WHITE,) * 3)
     picture.paste(Image.fromarray(rgb), (-left, -top))
     return picture
+
+
+def _largest_square(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The largest square of a picture (H, W, 3) within a mask (H, W) that is not empty."""
+    radius = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]  # to the nearest pixel outside
+    y, x = np.unravel_index(int(radius.argmax()), mask.shape)
+    reach = int(radius[y, x]) - 1
+    return rgb[y - reach : y + reach + 1, x - reach : x + reach + 1]

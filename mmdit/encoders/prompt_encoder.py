@@ -21,10 +21,12 @@ class FrozenPromptEncoder(nn.Module, ABC):
     Attributes:
         required: the pipeline's components that it can't do without.
         optional: those that it can.
+        max_subjects: the most images in one prompt.
     """
 
     required: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
+    max_subjects: int
 
     @classmethod
     @abstractmethod

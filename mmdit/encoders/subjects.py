@@ -56,7 +56,8 @@ def check_subjects(prompts: Sequence[Prompt | None], most: int) -> None:
     """Raise a UserError where a prompt has more than ``most`` images."""
     for prompt in prompts:
         if prompt is not None and len(prompt.images) > most:
-            raise UserError(f"a prompt has {len(prompt.images)} subjects, the model takes {most}: leave some out")
+            taken = f"{most}: leave some out" if most else "none: give text alone"
+            raise UserError(f"a prompt has {len(prompt.images)} subjects, the model takes {taken}")
 
 
 def subject_image(subject: Any) -> Image.Image:

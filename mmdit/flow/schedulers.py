@@ -178,6 +178,30 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: D
     _check_flow_matching(scheduler)
 
 
+def steps_taken(num_inference_steps: int, strength: float) -> int:
+    """How many of n steps are taken, the last n x ``strength``. Raises UserError where none is left, but at strength 0."""
+    taken = int(num_inference_steps * strength + 1e-6)  # 0.29 x 100 is a little less than 29
+    if strength > 0 and taken == 0:
+        least = 1 / num_inference_steps
+        raise UserError(
+            f"strength {strength:g} of {num_inference_steps} steps leaves no step: give at least {least:.2g}, or more steps"
+        )
+    return taken
+
+
+def begin_at(scheduler: SchedulerMixin, num_inference_steps: int, strength: float) -> int:
+    """Let steps that are laid out begin late, as diffusers' image-to-image does; UserError as ``steps_taken``.
+
+    Returns:
+        The index of the first one in ``scheduler.timesteps`` and ``scheduler.sigmas``; at strength 0 that of no step.
+    """
+    skipped = num_inference_steps - steps_taken(num_inference_steps, strength)
+    first = min(skipped * scheduler.order, len(scheduler.timesteps))
+    if first and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return first
+
+
 def _check_flow_matching(scheduler: SchedulerMixin) -> None:
     """Refuse a scheduler whose steps would be noise: ``from_config`` of diffusers makes one without a word."""
     sigmas = getattr(scheduler, "sigmas", None)

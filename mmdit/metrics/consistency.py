@@ -5,11 +5,8 @@ follow from it alone. An overall scale does not turn a surface, so two numbers a
 many times farther the farthest point is than the nearest) and the focal length. Both are fitted to each image, within
 bounds of real cameras and scenes, to make the mean angle smallest; the remaining angle is reported. Two
 numbers can't explain away thousands of pixels: ground truth scores low, and the normals of another image fitted in the
-same way (the shuffled control) score high. They can trade places, so they do not estimate the camera.
-
-With the pixel offset (x, y) from the image's centre, y down, focal length f in pixels, and w the disparity (sign
-s = -1) or depth (s = +1) plus its shift, the normal of the surface through a pixel is proportional to
-``(s f w_x, -s f w_y, w + s (x w_x + y w_y))``. The disparity of a plane is linear in (x, y): exact on planes.
+same way (the shuffled control) score high. They can trade places, so they do not estimate the camera;
+``mmdit.geometry.camera`` does, with its error. The normals of a depth map are in ``mmdit.geometry.slopes``.
 
 Left out, and counted: pixels at the ends of the relative range, where the codec clips and slopes are lost, and pixels
 at a step of depth, where no surface can be differentiated.
@@ -26,19 +23,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import correlate1d
 from scipy.optimize import minimize
 
 from mmdit.errors import unknown_name
+from mmdit.geometry.slopes import FOCAL_RANGE, RATIO_RANGE, NormalFamily, radius_of, shift_of, steps
 from mmdit.metrics.arrays import Array, RunningMean, check_same_shape, map_batch
 from mmdit.metrics.normal import angle_degrees, valid_normal
 from mmdit.metrics.segmentation import LabelSet
 from mmdit.names import DEPTH_SPACES
 
-FOCAL_RANGE = (0.5, 6.0)  # in half image widths: fields of view from 127 to 19 degrees
-RATIO_RANGE = (1.03, 31.0)  # distance of the farthest point over that of the nearest
-STEP = 0.05  # a second difference of this share of the map's range is a step, not a surface
-REFERENCE_WIDTH = 64  # slopes are fitted over windows of 3 pixels at this width, and in proportion at others
 MIN_PIXELS = 16
 FIT_PIXELS = 1024  # the two numbers are searched on about as many, the angle is measured on all
 
@@ -57,46 +50,6 @@ class DepthNormalFit:
     pixels_used: float
 
 
-def _slopes(depth: Array, radius: int) -> tuple[Array, Array]:
-    """Slopes per pixel along x and y of the plane that fits (2 radius + 1)^2 pixels best, (H, W) each."""
-    padded = np.pad(depth, radius, mode="reflect", reflect_type="odd")  # continues a plane as a plane
-    offsets = np.arange(-radius, radius + 1, dtype=np.float64)
-    slope, mean = offsets / (offsets**2).sum(), np.full(offsets.shape, 1 / len(offsets))
-    inside = (slice(radius, -radius),) * 2
-    along_x = correlate1d(correlate1d(padded, mean, axis=0), slope, axis=1)[inside]
-    along_y = correlate1d(correlate1d(padded, slope, axis=0), mean, axis=1)[inside]
-    return along_x, along_y
-
-
-def _steps(depth: Array, radius: int) -> Array:
-    """True where the second difference along x or y is a jump for the range of the map, (H, W)."""
-    padded = np.pad(depth, radius, mode="reflect", reflect_type="odd")
-    height, width = depth.shape
-    rows, columns = slice(radius, radius + height), slice(radius, radius + width)
-    along_x = padded[rows, 2 * radius :] + padded[rows, : -2 * radius] - 2 * depth
-    along_y = padded[2 * radius :, columns] + padded[: -2 * radius, columns] - 2 * depth
-    return np.maximum(np.abs(along_x), np.abs(along_y)) > STEP * np.ptp(depth)
-
-
-class _NormalFamily:
-    """The normals of a relative depth map for every focal length (half widths) and shift: ``(f a, f b, c + shift)``."""
-
-    def __init__(self, depth: Array, space: str, radius: int) -> None:
-        height, width = depth.shape
-        half = width / 2
-        sign = -1.0 if space == "disparity" else 1.0
-        slope_x, slope_y = _slopes(depth, radius)
-        slope_x, slope_y = slope_x * half, slope_y * half
-        x = (np.arange(width) + 0.5 - width / 2) / half
-        y = (np.arange(height) + 0.5 - height / 2)[:, None] / half
-        self.a, self.b = sign * slope_x, -sign * slope_y
-        self.c = depth + sign * (x * slope_x + y * slope_y)
-
-    def vectors(self, focal: float, shift: float) -> Array:
-        """(H, W, 3), of any length."""
-        return np.stack([focal * self.a, focal * self.b, self.c + shift], axis=-1)
-
-
 def normals_from_depth(depth: Any, space: str, focal: float, shift: float) -> Array:
     """Unit normals (H, W, 3), camera frame x right, y up, z towards the viewer, of a depth map (H, W).
 
@@ -107,12 +60,8 @@ def normals_from_depth(depth: Any, space: str, focal: float, shift: float) -> Ar
         shift: added to ``depth`` before it is proportional to metres, or to 1 / metres; 0 for metric input.
     """
     array = _check_depth(depth, space)
-    vectors = _NormalFamily(array, space, _radius(array)).vectors(focal, shift)
+    vectors = NormalFamily(array, space, radius_of(array)).vectors(focal, shift)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def _radius(depth: Array) -> int:
-    return max(1, round(depth.shape[1] / REFERENCE_WIDTH))
 
 
 def _check_depth(depth: Any, space: str) -> Array:
@@ -138,27 +87,22 @@ def fit_depth_to_normals(depth: Any, normals: Any, space: str) -> DepthNormalFit
     if not np.isfinite(array).all():
         return DepthNormalFit(float("nan"), float("nan"), float("nan"), 0.0)
     low, high = array.min(), array.max()
-    radius = _radius(array)
+    radius = radius_of(array)
     used = valid_normal(vectors)
     if high > low:
-        used &= (array > low) & (array < high) & ~_steps(array, radius)
+        used &= (array > low) & (array < high) & ~steps(array, radius)
     if used.sum() < MIN_PIXELS:
         return DepthNormalFit(float("nan"), float("nan"), float("nan"), float(used.mean()))
-    family = _NormalFamily(array, space, radius)
+    family = NormalFamily(array, space, radius)
     stride = max(1, int(used.sum()) // FIT_PIXELS)
     focal, ratio = _search(family, vectors, used, stride, low, high - low)
-    derived = family.vectors(focal, _shift(ratio, low, high - low))[used]
+    derived = family.vectors(focal, shift_of(ratio, low, high - low))[used]
     angle = float(angle_degrees(derived, vectors[used]).mean())
     return DepthNormalFit(angle, focal, ratio, float(used.mean()))
 
 
-def _shift(ratio: float, low: float, extent: float) -> float:
-    """The shift with (high + shift) / (low + shift) = ratio; a constant map gets a distance of 1."""
-    return extent / (ratio - 1) - low if extent > 0 else 1 - low
-
-
 def _search(
-    family: _NormalFamily, vectors: Array, used: Array, stride: int, low: float, extent: float
+    family: NormalFamily, vectors: Array, used: Array, stride: int, low: float, extent: float
 ) -> tuple[float, float]:
     """Best (focal, ratio): a grid over the logarithms of focal length and ratio - 1, then Nelder-Mead."""
     a, b, c = (plane[used][::stride] for plane in (family.a, family.b, family.c))
@@ -167,7 +111,7 @@ def _search(
     across, squared, ahead = a * normal[:, 0] + b * normal[:, 1], a**2 + b**2, normal[:, 2]
 
     def mean_angle(logarithms: Sequence[float] | Array) -> float:
-        focal, z = np.exp(logarithms[0]), c + _shift(1 + np.exp(logarithms[1]), low, extent)
+        focal, z = np.exp(logarithms[0]), c + shift_of(1 + np.exp(logarithms[1]), low, extent)
         length = np.sqrt(focal**2 * squared + z**2)
         cosine = (focal * across + z * ahead) / np.maximum(length, 1e-30)
         return float(np.arccos(cosine.clip(-1, 1)).mean())

@@ -29,6 +29,8 @@ Raw = np.ndarray | Tensor
 Output = list[Image.Image] | np.ndarray | Tensor
 # Pillow's names for one channel of more than 8 bits.
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_COLOURED = ("RGB", "RGBA", "LA", "P")
+_GREY_TOLERANCE = 2  # between channels of a grey JPEG
 NOTHING: Mapping[str, Any] = {}
 
 CODECS: dict[str, type[Codec]] = {}
@@ -98,6 +100,16 @@ class Codec:
         """Encode what ``read`` returned."""
         return self.encode(reading.values)
 
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Combine estimates of one sample, raw arrays (E, H, W[, channels]): here the median.
+
+        Returns:
+            A raw array, and (H, W) float32, how far apart they are: here the median distance to it, the largest of channels.
+        """
+        middle = np.median(members, axis=0).astype(members.dtype)
+        spread = np.median(np.abs(members - middle), axis=0).reshape(*middle.shape[:2], -1).max(axis=-1)
+        return middle, spread.astype(np.float32)
+
     # ---- reading
 
     def read(self, source: Any, options: Mapping[str, Any] = NOTHING) -> Reading:
@@ -153,13 +165,19 @@ class Codec:
             return array.astype(np.float32)
 
     def pixels_of(self, stored: Stored, bits: int) -> np.ndarray:
-        """Pixels of an image with this codec's channels, and for maps up to ``bits``; UserError for another mode."""
+        """Pixels of an image with this codec's channels, and for maps up to ``bits``; UserError for another mode.
+
+        A map may be stored in three equal channels, as Blender and image editors do.
+        """
         image = stored.image
         assert image is not None
         if self.channels is None:
+            if image.mode in _COLOURED and (grey := _grey(image)) is not None:
+                return grey
             if image.mode not in ("L", "F", *(DEEP_GREY if bits > 8 else ())):
                 raise stored.error(
                     f"a {self.name} map has one channel of 8 or 16 bits, this image has mode {image.mode!r}"
+                    + (" and is not grey" if image.mode in _COLOURED else "")
                 )
             return np.asarray(image)
         if image.mode not in ("RGB", "RGBA"):
@@ -321,6 +339,14 @@ class Codec:
         if array.ndim != self.ndim or array.shape[2:] not in ((), (self.channels,)) or 0 in array.shape:
             raise UserError(f"{self.what} has shape {tuple(array.shape)}: give {self.shape_words()}")
         return array
+
+
+def _grey(image: Image.Image) -> np.ndarray | None:
+    """The one channel, (H, W) uint8, of an image that stores it in colours; None = it is coloured, or one colour alone."""
+    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    if np.ptp(pixels, axis=-1).max() > _GREY_TOLERANCE or pixels.min() == pixels.max():
+        return None
+    return pixels[..., 1].astype(np.uint8)
 
 
 def check_images(images: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codec import NOTHING, Codec, Raw, check_images, non_finite
+from mmdit.modalities.depth_values import DEPTH_VALUES, FAR, MAX_UNITS, Guess, guess_values
+from mmdit.modalities.exr import exr_bytes
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
@@ -21,10 +23,9 @@ from mmdit.storage.json_object import read_object
 from mmdit.storage.json_text import quoted
 
 DEPTH_SCALE = 0.001
-DEPTH_VALUES = ("auto", "metric", "relative", "near_white")
 # Written into our 16-bit depth.png, so that a relative map is not taken for metres wherever the file is moved.
 DEPTH_SPACE_KEY = "mmdit_depth_space"
-MAX_UNITS = 65535  # of a 16-bit image
+_ALIGNMENTS = 10
 _NOT_8_BITS = (
     "has 8 bits, a picture of depth and no distances: must be one channel, 16-bit PNG (metres = value x depth_scale) "
     "or float .npy (metres)"
@@ -59,8 +60,9 @@ class DepthCodec(Codec, name="depth"):
     Reading takes two options. ``depth_scale``: the file is a dataset's, metres per unit of its image; it is metric.
     ``depth_values``: what any other holds, one of ``DEPTH_VALUES``: "metric" (distances in any unit, 0 = invalid);
     "relative" (the codec's own space, any scale and shift); "near_white" (relative, near = large); "auto": our own files
-    are relative, datasets' are metric, and so are images of 16 bits and whole numbers; 8 bits, and floats that all lie
-    in [0, 1], are relative. What "auto" guesses about a file is said in the reading's ``note``.
+    are relative, datasets' are metric, and so are images of 16 bits and whole numbers; 8 bits, floats that all lie in
+    [0, 1], and 16 bits from 0 to 65535, are relative: of files and pictures, near is white where the lower part is brighter.
+    What "auto" guesses about a file is said in the reading's ``note``; distances that rise to the bottom are asked about.
     """
 
     what: ClassVar[str] = "a depth map"
@@ -108,6 +110,27 @@ class DepthCodec(Codec, name="depth"):
         """Map (B, 3, H, W) to relative depth (B, H, W) float32 in [0, 1], in the codec's space."""
         return ((check_images(images).mean(dim=1).clamp(-1, 1) + 1) / 2).cpu().numpy()
 
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Relative maps, aligned to each other by scale and shift: their median from 0 to 1, and the median distance to it.
+
+        Marigold's (section 3.3), with its alignment solved in closed form: each map is fitted to the median of all, again until
+        it stays (the Procrustes iteration), which starts from maps that all span [0, 1].
+        """
+        maps = members.astype(np.float64).reshape(len(members), -1)
+        maps = _unit(maps)
+        for _ in range(_ALIGNMENTS):
+            middle = np.median(maps, axis=0)
+            centred = maps - maps.mean(axis=1, keepdims=True)
+            scale = (centred @ (middle - middle.mean())) / np.maximum((centred**2).sum(axis=1), 1e-12)
+            maps = _unit_like(scale[:, None] * centred + middle.mean())
+        middle = np.median(maps, axis=0)
+        extent = max(np.ptp(middle), 1e-6)
+        spread = np.median(np.abs(maps - middle), axis=0) / extent
+        shape = members.shape[1:]
+        return ((middle - middle.min()) / extent).reshape(shape).astype(np.float32), spread.reshape(shape).astype(
+            np.float32
+        )
+
     # ---- reading
 
     def interpret(self, stored: Stored, options: Mapping[str, Any] = NOTHING) -> Reading:
@@ -122,8 +145,9 @@ class DepthCodec(Codec, name="depth"):
         asked = options.get("depth_values", "auto")
         if asked not in DEPTH_VALUES:
             raise unknown_name("depth_values", asked, DEPTH_VALUES)
-        kind, space, known = self._guess(stored, reading.values) if asked == "auto" else (asked, None, True)
-        if kind == "relative":
+        known, space = self._known(stored) if asked == "auto" else (Guess(asked), None)
+        guess = known or self._guess(stored, reading.values)
+        if guess.kind == "relative":
             space = space or self._marked_space(stored)
             if space is not None and space != self.space:
                 raise stored.error(
@@ -131,17 +155,16 @@ class DepthCodec(Codec, name="depth"):
                     "depth_values near_white or relative of a file without that mark"
                 )
         values = reading.values
-        if kind == "near_white" and self.space == "depth":
+        if (guess.kind, self.space) in (("near_white", "depth"), ("far_white", "disparity")):
             values = -values.astype(np.float64)
-        note = None
-        if not known:
-            read_as = f"relative {self.space}" if kind == "relative" else "distances (larger = farther, 0 = invalid)"
-            prefix, dashes = (f"{stored.where}: ", "--") if stored.where else ("", "")
-            note = f"{prefix}read as {read_as}; {dashes}depth_values can say otherwise"
-        return reading.replace(values=values, relative=kind != "metric", note=note)
+        note = None if known else self._note(stored, guess)
+        if guess.kind == "metric" and values.dtype.kind == "f" and (far := values >= self._far(stored)).any():
+            values = np.where(far, 0, values)
+            note = f"{note}; {int(far.sum())} of {far.size} pixels are infinitely far" if note else None
+        return reading.replace(values=values, relative=guess.kind != "metric", note=note)
 
     def from_image(self, stored: Stored) -> np.ndarray:
-        """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units."""
+        """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units; a grey one may be stored as RGB."""
         return self.pixels_of(stored, 16)
 
     def from_array(self, stored: Stored) -> np.ndarray:
@@ -168,30 +191,61 @@ class DepthCodec(Codec, name="depth"):
             raise stored.error("holds relative depth (it is a result of this program): give depth in metres")
         values = reading.values
         if values.dtype in (np.uint8, np.bool_) and stored.image is not None:
-            raise stored.error(_NOT_8_BITS)
+            raise stored.error(
+                _NOT_8_BITS if stored.image.mode == "L" else f"has mode {stored.image.mode!r}, {_NOT_8_BITS}"
+            )
         metres = values.astype(np.float32)
         if stored.image is not None and values.dtype.kind != "f":
             metres = metres * np.float32(scale)
         return reading.replace(values=metres)
 
-    def _guess(self, stored: Stored, values: np.ndarray) -> tuple[str, str | None, bool]:
-        """("relative" | "metric", the space of a relative map if it is known, whether this is known and no guess)."""
+    def _known(self, stored: Stored) -> tuple[Guess | None, str | None]:
+        """What a map is known to hold, with the space of a relative one if it is known; None = it is to be guessed."""
         if (space := self._marked_space(stored)) is not None:
-            return "relative", space, True
+            return Guess("relative"), space
         path = stored.path
         if path is not None:
             folder = path.resolve().parent
             if path.name in self.file_names() and (folder / "metadata.json").is_file():
-                return "relative", self._space_beside(folder / "metadata.json"), True
+                return Guess("relative"), self._space_beside(folder / "metadata.json")
             if folder.name == self.name and (folder.parents[1] / "dataset.json").is_file():
-                return "metric", None, True
-        of_program = stored.image is None and path is None  # an array: the pipeline's documentation says which is which
-        dtype = values.dtype if stored.array is None else stored.array.dtype  # reading a file makes floats of numbers
-        if dtype == np.uint8:
-            return "relative", None, of_program
-        finite = values[np.isfinite(values)] if dtype.kind == "f" else values[:0]
-        within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
-        return "relative" if within else "metric", None, of_program
+                return Guess("metric"), None
+        elif stored.array is not None:  # the pipeline's documentation says which array is which
+            array = stored.array
+            finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array[:0]
+            within = finite.size > 0 and finite.min() >= 0 and finite.max() <= 1
+            return Guess("relative" if within or array.dtype == np.uint8 else "metric"), None
+        return None, None
+
+    def _guess(self, stored: Stored, values: np.ndarray) -> Guess:
+        """Guess what a file or a picture holds. Raises UserError where its numbers and its picture disagree."""
+        guess = guess_values(values, values.dtype if stored.array is None else stored.array.dtype)
+        if guess.conflict:
+            raise stored.error(
+                "holds numbers like distances, but they grow towards the bottom, which is usually nearer: say what it holds, "
+                f"{self._option(stored)} near_white (larger = nearer) or metric (larger = farther)"
+            )
+        return guess
+
+    def _note(self, stored: Stored, guess: Guess) -> str:
+        """Say what was guessed about a file or a picture."""
+        read_as = {
+            "relative": f"relative {self.space}",
+            "near_white": "relative disparity (near_white)",
+            "far_white": "relative depth (far is white)",
+            "metric": "distances (larger = farther, 0 = invalid)",
+        }[guess.kind]
+        prefix = f"{stored.where}: " if stored.where else ""
+        reason = f", {guess.reason}" if guess.reason else ""
+        return f"{prefix}read as {read_as}{reason}; {self._option(stored)} can say otherwise"
+
+    def _option(self, stored: Stored) -> str:
+        return "--depth_values" if stored.where else "depth_values"
+
+    def _far(self, stored: Stored) -> float:
+        """The least distance that means nothing was hit; half floats end before the usual one."""
+        is_half = stored.array is not None and stored.array.dtype == np.float16
+        return float(np.finfo(np.float16).max) if is_half else FAR
 
     def _marked_space(self, stored: Stored) -> str | None:
         return stored.text.get(DEPTH_SPACE_KEY)
@@ -237,10 +291,27 @@ class DepthCodec(Codec, name="depth"):
 
     # ---- writing
 
-    def picture(self, raw: np.ndarray) -> np.ndarray:
-        """Colour relative depth in [0, 1]: near is bright in both spaces."""
-        near = raw if self.space == "disparity" else 1 - raw
-        position = np.clip(np.nan_to_num(near), 0, 1) * (len(_COLORS) - 1)
+    def picture(
+        self, raw: np.ndarray, *, color_map: str | None = None, val_min: float = 0.0, val_max: float = 1.0
+    ) -> np.ndarray:
+        """Colour relative depth, (H, W, 3) uint8.
+
+        Args:
+            raw: (H, W) relative depth.
+            color_map: None = our own, in which near is bright in both spaces; "Spectral" (Marigold's: near is red) or "binary",
+                or any of matplotlib's, from near to far.
+            val_min, val_max: values that get the first and the last colour.
+
+        Raises:
+            UserError: no range, or an unknown map.
+        """
+        if not val_min < val_max:
+            raise UserError(f"val_min is {val_min:g} and val_max {val_max:g}: give two rising numbers")
+        values = np.clip(np.nan_to_num((raw - val_min) / (val_max - val_min)), 0, 1)
+        near = values if self.space == "disparity" else 1 - values
+        if color_map is not None:
+            return _mapped(1 - near, color_map)
+        position = near * (len(_COLORS) - 1)
         knots = np.arange(len(_COLORS))
         channels = [np.interp(position, knots, _COLORS[:, c]) for c in range(3)]
         return np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -255,13 +326,19 @@ class DepthCodec(Codec, name="depth"):
         units = np.round(np.nan_to_num(raw.astype(np.float64), nan=0, posinf=0, neginf=0) / scale)
         return np.where((units < 1) | (units > MAX_UNITS), 0, units).astype(np.uint16)
 
+    def sixteen_bits(self, raw: np.ndarray) -> np.ndarray:
+        """Relative depth (H, W) in [0, 1] as uint16, 0 to 65535."""
+        return (np.clip(np.nan_to_num(raw), 0, 1) * MAX_UNITS).round().astype(np.uint16)
+
+    def exr(self, raw: np.ndarray) -> bytes:
+        """Relative depth (H, W) as an OpenEXR file, float32, that names the space. Raises UserError without the library."""
+        return exr_bytes(raw.astype(np.float32), {DEPTH_SPACE_KEY: self.space})
+
     def files(self, raw: np.ndarray) -> dict[str, bytes]:
         """Relative depth (H, W) as float32 ``.npy``, as a 16-bit PNG that names the space, and as colours."""
-        relative = raw.astype(np.float32)
-        units = (np.clip(relative, 0, 1) * MAX_UNITS).round().astype(np.uint16)
         return {
-            f"{self.name}.npy": npy(relative),
-            f"{self.name}.png": png(units, {DEPTH_SPACE_KEY: self.space}),
+            f"{self.name}.npy": npy(raw.astype(np.float32)),
+            f"{self.name}.png": png(self.sixteen_bits(raw.astype(np.float32)), {DEPTH_SPACE_KEY: self.space}),
             f"{self.name}_vis.png": png(self.picture(raw)),
         }
 
@@ -291,3 +368,29 @@ class DepthCodec(Codec, name="depth"):
         except OverflowError:
             pass
         return {}, [f"'depth_scale' is {quoted(scale)}: give metres per unit, a positive number"]
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    """Each of (E, P) from 0 to 1; a constant one is 0.5."""
+    low, high = maps.min(axis=1, keepdims=True), maps.max(axis=1, keepdims=True)
+    return np.where(high > low, (maps - low) / np.maximum(high - low, 1e-12), 0.5)
+
+
+def _unit_like(maps: np.ndarray) -> np.ndarray:
+    """All of (E, P) by one scale and shift, so that their median is from 0 to 1: fits alone would shrink them."""
+    middle = np.median(maps, axis=0)
+    return (maps - middle.min()) / max(np.ptp(middle), 1e-12)
+
+
+def _mapped(far: np.ndarray, color_map: str) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of values in [0, 1], through diffusers, which has two maps of its own and matplotlib's."""
+    from diffusers.pipelines.marigold import MarigoldImageProcessor
+
+    try:
+        colors = MarigoldImageProcessor.colormap(far.astype(np.float32), cmap=color_map, bytes=True)
+    except (ValueError, KeyError, ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"color_map is {color_map!r}: give Spectral, binary, or one of matplotlib's ({reason})"
+        ) from None
+    return np.asarray(colors)

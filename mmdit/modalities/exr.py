@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ _DEPTH_NAMES = ("Z", "depth", "Depth", "Y", "V", "R")
 _VECTOR_NAMES = (("R", "G", "B"), ("X", "Y", "Z"), ("x", "y", "z"))
 
 
-def read_exr(path: Path, channels: int | None) -> np.ndarray:
-    """Read a map (H, W), or (H, W, channels) where ``channels`` is 3, as the file's type of numbers.
+def read_exr(path: Path, channels: int | None) -> tuple[np.ndarray, dict[str, str]]:
+    """Read a map (H, W), or (H, W, channels) where ``channels`` is 3, as the file's type of numbers, and its text entries.
 
     A map is the channel Z, depth, Y, V or R, or the only one; vectors are R, G, B or X, Y, Z. Layers' names before the
     last dot are passed over.
@@ -22,10 +24,7 @@ def read_exr(path: Path, channels: int | None) -> np.ndarray:
     Raises:
         UserError: the library is missing, the file is damaged, or has no such channels.
     """
-    try:
-        import OpenEXR
-    except ImportError:
-        raise UserError(f"{path}: OpenEXR files need a library: pip install 'multimodal-dit[exr]'") from None
+    OpenEXR = _library(f"{path}: ")
     from mmdit.modalities.stored import check_pixels
 
     try:
@@ -34,12 +33,32 @@ def read_exr(path: Path, channels: int | None) -> np.ndarray:
             height, width = (int(last[i]) - int(first[i]) + 1 for i in (1, 0))
             check_pixels(path, height, width)
         with OpenEXR.File(str(path), separate_channels=True) as file:
+            text = {key: value for key, value in file.header().items() if isinstance(value, str)}
             found = {name: np.array(channel.pixels) for name, channel in file.channels().items()}
     except UserError:
         raise
     except Exception as error:  # the library raises anything for a damaged file
         raise UserError(f"{path}: not a readable OpenEXR file: {' '.join(str(error).split())[:200]}") from None
-    return _choose(path, found, channels)
+    return _choose(path, found, channels), text
+
+
+def exr_bytes(values: np.ndarray, text: Mapping[str, str]) -> bytes:
+    """A map (H, W) as an OpenEXR file with the one channel Y, and text entries. Raises UserError without the library."""
+    OpenEXR = _library("")
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage, **text}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "map.exr"
+        with OpenEXR.File(header, {"Y": np.ascontiguousarray(values)}) as file:
+            file.write(str(path))
+        return path.read_bytes()
+
+
+def _library(where: str) -> Any:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(f"{where}OpenEXR files need a library: pip install 'multimodal-dit[exr]'") from None
+    return OpenEXR
 
 
 def _choose(path: Path, found: dict[str, Any], channels: int | None) -> np.ndarray:

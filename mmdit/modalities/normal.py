@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,6 +65,14 @@ class NormalCodec(Codec, name="normal"):
         flipped = images.flip(-1)
         return torch.cat([-flipped[..., :1, :, :], flipped[..., 1:, :, :]], dim=-3)
 
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean direction, and the mean angle to it over π, as in Marigold."""
+        mean = members.astype(np.float64).mean(axis=0)
+        length = np.linalg.norm(mean, axis=-1, keepdims=True)
+        mean = np.where(length > 1e-6, mean / np.maximum(length, 1e-6), members[0])
+        cosine = (members * mean).sum(axis=-1).clip(-1, 1)
+        return mean.astype(np.float32), (np.arccos(cosine).mean(axis=0) / np.pi).astype(np.float32)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Pixels of an 8-bit image as vectors (H, W, 3) float32 in [-1, 1]."""
         return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1
@@ -120,9 +128,10 @@ class NormalCodec(Codec, name="normal"):
         turned[..., :2] = turned[..., :2] @ DIRECTIONS[orientation].T.astype(turned.dtype)
         return turned
 
-    def picture(self, raw: np.ndarray) -> np.ndarray:
-        """(n + 1) / 2 x 255, the layout of datasets."""
-        return ((np.clip(raw, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
+    def picture(self, raw: np.ndarray, *, flip: Sequence[bool] = (False, False, False)) -> np.ndarray:
+        """(n + 1) / 2 x 255, the layout of datasets; ``flip``: axes x, y, z that are turned round, for other conventions."""
+        turned = np.where(np.asarray(flip), -raw, raw)
+        return ((np.clip(turned, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """(n + 1) / 2 x 255, (H, W, 3) uint8."""

@@ -96,6 +96,13 @@ class SegmentationCodec(Codec, name="segmentation"):
         """Map (B, 3, H, W) to the ids of the nearest colours, (B, H, W) int64."""
         return self.ids[self.logits(check_images(images)).argmax(dim=1).cpu()].numpy()
 
+    def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The label of most estimates (the smallest id of several), and the share that has another."""
+        labels = np.unique(members)
+        votes = np.stack([(members == label).sum(axis=0) for label in labels])  # (K, H, W)
+        share = 1 - votes.max(axis=0) / len(members)
+        return labels[votes.argmax(axis=0)].astype(members.dtype), share.astype(np.float32)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Label ids (H, W) int64: grey values, or indices of a palette image."""
         assert stored.image is not None

@@ -35,7 +35,7 @@ class Stored:
         where: what messages call it: the path of a file, "" for a value in Python.
         image: a loaded PIL image, or None; array: an array of numbers, or None. One of them is there.
         path: the file, or None.
-        text: text entries of an image.
+        text: text entries of an image, or of an EXR file.
         orientation: EXIF's, 1 to 8; 1 = as seen.
     """
 
@@ -76,7 +76,8 @@ def open_stored(source: Any, channels: int | None = None) -> Stored:
     if suffix == ".exr":
         from mmdit.modalities.exr import read_exr
 
-        return Stored(str(path), array=read_exr(path, channels), path=path)
+        array, text = read_exr(path, channels)
+        return Stored(str(path), array=array, path=path, text=text)
     return _open_image(path, size)
 
 

@@ -5,7 +5,7 @@ Words and images are in one sequence.
 
 from __future__ import annotations
 
-from mmdit.models.prompted import PromptConditioner
+from mmdit.models.prompted import MAX_SUBJECTS, PromptConditioner
 
 
 class InterleavedConditioner(PromptConditioner):
@@ -18,9 +18,16 @@ class InterleavedConditioner(PromptConditioner):
     Args:
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W, width of the LLM.
+        max_subjects: the most images that a prompt was trained with, and may have.
     """
 
     def __init__(
-        self, num_classes: int, hidden_size: int, dropout_prob: float = 0.1, *, text_width: int = 4096
+        self,
+        num_classes: int,
+        hidden_size: int,
+        dropout_prob: float = 0.1,
+        *,
+        text_width: int = 4096,
+        max_subjects: int = MAX_SUBJECTS,
     ) -> None:
-        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width)
+        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width, max_subjects=max_subjects)

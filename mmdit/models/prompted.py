@@ -16,6 +16,8 @@ from mmdit.conditioning import NO_SUBJECT, Conditioning, EncodedPrompts
 from mmdit.models.class_conditioner import ClassConditioner
 from mmdit.models.layers import reset_linears, zero_linear
 
+MAX_SUBJECTS = 4  # of models whose folder doesn't say
+
 
 @dataclass(frozen=True)
 class PromptInputs:
@@ -34,10 +36,20 @@ class PromptConditioner(ClassConditioner):
     Args:
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W.
+        max_subjects: the most images that a prompt was trained with, and may have.
     """
 
-    def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float = 0.1, *, text_width: int = 768) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        hidden_size: int,
+        dropout_prob: float = 0.1,
+        *,
+        text_width: int = 768,
+        max_subjects: int = MAX_SUBJECTS,
+    ) -> None:
         super().__init__(num_classes, hidden_size, dropout_prob)
+        self.max_subjects = max_subjects
         self.token_norm = nn.LayerNorm(text_width)
         self.token_proj = nn.Linear(text_width, hidden_size)
         self.pooled_proj = nn.Linear(text_width, hidden_size)

@@ -10,8 +10,8 @@ Samples of one batch may be given different modalities, and some none at all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,20 +56,33 @@ class GivenImages:
 
         return GivenImages(repeated(self.images), repeated(self.present), repeated(self.originals))
 
+    def only(self, names: Collection[str]) -> GivenImages:
+        """Those of some modalities."""
+
+        def chosen(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x for name, x in values.items() if name in names}
+
+        return GivenImages(chosen(self.images), chosen(self.present), chosen(self.originals))
+
+    def filled(self, images: dict[str, Tensor]) -> GivenImages:
+        """``images`` of every sample and modality in place of these; originals stay where no sample lacks them."""
+        originals = {name: x for name, x in self.originals.items() if self.everywhere(name)}
+        return replace(GivenImages.of_all(images), originals=originals)
+
     def everywhere(self, name: str) -> bool:
         """Whether every sample has the modality."""
         return name in self.present and bool(self.present[name].all())
 
-    def complete(self, name: str, generated: Tensor, *, originals: bool = False) -> Tensor:
+    def complete(self, name: str, generated: Tensor) -> Tensor:
         """Images (N, 3, H, W) of a modality: those given, and ``generated`` (N, 3, H, W) elsewhere."""
         if name not in self.present:
             return generated
-        images = (self.originals if originals else self.images)[name].to(generated)
+        images = self.images[name].to(generated)
         return torch.where(self.present[name].to(generated.device)[:, None, None, None], images, generated)
 
 
 def read_conditions(
-    conditions: Any, codecs: Mapping[str, Codec], *, region: bool = False, options: Mapping[str, Any] = NOTHING
+    conditions: Any, codecs: Mapping[str, Codec], *, edit: str | None = None, options: Mapping[str, Any] = NOTHING
 ) -> list[Sample]:
     """Read conditions in raw units.
 
@@ -80,7 +93,7 @@ def read_conditions(
             returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors (H, W, 3);
             segmentation: label ids (H, W). Arrays are as seen; a PIL image is turned as its EXIF tag says.
         codecs: the model's modalities -> codecs.
-        region: whether a part of them is generated anew, so that all modalities may be given, and one must be.
+        edit: the argument that asks to edit them, so that all modalities may be given, and one must be; None = none does.
         options: how values are read, see ``Codec.read``.
 
     Returns:
@@ -92,7 +105,7 @@ def read_conditions(
     if isinstance(conditions, list | tuple):
         if not conditions:
             raise UserError("conditions is an empty list: give the conditions of each sample, None = it has none")
-        return [_read_one(one, f"conditions[{i}]", codecs, region, options) for i, one in enumerate(conditions)]
+        return [_read_one(one, f"conditions[{i}]", codecs, edit, options) for i, one in enumerate(conditions)]
     if not isinstance(conditions, Mapping):
         raise UserError(
             f"conditions is a {type(conditions).__name__}: give modality -> value, such as {{'rgb': image}}"
@@ -101,7 +114,7 @@ def read_conditions(
     count = common_count({name: len(readings) for name, readings in given.items()}, "conditions")
     given = {name: readings * count if len(readings) == 1 else readings for name, readings in given.items()}
     samples = [{name: given[name][i] for name in given if given[name][i] is not None} for i in range(count)]
-    return [_checked(sample, codecs, region) for sample in samples]  # type: ignore[arg-type]
+    return [_checked(sample, codecs, edit) for sample in samples]  # type: ignore[arg-type]
 
 
 def given_size(samples: Sequence[Sample]) -> Size | None:
@@ -175,7 +188,7 @@ def _listed(sizes: Any) -> str:
 
 
 def _read_one(
-    conditions: Any, where: str, codecs: Mapping[str, Codec], region: bool, options: Mapping[str, Any]
+    conditions: Any, where: str, codecs: Mapping[str, Codec], edit: str | None, options: Mapping[str, Any]
 ) -> Sample:
     """The conditions of one sample in a list of them."""
     if not isinstance(conditions, Mapping | None):
@@ -189,17 +202,17 @@ def _read_one(
         for name, several in readings.items():
             if len(several) != 1 or several[0] is None:
                 raise UserError(f"condition {name!r} holds {len(several)} values: give the one of this sample")
-        return _checked({name: several[0] for name, several in readings.items() if several[0]}, codecs, region)
+        return _checked({name: several[0] for name, several in readings.items() if several[0]}, codecs, edit)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _checked(sample: Sample, codecs: Mapping[str, Codec], region: bool) -> Sample:
-    if len(sample) == len(codecs) and not region:
+def _checked(sample: Sample, codecs: Mapping[str, Codec], edit: str | None) -> Sample:
+    if len(sample) == len(codecs) and edit is None:
         raise UserError(f"conditions hold all modalities ({', '.join(codecs)}): leave out at least one to be generated")
-    if region and not sample:
+    if edit is not None and not sample:
         raise UserError(
-            "mask says what to keep of a picture, and none is given: give conditions, such as {'rgb': image}"
+            f"{edit} says what to keep of a picture, and none is given: give conditions, such as {{'rgb': image}}"
         )
     return turn_together(sample, codecs)
 

@@ -16,7 +16,9 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.modalities import Codec
 from mmdit.modalities.codec import Output
 from mmdit.pipelines.conditions import GivenImages
+from mmdit.pipelines.editing import Edit
 from mmdit.pipelines.limits import in_batches, refuse_decoded
+from mmdit.pipelines.region import Region
 
 
 def clean_latents(codec: LatentCodec, given: GivenImages, noise: Tensor) -> Tensor:
@@ -49,24 +51,49 @@ def decode(
     codecs: Mapping[str, Codec],
     latents: Tensor,
     given: GivenImages,
-    inside: Tensor | None,
-    output_type: str,
-    size: tuple[int, int] | None = None,
-) -> dict[str, Output]:
-    """Outputs of every modality; given images stand as they are, or outside the region ``inside`` (H, W) bool.
+    edit: Edit | None,
+    region: Region | None,
+) -> dict[str, np.ndarray]:
+    """Raw arrays (B, H, W[, channels]) of every modality at the model's size.
 
-    ``size``: height and width that they are resized to, where given ones have their ``originals``; None = as generated.
+    Given images stand as they are; in an edit those that are kept, and all of them outside the region.
     """
-    kept = given if inside is None else GivenImages()
-    decoded = {}
+    kept = given if edit is None else given.only(edit.keep)
+    raw_of = {}
     for name, image in completed(codec, latents, kept).items():
-        if inside is not None:
-            image = torch.where(inside.to(image.device), image, given.images[name].to(image))
-        raw = codecs[name].decode(image)
-        if size is not None:
-            raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
-        if name in given.originals:
+        if region is not None and name not in kept.present:
+            image = torch.where(region.inside.to(image.device), image, given.images[name].to(image))
+        raw_of[name] = codecs[name].decode(image)
+    return raw_of
+
+
+def at_size(
+    raw_of: Mapping[str, np.ndarray],
+    codecs: Mapping[str, Codec],
+    given: GivenImages,
+    edit: Edit | None,
+    region: Region | None,
+    size: tuple[int, int],
+) -> dict[str, np.ndarray]:
+    """The same at ``size``, (height, width) of the ``originals``, which stand where ``decode`` leaves given images."""
+    kept = given if edit is None else given.only(edit.keep)
+    resized = {}
+    for name, raw in raw_of.items():
+        raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
+        changed = None if name in kept.present else region
+        if name in given.originals and (changed is not None or name in kept.present):
             present = given.present[name].numpy()
-            raw[present] = codecs[name].decode(given.originals[name][given.present[name]])
-        decoded[name] = codecs[name].output(raw, output_type, latents.device)
-    return decoded
+            original = codecs[name].decode(given.originals[name][given.present[name]])
+            if changed is not None:
+                inside = changed.given.numpy().reshape(*changed.given_size, *[1] * (raw.ndim - 3))
+                original = np.where(inside, raw[present], original)
+            raw[present] = original
+        resized[name] = raw
+    return resized
+
+
+def as_outputs(
+    raw_of: Mapping[str, np.ndarray], codecs: Mapping[str, Codec], output_type: str, device: torch.device
+) -> dict[str, Output]:
+    """Raw arrays as the caller wants them."""
+    return {name: codecs[name].output(raw, output_type, device) for name, raw in raw_of.items()}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -24,10 +25,11 @@ from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, first_line
 from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import Given, place, settle
+from mmdit.flow.path import Given, linear_path, place, settle
 from mmdit.flow.prediction import PREDICTIONS
-from mmdit.flow.schedulers import set_timesteps
+from mmdit.flow.schedulers import begin_at, set_timesteps, steps_taken
 from mmdit.modalities import IMAGE, Codec, Modality, build_codecs, get_modalities
+from mmdit.modalities.resizing import antialiased
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import (
     check_arguments,
@@ -39,9 +41,11 @@ from mmdit.pipelines.arguments import (
     split_images,
 )
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
-from mmdit.pipelines.conditions import GivenImages, common_count, encode_conditions, given_size, read_conditions
+from mmdit.pipelines.conditions import common_count, encode_conditions, given_size, read_conditions
 from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
-from mmdit.pipelines.images import clean_latents, completed, decode
+from mmdit.pipelines.editing import read_edit
+from mmdit.pipelines.ensembling import check_ensemble, combine
+from mmdit.pipelines.images import as_outputs, at_size, clean_latents, completed, decode
 from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
 from mmdit.pipelines.limits import (
     FiniteWatch,
@@ -52,7 +56,6 @@ from mmdit.pipelines.loading import OPTIONAL, check_folder, download, load_optio
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.prompted import PromptsMixin
 from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
-from mmdit.pipelines.region import read_region
 from mmdit.pipelines.saving import SavingMixin
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.weights import refuse_non_finite
@@ -272,10 +275,14 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         negative_prompt: Any = None,
         fusing_scale: float | None = None,
         mask: Any = None,
+        keep: str | Sequence[str] | None = None,
+        strength: float = 1.0,
         num_estimation_steps: int = 1,
         seed: int | Sequence[int] | None = None,
         processing_resolution: int | None = None,
         match_input_resolution: bool = False,
+        ensemble_size: int = 1,
+        output_uncertainty: bool = False,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
@@ -322,12 +329,21 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             mask: (H, W) of the conditions' size, True or 1 = generate anew, 0 = keep: array, tensor or PIL image (black =
                 keep). Every modality is generated inside and kept outside; those that are not in ``conditions`` are
                 estimated first. Outside, the given ones come back as they are.
+            keep: modalities that stay as they are, given or estimated, while the others are generated anew, given or not:
+                ``conditions={"rgb": image}, keep=["depth", "normal"]`` makes another picture of the same geometry (MMGen's
+                translation). [] = none, for image-to-image with ``strength``. With ``mask``, they stay inside it too.
+            strength: with ``mask`` or ``keep``: how far what is generated may go from the picture, 0 = nowhere, 1 = it starts
+                from pure noise; the last ``num_inference_steps`` x ``strength`` steps are taken (SDEdit, arXiv 2108.01073).
             num_estimation_steps: steps of that estimate; one is enough where RGB is given.
             seed: in place of ``generator``: one for the whole batch, or a list with one per sample; the same numbers on every
                 device.
             processing_resolution: longer side in pixels, in the proportions of what is given, in place of ``height`` and
                 ``width``; None = the trained size.
-            match_input_resolution: return everything at the size of what is given, which is then returned as it is.
+            match_input_resolution: return everything at the size of what is given, which is then returned as it is; with
+                ``mask`` what is outside.
+            ensemble_size: estimates of a given picture, each from noise of its own, that are combined into one (Marigold, arXiv
+                2312.02145): depth by the median after alignment by scale and shift, normals by the mean, labels by votes.
+            output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -364,7 +380,10 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         unit = codec.downsampling * self.transformer.config.patch_size
         conditions = {} if conditions is None else conditions
         options = {"depth_values": depth_values}
-        samples = read_conditions(conditions, self.codecs, region=mask is not None, options=options)
+        edit = read_edit(mask, keep, strength, self._modalities)
+        samples = read_conditions(
+            conditions, self.codecs, edit=None if edit is None else edit.asked_by, options=options
+        )
         input_size = None
         if match_input_resolution or processing_resolution is not None:
             input_size = given_size(samples)
@@ -373,10 +392,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
                 raise UserError("processing_resolution is given beside height or width: give one of the two")
             height, width = processing_size(processing_resolution, input_size, unit)
         height, width = output_size(height, width, native=self.native_shape, unit=unit)
-        if match_input_resolution and (input_size is None or mask is not None):
-            why = "nothing is given" if input_size is None else "what is outside a mask is kept at the model's own size"
-            raise UserError(f"match_input_resolution is True, but {why}: leave it out")
-        region = None if mask is None else read_region(mask, height, width)
+        if match_input_resolution and input_size is None:
+            raise UserError("match_input_resolution is True, but nothing is given: leave it out")
+        region = None if edit is None else edit.region(height, width)
         labels = resolve_labels(given_labels, self.transformer.config.num_classes, self._id2label)
         words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
         images = encode_conditions(
@@ -390,8 +408,13 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         check_call(batch * num_images, *max((height, width), input_size or (1, 1)))
         if num_inference_steps is None:
             asked = words.counts() or any(label is not None for label in labels)
-            understanding = region is None and not asked and images.everywhere(IMAGE)
+            understanding = edit is None and not asked and images.everywhere(IMAGE)
             num_inference_steps = self.default_steps(understanding=understanding)
+        strength = 1.0 if edit is None else edit.strength
+        steps_taken(num_inference_steps, strength)  # refuses before any work
+        check_ensemble(ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents)
+        if ensemble_size > 1 and output_type == "latent":
+            raise UserError(f"ensemble_size is {ensemble_size}, and output_type 'latent': latents are not ensembled")
         labels = repeated(labels, batch, num_images)
         images = images.repeat(batch, num_images)
         batch = batch * num_images
@@ -409,7 +432,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             branches = self._make_branches(words, labels)
             noise = initial_noise(latents, shape, generator, device)
             given = Given(clean_latents(codec, images, noise), noise, condition_time)
-            if region is not None and not all(images.everywhere(name) for name in self._modalities):
+            used = () if edit is None else self._modalities if edit.needs_all else edit.keep
+            if not all(images.everywhere(name) for name in used):
                 # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
                 estimated = self._denoise(
                     call,
@@ -420,34 +444,48 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
                     num_inference_steps=num_estimation_steps,
                     generator=generator,
                 )
-                images = GivenImages.of_all(completed(codec, estimated, images))
+                images = images.filled(completed(codec, estimated, images))
                 given = replace(given, clean=estimated)
+            if edit is not None:
+                kept = torch.tensor([name in edit.keep for name in self._modalities], device=device)
+                roles = torch.where(kept, int(Role.CONDITION), int(Role.GENERATE)).expand_as(roles)
             if region is not None:
                 known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
                 given = replace(given, known=known)
-                roles = torch.full_like(roles, int(Role.GENERATE))
 
-            # 3. Denoise
-            latents = self._denoise(
-                call,
-                branches,
-                given,
-                roles,
-                guidance=guidance,
-                num_inference_steps=num_inference_steps,
-                generator=generator,
-                callback_on_step_end=callback_on_step_end,
-                callback_tensor_inputs=callback_on_step_end_tensor_inputs,
-            )
+            # 3. Denoise and decode, once for each member of the ensemble
+            members = []
+            for number in range(ensemble_size):
+                if number > 0:
+                    given = replace(given, noise=initial_noise(None, shape, generator, device))
+                latents = self._denoise(
+                    call,
+                    branches,
+                    given,
+                    roles,
+                    guidance=guidance,
+                    num_inference_steps=num_inference_steps,
+                    strength=strength,
+                    generator=generator,
+                    callback_on_step_end=callback_on_step_end,
+                    callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+                )
+                if output_type != "latent":
+                    members.append(decode(codec, self.codecs, latents, images, edit, region))
 
-            # 4. Decode
+            # 4. What the caller wants of it
             if output_type == "latent":
                 output = MultimodalDiTPipelineOutput(latents=latents)
             else:
-                inside = None if region is None else region.inside
-                size = input_size if match_input_resolution else None
-                decoded = decode(codec, self.codecs, latents, images, inside, output_type, size)
-                output = MultimodalDiTPipelineOutput.from_modalities(decoded)
+                made, spread = (members[0], {}) if ensemble_size == 1 else combine(members, self.codecs, images)
+                if match_input_resolution and input_size is not None:
+                    made = at_size(made, self.codecs, images, edit, region, input_size)
+                    spread = {
+                        name: np.stack([antialiased(x, *input_size) for x in each]) for name, each in spread.items()
+                    }
+                outputs = as_outputs(made, self.codecs, output_type, device)
+                uncertainty = as_outputs(spread, self.codecs, output_type, device) if output_uncertainty else None
+                output = MultimodalDiTPipelineOutput.from_modalities(outputs, self.codecs, uncertainty)
             if alone:
                 self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
@@ -461,6 +499,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         *,
         guidance: tuple[float, tuple[float, float], float],
         num_inference_steps: int,
+        strength: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_tensor_inputs: Sequence[str] = (),
@@ -468,9 +507,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), the given ones in place.
 
         ``guidance``: the scale on the conditions, the interval, and α; the scale on the prompt is the call's, and may change
-        in a callback.
+        in a callback. ``strength`` below 1 starts on the path from ``given.clean``, which is then all there.
         """
-        latents, _ = place(given.noise, given, roles, 1.0)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, given, roles, t)
@@ -481,15 +519,21 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         if getattr(self.transformer, "is_cache_enabled", False):
             self.transformer._reset_stateful_cache()
         scheduler = call.scheduler = copy.deepcopy(self.__dict__["scheduler"])
-        set_timesteps(scheduler, num_inference_steps, latents.device)
+        set_timesteps(scheduler, num_inference_steps, given.noise.device)
         step_arguments: dict[str, Any] = {"return_dict": False}
         if "generator" in inspect.signature(scheduler.step).parameters:
             step_arguments["generator"] = generator
-        sigmas = scheduler.sigmas.tolist()
-        call.num_timesteps = len(scheduler.timesteps)
+        first = begin_at(scheduler, num_inference_steps, strength)
+        sigmas, timesteps = scheduler.sigmas.tolist()[first:], scheduler.timesteps[first:]
+        start = given.noise
+        if strength < 1:
+            times = torch.full_like(roles, sigmas[0], dtype=torch.float32)
+            start = linear_path(given.clean, given.noise, times).x_t
+        latents, _ = place(start, given, roles, sigmas[0] if first else 1.0)
+        call.num_timesteps = len(timesteps)
         finite = FiniteWatch(call.num_timesteps, self.transformer.dtype)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, timestep in enumerate(scheduler.timesteps):
+        with self.progress_bar(total=-(-len(timesteps) // scheduler.order)) as progress_bar:
+            for i, timestep in enumerate(timesteps):
                 if call.interrupt:
                     continue
                 t = sigmas[i]

@@ -17,6 +17,7 @@ from mmdit.conditioning import Conditioner, Conditioning, EncodedPrompts
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import PROMPT_ENCODERS, make_prompt_encoder
 from mmdit.errors import UserError
+from mmdit.models.prompted import PromptConditioner
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import repeated
 from mmdit.prompt import Prompt, parse
@@ -166,6 +167,9 @@ def encoder_of(transformer: MultimodalDiT, components: Mapping[str, Any]) -> Fro
         trained = transformer.config.conditioner_settings.get(setting, defaults[setting].default)
         if trained != width:
             raise UserError(f"the encoder of prompts has {setting} {width}, the transformer was trained with {trained}")
+    conditioner = transformer.conditioner
+    assert isinstance(conditioner, PromptConditioner), name
+    encoder.max_subjects = conditioner.max_subjects
     return encoder
 
 

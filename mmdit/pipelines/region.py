@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
+from mmdit.modalities.orientation import turn_pixels
+from mmdit.modalities.stored import open_stored
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,35 @@ class Region:
 
     Args:
         inside: (H, W) bool at the output's size, True = generate anew.
-        given_size: (height, width) of the mask that it came from, which is that of the conditions.
+        given: (H', W') bool, the mask that it came from, which has the size of the conditions.
     """
 
     inside: Tensor
-    given_size: tuple[int, int]
+    given: Tensor
+
+    @property
+    def given_size(self) -> tuple[int, int]:
+        """(height, width) of the mask that it came from."""
+        return self.given.shape[0], self.given.shape[1]
 
     def known(self, downsampling: int) -> Tensor:
         """Cells of the latents to keep, (h, w) bool: those without a pixel inside."""
         cells = F.max_pool2d(self.inside[None, None].float(), downsampling)
         return cells[0, 0] == 0
+
+
+def open_mask(path: Path) -> np.ndarray:
+    """Read a mask's file, (H, W) bool, True = generate anew: an image (light on black; transparent is black), or ``.npy``.
+
+    Raises:
+        UserError: an unreadable file, or values other than those of ``read_region``.
+    """
+    stored = open_stored(path)
+    try:
+        mask = _as_bools(stored.array if stored.image is None else stored.image)
+    except UserError as error:
+        raise stored.error(str(error)) from None
+    return turn_pixels(mask, stored.orientation)
 
 
 def read_region(mask: Any, height: int, width: int) -> Region:
@@ -42,8 +64,16 @@ def read_region(mask: Any, height: int, width: int) -> Region:
     Raises:
         UserError: no such mask, another shape, other values, or nothing inside.
     """
+    mask = _as_bools(mask)
+    pixels = torch.from_numpy(mask.astype(np.float32))
+    resized = F.adaptive_max_pool2d(pixels[None, None], (height, width))[0, 0]
+    return Region(resized > 0, pixels > 0)
+
+
+def _as_bools(mask: Any) -> np.ndarray:
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) > 127
+        grey = mask.convert("LA")
+        mask = np.asarray(Image.composite(grey.getchannel("L"), Image.new("L", grey.size), grey.getchannel("A"))) > 127
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu().numpy()
     if not isinstance(mask, np.ndarray):
@@ -56,9 +86,7 @@ def read_region(mask: Any, height: int, width: int) -> Region:
         raise UserError(f"mask holds {_values(mask)}: give True or 1 = generate anew, 0 = keep")
     if not mask.any():
         raise UserError("mask is 0 everywhere, which keeps the whole picture: mark what is generated anew with 1")
-    pixels = torch.from_numpy(mask.astype(np.float32))
-    resized = F.adaptive_max_pool2d(pixels[None, None], (height, width))[0, 0]
-    return Region(resized > 0, (mask.shape[0], mask.shape[1]))
+    return mask.astype(bool)
 
 
 def _values(mask: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 from mmdit.prompt import Prompt, Span, parse, parse_text
+from mmdit.training.captions import check_named
 
 Batch = dict[str, Any]
 
@@ -42,11 +43,7 @@ class FrozenNetworks:
         try:
             return {**batch, "prompts": self.prompts.to(device)(prompts)}
         except UserError:
-            for sample_id, prompt in zip(batch["id"], prompts, strict=True):
-                try:
-                    self.prompts.check([prompt])
-                except UserError as error:
-                    raise UserError(f"prompts.jsonl, sample {sample_id!r}: {error}") from None
+            check_named(list(zip(batch["id"], prompts, strict=True)), self.prompts)
             raise
 
     def features(self, batch: Batch, device: torch.device) -> Tensor:

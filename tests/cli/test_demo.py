@@ -31,6 +31,27 @@ def test_demo(mmdit, tiny_pipeline_dir, tmp_path):
     assert f"{report['understanding']['depth']['abs_rel']:.3f}" in result.out
 
 
+def test_demo_of_a_model_that_takes_prompts(mmdit, prompted_dir, tmp_path):
+    result = mmdit("demo", "--model", prompted_dir, "--num_inference_steps", 1, "--output", "demo")
+    assert result.code == 0, result.err
+    with Image.open(tmp_path / "demo" / "prompt.png") as picture:
+        assert picture.width > 5 * 128, "the subject and four modalities"
+        assert picture.height > 6 * 128, "four texts and two subjects"
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    for part in (report["prompts"], report["controls"]["shuffled_prompts"]):
+        assert 0 <= part["text"]["two"]["all"] <= part["text"]["two"]["present"] <= 1
+    assert "shuffled_understanding" in report["controls"]
+    assert "two objects: both present" in result.out
+
+
+def test_demo_of_a_model_of_other_words(mmdit, prompted_pipeline_dir, tmp_path):
+    result = mmdit("demo", "--model", prompted_pipeline_dir, "--num_inference_steps", 1, "--output", "demo")
+    assert result.code == 0, result.err
+    assert "prompt.png is left out: prompt " in result.err
+    assert "doesn't know" in result.err
+    assert not (tmp_path / "demo" / "prompt.png").exists()
+
+
 def test_demo_refuses_data_of_other_classes(mmdit, tiny_pipeline_dir, make_dataset):
     root = make_dataset(num_samples=1, split="test")
     result = mmdit("demo", "--model", tiny_pipeline_dir, "--data", root)

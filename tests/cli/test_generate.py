@@ -186,3 +186,17 @@ def test_steps_and_guidance_are_the_models_own(mmdit, tiny_pipeline_dir, tmp_pat
     for name, steps, scale in made:
         metadata = json.loads((tmp_path / f"out/{name}/metadata.json").read_text())
         assert (metadata["num_inference_steps"], metadata["guidance_scale"]) == (steps, scale)
+
+
+def test_understand_by_an_ensemble(mmdit, tiny_pipeline_dir, tmp_path, photo):
+    common = ("understand", photo, "--model", tiny_pipeline_dir, "--ensemble_size", 3)
+    assert mmdit(*common).code == 0
+    folder = tmp_path / "outputs" / "understand" / "photo"
+    more = {f"{name}_uncertainty.{kind}" for name in ("depth", "normal", "segmentation") for kind in ("npy", "png")}
+    assert {path.name for path in folder.iterdir()} == SAMPLE_FILES | more
+    spread = np.load(folder / "depth_uncertainty.npy")
+    assert spread.shape == (40, 60)
+    assert spread.max() > 0
+    assert _metadata(folder)["ensemble_size"] == 3
+    assert mmdit(*common).code == 0  # its own files are no foreign ones
+    assert "--ensemble_size is 0: give at least 1" in mmdit(*common[:-1], 0).error

@@ -199,6 +199,19 @@ def test_mirrored_views_have_mirrored_captions_and_masks(folders):
     assert sides > 4
 
 
+def test_a_floor_is_cropped_without_what_stands_on_it(tmp_path):
+    """The largest square within its mask: no outline of an object tells where to put one."""
+    rgb = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[16:] = 255
+    mask[16:28, 4:12] = 0  # an object that stands there
+    Image.fromarray(mask).save(tmp_path / "floor.png")
+    shown = np.asarray(crop(rgb, Entity("floor", (), (0, 16, 32, 32), mask=tmp_path / "floor.png")))
+    np.testing.assert_array_equal(shown, rgb[16:31, 12:27])
+    Image.fromarray(np.zeros_like(mask)).save(tmp_path / "floor.png")
+    assert np.asarray(crop(rgb, Entity("floor", (), None, mask=tmp_path / "floor.png"))).min() == 255
+
+
 def test_masks_are_of_what_was_encoded(tmp_path):
     """A picture of 16 x 24 pixels is cropped to its middle, a square, before it is encoded."""
     dataset, mask = PromptedLatents.__new__(PromptedLatents), np.zeros((16, 24), bool)
@@ -209,6 +222,7 @@ def test_masks_are_of_what_was_encoded(tmp_path):
     assert seen.shape == (16, 16)
     assert seen[:, :2].all()
     assert not seen[:, 2:].any()
+    assert dataset._seen(np.arange(24)[None] < np.full((16, 1), 3)) is None, "all outside"
 
 
 def test_labels_beside_captions(folders):

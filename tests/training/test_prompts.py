@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_a_caption_that_cannot_be_read_names_its_sample(clip: Path, make_config)
         UserError, match=r"prompts.jsonl, sample 'b': prompt 'a crimson floor': .* doesn't know 'crimson'"
     ):
         frozen.encode_prompts(batch, torch.device("cpu"))
+
+
+def test_captions_are_read_before_the_first_step(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:
+    """One that is too long, or has a word that the encoder doesn't know, would else end a run when it is met."""
+    root = shutil.copytree(prompt_folders.data, tmp_path / "data")
+    file = root / "train" / "prompts.jsonl"
+    lines = list(map(json.loads, file.read_text().splitlines()))
+    for row, caption, message in (
+        (7, "a red floor and " * 12 + "a grey wall", r"has \d+ tokens, the text encoder reads 40"),
+        (9, "a crimson floor", "doesn't know 'crimson'"),
+    ):
+        changed = {**lines[row], "captions": [*lines[row]["captions"], caption], "entities": []}
+        file.write_text("\n".join(json.dumps(changed if i == row else line) for i, line in enumerate(lines)))
+        with pytest.raises(UserError, match=rf"prompts.jsonl, sample '{changed['id']}': .*{message}"):
+            build_run(make_config(clip, prompts=PromptsConfig(str(root), str(clip))))
 
 
 def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_folders, tmp_path: Path) -> None:

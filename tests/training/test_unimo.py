@@ -94,10 +94,10 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
         for weight in module.network.parameters():
             if not weight.any():
                 weight.normal_(std=0.2)
-    batch = next(iter(build_run(make_config(block, attention_loss_weight=0.5)).data.train_dataloader()))
+    batch = next(iter(build_run(make_config(block, attention_loss_weight=0.5, max_subjects=2)).data.train_dataloader()))
     module.eval()
     losses = module.losses(batch, torch.Generator().manual_seed(0))
-    without = build_run(make_config(block)).module.eval()
+    without = build_run(make_config(block, max_subjects=2)).module.eval()
     without.network.load_state_dict(module.network.state_dict())
     plain = without.losses(batch, torch.Generator().manual_seed(0))
     assert "attention" not in plain
@@ -123,15 +123,23 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
     assert all(p.grad is None for p in module.frozen.prompts.parameters())
 
 
-def test_a_run_with_interleaved_prompts_trains(make_config, tmp_path: Path) -> None:
-    config = make_config(attention_loss_weight=0.1, plain_share=0.1, hidden_layer=-2)
-    config.trainer.max_steps = 2
+def test_a_run_with_interleaved_prompts_trains_and_resumes(make_config, tmp_path: Path) -> None:
+    config, halfway = (
+        make_config(attention_loss_weight=0.1, plain_share=0.1, hidden_layer=-2, max_subjects=2) for _ in range(2)
+    )
+    config.trainer.max_steps, halfway.trainer.max_steps = 2, 1
+    config.optimizer.schedule = halfway.optimizer.schedule = "constant"
     run = build_run(config)
     before = {name: p.detach().clone() for name, p in run.module.network.named_parameters()}
     folder = fit(run, config.trainer, config.ema, tmp_path / "run", None)
     assert folder is not None
     moved = {name for name, p in run.module.network.named_parameters() if not torch.equal(p, before[name])}
     assert {"blocks.0.cross.proj.weight", "conditioner.pooled_proj.weight"} <= moved
+    run_to_end(halfway, tmp_path / "halves")
+    again = run_to_end(config, tmp_path / "halves", "auto")
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    one, other = load_file(folder / weights), load_file(again / weights)
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
     pipe = MultimodalDiTPipeline.from_pretrained(folder)
     encoder = pipe.prompt_encoder()
     assert isinstance(encoder, MultimodalEncoder)
@@ -140,6 +148,10 @@ def test_a_run_with_interleaved_prompts_trains(make_config, tmp_path: Path) -> N
     assert len(out.rgb) == 1
     with pytest.raises(UserError, match="no prediction from the text alone to fuse with"):
         pipe(prompt="a {torus}", subjects=[torch_image()], fusing_scale=0.5, num_inference_steps=1)
+    with pytest.raises(
+        UserError, match="has 3 subjects, the model takes 2: leave some out"
+    ):  # as many as it was trained with
+        pipe(prompt="{} {} {}", subjects=[torch_image()] * 3, num_inference_steps=1)
 
 
 def test_bad_attention_sections(make_config) -> None:

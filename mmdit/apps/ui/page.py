@@ -15,8 +15,9 @@ from mmdit.apps.ui.examples import Example
 from mmdit.apps.ui.inputs import SettingInputs, WordInputs, make_examples, make_sheet
 from mmdit.apps.ui.panel import ResultPanel, canvas
 from mmdit.apps.ui.tasks import Tasks
+from mmdit.apps.ui.uploads import DEPTH_LABEL
 from mmdit.modalities import IMAGE
-from mmdit.modalities.depth import DEPTH_VALUES
+from mmdit.modalities.depth_values import DEPTH_VALUES
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _FEW = 4  # handlers at a time that only look at results; the model has one at a time
@@ -149,7 +150,7 @@ class Page:
                     with gr.Tab(f"{name}: drawing"):
                         sheets.append(make_sheet(name, self.codecs[name], self.tasks.pipe.native_shape))
                 groups.append(group)
-            values = gr.Dropdown(list(DEPTH_VALUES), value="auto", label="A depth file holds")
+            values = gr.Dropdown(list(DEPTH_VALUES), value="auto", label=DEPTH_LABEL)
             words = WordInputs(self.tasks)
             run = gr.Button("Generate the rest", variant="primary", elem_id="condition")
             make_examples(
@@ -203,6 +204,8 @@ class Page:
                 elem_id="editor",
             )
             words = WordInputs(self.tasks)
+            strength = gr.Slider(0, 1, value=1, step=0.05, label="How far from the picture (1: all anew)")
+            match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")
             run = gr.Button("Edit", variant="primary", elem_id="edit")
             make_examples(
                 self.examples, "Examples", lambda example: canvas(Image.open(example.files[IMAGE])), self.editor
@@ -219,12 +222,16 @@ class Page:
             prompt: str = "",
             negative_prompt: str = "",
             fusing_scale: float | None = None,
+            strength: float = 1.0,
+            match_input: bool = False,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
             asked = words.read(category, prompt, negative_prompt, fusing_scale)
-            yield from self.panel.show(self.tasks.edit(settings, asked, drawing))
+            yield from self.panel.show(
+                self.tasks.edit(settings, asked, drawing, strength=strength, match_input=match_input)
+            )
 
-        self._listen(run, "edit", edit, [*self.settings.components, self.editor, *words.components])
+        self._listen(run, "edit", edit, [*self.settings.components, self.editor, *words.components, strength, match])
 
     def _make_links(self) -> None:
         """Buttons that take a result's RGB to another task."""

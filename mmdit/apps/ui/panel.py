@@ -60,6 +60,7 @@ class ResultPanel:
                     height=420,
                     elem_id="shape",
                 )
+                self.camera = gr.Markdown(elem_id="camera")
             with gr.Tab("Files"):
                 self.files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
         self.again = gr.Row(visible=False)
@@ -131,15 +132,15 @@ class ResultPanel:
         def build(result: str, sample: int | None = None) -> Any:
             if not result:
                 raise gr.Error("there is no result yet: make one first", print_exception=False)
-            path = write_shape(self.store, result, sample or 0)
-            return str(path), self.store.files(result, sample or 0)
+            path, camera = write_shape(self.store, result, sample or 0)
+            return str(path), f"Camera: {camera}", self.store.files(result, sample or 0)
 
         chosen = [self.result, self.sample, self.left, self.right]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for side in (self.left, self.right):
             side.input(compare, chosen, self.slider, **private)
         self.sample.input(choose, chosen, [self.slider, self.model, self.files], **private)
-        self.build.click(build, [self.result, self.sample], [self.model, self.files], api_name="shape")
+        self.build.click(build, [self.result, self.sample], [self.model, self.camera, self.files], api_name="shape")
 
     def rgb(self, result: str, sample: int | None) -> Image.Image:
         """The RGB image of a stored sample."""

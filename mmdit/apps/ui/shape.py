@@ -1,35 +1,31 @@
-"""The 3-D view of a result."""
+"""The 3-D view of a result: the mesh and the points that ``mmdit mesh`` makes of a sample."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from mmdit.apps.ui.results import ResultStore
 from mmdit.errors import UserError
+from mmdit.geometry.mesh import make_mesh
+from mmdit.geometry.sample_folder import MESH, POINTS, read_geometry
 from mmdit.modalities import IMAGE
 
-SHAPE = "points.glb"
-_FOCAL = 1.2  # of the image's height: a common lens
-_NEAR, _FAR = 1.0, 2.0
+_MAX_SIZE = 512  # points along the longer side
+_NEEDED = (IMAGE, "depth")
 
 
-def write_shape(store: ResultStore, result: str, sample: int) -> Path:
-    """Write the coloured points of a sample as GLB beside its files. Raises UserError for a model without depth."""
-    import trimesh
+def write_shape(store: ResultStore, result: str, sample: int) -> tuple[Path, str]:
+    """Write mesh.glb and points.ply beside a sample's files; returns the mesh's path, and what its camera is.
 
-    arrays = store.arrays(result, sample)
-    depth = arrays.get("depth")
-    if depth is None or IMAGE not in arrays:
-        raise UserError("the 3-D view needs RGB and depth, which this model does not make")
-    distance = _NEAR + (_FAR - _NEAR) * depth.astype(np.float64)
-    height, width = depth.shape
-    rows, columns = np.mgrid[:height, :width] + 0.5
-    x = (columns - width / 2) / (_FOCAL * height) * distance
-    y = (height / 2 - rows) / (_FOCAL * height) * distance
-    points = np.stack([x, y, -distance], axis=-1).reshape(-1, 3)
-    cloud = trimesh.PointCloud(points - points.mean(axis=0), arrays[IMAGE].reshape(-1, 3))
-    path = store.sample(result, sample) / SHAPE
-    path.write_bytes(cloud.scene().export(file_type="glb"))
-    return path
+    Raises:
+        UserError: a model without RGB and depth, or maps that are no surface.
+    """
+    if missing := [name for name in _NEEDED if name not in store.codecs]:
+        raise UserError(f"the 3-D view needs {' and '.join(_NEEDED)}; this model has no {' and no '.join(missing)}")
+    folder = store.sample(result, sample)
+    geometry = read_geometry(folder, _MAX_SIZE)
+    made = make_mesh(geometry.rgb, geometry.depth, geometry.normal, geometry.space, texture=geometry.texture)
+    (folder / POINTS).write_bytes(made.ply())
+    path = folder / MESH
+    path.write_bytes(made.glb())
+    return path, made.camera.words(geometry.texture.shape[1])

@@ -161,11 +161,24 @@ class Tasks:
         record = {"given": list(given), "category": words.category, "prompt": words.prompt}
         yield from self._run("condition", settings, arguments, record, notes)
 
-    def edit(self, settings: Settings, words: Words, drawing: Drawing | None) -> Iterator[Preview | Done]:
-        """A picture with a part painted over -> that part anew, in all modalities. Raises UserError."""
+    def edit(
+        self,
+        settings: Settings,
+        words: Words,
+        drawing: Drawing | None,
+        *,
+        strength: float = 1.0,
+        match_input: bool = False,
+    ) -> Iterator[Preview | Done]:
+        """A picture with a part painted over -> that part anew, in all modalities. Raises UserError.
+
+        ``strength``: how far it may go from the picture; ``match_input``: at the picture's size, else at the model's.
+        """
         picture, inside = read_edit(drawing, self.limits)
         arguments = {"conditions": {IMAGE: picture}, "mask": inside, **self._words(words)}
-        yield from self._run("edit", settings, arguments, {"category": words.category, "prompt": words.prompt})
+        arguments |= {"strength": strength, "match_input_resolution": match_input}
+        record = {"category": words.category, "prompt": words.prompt, "strength": strength}
+        yield from self._run("edit", settings, arguments, record)
 
     def _words(self, words: Words) -> dict[str, Any]:
         """Arguments of a call."""

@@ -16,6 +16,7 @@ from mmdit.modalities import Codec, Reading
 from mmdit.modalities.orientation import turn_together
 from mmdit.modalities.rgb import RGBCodec
 
+DEPTH_LABEL = "A depth file holds"  # of the page's choice for depth_values
 Drawing = Mapping[str, Any]  # gradio's {"background", "layers", "composite"}, PIL images each
 
 
@@ -31,13 +32,11 @@ def read_upload(path: str | Path, codec: Codec, limits: Limits, options: Mapping
         reading = codec.read(path, options or {})
         reasons = codec.check_given(reading)
     except UserError as error:
-        raise UserError(_without_folder(str(error), path)) from None
+        raise UserError(_in_the_page(str(error), path)) from None
     if reasons:
-        raise UserError(f"{path.name}: {reasons[0]}")
+        raise UserError(_in_the_page(f"{path}: {reasons[0]}", path))
     if reading.note is not None:
-        reading = reading.replace(
-            note=_without_folder(reading.note, path).replace("--depth_values", "the choice below")
-        )
+        reading = reading.replace(note=_in_the_page(reading.note, path))
     height, width = reading.values.shape[:2]
     if max(height, width) > limits.side:
         scale = limits.side / max(height, width)
@@ -152,5 +151,6 @@ def _check_declared(path: Path, limits: Limits) -> None:
     limits.check_pixels(path.name, *size)
 
 
-def _without_folder(text: str, path: Path) -> str:
-    return text.replace(str(path), path.name)
+def _in_the_page(text: str, path: Path) -> str:
+    """A message about a file as its owner knows it, and about an option as the page calls it."""
+    return text.replace(str(path), path.name).replace("--depth_values", f"'{DEPTH_LABEL}'")

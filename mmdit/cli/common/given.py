@@ -48,7 +48,12 @@ def given_files(options: Mapping[str, Path | None], given: Sequence[str] | None)
 
 
 def read_given(
-    files: Mapping[str, Path], pipe: MultimodalDiTPipeline, model: str, options: Mapping[str, Any]
+    files: Mapping[str, Path],
+    pipe: MultimodalDiTPipeline,
+    model: str,
+    options: Mapping[str, Any],
+    *,
+    edited: str | None = None,
 ) -> dict[str, Reading]:
     """Read given modalities for the pipeline, and print what was guessed about them.
 
@@ -56,6 +61,7 @@ def read_given(
         files: modality -> path.
         pipe: the model that takes them; model: its name as the user typed it.
         options: how files are read, such as ``depth_values``.
+        edited: the modality that IMAGE is, to be edited, so that all may be given; None = it is no edit.
 
     Raises:
         UserError: a modality that the model lacks, all of its modalities, a bad file, or maps that differ in size.
@@ -63,15 +69,15 @@ def read_given(
     for name in files:
         if name not in pipe.modalities:
             raise UserError(f"--model {model!r}: {unknown_name('modality', name, pipe.modalities)}")
-    if files and len(files) == len(pipe.modalities):
+    if edited is None and files and len(files) == len(pipe.modalities):
         raise UserError(f"all modalities are given ({', '.join(files)}): leave out at least one to be generated")
     readings = {name: read_condition(path, pipe.codecs[name], options) for name, path in files.items()}
     readings = turn_together(readings, pipe.codecs)
     if len({reading.values.shape[:2] for reading in readings.values()}) > 1:
         sizes = ((name, *reading.values.shape[:2]) for name, reading in readings.items())
-        listed = ", ".join(f"--{name} {height} x {width}" for name, height, width in sizes)
+        listed = ", ".join(f"{'IMAGE' if name == edited else f'--{name}'} {h} x {w}" for name, h, w in sizes)
         raise UserError(f"the given maps differ in size (height x width): {listed}; give aligned maps of one size")
     for reading in readings.values():
         if reading.note:
             note(reading.note)
-    return readings
+    return {name: reading.replace(note=None) for name, reading in readings.items()}

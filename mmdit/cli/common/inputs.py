@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmdit.cli.common.model import note
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, Codec, Reading
 from mmdit.modalities.codec import NOTHING
@@ -74,7 +75,7 @@ def _tell_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def read_sizes(files: Sequence[ImageFile]) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(height, width) by name of every image that can be read, and what is wrong with those that can't.
+    """(height, width) by name of every image that can be read, and what is wrong with those that can't, which is noted.
 
     Raises:
         UserError: a bad file that the user named, or no good file at all.
@@ -90,7 +91,16 @@ def read_sizes(files: Sequence[ImageFile]) -> tuple[dict[str, tuple[int, int]], 
             bad.append(str(error))
     if not sizes:
         raise UserError(f"none of the {len(files)} images can be read: {bad[0]}")
+    for reason in bad:
+        note(f"left out: {reason}")
     return sizes, bad
+
+
+def refuse_left_out(bad: Sequence[str], count: int, output: Path) -> None:
+    """Raise UserError at the end of a run where some of ``count`` images, whose faults these are, were left out."""
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{len(bad)} of {count} images left out: {bad[0]}{more}; the others are in {output}")
 
 
 def read_condition(path: Path, codec: Codec, options: Mapping[str, Any] = NOTHING) -> Reading:

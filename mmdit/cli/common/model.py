@@ -28,6 +28,11 @@ def note(message: str) -> None:
     print(f"mmdit: note: {message}", file=sys.stderr)
 
 
+def one_or_none(value: str | None) -> list[str]:
+    """An option that may be given once, as a list."""
+    return [] if value is None else [value]
+
+
 def choose_device(name: str) -> torch.device:
     """ "auto" (CUDA, then Apple's MPS, then the CPU) or a device of PyTorch's. Raises UserError where it isn't there."""
     import torch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
 from mmdit.errors import UserError
+from mmdit.geometry.sample_folder import MESH, METADATA, POINTS
 from mmdit.modalities import MODALITIES, build_codecs
-from mmdit.modalities.files import png
+from mmdit.modalities.files import npy, png
 from mmdit.modalities.modality import Modality
+from mmdit.modalities.pictures import uncertainty_picture
 from mmdit.storage.files import write_atomically, writing, writing_folder
 from mmdit.storage.json_object import json_bytes, read_object
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import versions
 
-METADATA = "metadata.json"
 GRID = "grid.png"
 _GRID_BYTES = 3  # per pixel and modality; PNG seldom needs all of it
 _PROBE_BYTES = 65536
@@ -35,11 +36,19 @@ _PROBE_BYTES = 65536
 
 @dataclass(frozen=True)
 class Sample:
-    """One result: raw arrays per modality as the pipeline returns them, and the request that made it, as JSON values."""
+    """One result.
+
+    Args:
+        name: of its folder.
+        arrays: raw arrays per modality as the pipeline returns them.
+        request: what made it, as JSON values.
+        uncertainty: modality -> (H, W) float32, where an ensemble disagrees.
+    """
 
     name: str
     arrays: Mapping[str, np.ndarray]
     request: Mapping[str, Any]
+    uncertainty: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def prepare_folder(output: Path, num_bytes: int = 0) -> None:
@@ -80,11 +89,18 @@ def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str
     for name, array in sample.arrays.items():
         files |= codecs[name].files(array)
         metadata |= codecs[name].metadata(array)
+    for name, array in sample.uncertainty.items():
+        npy_name, png_name = _uncertainty_names(name)
+        files |= {npy_name: npy(array.astype(np.float32)), png_name: png(uncertainty_picture(array))}
     pictures = [codecs[name].picture(array) for name, array in sample.arrays.items()]
     files[GRID] = png(labelled_grid([pictures], [], list(sample.arrays)))
     metadata["versions"] = versions()
     files[METADATA] = json_bytes(metadata)
     return files
+
+
+def _uncertainty_names(name: str) -> tuple[str, str]:
+    return f"{name}_uncertainty.npy", f"{name}_uncertainty.png"
 
 
 class SampleWriter:
@@ -102,7 +118,8 @@ class SampleWriter:
     def __init__(self, output: Path, modalities: Mapping[str, Modality], overwrite: bool = False) -> None:
         self.output, self.modalities, self.overwrite = output, modalities, overwrite
         codecs = build_codecs({**MODALITIES, **modalities})
-        self.file_names = {GRID, METADATA}.union(*(codec.file_names() for codec in codecs.values()))
+        self.file_names = {GRID, METADATA, MESH, POINTS}.union(*(codec.file_names() for codec in codecs.values()))
+        self.file_names |= {file for name in codecs for file in _uncertainty_names(name)}
         self.bytes_per_pixel = sum(codecs[name].bytes_per_pixel + _GRID_BYTES for name in modalities)
         prepare_folder(output)
 

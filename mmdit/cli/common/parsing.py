@@ -27,6 +27,7 @@ class CommandParser(jsonargparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors of one line, and whose values are plain data (``plain_values``)."""
 
     sections: Mapping[str, bool] = {}
+    several: Sequence[str] = ()  # options that take several words, and by default none
 
     def format_help(self) -> str:
         return super().format_help().replace("<class 'Path'>", "path")
@@ -50,7 +51,7 @@ class CommandParser(jsonargparse.ArgumentParser):
         values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
-            takes_null = hint in (None, Any) or type(None) in typing.get_args(hint)
+            takes_null = hint in (None, Any) or type(None) in typing.get_args(hint) or action.dest in self.several
             if not takes_null and values.get(action.dest) is None:
                 name = getattr(hint, "__name__", str(hint))
                 right = f" is null: give {RIGHT[name]}" if name in RIGHT else f": expected {name}, got null"
@@ -109,7 +110,11 @@ class CommandParser(jsonargparse.ArgumentParser):
         if match := re.match(r"the following arguments are required: (.*)", message):
             missing = ", ".join(_METAVARS.get(name, f"--{name}") for name in match.group(1).split(", "))
             return f"missing {missing}; see '{self.prog} --help'"
-        message = re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ", message)
+        message = re.sub(
+            r'^Parser key "([^"]+)"(?: element \d+)?: ',
+            lambda key: f"{_METAVARS.get(key[1], '--' + key[1])}: ",
+            message,
+        )
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
         if match := re.match(r"(--\S+|[A-Z_]+): (Not of type .*)", message):
             message = f"{match[1]} {explain(match[2]) or match[2]}"
@@ -161,7 +166,7 @@ def _config_paths(args: Sequence[str]) -> list[Path]:
 def build_parser(
     function: Callable[..., Any], prog: str, positional: Sequence[str] = (), config: bool = False
 ) -> CommandParser:
-    """Build the parser of one command.
+    """Build the parser of one command. An option that is a tuple or None takes several words.
 
     Args:
         function: typed, with a docstring in Google's style that describes every argument.
@@ -192,16 +197,25 @@ def build_parser(
         many = {"nargs": "+"} if default is inspect.Parameter.empty else {"nargs": "*", "default": list(default)}
         options = {"type": str, **many} if is_list else {"type": hints[name]}
         parser.add_argument(name, metavar=_METAVARS[name], help=helps[name], **options)
-    parser.add_function_arguments(function, skip=set(positional), fail_untyped=True)
+    parser.several = [name for name, hint in hints.items() if hint in _SEVERAL]
+    for name in parser.several:
+        parser.add_argument(f"--{name}", help=helps[name], **_SEVERAL[hints[name]])
+    parser.add_function_arguments(function, skip={*positional, *parser.several}, fail_untyped=True)
     parser.sections = sections_of(parser)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (or set MMDIT_DEBUG=1).")
     return parser
 
 
+_SEVERAL: dict[Any, dict[str, Any]] = {  # --keep depth normal, --depth_range 0.5 8
+    tuple[str, ...] | None: {"nargs": "+", "type": str, "metavar": "NAME"},
+    tuple[float, float] | None: {"nargs": 2, "type": float, "metavar": ("NEAR", "FAR")},
+}
 _NO_KEYS = {"help", "config", "print_config", "debug"}  # options that no YAML file takes
 _METAVARS = {
     "categories": "CATEGORY",
+    "image": "IMAGE",
     "images": "IMAGE_OR_DIR",
+    "samples": "SAMPLE_FOLDER",
     "format": "FORMAT",
     "checkpoint": "CHECKPOINT",
 }

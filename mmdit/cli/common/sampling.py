@@ -20,6 +20,7 @@ from mmdit.cli.common.model import DtypeName, load_pipeline
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.cli.common.prompts import TypedPrompt, prompt_names
 from mmdit.errors import UserError
+from mmdit.modalities.resizing import antialiased
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.progress import Progress
@@ -27,6 +28,7 @@ from mmdit.storage.digests import digest_file
 from mmdit.storage.names import number_repeats, safe_name
 
 Arrays = dict[str, np.ndarray]
+Outputs = tuple[Arrays, Arrays]  # of one sample: raw arrays, and where an ensemble disagrees
 Request = dict[str, Any]
 UNCONDITIONAL = "unconditional"
 
@@ -129,8 +131,8 @@ def asked_for(pipe: MultimodalDiTPipeline, categories: Sequence[str], prompts: S
 
 def run_pipeline(
     pipe: MultimodalDiTPipeline, seeds: Sequence[int], num_inference_steps: int, guidance_scale: float, **inputs: Any
-) -> list[Arrays]:
-    """Run one batch, each sample with its own seed; returns raw arrays per modality for each sample.
+) -> list[Outputs]:
+    """Run one batch, each sample with its own seed; returns raw arrays per modality for each sample, and its uncertainty.
 
     rgb (H, W, 3) uint8, depth (H, W) float32 in [0, 1], normal (H, W, 3) float32, segmentation (H, W) int64.
     """
@@ -140,7 +142,14 @@ def run_pipeline(
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
     )
-    return [{name: np.asarray(output[name][index]) for name in pipe.modalities} for index in range(len(seeds))]
+    spread = output.uncertainty or {}
+    return [
+        (
+            {name: np.asarray(output[name][index]) for name in pipe.modalities},
+            {name: spread[name][index] for name in spread},
+        )
+        for index in range(len(seeds))
+    ]
 
 
 class SamplingRun:
@@ -229,6 +238,9 @@ class SamplingRun:
                 made = {name: requests[name] for name in batch}
                 seeds = [request["seed"] for request in made.values()]
                 outputs = run_pipeline(self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **inputs(batch))
-                for (name, request), arrays in zip(made.items(), outputs, strict=True):
-                    print(self.writer.write(Sample(name, finish(name, arrays), request)), flush=True)
+                for (name, request), (arrays, spread) in zip(made.items(), outputs, strict=True):
+                    finished = finish(name, arrays)
+                    size = next(iter(finished.values())).shape[:2]
+                    uncertainty = {key: antialiased(value, *size) for key, value in spread.items()}
+                    print(self.writer.write(Sample(name, finished, request, uncertainty)), flush=True)
                     progress.update()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError
-from mmdit.modalities.depth import DEPTH_SPACE_KEY, MAX_UNITS, DepthCodec
+from mmdit.modalities.depth import DEPTH_SPACE_KEY, DepthCodec
+from mmdit.modalities.depth_values import MAX_UNITS, TREND, vertical_trend
 from mmdit.modalities.stored import open_stored
 from mmdit.names import DEPTH_SPACES
 from mmdit.sources.folders.storing import AsItIs, MetricDepth, RelativeDepth
@@ -56,7 +57,7 @@ def depth_kind(paths: Sequence[str], depth_values: str, depth_scale: float) -> D
 
     Raises:
         UserError: "auto", and the files don't tell: 8 bits, floats within [0, 1], 16 bits that are stretched to the whole
-            range, or files of different kinds.
+            range, distances that grow towards the bottom, or files of different kinds.
     """
     if depth_values in RELATIVE_SPACES:
         return DepthKind(RELATIVE_SPACES[depth_values], False, RELATIVE_SCALE)
@@ -64,7 +65,7 @@ def depth_kind(paths: Sequence[str], depth_values: str, depth_scale: float) -> D
     if depth_values == "metric":
         return metric
     looks = [look for path in paths[:: max(1, len(paths) // LOOKED_AT)] if (look := _look(path)) is not None]
-    kinds = {kind: path for path, kind, _ in reversed(looks)}
+    kinds = {look.kind: look.path for look in reversed(looks)}
     if not looks:
         return metric  # no file can be read: each is named later
     if named := [kind for kind in kinds if kind in DEPTH_SPACES]:
@@ -76,33 +77,47 @@ def depth_kind(paths: Sequence[str], depth_values: str, depth_scale: float) -> D
         what = {"picture": "has 8 bits, a picture of depth", "unit": "holds floats within [0, 1]"}
         kind, path = next(iter(kinds.items()))
         raise UserError(f"{path}: {what[kind]}: {_ASK if kind == 'picture' else _OR_METRIC}")
-    if all(kind == "stretched" for _, kind, _ in looks):
-        raise UserError(f"{looks[0][0]}: its 16 bits are stretched to the whole range, up to {MAX_UNITS}: {_OR_METRIC}")
-    path, _, (near, far) = next(look for look in looks if look[1] in ("metric", "stretched"))
+    path = looks[0].path
+    if all(look.kind == "stretched" for look in looks):
+        raise UserError(f"{path}: its 16 bits are stretched to the whole range, up to {MAX_UNITS}: {_OR_METRIC}")
+    if np.mean([look.trend for look in looks]) > TREND:
+        raise UserError(f"{path}: its numbers grow towards the bottom, which is usually nearer: {_OR_METRIC}")
+    path, (near, far) = next((look.path, look.span) for look in looks if look.kind in ("metric", "stretched"))
     unit = f", {depth_scale:g} a unit of whole numbers"
     span = f"{near * depth_scale:.3g} to {far * depth_scale:.3g}" if _is_whole(path) else f"{near:.3g} to {far:.3g}"
     note = f"--depth: read as distances in metres{unit}: {span} in {path}; --depth_values and --depth_scale can say otherwise"
     return DepthKind("depth", True, depth_scale, note)
 
 
-def _look(path: str) -> tuple[str, str, tuple[float, float]] | None:
-    """(path, kind, smallest and largest valid value); None = it can't be read."""
+@dataclass(frozen=True)
+class _Look:
+    """A file's kind, the smallest and largest of its valid values, and whether they grow towards the bottom."""
+
+    path: str
+    kind: str
+    span: tuple[float, float]
+    trend: float = 0.0
+
+
+def _look(path: str) -> _Look | None:
+    """What a file seems to hold; None = it can't be read."""
     try:
         stored = open_stored(Path(path))
         if (space := stored.text.get(DEPTH_SPACE_KEY)) in DEPTH_SPACES:
-            return path, str(space), (0.0, 1.0)
+            return _Look(path, str(space), (0.0, 1.0))
         reading = DepthCodec("depth").interpret(stored, {"depth_values": "metric"})
     except UserError:
         return None
     values = reading.values
-    valid = values[np.isfinite(values) & (values > 0)]
+    usable = np.isfinite(values) & (values > 0)
+    valid, trend = values[usable], vertical_trend(np.where(usable, values, np.nan))
     span = (float(valid.min()), float(valid.max())) if valid.size else (0.0, 0.0)
     dtype = values.dtype if stored.array is None else stored.array.dtype
     if dtype.itemsize == 1:
-        return path, "picture", span
+        return _Look(path, "picture", span)
     if dtype.kind == "f":
-        return path, "unit" if span[1] <= 1 else "metric", span
-    return path, "stretched" if span[1] >= MAX_UNITS else "metric", span
+        return _Look(path, "unit" if span[1] <= 1 else "metric", span, trend)
+    return _Look(path, "stretched" if span[1] >= MAX_UNITS else "metric", span, trend)
 
 
 def _is_whole(path: str) -> bool:

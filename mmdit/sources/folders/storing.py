@@ -11,13 +11,11 @@ import numpy as np
 from mmdit.errors import UserError
 from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.depth import DepthCodec
+from mmdit.modalities.depth_values import FAR
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import open_stored
 from mmdit.sources.relative_depth import RELATIVE_SCALE, from_disparity, from_relative_depth
-
-# Where renderers hit nothing: Blender writes 1e10.
-FAR = 1e9
 
 
 class AsItIs:

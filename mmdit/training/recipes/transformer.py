@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import load_prompt_encoder
@@ -27,6 +28,7 @@ from mmdit.models.widen import start_from
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
+from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import GROUNDED
@@ -114,9 +116,11 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         raise UserError(
             "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
         )
-    return load_prompt_encoder(
+    encoder = load_prompt_encoder(
         config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
     )
+    encoder.max_subjects = settings.max_subjects
+    return encoder
 
 
 def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
@@ -207,8 +211,11 @@ def transformer_run(config: TrainingConfig) -> Run:
         latent_size=data.latent_shape,
         in_channels=int(data.vae.config.latent_channels),
         feature_dim=data.feature_dim,
-        conditioner_settings={} if prompts is None else prompts.widths,
+        conditioner_settings={} if prompts is None else {**prompts.widths, "max_subjects": prompts.max_subjects},
     )
+    for split in (data.train, data.val):
+        if prompts is not None and isinstance(split, PromptedLatents):
+            check_captions(split, prompts)
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = loss_weights(config, data.modalities)
     objective = make_objective(

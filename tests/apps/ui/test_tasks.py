@@ -111,6 +111,9 @@ def test_an_edit_keeps_what_is_not_painted(tasks):
     outside = layer[..., 3] == 0
     np.testing.assert_array_equal(done.samples[0]["rgb"][outside], pixels[outside])
     assert (done.samples[0]["rgb"][~outside] != pixels[~outside]).any()
+    _, done = run(tasks.edit(SETTINGS, Words(), painted, strength=0.25, match_input=True))
+    np.testing.assert_array_equal(done.samples[0]["rgb"][outside], pixels[outside])
+    assert "1 step," in done.summary  # a quarter of four
 
 
 @pytest.mark.parametrize(

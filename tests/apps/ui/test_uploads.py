@@ -41,7 +41,7 @@ def test_a_file_is_read_by_its_codec_and_shrunk(tmp_path: Path):
     assert reading.values.shape == (25, 100)
     assert reading.note is not None
     assert str(tmp_path) not in reading.note
-    assert "the choice below" in reading.note
+    assert "'A depth file holds'" in reading.note
 
 
 def test_errors_name_the_file_as_its_owner_does(tmp_path: Path):

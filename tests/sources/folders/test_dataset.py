@@ -18,6 +18,7 @@ from mmdit.storage.lock import FolderLock
 SIZE = (12, 16)  # height, width
 RNG = np.random.default_rng(0)
 RAMP = np.linspace(0, 1, SIZE[0] * SIZE[1]).reshape(SIZE)  # any depth
+RISING = np.tile(np.linspace(1000, 9000, 24)[:, None], (1, 20)).astype(np.uint16)
 
 
 def _rgb(root: Path, *names: str, size: tuple[int, int] = SIZE) -> Path:
@@ -137,6 +138,10 @@ def test_units_of_whole_numbers(tmp_path):
         ((RAMP * 255).astype(np.uint8), "a.png: has 8 bits, a picture of depth: say what it holds with --depth_values"),
         (RAMP.astype(np.float32), r"a.npy: holds floats within \[0, 1\]: say .*near_white .*relative .*metric"),
         ((RAMP * 65535).astype(np.uint16), "a.png: its 16 bits are stretched to the whole range, up to 65535: say"),
+        (
+            RISING,
+            "a.png: its numbers grow towards the bottom, which is usually nearer: say .*near_white .*relative .*metric",
+        ),
     ],
 )
 def test_depth_that_could_be_anything_is_asked_about(tmp_path, array, expected):

@@ -1,0 +1,62 @@
+"""Captions are read once before the first step: one that an encoder refuses would else end a run when it is met, hours later."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from mmdit.data.prompted import PromptedLatents
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.errors import UserError
+from mmdit.prompt import IMAGE_WORD, Prompt
+
+logger = logging.getLogger(__name__)
+
+MOST_SAMPLES = 200_000  # some seconds; those beyond are checked as they are met
+_AT_ONCE = 1024
+
+
+def check_captions(samples: PromptedLatents, encoder: FrozenPromptEncoder) -> None:
+    """Have an encoder read the captions of a split, and their mirror images where mirrored views are trained on.
+
+    Raises:
+        UserError: the first that it refuses, such as one that is too long; it names the sample.
+    """
+    if samples.draw.anonymous_share > 0:
+        try:
+            encoder.check([Prompt(IMAGE_WORD)])
+        except UserError as error:
+            raise UserError(f"prompts.anonymous_share is {samples.draw.anonymous_share}: {error}") from None
+    ids = samples.latents.ids
+    if len(ids) > MOST_SAMPLES:
+        logger.warning(
+            "prompts: the captions of the first %d of %d samples are checked before training", MOST_SAMPLES, len(ids)
+        )
+    texts = _texts(samples, ids[:MOST_SAMPLES])
+    while part := list(islice(texts, _AT_ONCE)):
+        check_named(part, encoder)
+
+
+def _texts(samples: PromptedLatents, ids: Iterable[str]) -> Iterator[tuple[str, Prompt]]:
+    for sample_id in ids:
+        sample = samples.prompts.get(sample_id)
+        for text in () if sample is None else sample.captions:
+            yield sample_id, Prompt(text)
+            if samples.latents.num_views > 1 and (mirrored := Prompt(text).mirrored()).text != text:
+                yield sample_id, mirrored
+
+
+def check_named(prompts: Sequence[tuple[str, Any]], encoder: FrozenPromptEncoder) -> None:
+    """Check prompts of samples (id, prompt). Raises the UserError of the first that is refused, with the sample's id."""
+    try:
+        encoder.check([prompt for _, prompt in prompts])
+        return
+    except UserError:
+        for sample_id, prompt in prompts:
+            try:
+                encoder.check([prompt])
+            except UserError as error:
+                raise UserError(f"prompts.jsonl, sample {sample_id!r}: {error}") from None
+        raise
