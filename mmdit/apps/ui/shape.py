@@ -6,11 +6,13 @@ from pathlib import Path
 
 from mmdit.apps.ui.results import ResultStore
 from mmdit.errors import UserError
+from mmdit.geometry.camera import focal_of
 from mmdit.geometry.mesh import make_mesh
 from mmdit.geometry.sample_folder import MESH, POINTS, read_geometry
 from mmdit.modalities import IMAGE
 
 _MAX_SIZE = 512  # points along the longer side
+_FOV, _DEPTHS = 45.0, (1.0, 2.0)
 _NEEDED = (IMAGE, "depth")
 
 
@@ -24,8 +26,16 @@ def write_shape(store: ResultStore, result: str, sample: int) -> tuple[Path, str
         raise UserError(f"the 3-D view needs {' and '.join(_NEEDED)}; this model has no {' and no '.join(missing)}")
     folder = store.sample(result, sample)
     geometry = read_geometry(folder, _MAX_SIZE)
-    made = make_mesh(geometry.rgb, geometry.depth, geometry.normal, geometry.space, texture=geometry.texture)
+    maps = (geometry.rgb, geometry.depth, geometry.normal, geometry.space)
+    try:
+        made = make_mesh(*maps, texture=geometry.texture)
+        said = made.camera.words(geometry.texture.shape[1])
+    except UserError as error:  # a picture without smooth surfaces says nothing of its camera, but can be looked at
+        made = make_mesh(
+            *maps, focal=focal_of(_FOV, "fov"), depth_range=_DEPTHS, texture=geometry.texture, refine=False
+        )
+        said = f"assumed, a field of view of {_FOV:g}° and distances {_DEPTHS[0]:g} to {_DEPTHS[1]:g}, for {error}"
     (folder / POINTS).write_bytes(made.ply())
     path = folder / MESH
     path.write_bytes(made.glb())
-    return path, made.camera.words(geometry.texture.shape[1])
+    return path, said

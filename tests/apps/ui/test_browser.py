@@ -113,7 +113,7 @@ class Visitor:
         """Addresses that the browser asked for and that are not this page's."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-        own = ("http://127.0.0.1:", "data:", "blob:", "chrome:", "about:")
+        own = ("http://127.0.0.1:", "data:", "blob:", "chrome", "about:")
         return {address for address in asked if not address.startswith(own)}
 
     def width(self) -> tuple[int, int]:
