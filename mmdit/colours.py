@@ -29,6 +29,12 @@ def encode_srgb(linear: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
+def decode_srgb(encoded: Sequence[float] | np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] -> linear light in [0, 1] (IEC 61966-2-1), any shape."""
+    encoded = np.clip(np.asarray(encoded, dtype=np.float64), 0, 1)
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
 def hue_name(hue: float) -> str:
     """Name of a hue in degrees."""
     hue = hue % 360

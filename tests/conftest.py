@@ -128,6 +128,14 @@ def prompt_folders(tmp_path_factory: pytest.TempPathFactory) -> PromptFolders:
 
 
 @pytest.fixture(scope="session")
+def style_latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents of the bundled model's ten example scenes in a new style, split "train"."""
+    from tiny_style import save_style_latents
+
+    return save_style_latents(tmp_path_factory.mktemp("style"))
+
+
+@pytest.fixture(scope="session")
 def prompt_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 rendered scenes with captions, split "test": a dataset folder."""
     from tiny_prompts import render_prompted

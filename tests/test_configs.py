@@ -22,6 +22,7 @@ LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "ima
 # These read images, the others latents.
 CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
+LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
@@ -34,7 +35,7 @@ WITHOUT_FILES = "--alignment.depth 1 --alignment.teacher null --model.pretrained
 
 def train(name: str, run: Path, *more: str) -> None:
     """Train a configuration for one step on this machine, its network as small as can be."""
-    small = "" if name in IMAGE_RECIPES else ON_DISK if name in PROMPT_RECIPES else IN_MEMORY
+    small = "" if name in IMAGE_RECIPES + LORA_RECIPES else ON_DISK if name in PROMPT_RECIPES else IN_MEMORY
     small += f" {WITHOUT_FILES}" if name in LARGE else ""
     arguments = ["--config", str(CONFIGS[name]), "--output", str(run), *ONE_STEP.split(), *small.split(), *more]
     assert main(["train", *arguments]) == 0
@@ -58,7 +59,12 @@ def settings(values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configuration_trains(
-    name: str, tmp_path: Path, make_dataset: Callable[..., Path], prompt_folders: Any, parsed: dict[str, Any]
+    name: str,
+    tmp_path: Path,
+    make_dataset: Callable[..., Path],
+    prompt_folders: Any,
+    style_latents: Path,
+    parsed: dict[str, Any],
 ) -> None:
     data: list[str] = []
     if name in PROMPT_RECIPES:
@@ -67,6 +73,8 @@ def test_configuration_trains(
         data += ["--prompts.text_encoder", str(encoder)]
     elif name in IMAGE_RECIPES:
         data = ["--data.path", str(prompt_folders.data if name in CAPTION_RECIPES else make_dataset(4, size=32))]
+    elif name in LORA_RECIPES:
+        data = ["--data.path", str(style_latents)]
     train(name, tmp_path / "run", *data)
     weights = list(tmp_path.glob("run/*/**/*.safetensors"))
     assert weights, "nothing was exported"

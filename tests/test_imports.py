@@ -159,18 +159,23 @@ def _python(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
+def test_pipeline_runs_without_lightning_triton_and_peft(tiny_pipeline_dir):
     code = """
         import importlib.abc, importlib.machinery
 
         class Absent(importlib.abc.MetaPathFinder):
-            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh", "torchmetrics")
+            blocked = ("lightning", "pytorch_lightning", "lightning_fabric", "triton", "mitsuba", "trimesh")
+            blocked += ("torchmetrics", "peft")
 
             def find_spec(self, name, path=None, target=None):
                 if name.split(".")[0] in self.blocked:
                     raise ModuleNotFoundError(f"No module named {name!r}", name=name)
                 return None
 
+        import importlib.util
+
+        found = importlib.util.find_spec  # which libraries ask whether peft is there
+        importlib.util.find_spec = lambda name, *package: None if name == "peft" else found(name, *package)
         sys.meta_path.insert(0, Absent())
         import torch
         from mmdit import MultimodalDiTPipeline
@@ -179,6 +184,12 @@ def test_pipeline_runs_without_lightning_and_triton(tiny_pipeline_dir):
         pipe.set_progress_bar_config(disable=True)
         out = pipe(class_labels="torus", num_inference_steps=1, generator=torch.Generator().manual_seed(0))
         out = pipe(conditions={"rgb": out.rgb[0]}, num_inference_steps=1)
-        print(out.depth.shape, sorted({"lightning", "triton"} & set(sys.modules)))
+        print(out.depth.shape, sorted({"lightning", "triton", "peft"} & set(sys.modules)))
+        try:
+            pipe.load_lora_weights("any")
+        except ValueError as error:
+            print(type(error).__name__, error)
     """
-    assert _python(code, str(tiny_pipeline_dir)).strip() == "(1, 64, 64) []"
+    lines = _python(code, str(tiny_pipeline_dir)).splitlines()
+    assert lines[0] == "(1, 64, 64) []"
+    assert lines[1] == "UserError LoRA needs the package peft: pip install 'multimodal-dit[lora]'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmdit.bounds import AtATime, Devices, Nodes, NonNegativeInt, PositiveInt, Seed, Workers
 from mmdit.errors import UserError
@@ -20,8 +20,13 @@ def render(
     variety: bool = False,
     max_distractors: NonNegativeInt | None = None,
     composition: Literal["main", "subjects", "mixed"] = "main",
+    assets: Path | None = None,
+    assets_unit: Literal["m", "cm", "mm", "inch"] = "m",
+    assets_up: Literal["y", "z"] | None = None,
+    hdri: Path | None = None,
+    skip_bad: bool = False,
 ) -> None:
-    """Render procedural scenes with exact ground truth.
+    """Render procedural scenes with exact ground truth, or scenes of your own meshes.
 
     RGB, depth, normals and segmentation of one main object on a floor before a wall, and prompts.jsonl with captions and where
     their words are. Scenes depend on (seed, split, index) alone. Interrupted, the same command goes on; with a larger
@@ -38,23 +43,39 @@ def render(
         max_distractors: Most other objects in a scene; by default 1, with variety 3.
         composition: main, or subjects: for prompts, blocks of eight scenes with two subjects that come back, alone and as
             pairs, left and right of, in front of and behind each other; or mixed: both by turns.
+        assets: Folder of meshes (.obj, .gltf, .glb, .ply, .stl) that stand in the scenes at their real sizes instead of the
+            solids. A subfolder's name, or that of the file, is the category.
+        assets_unit: What the numbers of OBJ, PLY and STL are in; glTF is in metres.
+        assets_up: Their axis that points up; by default y in OBJ, z in PLY and STL; in glTF it is y.
+        hdri: With assets: an .hdr or .exr of a place, which lights the scenes; by default a sun does.
+        skip_bad: With assets: leave meshes that can't be used out; by default all of them are named, and nothing is rendered.
     """
     missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
     from mmdit.sources.scenes.dataset import render_dataset
 
-    report = render_dataset(
-        output,
-        num_samples,
-        split=split,
-        size=size,
-        seed=seed,
-        num_workers=num_workers,
-        variety=variety,
-        max_distractors=max_distractors,
-        composition=composition,
-    )
+    settings: dict[str, Any] = {
+        "split": split,
+        "size": size,
+        "seed": seed,
+        "num_workers": num_workers,
+        "variety": variety,
+        "max_distractors": max_distractors,
+    }
+    if assets is None:
+        given = {"assets_unit": assets_unit != "m", "assets_up": assets_up, "hdri": hdri, "skip_bad": skip_bad}
+        if alone := [name for name, value in given.items() if value]:
+            raise UserError(f"--{alone[0]}: is for scenes of your own meshes: give --assets, a folder of them, too")
+        report = render_dataset(output, num_samples, composition=composition, **settings)
+    else:
+        from mmdit.sources.scenes.assets.dataset import render_assets
+        from mmdit.sources.scenes.assets.reading import Units
+
+        if composition != "main":
+            raise UserError(f"--composition {composition}: scenes of --assets have a main object: leave it out")
+        units = Units(assets_unit, assets_up)
+        report = render_assets(output, assets, num_samples, units=units, hdri=hdri, skip_bad=skip_bad, **settings)
     print(f"{report.path}: {report.num_rendered} scenes rendered, {report.num_skipped} were there")
 
 

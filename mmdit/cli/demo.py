@@ -17,6 +17,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "scenes64_examples"
 def demo(
     output: Path = Path("outputs/demo"),
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     data: Path = EXAMPLES,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
@@ -34,6 +36,8 @@ def demo(
     Args:
         output: Folder of the pictures and the report.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
         num_inference_steps: Denoising steps of generate and condition, null = the model's own, 25 where it names none;
             understanding takes one.
@@ -48,11 +52,11 @@ def demo(
     from mmdit.storage.versions import versions
 
     prepare_folder(output, 10_000_000)
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
     from mmdit.cli.common.showcase_prompts import reads_prompts, show_prompts
 
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(leave=False)
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
@@ -75,6 +79,7 @@ def demo(
         merge(report, measured)
     report["settings"] = {
         "model": model,
+        **lora_settings(lora, lora_scale),
         "num_scenes": len(scenes),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,

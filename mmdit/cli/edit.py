@@ -26,6 +26,8 @@ def edit(
     strength: ClosedUnitInterval = 1.0,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
@@ -60,6 +62,8 @@ def edit(
             that share of the steps is taken.
         num_images: Samples, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
             own, 2 where it names none.
@@ -112,6 +116,8 @@ def edit(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     steps_taken(run.num_inference_steps, strength)
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values}, edited=IMAGE)
@@ -150,6 +156,8 @@ def translate(
     strength: ClosedUnitInterval = 1.0,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
@@ -179,6 +187,8 @@ def translate(
             noise; that share of the steps is taken.
         num_images: Samples of each image, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
             own, 2 where it names none.
@@ -215,6 +225,8 @@ def translate(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     steps_taken(run.num_inference_steps, strength)
     kept = _kept(keep, run.pipe.modalities, model)

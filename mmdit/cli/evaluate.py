@@ -15,6 +15,8 @@ def evaluate(
     output: Path,
     split: str = "test",
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_samples: PositiveInt | None = 128,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber = 2.0,
@@ -41,6 +43,8 @@ def evaluate(
         output: The report, a JSON file; it is replaced.
         split: Split of the dataset.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_samples: Samples drawn from the split with the seed; null = all.
         num_inference_steps: Denoising steps of every task; by default 1 for understanding and 25 for the others.
         guidance_scale: On the category or the prompt, in generation; 1 = no guidance.
@@ -63,10 +67,10 @@ def evaluate(
     from mmdit.storage.versions import versions
 
     prepare_folder(output.parent)
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.metrics.report import evaluate as measure
 
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     report = measure(
         pipe,
         data,
@@ -82,7 +86,12 @@ def evaluate(
         clip=clip,
         allow_outside=allow_outside,
     )
-    report["settings"] |= {"model": model, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")}
+    report["settings"] |= {
+        "model": model,
+        **lora_settings(lora, lora_scale),
+        "device": str(pipe.device),
+        "dtype": str(pipe.dtype).removeprefix("torch."),
+    }
     report["settings"]["versions"] = versions()
     write_json(output, report)
     _print_report(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mmdit.bounds import Batch, InferenceSteps, PositiveInt, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -16,6 +16,8 @@ def evaluate_geometry(
     list_file: Path,
     output: Path,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
     seed: Seed = 0,
@@ -42,6 +44,8 @@ def evaluate_geometry(
         list_file: The list of samples that comes with Marigold's or DSINE's code, such as filename_list_test.txt.
         output: The report, a JSON file; it is replaced.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; prediction needs few.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the noise; each image has its own noise.
@@ -68,10 +72,10 @@ def evaluate_geometry(
 
     samples = GeometrySamples(benchmark, data, list_file, crop, num_samples)
     prepare_folder(output.parent)
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.metrics.zero_shot import evaluate_geometry as measure
 
-    pipe = load_pipeline(model, device, dtype, scheduler)
+    pipe = load_pipeline(model, device, dtype, scheduler, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
     size = None if height is None or width is None else (height, width)
     space = None if alignment == "auto" else alignment
@@ -90,6 +94,7 @@ def evaluate_geometry(
         "list_file": str(list_file),
         "list_sha256": digest_file(list_file),
         "model": model,
+        **lora_settings(lora, lora_scale),
         "weights": pipe.weights_digest(),
         "num_inference_steps": num_inference_steps,
         "scheduler": type(pipe.scheduler).__name__,

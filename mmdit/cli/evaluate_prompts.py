@@ -14,6 +14,8 @@ def evaluate_prompts(
     data: Path,
     output: Path,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     clip: str | None = "openai/clip-vit-base-patch32",
     dino: str | None = "facebook/dino-vits16",
     inception: str | None = "download",
@@ -42,6 +44,8 @@ def evaluate_prompts(
         data: Folder of the benchmark as its owners publish it.
         output: The report, a JSON file; it is replaced.
         model: A bundled model's name, a pipeline folder, or a Hub id; it must take prompts.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         clip: CLIP model for CLIP-I and CLIP-T, a folder or a Hub id; null = without.
         dino: DINO for the likeness of subjects, a folder or a Hub id; null = without.
         inception: Inception's weights for FID: a file, "download", or null = without. Only coco30k needs them.
@@ -60,7 +64,7 @@ def evaluate_prompts(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    from mmdit.cli.common.model import choose_device, load_pipeline, quiet_libraries
+    from mmdit.cli.common.model import choose_device, load_pipeline, lora_settings, quiet_libraries
     from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.prompts.benchmarks import find_benchmark
     from mmdit.storage.json_object import write_json
@@ -84,7 +88,7 @@ def evaluate_prompts(
     features = None
     if real and inception is not None:
         features = InceptionFeatures(None if inception == "download" else Path(inception)).to(where)
-    pipe = load_pipeline(model, device, dtype, scheduler)
+    pipe = load_pipeline(model, device, dtype, scheduler, lora=lora, lora_scale=lora_scale)
     if not takes_prompts(pipe):
         raise UserError(f"--model {model!r} takes no prompts: give one that was trained with them")
     pipe.set_progress_bar_config(disable=True)
@@ -92,6 +96,7 @@ def evaluate_prompts(
         "benchmark": benchmark,
         "data": str(data),
         "model": model,
+        **lora_settings(lora, lora_scale),
         "weights": pipe.weights_digest(),
         "num_prompts": len(prompts),
         "images_per_prompt": images_per_prompt or protocol.images_per_prompt,

@@ -24,6 +24,8 @@ def generate(
     fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
@@ -57,6 +59,8 @@ def generate(
         fusing_scale: With subjects, 0 = what the text says to 1 = what the images show; 0.5 by default.
         num_images: Samples of each category or prompt.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none, and 1 where RGB alone is given.
         guidance_scale: How strongly category and prompt are followed; 1 = no guidance, and twice as fast; null = the model's
             own, 2 where it names none.
@@ -95,6 +99,8 @@ def generate(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     asked, ranges, next_seed = {}, [], dict[str, int]()
     for one in words.asked(run.pipe):
@@ -120,6 +126,8 @@ def generate(
 def understand(
     images: list[str],
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
     seed: Seed = 0,
@@ -141,6 +149,8 @@ def understand(
     Args:
         images: Image files, or folders of them (subfolders are not searched).
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; prediction needs few.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the noise, the same for each image.
@@ -173,6 +183,8 @@ def understand(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
@@ -211,6 +223,8 @@ def condition(
     fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
     scheduler: str | None = None,
@@ -241,6 +255,8 @@ def condition(
         fusing_scale: With subjects, 0 = what the text says to 1 = what the images show.
         num_images: Samples, with seeds SEED, SEED + 1, …
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = 1 with --rgb and neither category nor prompt, else the model's own, 25 where
             it names none.
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
@@ -283,6 +299,8 @@ def condition(
         output=output,
         overwrite=overwrite,
         batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
     (one,) = words.asked(run.pipe)

@@ -84,7 +84,9 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
-    "data render": Command("mmdit.cli.data:render", "Render procedural scenes with exact ground truth."),
+    "data render": Command(
+        "mmdit.cli.data:render", "Render procedural scenes with exact ground truth, or scenes of your own meshes."
+    ),
     "data import": Command("mmdit.cli.data_import:import_dataset", "Import folders of aligned files as a dataset."),
     "data label": Command(
         "mmdit.cli.data_photographs:label", "Label a folder of images with depth, normals and segmentation."
@@ -100,6 +102,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.convert:convert",
         "Convert a checkpoint of MMGen, REPA or SiT into a pipeline folder.",
         ("format", "checkpoint"),
+    ),
+    "export onnx": Command(
+        "mmdit.cli.export:export_onnx", "Export a model's networks as ONNX graphs, and compare them with PyTorch."
     ),
     "bench train": Command(
         "mmdit.cli.bench:bench_train", "Time training steps of a configuration, as mmdit train takes them.", config=True

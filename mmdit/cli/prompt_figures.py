@@ -21,6 +21,8 @@ def prompt_figures(
     output: Path,
     split: str = "test",
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     num_prompts: PositiveInt = 64,
     num_rows: PositiveInt = 4,
     fusing_scales: list[float] | None = None,
@@ -44,6 +46,8 @@ def prompt_figures(
         output: Folder of the figures; they are replaced.
         split: Split of the dataset.
         model: A bundled model's name, a pipeline folder, or a Hub id; it must take prompts with subjects.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         num_prompts: Prompts that the numbers are means of.
         num_rows: Prompts that are shown.
         fusing_scales: By default 0, 0.25, 0.5, 0.75 and 1.
@@ -74,7 +78,7 @@ def prompt_figures(
         raise UserError(f"--fusing_scales are {scales}: give numbers from 0 to 1")
     figure_class()  # found out now, not after the last picture
     prepare_folder(output)
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     if not takes_prompts(pipe) or not fuses_subjects(pipe):
         raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
     pipe.set_progress_bar_config(disable=True)

@@ -17,6 +17,8 @@ def samples(
     output: Path,
     num_samples: PositiveInt = 50000,
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     labels: Literal["balanced", "random", "none"] = "balanced",
     num_inference_steps: InferenceSteps = 250,
     scheduler: str = "euler_maruyama",
@@ -41,6 +43,8 @@ def samples(
         output: Folder of the results.
         num_samples: Of all processes together.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         labels: balanced (each class equally often), random (drawn with the seed), or none.
         num_inference_steps: Denoising steps.
         scheduler: euler_maruyama is the SDE; euler, heun, unipc and dpmsolver++ are solvers of the ODE.
@@ -54,7 +58,7 @@ def samples(
         device: auto, cpu, cuda, cuda:1, mps; auto gives each process of a machine its own GPU.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
     """
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.many_samples import SampleFolder, SamplePlan, make_block
@@ -65,7 +69,7 @@ def samples(
     SamplePlan(num_samples, block_size, 1, labels, seed)  # refuses bad numbers before anything is loaded
     rank, world_size, local_rank = process_place()
     prepare_folder(output)
-    pipe = load_pipeline(model, own_device(device, local_rank), dtype, scheduler)
+    pipe = load_pipeline(model, own_device(device, local_rank), dtype, scheduler, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
     if IMAGE not in pipe.modalities:
         raise UserError(f"--model {model!r} makes no RGB; its modalities are {', '.join(pipe.modalities)}")
@@ -75,6 +79,7 @@ def samples(
     height, width = pipe.native_shape
     settings = {
         "model": model,
+        **lora_settings(lora, lora_scale),
         "weights": pipe.weights_digest(),
         "ema": ema_of(model) if ema is None else ema,
         "num_samples": num_samples,

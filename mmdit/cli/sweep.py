@@ -26,6 +26,8 @@ def sweep(
     output: Path,
     split: str = "test",
     model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
     tasks: list[str] | None = None,
     schedulers: list[str] | None = None,
     steps: list[InferenceSteps] | None = None,
@@ -51,6 +53,8 @@ def sweep(
         output: Folder of the results.
         split: Split of the dataset.
         model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
         tasks: Any of understanding, conditioning, generation; by default all.
         schedulers: Any of euler, heun, unipc, dpmsolver++, euler_maruyama; by default all.
         steps: Numbers of denoising steps; by default 1, 2, 5, 10, 25, 50, 250.
@@ -67,7 +71,7 @@ def sweep(
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
     from mmdit.cli.common.charts import figure_class
-    from mmdit.cli.common.model import load_pipeline
+    from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.output import prepare_folder
     from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
     from mmdit.metrics.feature_networks import find_teacher
@@ -82,7 +86,7 @@ def sweep(
     rows = sweep_rows(TASKS if tasks is None else tasks, chosen, STEPS if steps is None else steps)
     figure_class()  # found out now, not after the last line
     prepare_folder(output)
-    pipe = load_pipeline(model, device, dtype)
+    pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(
@@ -100,6 +104,7 @@ def sweep(
     )
     settings = {
         "model": model,
+        **lora_settings(lora, lora_scale),
         "weights": pipe.weights_digest(),
         "data": str(data),
         "split": split,

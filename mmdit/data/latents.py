@@ -208,6 +208,10 @@ class LatentShards(Dataset):
                 raise UserError(f"{path}: damaged: the 'ids' of a shard are {quoted(ids)}; encode the split again")
         return index
 
+    def relabel(self, table: Sequence[int]) -> None:
+        """Give each category of the data another id, such as a trained model's: ``table[id]``, -1 = none."""
+        self._category = torch.tensor([*table, NO_CATEGORY])[self._category]  # -1 is the last
+
     def __len__(self) -> int:
         return len(self.ids) * self.num_views
 

@@ -91,7 +91,7 @@ class CrossAttention(nn.Module):
         """x (B, T, D), tokens (B, L, D) or (1, L, D), token_mask (B, L) bool, True = attend -> (B, T, D)."""
         q, k, v = self._heads(x, tokens)
         q_weight, k_weight = self.qk_norm()
-        key_mask = None if token_mask is None else token_mask.expand(len(x), -1)
+        key_mask = None if token_mask is None else token_mask.expand(x.shape[0], -1)
         y = attention(q, k, v, q_weight=q_weight, k_weight=k_weight, key_mask=key_mask)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
@@ -100,11 +100,11 @@ class CrossAttention(nn.Module):
         q, k, _ = self._heads(x, tokens)
         q_weight, k_weight = self.qk_norm()
         q, k = norm_and_rotate(q, k, q_weight, k_weight, None)
-        return attention_map(q, k, None if token_mask is None else token_mask.expand(len(x), -1))
+        return attention_map(q, k, None if token_mask is None else token_mask.expand(x.shape[0], -1))
 
     def _heads(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, T, d)
-        kv = self.kv(tokens.to(x.dtype)).expand(len(x), -1, -1).unflatten(-1, (2, self.num_heads, -1))
+        kv = self.kv(tokens.to(x.dtype)).expand(x.shape[0], -1, -1).unflatten(-1, (2, self.num_heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)  # (B, h, L, d) each
         return q, k, v
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError, unknown_name
+from mmdit.models.adapters import AdaptersMixin
 from mmdit.models.alignment import AlignmentProjector
 from mmdit.models.blocks import BLOCKS, Block
 from mmdit.models.conditioners import CONDITIONERS, make_conditioner
@@ -45,7 +46,7 @@ class MultimodalDiTOutput(BaseOutput):
     attention: Tensor | None = None
 
 
-class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin):
+class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMixin):
     """Diffusion transformer over multimodal patches: all modalities of a location are one token.
 
     Args:

@@ -144,6 +144,15 @@ def processing_size(resolution: int, given: tuple[int, int] | None, unit: int) -
     return size
 
 
+def images_per_prompt(num_images: int, num_images_per_prompt: int | None) -> int:
+    """``num_images`` by either of its names; diffusers has the second. Raises UserError where both are given."""
+    if num_images_per_prompt is None:
+        return num_images
+    if num_images != 1:
+        raise UserError("num_images and num_images_per_prompt are both given, and mean the same: give one of the two")
+    return num_images_per_prompt
+
+
 def repeated(values: list[Any], batch: int, num_images: int) -> list[Any]:
     """One value for each sample: a single one counts for the whole batch, and each is there ``num_images`` times."""
     return [value for value in (values * batch if len(values) == 1 else values) for _ in range(num_images)]

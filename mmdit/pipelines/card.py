@@ -107,6 +107,33 @@ licence into the first lines (`license:`). Made with {DISTRIBUTION} {version_of(
 """
 
 
+def lora_card(base: str, settings: Mapping[str, Any]) -> str:
+    """Text of the model card of a LoRA: the model it is for, as it was named in training, and how it is loaded."""
+    targets = ", ".join(settings["target_modules"])
+    made = f"{DISTRIBUTION} {version_of(DISTRIBUTION)}"
+    return f"""---
+license: unknown
+library_name: diffusers
+tags: [lora, multimodal-dit]
+---
+
+# LoRA for {base}
+
+Rank {settings["r"]}, alpha {settings["lora_alpha"]:g}, of the layers {targets}. Made with {made}.
+
+```python
+from mmdit import MultimodalDiTPipeline
+
+pipe = MultimodalDiTPipeline.from_pretrained("{base}")
+pipe.load_lora_weights("FOLDER")  # pip install '{DISTRIBUTION}[lora]'
+```
+
+## Licence and provenance
+
+Not known to the program that wrote this card: say here what the training data and {base} allow.
+"""
+
+
 def _label(names: list[str]) -> str:
     return f"{names[0]!r}, ".replace("'", '"') if names else ""
 

@@ -33,6 +33,7 @@ from mmdit.modalities.resizing import antialiased
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import (
     check_arguments,
+    images_per_prompt,
     initial_noise,
     output_size,
     processing_size,
@@ -53,6 +54,7 @@ from mmdit.pipelines.limits import (
     predict_in_batches,
 )
 from mmdit.pipelines.loading import OPTIONAL, check_folder, download, load_optional, resolve_model
+from mmdit.pipelines.lora import LoraMixin
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.prompted import PromptsMixin
 from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
@@ -64,7 +66,7 @@ from mmdit.task import Role
 logger = logging.get_logger(__name__)
 
 
-class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipeline):
+class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, DiffusionPipeline):
     """Generates all modalities of an image from a class or a prompt, or from any subset of the modalities the rest.
 
     Args:
@@ -281,6 +283,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
         seed: int | Sequence[int] | None = None,
         processing_resolution: int | None = None,
         match_input_resolution: bool = False,
+        num_images_per_prompt: int | None = None,
         ensemble_size: int = 1,
         output_uncertainty: bool = False,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
@@ -341,6 +344,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
                 ``width``; None = the trained size.
             match_input_resolution: return everything at the size of what is given, which is then returned as it is; with
                 ``mask`` what is outside.
+            num_images_per_prompt: diffusers' name of ``num_images``.
             ensemble_size: estimates of a given picture, each from noise of its own, that are combined into one (Marigold, arXiv
                 2312.02145): depth by the median after alignment by scale and shift, normals by the mean, labels by votes.
             output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
@@ -356,6 +360,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, DiffusionPipe
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         if guidance_scale is None:
             guidance_scale = self.defaults.guidance_scale
+        num_images = images_per_prompt(num_images, num_images_per_prompt)
         counts = {
             "num_images": num_images,
             "num_inference_steps": 1 if num_inference_steps is None else num_inference_steps,

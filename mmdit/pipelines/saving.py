@@ -40,7 +40,11 @@ class SavingMixin:
 
         Writes a model card too, unless the folder has one. Takes diffusers' keyword arguments (``variant``,
         ``max_shard_size``, ``push_to_hub=True`` with ``repo_id``, ...).
+
+        Raises:
+            UserError: LoRA weights are loaded: fuse and unload them first, or save them alone.
         """
+        self.refuse_adapters()  # type: ignore[attr-defined]
         if not safe_serialization:
             logger.warning("safe_serialization=False is ignored: weights are saved as safetensors")
         hub = {name: kwargs.pop(name) for name in _HUB if name in kwargs}

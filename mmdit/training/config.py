@@ -31,6 +31,7 @@ __all__ = [
     "DataConfig",
     "DetectorConfig",
     "EMAConfig",
+    "LoRAConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
@@ -89,6 +90,26 @@ class ModelConfig:
     conditioner_settings: dict[str, Any] = field(default_factory=dict)
     second_time: bool = False
     trainable: list[str] | None = None
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank updates (LoRA, arXiv 2106.09685) of model.pretrained, whose own weights stay as they are.
+
+    The network, its modalities and their whitening are then those of model.pretrained, a pipeline folder or a bundled model;
+    of the section model only gradient_checkpointing and drop_class_given_rgb are read. Categories go by their names; samples of
+    one that the model lacks are trained without. The run ends with ``lora/``, for ``pipe.load_lora_weights``.
+
+    Args:
+        rank: of the updates; 4 to 64 is usual.
+        alpha: the updates count alpha / rank times; null = rank, so once.
+        target_modules: ends of the names of the linear layers that are updated, such as ["attn.qkv", "attn.proj"]; null = those
+            of attention and MLP in all blocks.
+    """
+
+    rank: Width = 16
+    alpha: PositiveNumber | None = None
+    target_modules: list[str] | None = None
 
 
 @dataclass
@@ -428,6 +449,7 @@ class TrainingConfig:
         ema: moving average of the weights; null = off.
         preview: sample grids.
         prompts: captions and subjects, for conditioners that read them; null = none.
+        lora: train low-rank updates of model.pretrained in place of a model; null = off.
     """
 
     recipe: str = "transformer"
@@ -447,3 +469,4 @@ class TrainingConfig:
     ema: EMAConfig | None = field(default_factory=EMAConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     prompts: PromptsConfig | None = None
+    lora: LoRAConfig | None = None

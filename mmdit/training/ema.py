@@ -21,8 +21,13 @@ def ema_decay(num_averaged: int, decay: float) -> float:
     return min(decay, (1 + num_averaged) / (10 + num_averaged))
 
 
+def trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter that the optimizer changes."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
 class EMA(Callback):
-    """Average of the weights.
+    """Average of the weights that are trained; one that is frozen would be its own.
 
     A checkpoint holds the average as ``state_dict``, the weights in training as ``current_model_state`` and the number of
     updates in ``averaging_state``, all whole, so that any number of processes and any strategy can go on from it.
@@ -40,7 +45,7 @@ class EMA(Callback):
         self._latest_update_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in trained(pl_module).items():
             start = self._restored.get(name)
             self.average[name] = (
                 parameter.detach().clone() if start is None else shard_like(start, parameter.detach()).clone()
@@ -62,7 +67,7 @@ class EMA(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step > self._latest_update_step:  # not in the middle of an accumulation
-            self.update(dict(pl_module.named_parameters()))
+            self.update(trained(pl_module))
             self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,7 +78,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: pl.LightningModule) -> None:
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in trained(pl_module).items():
             if name in self.average:
                 ours, theirs = local_part(self.average[name]), local_part(parameter.detach())
                 kept = ours.clone()
@@ -82,7 +87,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in trained(pl_module).items():
             local_part(parameter.detach()).copy_(local_part(self.average[name]))
 
     def state_dict(self) -> dict[str, Any]:

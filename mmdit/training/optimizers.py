@@ -178,10 +178,13 @@ MIN_HIDDEN_CHANNELS = 64
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Muon's parameters: 2-D weights inside a transformer's blocks, and convolutions between wide layers."""
+    """Muon's parameters: 2-D weights inside a transformer's blocks, and convolutions between wide layers.
+
+    The factors of a LoRA are not: it is their product that is a hidden matrix.
+    """
     if parameter.ndim == 4:
         return min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS
-    return parameter.ndim == 2 and "blocks." in name
+    return parameter.ndim == 2 and "blocks." in name and ".lora_" not in name
 
 
 def _adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:

@@ -198,3 +198,28 @@ def test_counts_that_cannot_be_meant_are_refused(mmdit, make_dataset, command):
     result = mmdit("data", command, *output, *paths[command], "--num_workers", 10**9)
     assert result.code == 2
     assert "1000000000" in result.error
+
+
+@needs_renderer
+def test_render_of_own_meshes(mmdit, tmp_path):
+    folder = tmp_path / "meshes"
+    folder.mkdir()
+    (folder / "card.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n")
+    (folder / "empty.obj").write_text("")
+    arguments = ("data", "render", "--output", "scenes", "--num_samples", 1, "--num_workers", 0, "--assets", folder)
+    refused = mmdit(*arguments)
+    assert refused.code == 2
+    assert f"{folder}/empty.obj: has no faces" in refused.out
+    assert "1 meshes can't be used, listed above; --skip_bad leaves them out" in refused.error
+    assert "1 scenes rendered, 0 were there" in mmdit(*arguments, "--skip_bad").out
+    for options, message in (
+        (("--composition", "mixed"), "scenes of --assets have a main object"),
+        (("--assets_unit", "mm"), "longest side is 0.001 m"),
+        (("--hdri", "gone.exr"), "hdri gone.exr: no such file"),
+    ):
+        result = mmdit(*arguments, *options)
+        assert result.code == 2
+        assert message in result.error + result.out
+    alone = mmdit("data", "render", "--output", "solids", "--hdri", "sky.exr")
+    assert alone.code == 2
+    assert "--hdri: is for scenes of your own meshes: give --assets" in alone.error

@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig
 from PIL import Image
 
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -186,6 +188,54 @@ def test_steps_and_guidance_are_the_models_own(mmdit, tiny_pipeline_dir, tmp_pat
     for name, steps, scale in made:
         metadata = json.loads((tmp_path / f"out/{name}/metadata.json").read_text())
         assert (metadata["num_inference_steps"], metadata["guidance_scale"]) == (steps, scale)
+
+
+def test_lora(mmdit, tiny_pipeline_dir, tmp_path):
+    """Added to the weights, recorded, and told apart from a result without it."""
+    pipe = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["fc1", "head.linears.1"], init_lora_weights=False))
+    pipe.save_lora_weights(tmp_path / "style")
+    pipe.set_adapters("default", 0.5)
+    generator = [torch.Generator().manual_seed(3)]
+    expected = pipe("torus", num_inference_steps=1, guidance_scale=1.0, generator=generator).depth[0]
+
+    common = (
+        "--model",
+        tiny_pipeline_dir,
+        "--num_inference_steps",
+        1,
+        "--guidance_scale",
+        1,
+        "--seed",
+        3,
+        "--output",
+        "out",
+    )
+    lora = ("--lora", "style", "--lora_scale", 0.5)
+    assert mmdit("generate", "torus", *common, *lora).code == 0
+    folder = tmp_path / "out" / "torus_3"
+    np.testing.assert_allclose(np.load(folder / "depth.npy"), expected, atol=1e-4)
+    record = _metadata(folder)["lora"]
+    assert (record["path"], record["scale"], len(record["sha256"])) == ("style", 0.5, 64)
+    assert mmdit("generate", "torus", *common, *lora).code == 0
+    refused = mmdit("generate", "torus", *common)
+    assert refused.code == 2
+    assert "lora was {'path': 'style'" in refused.error
+    assert mmdit("generate", "torus", *common, "--overwrite").code == 0
+    assert _metadata(folder)["lora"] is None
+    assert np.abs(np.load(folder / "depth.npy") - expected).max() > 1e-3
+
+    wrong = mmdit("understand", folder / "rgb.png", "--lora", "style")  # the bundled model is larger
+    assert wrong.code == 2
+    assert (
+        "is of another model: blocks.0.mlp.fc1 is 2 x 16 and 64 x 2 there, and rank x 192 and 768 x rank" in wrong.error
+    )
+    assert (
+        "LoRA 'nowhere': no such file or folder"
+        in mmdit("condition", "--depth", folder / "depth.npy", "--lora", "nowhere").error
+    )
 
 
 def test_understand_by_an_ensemble(mmdit, tiny_pipeline_dir, tmp_path, photo):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -164,7 +165,7 @@ def test_a_second_time_begins_as_nothing(make_inputs: MakeInputs) -> None:
 
 @pytest.mark.parametrize("block", ["dit", "cross"])
 def test_export(make_model: MakeModel, make_inputs: MakeInputs, block: str) -> None:
-    """torch.export sees through the conditioning; the program takes the very same arguments."""
+    """torch.export sees through the conditioning; the program takes the very same arguments, of any number of samples."""
     model = make_model(block=block)
     latents, t, roles, conditioning = make_inputs(model)
     if block == "cross":
@@ -172,10 +173,18 @@ def test_export(make_model: MakeModel, make_inputs: MakeInputs, block: str) -> N
         mask = torch.tensor([[True, True, False], [False, False, False]])
         conditioning = Conditioning(conditioning.vector.detach(), tokens, mask)
     inputs = (latents, t, roles, conditioning)
-    program = torch.export.export(model, inputs, {"return_dict": False})
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    of_prompt = [{0: batch}] if block == "dit" else [{0: batch}, *[{0: batch, 1: length}] * 2]
+    program = torch.export.export(
+        model, inputs, {"return_dict": False}, dynamic_shapes=(*[{0: batch}] * 3, of_prompt, None)
+    )
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*inputs, return_dict=False)[0], model(*inputs).sample)
-    again = (latents.flip(0), t.flip(0), roles, conditioning)
+    latents, t, roles, conditioning = make_inputs(model, 3)
+    if block == "cross":
+        tokens = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(5))
+        conditioning = Conditioning(conditioning.vector.detach(), tokens, torch.rand(3, 5) > 0.4)
+    again = (latents, t, roles, conditioning)
     with torch.no_grad():
         torch.testing.assert_close(program.module()(*again, return_dict=False)[0], model(*again).sample)
 
@@ -398,6 +407,36 @@ class TestDiffusersModel:
         torch.testing.assert_close(model(*inputs).sample, expected)
         torch.testing.assert_close(model.conditioner.null(2).vector, null)
         torch.testing.assert_close(model.conditioner([0, 1]).vector, inputs[3].vector)
+
+    def test_attributes_and_switches(self, make_model: MakeModel) -> None:
+        model = make_model()
+        model.note = "kept"
+        assert model.note == "kept"
+        assert model.config.hidden_size == 32
+        with pytest.raises(AttributeError, match="'MultimodalDiT' object has no attribute 'does_not_exist'"):
+            _ = model.does_not_exist
+        model.enable_gradient_checkpointing()
+        assert model.is_gradient_checkpointing
+        model.disable_gradient_checkpointing()
+        assert not model.is_gradient_checkpointing
+
+    def test_averaged_by_diffusers(self, make_model: MakeModel, make_inputs: MakeInputs, tmp_path: Path) -> None:
+        model = make_model()
+        average = EMAModel(model.parameters(), model_cls=MultimodalDiT, model_config=model.config)
+        average.step(model.parameters())
+        average.save_pretrained(tmp_path)
+        loaded = EMAModel.from_pretrained(tmp_path, MultimodalDiT)
+        assert all(torch.equal(a, b) for a, b in zip(loaded.shadow_params, model.parameters(), strict=True))
+
+    @pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+    def test_group_offloading(self, make_model: MakeModel, make_inputs: MakeInputs, offload_type: str) -> None:
+        """Groups of layers come and go; on one device their hooks are all that there is to see."""
+        model = make_model(qk_norm="rms_norm", position_embedding="rope")
+        inputs = make_inputs(model)
+        expected = model(*inputs).sample.detach()
+        model.enable_group_offload(torch.device("cpu"), offload_type=offload_type, num_blocks_per_group=1)
+        for _ in range(2):
+            assert torch.equal(model(*inputs).sample, expected)
 
     def test_compile_repeated_blocks(self, make_model: MakeModel, make_inputs: MakeInputs) -> None:
         model = make_model(qk_norm="rms_norm", position_embedding="rope")

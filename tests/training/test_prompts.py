@@ -16,7 +16,15 @@ from mmdit.encoders.prompts import PromptEncoder
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
-from mmdit.training.config import CLIPConfig, DataConfig, ModelConfig, PreviewConfig, PromptsConfig, TrainingConfig
+from mmdit.training.config import (
+    CLIPConfig,
+    DataConfig,
+    LoRAConfig,
+    ModelConfig,
+    PreviewConfig,
+    PromptsConfig,
+    TrainingConfig,
+)
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -234,3 +242,16 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     assert module.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
     with pytest.raises(UserError, match=r"unknown prompts\.attention_loss_on 'word'"):
         build_run(make_config(clip, prompts=replace(prompts, attention_loss_on="word")))
+
+
+def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -> None:
+    """Its weights reach the attention to the prompt; the model's own encoders must be given."""
+    base = run_to_end(make_config(clip, max_steps=1, checkpoint_every=1), tmp_path / "base")
+    config = make_config(clip, max_steps=2, lora=LoRAConfig(2), model=ModelConfig(pretrained=str(base)))
+    folder = run_to_end(config, tmp_path / "run")
+    weights = MultimodalDiTPipeline.lora_state_dict(folder)
+    assert weights["transformer.blocks.0.cross.kv.lora_B.weight"].abs().max() > 0
+    pipe = MultimodalDiTPipeline.from_pretrained(base)
+    pipe.load_lora_weights(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(prompt="grey", seed=0, num_inference_steps=1).depth.shape == (1, 64, 64)

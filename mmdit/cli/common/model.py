@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmdit.bounds import MAX_SEED
 from mmdit.errors import UserError, first_line, one_line
@@ -94,12 +94,19 @@ class _NoteHandler(logging.Handler):
 
 
 def load_pipeline(
-    model: str, device: str = "auto", dtype: DtypeName = "auto", scheduler: str | None = None
+    model: str,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    scheduler: str | None = None,
+    *,
+    lora: str | None = None,
+    lora_scale: float = 1.0,
 ) -> MultimodalDiTPipeline:
-    """Load a bundled name, a folder or a Hub id onto a device.
+    """Load a bundled name, a folder or a Hub id onto a device, with LoRA weights added to the model's.
 
     Raises:
-        UserError: no such model, a folder that is not whole, an unknown scheduler, a device that this machine lacks.
+        UserError: no such model, a folder that is not whole, an unknown scheduler, a device that this machine lacks, LoRA
+            weights that are not there or of another model.
     """
     where = choose_device(device)
     quiet_libraries()
@@ -111,11 +118,25 @@ def load_pipeline(
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model!r} can't be loaded: {one_line(error)}") from error
+    if lora is not None:
+        pipe.load_lora_weights(lora)
+        pipe.fuse_lora(lora_scale=lora_scale)
+        pipe.unload_lora_weights()
     if scheduler is not None:
         from mmdit.flow.schedulers import make_scheduler
 
         pipe.scheduler = make_scheduler(scheduler)
     return pipe.to(where)
+
+
+def lora_settings(lora: str | None, lora_scale: float) -> dict[str, Any]:
+    """What a record says of LoRA weights: where they are, their content, and their scale; nothing where there are none."""
+    if lora is None:
+        return {}
+    from mmdit.pipelines.lora_file import find_lora
+    from mmdit.storage.digests import digest_file
+
+    return {"lora": {"path": lora, "sha256": digest_file(find_lora(lora)), "scale": lora_scale}}
 
 
 def load_vae(name: str) -> AutoencoderKL:

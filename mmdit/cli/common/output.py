@@ -149,7 +149,7 @@ class SampleWriter:
             found = read_object(folder / METADATA)
         except UserError:
             found = None
-        Request(request, ignored=["device"], optional=["class_id"]).refuse_other(
+        Request(request, ignored=["device"], optional=["class_id", "lora"]).refuse_other(
             found, folder, "a result", "give --overwrite or another --output"
         )
 

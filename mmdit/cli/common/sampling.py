@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmdit.cli.common.model import DtypeName, load_pipeline
+from mmdit.cli.common.model import DtypeName, load_pipeline, lora_settings
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.cli.common.prompts import TypedPrompt, prompt_names
 from mmdit.errors import UserError
@@ -175,11 +175,14 @@ class SamplingRun:
         output: Path,
         overwrite: bool,
         batch_size: int = 8,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
     ) -> None:
         self.batch_size = batch_size
         prepare_folder(output)
         self.command, self.model = command, model
-        self.pipe = load_pipeline(model, device, dtype, scheduler)
+        self.pipe = load_pipeline(model, device, dtype, scheduler, lora=lora, lora_scale=lora_scale)
+        self.lora = {"lora": None, **lora_settings(lora, lora_scale)}
         defaults = self.pipe.defaults
         steps = self.pipe.default_steps(understanding=understanding)
         self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
@@ -200,6 +203,7 @@ class SamplingRun:
         return {
             "command": self.command,
             "model": self.model,
+            **self.lora,
             "seed": seed,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,

@@ -57,7 +57,7 @@ def depth_kind(paths: Sequence[str], depth_values: str, depth_scale: float) -> D
 
     Raises:
         UserError: "auto", and the files don't tell: 8 bits, floats within [0, 1], 16 bits that are stretched to the whole
-            range, distances that grow towards the bottom, or files of different kinds.
+            range, or files of different kinds.
     """
     if depth_values in RELATIVE_SPACES:
         return DepthKind(RELATIVE_SPACES[depth_values], False, RELATIVE_SCALE)
@@ -80,12 +80,12 @@ def depth_kind(paths: Sequence[str], depth_values: str, depth_scale: float) -> D
     path = looks[0].path
     if all(look.kind == "stretched" for look in looks):
         raise UserError(f"{path}: its 16 bits are stretched to the whole range, up to {MAX_UNITS}: {_OR_METRIC}")
-    if np.mean([look.trend for look in looks]) > TREND:
-        raise UserError(f"{path}: its numbers grow towards the bottom, which is usually nearer: {_OR_METRIC}")
     path, (near, far) = next((look.path, look.span) for look in looks if look.kind in ("metric", "stretched"))
     unit = f", {depth_scale:g} a unit of whole numbers"
     span = f"{near * depth_scale:.3g} to {far * depth_scale:.3g}" if _is_whole(path) else f"{near:.3g} to {far:.3g}"
     note = f"--depth: read as distances in metres{unit}: {span} in {path}; --depth_values and --depth_scale can say otherwise"
+    if np.mean([look.trend for look in looks]) > TREND:
+        note += "; they grow towards the bottom, which is usually nearer: if larger is nearer, give --depth_values near_white"
     return DepthKind("depth", True, depth_scale, note)
 
 

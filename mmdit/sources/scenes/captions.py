@@ -39,7 +39,7 @@ class Caption:
 
 def phrase(placed: PlacedObject) -> str:
     """The object's colour and category: "red torus"."""
-    return f"{_colour(placed.material)} {placed.category}"
+    return _joined(placed.colour, placed.category)
 
 
 def ground_phrase(layout: Layout, name: str) -> str:
@@ -78,9 +78,8 @@ class _Writer:
 
         The span is that of the category, with the colour before it where it is said.
         """
-        words = [_colour(placed.material)] if rng.random() < 0.8 else []
-        marked = " ".join([*words, placed.category])
-        before = " ".join(word for word in (size, *_surface(placed.material)) if word)
+        marked = _joined(placed.colour if rng.random() < 0.8 else "", placed.category)
+        before = _joined(size, *_surface(placed.material))
         head = f"{before} " if before else ""
         article = "the" if rng.random() < 0.08 else _article(head + marked)
         self.text += f"{article} {head}"
@@ -101,7 +100,7 @@ def _single(layout: Layout, rng: np.random.Generator) -> Caption:
     writer.noun(rng, 0, layout.objects[0])
     if len(layout.objects) > 1 and rng.random() < 0.35:
         other = int(rng.integers(1, len(layout.objects)))
-        writer.add(" with ").noun(rng, other, layout.objects[other], size="small")
+        writer.add(" with ").noun(rng, other, layout.objects[other], size="small" if layout.says_sizes else "")
         writer.add(_one_of(rng, (" beside it", " near it", "")))
     return _background(writer, layout, rng).caption()
 
@@ -111,7 +110,7 @@ def _pair(layout: Layout, rng: np.random.Generator) -> Caption:
     first, second, relation = 0, 1, layout.relation
     if rng.random() < 0.3:  # told from the other one's side
         first, second, relation = 1, 0, OPPOSITE[relation]
-    sizes = _sizes(layout, rng) if rng.random() < 0.6 else ("", "")
+    sizes = _sizes(layout, rng) if rng.random() < 0.6 and layout.says_sizes else ("", "")
     between = _one_of(rng, RELATION_WORDS[relation])
     if rng.random() < 0.15:
         between = _one_of(rng, JOINED_WORDS if relation in SIDES else JOINED_WORDS[:-2])
@@ -124,7 +123,7 @@ def _pair(layout: Layout, rng: np.random.Generator) -> Caption:
 
 def _background(writer: _Writer, layout: Layout, rng: np.random.Generator) -> _Writer:
     draw = rng.random()
-    if layout.relation and draw > 0.92:  # another picture has the same floor and wall
+    if layout.relation and layout.subjects and draw > 0.92:  # another picture has the same floor and wall
         return writer.add(" in the style of the ").place(STYLE, ground_phrase(layout, STYLE))
     for name, lead, said in ((FLOOR, " on ", draw < 0.25), (WALL, " against ", draw < 0.12 or 0.25 <= draw < 0.35)):
         if said:
@@ -135,7 +134,7 @@ def _background(writer: _Writer, layout: Layout, rng: np.random.Generator) -> _W
 
 def _sizes(layout: Layout, rng: np.random.Generator) -> tuple[str, str]:
     """ "small" and "large" (or "big") where the two differ enough, else nothing."""
-    one, other = (max(placed.scale) for placed in layout.objects[:2])
+    one, other = (placed.size for placed in layout.objects[:2])
     large = _one_of(rng, LARGE_WORDS)
     if one > SIZE_RATIO * other:
         return large, "small"
@@ -148,15 +147,23 @@ def _surface(material: Material) -> tuple[str, ...]:
 
 
 def _ground(material: Material) -> str:
-    return " ".join(word for word in (TEXTURE_WORDS.get(material.texture, ""), _colour(material)) if word)
+    return _joined(TEXTURE_WORDS.get(material.texture, ""), _colour(material))
 
 
 def _colour(material: Material) -> str:
     return colour_name(encode_srgb(material.albedo))
 
 
+def _joined(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
 def _article(words: str) -> str:
-    return "an" if words[0] in "aeiou" or words.startswith("hour") else "a"
+    lower = words.lower()
+    vowel = lower.startswith(("a", "e", "i", "o", "u", "hour")) and not lower.startswith(
+        ("eu", "one ", "uni", "uri", "use")
+    )
+    return "an" if vowel else "a"
 
 
 def _one_of(rng: np.random.Generator, words: tuple[str, ...]) -> str:

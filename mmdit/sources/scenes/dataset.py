@@ -26,61 +26,32 @@ from mmdit.progress import Progress
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.sources.scenes.captions import FLOOR, GROUND, STYLE, WALL, captions, ground_phrase, phrase
 from mmdit.sources.scenes.compositions import COMPOSITIONS
-from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, scene_generator
-from mmdit.sources.scenes.render import limit_render_threads, render_layout
+from mmdit.sources.scenes.layout import scene_generator
+from mmdit.sources.scenes.renderer import limit_render_threads
+from mmdit.sources.scenes.solids import DEPTH_SCALE, SEGMENTATION_CLASSES, Solids, default_distractors, render_scene
+from mmdit.sources.scenes.source import SceneSample, SceneSource
 from mmdit.storage.lock import FolderLock
 from mmdit.storage.requests import Request
 from mmdit.storage.versions import version_of
 
+__all__ = [
+    "DEPTH_SCALE",
+    "MODALITIES",
+    "SEGMENTATION_CLASSES",
+    "RenderReport",
+    "SceneSample",
+    "check_arguments",
+    "render_dataset",
+    "render_scene",
+    "write_scenes",
+]
+
 MODALITIES: tuple[str, ...] = ("rgb", "depth", "normal", "segmentation")
-DEPTH_SCALE = 2.5e-4  # metres per unit of the 16-bit depth PNG: reaches 16 m
 MIN_SIZE, MAX_SIZE, SIZE_STEP = 64, 4096, 8
 MAX_SAMPLES = 10**8
-# Raised when the same (seed, split, index) gives another picture, so that no folder mixes two generators.
-GENERATOR_VERSION = 1
 MANIFEST_EVERY = 200
 CAPTION_STREAM = 6  # of the scenes' generators
 EARLIER = {"composition": "main"}  # what dataset.json of earlier versions leaves unsaid
-
-# Corners and face centres of the RGB cube: 14 colours at least 0.707 of its edge apart, the most for 11 or more points.
-# Floor and wall share an edge, and the two face centres nearest to its middle are left out, because most label borders
-# are between those two and a blend of their colours must stay nearer to them than to a third.
-_PALETTE: tuple[tuple[int, int, int], ...] = (
-    (0, 0, 0),
-    (0, 0, 255),
-    (255, 0, 0),
-    (0, 255, 0),
-    (255, 255, 0),
-    (255, 0, 255),
-    (0, 255, 255),
-    (255, 255, 255),
-    (255, 128, 128),
-    (128, 255, 128),
-    (128, 128, 0),
-    (128, 128, 255),
-)
-SEGMENTATION_CLASSES: tuple[dict[str, Any], ...] = tuple(
-    {"id": number, "name": name, "color": list(_PALETTE[number])}
-    for number, name in enumerate(("floor", "wall", *CATEGORY_NAMES))
-)
-
-
-@dataclass(frozen=True)
-class SceneSample:
-    """One scene, every map from the same camera.
-
-    rgb: uint8 (H, W, 3), sRGB; depth: float32 (H, W), metres along the optical axis; normal: float32 (H, W, 3), unit
-    vectors in the camera frame (x right, y up, z towards the viewer); segmentation: uint8 (H, W), ids of
-    SEGMENTATION_CLASSES; surface: uint8 (H, W), 0 floor, 1 wall, 2 + k layout.objects[k].
-    """
-
-    rgb: np.ndarray
-    depth: np.ndarray
-    normal: np.ndarray
-    segmentation: np.ndarray
-    category: str
-    layout: Layout
-    surface: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -90,31 +61,6 @@ class RenderReport:
     path: Path
     num_rendered: int
     num_skipped: int
-
-
-def render_scene(
-    seed: int,
-    split: str,
-    index: int,
-    *,
-    size: int = 64,
-    variety: bool = False,
-    max_distractors: int | None = None,
-    composition: str = "main",
-) -> SceneSample:
-    """Render scene `index` of a split at size x size pixels. max_distractors: None = `default_distractors`."""
-    if max_distractors is None:
-        max_distractors = default_distractors(composition, variety)
-    layout = COMPOSITIONS[composition].layout(seed, split, index, variety, max_distractors)
-    rgb, depth, normal, surface = render_layout(layout, size)
-    class_ids = [0, 1] + [2 + CATEGORY_NAMES.index(placed.category) for placed in layout.objects]
-    labels = np.asarray(class_ids, dtype=np.uint8)[surface]
-    return SceneSample(rgb, depth, normal, labels, layout.category, layout, surface)
-
-
-def default_distractors(composition: str, variety: bool) -> int:
-    """Most other objects in a scene: 1, or 3 with variety where one object is the main one."""
-    return 3 if variety and composition == "main" else 1
 
 
 def render_dataset(
@@ -149,30 +95,27 @@ def render_dataset(
         UserError: a value out of range, an unknown name, a folder rendered with other settings, or one that another process
             writes into.
     """
-    _check_arguments(
-        num_samples=num_samples,
-        split=split,
-        size=size,
-        seed=seed,
-        num_workers=num_workers,
-        max_distractors=max_distractors,
-    )
+    check_arguments(num_samples, split, size, seed, num_workers, max_distractors)
     if composition not in COMPOSITIONS:
         raise unknown_name("composition", composition, COMPOSITIONS)
-    output = Path(output)
     if max_distractors is None:
         max_distractors = default_distractors(composition, variety)
-    scenes = _Scenes(seed, split, size, variety, max_distractors, composition)
+    scenes = Solids(seed, split, size, variety, max_distractors, composition)
+    return write_scenes(Path(output), num_samples, scenes, num_workers)
+
+
+def write_scenes(output: Path, num_samples: int, scenes: SceneSource, num_workers: int | None = None) -> RenderReport:
+    """Render any scenes into a dataset folder, as ``render_dataset`` does; the arguments have been checked."""
     with FolderLock(output, "mmdit data render"):
         _describe(output, scenes)
-        writer = DatasetWriter(output, split, DEPTH_SCALE)
+        writer = DatasetWriter(output, scenes.split, scenes.depth_scale)
         for modality in MODALITIES:
             (writer.folder / modality).mkdir(parents=True, exist_ok=True)
         listed = _count_lines(writer.folder / MANIFEST)
         render = partial(_render_to_disk, output, scenes)
         workers = min(num_workers if num_workers is not None else usable_cores(), num_samples)
         num_rendered, due = 0, listed + MANIFEST_EVERY
-        with Progress(num_samples, f"{split} {size}x{size}", "scene") as progress:
+        with Progress(num_samples, f"{scenes.split} {scenes.size}x{scenes.size}", "scene") as progress:
             missing = _missing(writer, num_samples, progress)
             for index in map_in_processes(render, missing, workers, _start_worker):
                 num_rendered += 1
@@ -201,9 +144,10 @@ def _count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _check_arguments(
-    *, num_samples: int, split: str, size: int, seed: int, num_workers: int | None, max_distractors: int | None
+def check_arguments(
+    num_samples: int, split: str, size: int, seed: int, num_workers: int | None, max_distractors: int | None
 ) -> None:
+    """Raise UserError for a value that no rendering takes, before anything is written."""
     if not MIN_SIZE <= size <= MAX_SIZE or size % SIZE_STEP:
         raise UserError(f"size {size}: must be at least {MIN_SIZE}, at most {MAX_SIZE} and divisible by {SIZE_STEP}")
     if not 1 <= num_samples <= MAX_SAMPLES:
@@ -217,29 +161,9 @@ def _check_arguments(
         raise UserError(f"max_distractors {max_distractors}: must be 0 or more")
 
 
-@dataclass(frozen=True)
-class _Scenes:
-    """What the scenes of a split are a function of, besides their number."""
-
-    seed: int
-    split: str
-    size: int
-    variety: bool
-    max_distractors: int
-    composition: str
-
-
-def _describe(output: Path, scenes: _Scenes) -> None:
+def _describe(output: Path, scenes: SceneSource) -> None:
     """Write dataset.json, or check that the one that is there was written for the same scenes."""
-    settings = {
-        "generator": "mmdit data render",
-        "generator_version": GENERATOR_VERSION,
-        "seed": scenes.seed,
-        "size": scenes.size,
-        "variety": scenes.variety,
-        "max_distractors": scenes.max_distractors,
-        "composition": scenes.composition,
-    }
+    settings = scenes.settings()
     found = read_description(output)
     if found is not None:
         remedy = "use the same settings or another folder"
@@ -247,11 +171,11 @@ def _describe(output: Path, scenes: _Scenes) -> None:
         return
     description = {
         "modalities": list(MODALITIES),
-        "categories": list(CATEGORY_NAMES),
-        "segmentation_classes": list(SEGMENTATION_CLASSES),
-        "depth_scale": DEPTH_SCALE,
-        "licence": "CC0-1.0",
-        "provenance": settings | {name: version_of(name) for name in ("mitsuba", "trimesh", "numpy")},
+        "categories": list(scenes.categories),
+        "segmentation_classes": scenes.classes,
+        "depth_scale": scenes.depth_scale,
+        "licence": scenes.licence,
+        "provenance": settings | scenes.records() | {name: version_of(name) for name in scenes.libraries},
     }
     write_description(output, description)
 
@@ -260,14 +184,13 @@ def _sample_id(index: int) -> str:
     return f"{index:06d}"
 
 
-def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
+def _write_manifest(writer: DatasetWriter, scenes: SceneSource, count: int) -> None:
     """List the first ``count`` scenes, and their captions as far as this version rendered them."""
-    category = COMPOSITIONS[scenes.composition].category
 
     def row(index: int) -> tuple[str, str | None, dict[str, str]]:
         name = _sample_id(index)
         files = {modality: writer.name(modality, name) for modality in MODALITIES}
-        return name, category(scenes.seed, scenes.split, index), files
+        return name, scenes.category(index), files
 
     writer.write_rows(map(row, range(count)))
     prompts = PromptsWriter(writer.folder)
@@ -285,9 +208,9 @@ def _write_manifest(writer: DatasetWriter, scenes: _Scenes, count: int) -> None:
     prompts.write(map(among_listed, chain([first], lines)))
 
 
-def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: SceneSample) -> None:
+def _write_prompt(writer: DatasetWriter, scenes: SceneSource, index: int, sample: SceneSample) -> None:
     """Captions and entities of a scene, and a mask of everything named that can be seen."""
-    layout, composition = sample.layout, COMPOSITIONS[scenes.composition]
+    layout = sample.layout
     drawn = captions(layout, scene_generator(scenes.seed, scenes.split, CAPTION_STREAM, index))
     prompts, name = PromptsWriter(writer.folder), _sample_id(index)
     entities: list[dict[str, Any]] = []
@@ -304,9 +227,9 @@ def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: Sc
         entities.append(entity_values(words, spans, box, file, images))
 
     for number, placed in enumerate(layout.objects):
-        others = composition.references(layout, index, number)
+        others = scenes.references(layout, index, number)
         add(phrase(placed), [caption.spans[number] for caption in drawn], sample.surface == 2 + number, others)
-    other = composition.same_ground(index)
+    other = scenes.same_ground(index)
     surfaces = {FLOOR: sample.surface == 0, WALL: sample.surface == 1, STYLE: np.ones_like(sample.surface, bool)}
     for ground in GROUND:
         spans = [caption.ground.get(ground) for caption in drawn]
@@ -315,26 +238,17 @@ def _write_prompt(writer: DatasetWriter, scenes: _Scenes, index: int, sample: Sc
     prompts.save(name, [caption.text for caption in drawn], entities)
 
 
-def _render_to_disk(output: Path, scenes: _Scenes, index: int) -> int:
-    split = scenes.split
-    sample = render_scene(
-        scenes.seed,
-        split,
-        index,
-        size=scenes.size,
-        variety=scenes.variety,
-        max_distractors=scenes.max_distractors,
-        composition=scenes.composition,
-    )
-    depth_units = np.round(sample.depth / DEPTH_SCALE)
+def _render_to_disk(output: Path, scenes: SceneSource, index: int) -> int:
+    sample, split, scale = scenes.sample(index), scenes.split, scenes.depth_scale
+    depth_units = np.round(sample.depth / scale)
     if depth_units.min() < 1 or depth_units.max() > np.iinfo(np.uint16).max:
         span = f"{sample.depth.min():.3f} .. {sample.depth.max():.3f} m"
         raise RuntimeError(f"scene {index} of {split}: depth {span} does not fit 16 bits")
-    writer = DatasetWriter(output, split, DEPTH_SCALE)
+    writer = DatasetWriter(output, split, scale)
     # Version 1 of the generator rounds in float32; the writer's float64 would round a tie otherwise.
     arrays = {
         "rgb": sample.rgb,
-        "depth": depth_units.astype(np.float64) * DEPTH_SCALE,
+        "depth": depth_units.astype(np.float64) * scale,
         "normal": np.round((sample.normal + 1) / 2 * 255).astype(np.float64) / 127.5 - 1,
         "segmentation": sample.segmentation,
     }

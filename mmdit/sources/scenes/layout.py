@@ -9,10 +9,13 @@ from __future__ import annotations
 import colorsys
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmdit.colours import colour_name, encode_srgb
+from mmdit.sources.scenes.environment import Environment
 from mmdit.sources.scenes.shapes import CATEGORIES, Mesh, category_mesh, place_mesh
 
 CATEGORY_NAMES: tuple[str, ...] = tuple(CATEGORIES)
@@ -36,6 +39,8 @@ class Material:
 
 @dataclass(frozen=True)
 class PlacedObject:
+    """A solid that stands on the floor."""
+
     category: str
     scale: Vector
     tilt_degrees: float
@@ -43,8 +48,18 @@ class PlacedObject:
     position: tuple[float, float]
     material: Material
 
+    @property
+    def size(self) -> float:
+        """What "small" and "large" compare."""
+        return max(self.scale)
+
+    @property
+    def colour(self) -> str:
+        """The name of its colour; "" if it has none that words can tell."""
+        return colour_name(encode_srgb(self.material.albedo))
+
     def mesh(self, sections: int = 64) -> Mesh:
-        """The object's mesh in the world, metres."""
+        """The object's mesh in the world, metres; a coarse one for few ``sections``."""
         return place_mesh(
             category_mesh(self.category, sections),
             np.asarray(self.scale),
@@ -81,6 +96,8 @@ class Layout:
 
     relation: where objects[0] stands as seen from objects[1], a name in ``subjects.RELATIONS``, if a caption names both;
     subjects: numbers that objects of the same look share in a split, () = each is met once.
+    says_sizes: whether "small" and "large" mean something of these objects.
+    environment: light from all around instead of the sun.
 
     The points p of the wall satisfy p . wall_normal = -wall_distance (metres), with wall_normal towards the camera;
     sun_direction is the unit vector towards the sun; sun_strength its factor on the usual brightness.
@@ -96,6 +113,8 @@ class Layout:
     sun_strength: float
     relation: str | None = None
     subjects: tuple[int, ...] = ()
+    says_sizes: bool = True
+    environment: Environment | None = None
 
     @property
     def category(self) -> str:
@@ -122,11 +141,20 @@ def silhouette(mesh: Mesh, camera: Camera, size: int = SILHOUETTE_SIZE) -> np.nd
     image = Image.new("1", (size, size))
     draw = ImageDraw.Draw(image)
     triangles = pixels[mesh.faces]  # (F, 3, 2)
-    first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    facing = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0
-    for triangle in triangles[facing].reshape(-1, 6).tolist():
+    if mesh.two_sided:
+        # Of many small triangles the corners are enough; polygons are drawn one by one.
+        small = (np.ptp(triangles, axis=1) < 1).all(axis=1)
+        drawn, corners = triangles[~small], np.round(triangles[small].reshape(-1, 2)).astype(int)
+    else:
+        first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+        drawn = triangles[first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0]
+        corners = np.empty((0, 2), dtype=int)
+    for triangle in drawn.reshape(-1, 6).tolist():
         draw.polygon(triangle, fill=1)
-    return np.asarray(image)
+    mask = np.array(image)
+    corners = corners[((corners >= 0) & (corners < size)).all(axis=1)]
+    mask[corners[:, 1], corners[:, 0]] = True
+    return mask
 
 
 def sample_layout(
@@ -175,6 +203,15 @@ def draw_colour(rng: np.random.Generator, saturation: tuple[float, float], value
     return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
 
 
+def draw_colour_unlike(rng: np.random.Generator, palette: Sequence[Vector]) -> Vector:
+    """A strong colour unlike all of ``palette``, as far as fifty draws allow."""
+    for _ in range(50):
+        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
+        if min((colour_distance(albedo, other) for other in palette), default=1.0) > 0.38:
+            break
+    return albedo
+
+
 def draw_material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
     if not variety:
         return Material(albedo)
@@ -207,10 +244,7 @@ def _object(
     jitter = 1 + rng.uniform(-kind.proportion_jitter, kind.proportion_jitter, 3)
     tilt, lowest_yaw, highest_yaw = kind.poses[int(rng.integers(len(kind.poses)))]
     yaw = rng.uniform(lowest_yaw, highest_yaw)
-    for _ in range(50):
-        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
-        if min(colour_distance(albedo, other) for other in palette) > 0.38:
-            break
+    albedo = draw_colour_unlike(rng, palette)
     palette.append(albedo)
     scale = tuple(float(s) for s in size * jitter)
     return PlacedObject(name, scale, tilt, float(yaw), position, draw_material(rng, albedo, variety))  # type: ignore[arg-type]
@@ -223,13 +257,13 @@ def draw_sun(rng: np.random.Generator) -> Vector:
     return (math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation))
 
 
-def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float]) -> Camera:
-    """A camera that shows the whole mesh, near the middle, over a drawn share of the image."""
+def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float], unit: float = 1.0) -> Camera:
+    """A camera that shows the whole mesh, ``unit`` metres large, near the middle, over a drawn share of the image."""
     fov, elevation = rng.uniform(32, 48), rng.uniform(*elevations)
     target_cover, target_extent = rng.uniform(0.17, 0.33), rng.uniform(0.72, 0.86)
     shift = rng.uniform(-1, 1, 2)
     centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
-    distance = 3.0
+    distance = 3.0 * unit
     for _ in range(5):
         camera = _aim(centre, distance, elevation, fov)
         plane, _ = camera.project(mesh.vertices)
@@ -254,27 +288,50 @@ def add_distractor(
     rng: np.random.Generator, layout: Layout, others: list[str], palette: list[Vector], variety: bool
 ) -> Layout:
     """Add an object that hides a part of the main one or is partly hidden; the scene unchanged if none fits."""
+    extra = _object(rng, others[int(rng.integers(len(others)))], rng.uniform(0.55, 0.85), (0.0, 0.0), palette, variety)
+    placed = place_beside(rng, layout, extra)
+    if placed is None:
+        palette.pop()
+        return layout
+    return placed
+
+
+def place_beside(
+    rng: np.random.Generator,
+    layout: Layout,
+    extra: PlacedObject,
+    *,
+    unit: float = 1.0,
+    largest_share: float = 0.6,
+    highest: float = math.inf,
+) -> Layout | None:
+    """Set ``extra`` beside the main object where both can be recognised; None where no place was found.
+
+    unit: metres that count as one, about the main object's size; largest_share: of the main object's silhouette that the
+    other's may have; highest: y of its top in the picture, where 1 is the upper edge.
+    """
     camera = layout.camera
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
     masks = [silhouette(mesh, camera) for mesh in meshes]
     circles = [footprint(mesh) for mesh in meshes]
-    extra = _object(rng, others[int(rng.integers(len(others)))], rng.uniform(0.55, 0.85), (0.0, 0.0), palette, variety)
     footprint_radius = footprint(extra.mesh(sections=16))[1]
     for _ in range(40):
-        angle, gap = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.6)
+        angle, gap = rng.uniform(-math.pi, math.pi), rng.uniform(0.03, 0.6) * unit
         radius = circles[0][1] + footprint_radius + gap
         position = np.array([math.cos(angle), math.sin(angle)]) * radius
-        clear_of_wall = position @ np.asarray(layout.wall_normal)[:2] + layout.wall_distance > footprint_radius + 0.05
+        clear_of_wall = (
+            position @ np.asarray(layout.wall_normal)[:2] + layout.wall_distance > footprint_radius + 0.05 * unit
+        )
         clear_of_objects = all(np.linalg.norm(position - c) > r + footprint_radius for c, r in circles)
         if not (clear_of_wall and clear_of_objects):
             continue
         candidate = replace(extra, position=(float(position[0]), float(position[1])))
         mesh = candidate.mesh(sections=16)
         plane, depth = camera.project(mesh.vertices)
-        if depth.min() < 0.3 or plane[:, 1].min() < -0.97:
+        if depth.min() < 0.3 * unit or plane[:, 1].min() < -0.97 or plane[:, 1].max() > highest:
             continue
         mask = silhouette(mesh, camera)
-        if mask.mean() < 0.025 or mask.sum() > 0.6 * masks[0].sum():
+        if mask.mean() < 0.025 or mask.sum() > largest_share * masks[0].sum():
             continue
         seen = visible_shares([*circles, (position, footprint_radius)], [*masks, mask], camera)
         overlaps = bool((mask & masks[0]).sum() > 0.04 * mask.sum())
@@ -283,8 +340,7 @@ def add_distractor(
         # Places without occlusion are taken less often than they are drawn.
         if recognisable and inside and (overlaps or rng.random() < 0.25):
             return replace(layout, objects=(*layout.objects, candidate))
-    palette.pop()
-    return layout
+    return None
 
 
 def footprint(mesh: Mesh) -> tuple[np.ndarray, float]:

@@ -15,15 +15,35 @@ UPRIGHT = (0.0, -180.0, 180.0)
 
 
 @dataclass(frozen=True)
+class Part:
+    """Faces start .. stop - 1 of a mesh, and how they look.
+
+    albedo: diffuse reflectance, linear RGB in [0, 1], (3,) or (3 (stop - start), 3) by corner; texture: uint8 (H, W, 3)
+    sRGB, by which albedo (3,) is multiplied; texcoords: (3 (stop - start), 2) by corner, (0, 0) = the texture's lower left
+    corner, repeated outside [0, 1].
+    """
+
+    start: int
+    stop: int
+    albedo: np.ndarray
+    texture: np.ndarray | None = None
+    texcoords: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Mesh:
     """A triangle mesh in which every corner of a face has its own vertex.
 
     vertices: (3F, 3) float64; faces: (F, 3) int64 into them; normals: (3F, 3) unit, pointing outwards.
+    two_sided: it need not be closed, normals may point either way, and both sides of a face are seen.
+    parts: surfaces of its own, one after the other; () = it has its object's material all over.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     normals: np.ndarray
+    two_sided: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)

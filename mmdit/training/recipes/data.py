@@ -21,10 +21,18 @@ from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import Modality, get_modalities
-from mmdit.pipelines.loading import INDEX
+from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
 from mmdit.training.config import AlignmentConfig, TrainingConfig
+
+
+def pretrained_folder(name: str) -> Path:
+    """model.pretrained, a pipeline folder or a bundled model's name -> the folder. Raises UserError for one without a network."""
+    folder = bundled_models().get(name, Path(name))
+    if not (folder / "transformer").is_dir():
+        raise UserError(f"model.pretrained {name}: give a pipeline folder, with a subfolder transformer/")
+    return folder
 
 
 def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modality:
@@ -32,7 +40,7 @@ def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modalit
         raise UserError(
             "data.whitening 'pretrained' is that of model.pretrained, which is null: give a pipeline folder"
         )
-    known = read_object(Path(pretrained) / INDEX).get("modalities") or {}
+    known = read_object(pretrained_folder(pretrained) / INDEX).get("modalities") or {}
     if modality.name not in known:  # a modality that is new to the model
         return modality
     trained = Modality.from_dict(known[modality.name])

@@ -34,7 +34,8 @@ from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import GROUNDED
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
-from mmdit.training.recipes.data import LatentData, data_module, stored_data, synthetic_data
+from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
+from mmdit.training.recipes.lora import lora_base
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def make_transformer(
         **alignment,
     )
     if model.pretrained is not None:
-        _start_from(network, Path(model.pretrained))
+        _start_from(network, model.pretrained)
     if model.trainable is not None:
         train_only(network, model.trainable)
     if model.gradient_checkpointing:
@@ -158,14 +159,13 @@ def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
         parameter.requires_grad_(name.startswith(tuple(beginnings)))
 
 
-def _start_from(network: MultimodalDiT, folder: Path) -> None:
-    if not (folder / "transformer").is_dir():
-        raise UserError(f"model.pretrained {folder}: give a pipeline folder, with a subfolder transformer/")
+def _start_from(network: MultimodalDiT, name: str) -> None:
+    folder = pretrained_folder(name)
     trained = load_component(folder / "transformer", MultimodalDiT)
     try:
         start_from(network, trained)
     except UserError as error:
-        raise UserError(f"model.pretrained {folder} does not fit the model section: {error}") from error
+        raise UserError(f"model.pretrained {name} does not fit the model section: {error}") from error
 
 
 def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> dict[str, float]:
@@ -199,12 +199,8 @@ def _check_patches(config: TrainingConfig, data: LatentData) -> None:
     )
 
 
-def transformer_run(config: TrainingConfig) -> Run:
-    """Recipe "transformer": the multimodal DiT on latents."""
-    data = synthetic_data(config) if config.data.path is None else stored_data(config)
-    _check_patches(config, data)
-    prompts = prompt_encoder(config)
-    network = make_transformer(
+def _new_network(config: TrainingConfig, data: LatentData, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
+    return make_transformer(
         config,
         modalities=list(data.modalities),
         num_classes=len(data.categories),
@@ -213,6 +209,19 @@ def transformer_run(config: TrainingConfig) -> Run:
         feature_dim=data.feature_dim,
         conditioner_settings={} if prompts is None else {**prompts.widths, "max_subjects": prompts.max_subjects},
     )
+
+
+def transformer_run(config: TrainingConfig) -> Run:
+    """Recipe "transformer": the multimodal DiT on latents, or with lora what is added to a trained one."""
+    base = None if config.lora is None else lora_base(config)
+    if base is not None:
+        config = base.of(config)
+    data = synthetic_data(config) if config.data.path is None else stored_data(config)
+    if base is not None:
+        data = base.adopt(data, f"data.path {config.data.path}")
+    _check_patches(config, data)
+    prompts = prompt_encoder(config)
+    network = _new_network(config, data, prompts) if base is None else base.network_for(prompts)
     for split in (data.train, data.val):
         if prompts is not None and isinstance(split, PromptedLatents):
             check_captions(split, prompts)
@@ -256,7 +265,10 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    return Run(module, data_module(config, data.train, data.val), export, "pipeline", callbacks)
+    loaders = data_module(config, data.train, data.val)
+    if base is not None:
+        return Run(module, loaders, base.export, "lora", callbacks)
+    return Run(module, loaders, export, "pipeline", callbacks)
 
 
 def _previews(

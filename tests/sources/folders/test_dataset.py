@@ -138,10 +138,6 @@ def test_units_of_whole_numbers(tmp_path):
         ((RAMP * 255).astype(np.uint8), "a.png: has 8 bits, a picture of depth: say what it holds with --depth_values"),
         (RAMP.astype(np.float32), r"a.npy: holds floats within \[0, 1\]: say .*near_white .*relative .*metric"),
         ((RAMP * 65535).astype(np.uint16), "a.png: its 16 bits are stretched to the whole range, up to 65535: say"),
-        (
-            RISING,
-            "a.png: its numbers grow towards the bottom, which is usually nearer: say .*near_white .*relative .*metric",
-        ),
     ],
 )
 def test_depth_that_could_be_anything_is_asked_about(tmp_path, array, expected):
@@ -149,6 +145,17 @@ def test_depth_that_could_be_anything_is_asked_about(tmp_path, array, expected):
     with pytest.raises(UserError, match=expected):
         _import(folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_distances_that_grow_towards_the_bottom_are_doubted(tmp_path):
+    folders = {"rgb": _rgb(tmp_path, "a.png", size=RISING.shape), "depth": _maps(tmp_path, "depth", a=RISING)}
+    notes: list[str] = []
+    _import(folders, tmp_path / "out", notes)
+    assert notes[-1].startswith("--depth: read as distances in metres")
+    assert (
+        "they grow towards the bottom, which is usually nearer: if larger is nearer, give --depth_values near_white"
+        in notes[-1]
+    )
 
 
 def test_our_own_depth_files_say_what_they_are(tmp_path):
