@@ -65,6 +65,29 @@ def tiny_pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def prompted_pipeline_dir(tiny_pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_pipeline_dir``, and it takes prompts: words of ``tiny_encoders.WORDS``, and subjects."""
+    from tiny_encoders import make_prompt_encoder
+
+    from mmdit.models.transformer import MultimodalDiT
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+
+    pipe = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
+    torch.manual_seed(0)
+    transformer = MultimodalDiT(
+        sample_size=16, hidden_size=16, depth=1, num_heads=2, num_classes=len(pipe.id2label), block="cross",
+        conditioner="tiue", conditioner_settings={"text_width": 16, "image_width": 6},
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter.normal_(std=0.2)
+    components = {**pipe.components, "transformer": transformer, **make_prompt_encoder().components}
+    folder = tmp_path_factory.mktemp("models") / "prompted"
+    MultimodalDiTPipeline(**components, **pipe.parameters).save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class PromptFolders:
     """Scenes with captions, their latents (with mirrored views), and a CLIP model and a multimodal LLM that know their words."""

@@ -188,6 +188,21 @@ class Codec:
         """One value or a batch -> the single values, see ``split_values``."""
         return split_values(value, self.channels)
 
+    # ---- drawing
+
+    def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
+        """Name -> (r, g, b) of 0..255 to draw raw values with, the empty sheet's first: here greys over ``value_range``."""
+        low, high = self.value_range
+        steps = 5
+        greys = [round(255 * step / (steps - 1)) for step in range(steps)]
+        return {f"{low + (high - low) * grey / 255:.3g}": (grey, grey, grey) for grey in greys}
+
+    def from_drawing(self, pixels: np.ndarray) -> Reading:
+        """Read a drawing of these colours, (H, W, 3) uint8; colours between them are values between, where there are any."""
+        low, high = self.value_range
+        values = pixels.astype(np.float32) / 255 * (high - low) + low
+        return Reading(values.mean(axis=-1) if self.channels is None else values, as_seen=True)
+
     # ---- judging
 
     def check(self, reading: Reading) -> list[str]:

@@ -174,6 +174,17 @@ class DepthCodec(Codec, name="depth"):
             raise stored.error(f"holds {array.dtype} {array.shape}; give numbers of shape {self.shape_words()}")
         return super().from_array(stored)
 
+    def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
+        """Greys, near = white."""
+        names = ("farthest", "far", "middle", "near", "nearest")
+        greys = [round(255 * step / (len(names) - 1)) for step in range(len(names))]
+        return {name: (grey, grey, grey) for name, grey in zip(names, greys, strict=True)}
+
+    def from_drawing(self, pixels: np.ndarray) -> Reading:
+        """Greys as relative depth, near = white."""
+        grey = pixels.astype(np.float64).mean(axis=-1)
+        return Reading(-grey if self.space == "depth" else grey, relative=True, as_seen=True)
+
     def _of_dataset(self, stored: Stored, reading: Reading, scale: float) -> Reading:
         """Metres, float32: an image of whole numbers is scaled, floats are as they are."""
         if self._marked_space(stored) is not None:

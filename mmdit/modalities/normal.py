@@ -77,6 +77,26 @@ class NormalCodec(Codec, name="normal"):
         """Pixels of an 8-bit image as vectors (H, W, 3) float32 in [-1, 1]."""
         return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1
 
+    def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
+        """The directions that a surface may face, as ``picture`` shows them."""
+        half = 0.5**0.5
+        directions = {
+            "towards the viewer": (0.0, 0.0, 1.0),
+            "up": (0.0, 1.0, 0.0),
+            "left": (-half, 0.0, half),
+            "right": (half, 0.0, half),
+            "up and left": (-half, half, 0.0),
+            "up and right": (half, half, 0.0),
+            "down": (0.0, -half, half),
+        }
+        return {name: tuple(self.picture(np.array(n)).tolist()) for name, n in directions.items()}
+
+    def from_drawing(self, pixels: np.ndarray) -> Reading:
+        """Colours as unit vectors; a colour without a direction faces the viewer."""
+        vectors = unit_vectors(pixels.astype(np.float32) / 127.5 - 1)
+        absent = ~vectors.any(axis=-1, keepdims=True)
+        return Reading(np.where(absent, np.array([0, 0, 1], dtype=np.float32), vectors), as_seen=True)
+
     def check(self, reading: Reading) -> list[str]:
         """List what is wrong: vectors must have length 1 or 0, to within ``UNIT_TOLERANCE``."""
         array = reading.values

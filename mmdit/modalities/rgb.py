@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdit.colours import HUES
 from mmdit.errors import UserError
 from mmdit.modalities.codec import DEEP_GREY, NOTHING, Codec, Output, Raw, check_images
 from mmdit.modalities.files import png
@@ -67,6 +69,21 @@ class RGBCodec(Codec, name="rgb"):
         """The array unchanged; ``encode`` judges it."""
         assert stored.array is not None
         return stored.array
+
+    def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
+        """Hues, greys and white paper."""
+        hues = {
+            name: tuple(
+                round(255 * c) for c in colorsys.hsv_to_rgb((low + ((high - low) % 360) / 2) % 360 / 360, 0.8, 0.9)
+            )
+            for name, (low, high) in HUES.items()
+        }
+        greys = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
+        return {**greys, **hues}  # type: ignore[dict-item]
+
+    def from_drawing(self, pixels: np.ndarray) -> Reading:
+        """The drawing itself."""
+        return Reading(pixels, as_seen=True)
 
     def check(self, reading: Reading) -> list[str]:
         """List what is wrong with an image: it must be (H, W, 3) uint8."""

@@ -20,6 +20,7 @@ from mmdit.modalities.stored import Stored
 from mmdit.storage.json_text import has_surrogate, quoted
 
 _MAX_ID = 65535  # of a 16-bit image
+_SAME_COLOR = 3 * 4**2  # squared distance of RGB: what a canvas may round
 _CLASS_FORM = '{"id": 0..65535, "name": text, "color": [three of 0..255]}'
 
 
@@ -110,6 +111,27 @@ class SegmentationCodec(Codec, name="segmentation"):
                 f"a {self.name} map must be one channel of label ids, this image has mode {stored.image.mode!r}"
             )
         return np.asarray(stored.image).astype(np.int64)
+
+    def drawing_colors(self) -> dict[str, tuple[int, int, int]]:
+        """The colour of each class."""
+        return {name: tuple(color) for name, color in zip(self.names, self.colors.tolist(), strict=True)}
+
+    def from_drawing(self, pixels: np.ndarray) -> Reading:
+        """Label ids of the colours. Others are edges that the brush smooths: they are what the nearest pixel is."""
+        from scipy import ndimage  # half a second that only drawings take
+
+        colors, place = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)  # (U, 3): a drawing has few
+        nearest = np.full(len(colors), np.iinfo(np.int32).max, dtype=np.int32)
+        labels = np.zeros(len(colors), dtype=np.int64)
+        for label, color in zip(self.ids.tolist(), self.colors.astype(np.int32), strict=True):
+            distance = ((colors.astype(np.int32) - color) ** 2).sum(axis=-1, dtype=np.int32)
+            labels, nearest = np.where(distance < nearest, label, labels), np.minimum(nearest, distance)
+        drawn = labels[place].reshape(pixels.shape[:2])
+        between = (nearest > _SAME_COLOR)[place].reshape(pixels.shape[:2])
+        if between.all():
+            return Reading(drawn, as_seen=True)
+        rows, columns = ndimage.distance_transform_edt(between, return_distances=False, return_indices=True)
+        return Reading(drawn[rows, columns], as_seen=True)
 
     def check(self, reading: Reading) -> list[str]:
         """List what is wrong: the map must be (H, W) integers, all of them known ids."""

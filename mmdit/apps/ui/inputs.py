@@ -1,0 +1,164 @@
+"""Groups of inputs that several tasks share."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from mmdit.apps.ui.examples import Example
+from mmdit.apps.ui.limits import MAX_SEED
+from mmdit.apps.ui.tasks import Settings, Tasks, Words
+from mmdit.modalities import IMAGE, Codec
+
+NO_CATEGORY = "(none)"
+_NUM_SUBJECTS = 3
+_SHEET = 512  # pixels, the longer side
+_MAX_GUIDANCE = 10
+
+
+class SettingInputs:
+    """Steps, guidance, seed and number of samples."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.limits, own = tasks.limits, tasks.pipe.defaults
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            steps = f"Steps (0: the model's own, {own.num_inference_steps}, and 1 to understand)"
+            self.steps = gr.Slider(0, self.limits.steps, value=0, step=1, label=steps, elem_id="steps")
+            self.guidance = gr.Slider(
+                0, _MAX_GUIDANCE, value=own.guidance_scale, step=0.1, label="Guidance on category and prompt (1: none)"
+            )
+            with gr.Row():
+                self.new_seed = gr.Checkbox(True, label="A new seed each time", min_width=120, elem_id="new_seed")
+                most = MAX_SEED - self.limits.images
+                self.seed = gr.Number(
+                    0, label="Seed", precision=0, minimum=0, maximum=most, min_width=120, elem_id="seed"
+                )
+            self.num_images = gr.Slider(1, self.limits.images, value=1, step=1, label="Samples", elem_id="samples")
+
+    @property
+    def components(self) -> list[Any]:
+        """In the order of ``read``."""
+        return [self.steps, self.guidance, self.new_seed, self.seed, self.num_images]
+
+    def read(self, steps: float, guidance: float, new_seed: bool, seed: float | None, num_images: float) -> Settings:
+        """Raises UserError for a value out of range."""
+        return Settings.read(self.limits, steps, guidance, None if new_seed else seed, num_images)
+
+
+class WordInputs:
+    """Category and prompt, as far as the model takes them; with ``subjects`` also pictures of subjects.
+
+    ``category``: the one chosen first; None = none.
+    """
+
+    def __init__(self, tasks: Tasks, *, subjects: bool = False, category: str | None = None) -> None:
+        takes, limits = tasks.takes_prompts, tasks.limits
+        self.category = gr.Dropdown(
+            [NO_CATEGORY, *tasks.categories],
+            value=category or NO_CATEGORY,
+            label="Category",
+            visible=bool(tasks.categories),
+        )
+        self.prompt = gr.Textbox(
+            "",
+            label="Prompt; {braces} mark what a picture below stands for" if subjects else "Prompt",
+            placeholder="a red torus left of a small blue cone",
+            max_length=limits.characters,
+            visible=takes,
+        )
+        with gr.Accordion("Pictures of subjects, negative prompt", open=False, visible=takes and subjects):
+            self.pictures = [
+                gr.Image(
+                    label=f"Picture of brace {index + 1}",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=160,
+                )
+                for index in range(_NUM_SUBJECTS)
+            ]
+            self.fusing = gr.Slider(
+                0, 1, value=0.5, step=0.05, label="Words alone (0) to pictures (1)", visible=tasks.fuses_subjects
+            )
+            self.negative = gr.Textbox("", label="Negative prompt", max_length=limits.characters)
+
+    @property
+    def components(self) -> list[Any]:
+        """Those that every task has, in the order of ``read``."""
+        return [self.category, self.prompt, self.negative, self.fusing]
+
+    @staticmethod
+    def read(
+        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: str | None
+    ) -> Words:
+        """What they say."""
+        chosen = "" if category in (None, NO_CATEGORY) else category
+        return Words(chosen or "", prompt or "", negative or "", pictures, fusing)
+
+
+def make_examples(examples: Sequence[Example], label: str, choose: Callable[[Example], Any], outputs: Any) -> None:
+    """A strip of examples; ``choose`` turns the one that is chosen into values of ``outputs``."""
+    if not examples:
+        return
+    gallery = gr.Gallery(
+        [str(example.files[IMAGE]) for example in examples],
+        label=label,
+        columns=5,
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        elem_classes="examples",
+    )
+
+    def chosen(event: gr.SelectData) -> Any:
+        return choose(examples[event.index])
+
+    gallery.select(chosen, None, outputs, api_visibility="private", show_progress="hidden")
+
+
+def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEditor:
+    """A sheet to draw a modality on, in its own colours and the proportions of ``native`` (height, width)."""
+    colors = codec.drawing_colors()
+    scale = _SHEET / max(native)
+    height, width = (round(side * scale) for side in native)
+    paper = Image.fromarray(np.full((height, width, 3), next(iter(colors.values())), dtype=np.uint8))
+    gr.HTML(legend(codec))
+    return gr.ImageEditor(
+        {"background": paper, "layers": [], "composite": paper},
+        label=name,
+        show_label=False,
+        type="pil",
+        format="png",
+        sources=[],
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(
+            colors=[hexadecimal(color) for color in colors.values()],
+            default_color=hexadecimal(list(colors.values())[-1]),
+            color_mode="fixed",
+            default_size=40,
+        ),
+        canvas_size=(width, height),
+        buttons=[],
+        elem_id=f"sheet_{name}",
+    )
+
+
+def legend(codec: Codec) -> str:
+    """The names of the colours to draw with, as HTML."""
+    swatches = [
+        f'<span class="swatch"><i style="background:{hexadecimal(color)}"></i>{html.escape(name)}</span>'
+        for name, color in codec.drawing_colors().items()
+    ]
+    return "".join(swatches)
+
+
+def hexadecimal(color: Sequence[int]) -> str:
+    """(r, g, b) of 0..255 as #rrggbb."""
+    return "#" + "".join(f"{channel:02x}" for channel in color)

@@ -1,0 +1,257 @@
+"""The page: tasks on the left, their result on the right; below each other on a phone."""
+
+from __future__ import annotations
+
+import html
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from mmdit.apps.ui.errors import shown
+from mmdit.apps.ui.examples import Example
+from mmdit.apps.ui.inputs import SettingInputs, WordInputs, make_examples, make_sheet
+from mmdit.apps.ui.panel import ResultPanel, canvas
+from mmdit.apps.ui.tasks import Tasks
+from mmdit.apps.ui.uploads import DEPTH_LABEL
+from mmdit.modalities import IMAGE
+from mmdit.modalities.depth_values import DEPTH_VALUES
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_FEW = 4  # handlers at a time that only look at results; the model has one at a time
+
+
+class Page:
+    """The browser app of one model, as ``blocks``.
+
+    Args:
+        tasks: of the model.
+        examples: those that fit it.
+    """
+
+    def __init__(self, tasks: Tasks, examples: Sequence[Example] = ()) -> None:
+        self.tasks, self.examples = tasks, list(examples)
+        self.codecs = tasks.pipe.codecs
+        self.events: list[Any] = []
+        with gr.Blocks(title=f"mmdit: {tasks.model}", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
+            gr.Markdown(self._introduction())
+            with gr.Row():
+                with gr.Column(scale=5, min_width=320):
+                    self.tabs = gr.Tabs(elem_id="tasks")
+                    self.settings = SettingInputs(tasks)
+                    self.stop = gr.Button("Stop", size="sm", elem_id="stop")
+                with gr.Column(scale=6, min_width=320):
+                    self.panel = ResultPanel(tasks.store, list(self.codecs))
+            with self.tabs:
+                self._make_generate()
+                if IMAGE in self.codecs:
+                    self._make_understand()
+                if len(self.codecs) > 1:
+                    self._make_condition()
+                if IMAGE in self.codecs:
+                    self._make_edit()
+                    self._make_links()
+            self.stop.click(lambda: "Stopped.", None, self.panel.status, cancels=self.events, queue=False, **_PRIVATE)
+        self.blocks.queue(max_size=tasks.limits.waiting, default_concurrency_limit=_FEW, api_open=False)
+
+    def _introduction(self) -> str:
+        made = ", ".join(self.codecs)
+        return f"# {html.escape(self.tasks.model)}\nMakes {made}: all of them together, or the rest from any of them."
+
+    def _listen(self, button: gr.Button, name: str, handler: Callable[..., Iterator[Any]], inputs: list[Any]) -> None:
+        event = button.click(
+            shown(handler),
+            inputs,
+            self.panel.outputs,
+            api_name=name,
+            concurrency_limit=1,
+            concurrency_id="model",
+            show_progress="minimal",
+            show_progress_on=[self.panel.status],
+        )
+        self.events.append(event)
+
+    # Handlers name their arguments one by one: these are the names of the web API.
+
+    def _make_generate(self) -> None:
+        tasks = self.tasks
+        with gr.Tab("Generate", id="generate"):
+            first = None if tasks.takes_prompts else next(iter(tasks.categories), None)
+            words = WordInputs(tasks, subjects=True, category=first)
+            if not tasks.takes_prompts:
+                takes = "categories, no prompts" if tasks.categories else "neither categories nor prompts"
+                gr.Markdown(f"This model takes {takes}.")
+            run = gr.Button("Generate", variant="primary", elem_id="generate")
+
+        def generate(
+            steps: float,
+            guidance: float,
+            new_seed: bool,
+            seed: float,
+            num_images: float,
+            category: str,
+            prompt: str,
+            negative_prompt: str,
+            fusing_scale: float,
+            picture_1: str | None = None,
+            picture_2: str | None = None,
+            picture_3: str | None = None,
+        ) -> Iterator[Any]:
+            settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
+            pictures = (picture_1, picture_2, picture_3)
+            asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
+            yield from self.panel.show(tasks.generate(settings, asked))
+
+        self._listen(run, "generate", generate, [*self.settings.components, *words.components, *words.pictures])
+
+    def _make_understand(self) -> None:
+        with gr.Tab("Understand", id="understand"):
+            self.image = gr.Image(
+                label="A picture",
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "webcam", "clipboard"],
+                height=300,
+                elem_id="image",
+            )
+            match = gr.Checkbox(True, label="Results at the picture's size")
+            run = gr.Button("Understand", variant="primary", elem_id="understand")
+            make_examples(self.examples, "Examples", lambda example: str(example.files[IMAGE]), self.image)
+
+        def understand(
+            steps: float,
+            guidance: float,
+            new_seed: bool,
+            seed: float,
+            num_images: float,
+            image: str | None = None,
+            match_input: bool = True,
+        ) -> Iterator[Any]:
+            settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
+            yield from self.panel.show(self.tasks.understand(settings, image, match_input))
+
+        self._listen(run, "understand", understand, [*self.settings.components, self.image, match])
+
+    def _make_condition(self) -> None:
+        names = list(self.codecs)
+        first = [name for name in names if name != IMAGE][:1]
+        files, sheets, groups = [], [], []
+        with gr.Tab("Condition", id="condition"):
+            given = gr.CheckboxGroup(names, value=first, label="Given", elem_id="given")
+            for name in names:
+                with gr.Column(visible=name in first) as group, gr.Tabs():
+                    with gr.Tab(f"{name}: file"):
+                        arrays = [".npy", ".npz", ".exr"] if self.codecs[name].array_files else []
+                        files.append(
+                            gr.File(show_label=False, file_types=["image", *arrays], height=120, elem_id=f"file_{name}")
+                        )
+                    with gr.Tab(f"{name}: drawing"):
+                        sheets.append(make_sheet(name, self.codecs[name], self.tasks.pipe.native_shape))
+                groups.append(group)
+            values = gr.Dropdown(list(DEPTH_VALUES), value="auto", label=DEPTH_LABEL)
+            words = WordInputs(self.tasks)
+            run = gr.Button("Generate the rest", variant="primary", elem_id="condition")
+            make_examples(
+                self.examples,
+                "Examples: fill the files",
+                lambda example: [str(example.files[name]) if name in example.files else None for name in names],
+                files,
+            )
+
+        def show(chosen: list[str]) -> list[Any]:
+            return [gr.Column(visible=name in chosen) for name in names]
+
+        given.change(show, given, groups, queue=False, **_PRIVATE)
+
+        def condition(
+            steps: float,
+            guidance: float,
+            new_seed: bool,
+            seed: float,
+            num_images: float,
+            given: list[str],
+            depth_values: str,
+            category: str,
+            prompt: str,
+            negative_prompt: str,
+            fusing_scale: float,
+            *files_and_drawings: Any,
+        ) -> Iterator[Any]:
+            settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
+            uploads = dict(zip(names, files_and_drawings[: len(names)], strict=True))
+            drawings = dict(zip(names, files_and_drawings[len(names) :], strict=True))
+            chosen = {name: uploads[name] for name in names if name in given}
+            asked = words.read(category, prompt, negative_prompt, fusing_scale)
+            yield from self.panel.show(self.tasks.condition(settings, asked, chosen, drawings, depth_values))
+
+        _name_rest(condition, [f"{name}_file" for name in names] + [f"{name}_drawing" for name in names])
+        inputs = [*self.settings.components, given, values, *words.components, *files, *sheets]
+        self._listen(run, "condition", condition, inputs)
+
+    def _make_edit(self) -> None:
+        with gr.Tab("Edit", id="edit"):
+            self.editor = gr.ImageEditor(
+                label="Paint over what is to be generated anew",
+                type="pil",
+                format="png",
+                sources=["upload", "clipboard"],
+                transforms=("crop",),
+                layers=False,
+                brush=gr.Brush(colors=["#ff2fd0"], color_mode="fixed", default_size=40),
+                buttons=[],
+                elem_id="editor",
+            )
+            words = WordInputs(self.tasks)
+            strength = gr.Slider(0, 1, value=1, step=0.05, label="How far from the picture (1: all anew)")
+            match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")
+            run = gr.Button("Edit", variant="primary", elem_id="edit")
+            make_examples(
+                self.examples, "Examples", lambda example: canvas(Image.open(example.files[IMAGE])), self.editor
+            )
+
+        def edit(
+            steps: float,
+            guidance: float,
+            new_seed: bool,
+            seed: float,
+            num_images: float,
+            drawing: dict[str, Any] | None = None,
+            category: str = "",
+            prompt: str = "",
+            negative_prompt: str = "",
+            fusing_scale: float | None = None,
+            strength: float = 1.0,
+            match_input: bool = False,
+        ) -> Iterator[Any]:
+            settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
+            asked = words.read(category, prompt, negative_prompt, fusing_scale)
+            yield from self.panel.show(
+                self.tasks.edit(settings, asked, drawing, strength=strength, match_input=match_input)
+            )
+
+        self._listen(run, "edit", edit, [*self.settings.components, self.editor, *words.components, strength, match])
+
+    def _make_links(self) -> None:
+        """Buttons that take a result's RGB to another task."""
+        chosen = [self.panel.result, self.panel.sample]
+
+        @shown
+        def understand(result: str, sample: int | None) -> Any:
+            return gr.Tabs(selected="understand"), self.panel.rgb(result, sample)
+
+        @shown
+        def edit(result: str, sample: int | None) -> Any:
+            return gr.Tabs(selected="edit"), canvas(self.panel.rgb(result, sample))
+
+        self.panel.to_understand.click(understand, chosen, [self.tabs, self.image], **_PRIVATE)
+        self.panel.to_edit.click(edit, chosen, [self.tabs, self.editor], **_PRIVATE)
+
+
+def _name_rest(handler: Callable[..., Any], names: Sequence[str]) -> None:
+    """Give the ``*rest`` of a handler names, for the web API; all of them may be left out."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = [each for each in inspect.signature(handler).parameters.values() if each.kind is kind]
+    more = [inspect.Parameter(name, kind, default=None) for name in names]
+    handler.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
