@@ -92,7 +92,8 @@ def test_results_table():
     assert "| RGB → depth | AbsRel | 0.012 | 0.500 |" in table
     assert "| depth → RGB | AbsRel of that RGB's depth | – | – |" in table
     assert "3 scenes of the split `test`; denoising steps: understanding 1, generation 25." in table
-    assert update(update(README, report), report).count(table) == 1
+    _, prompts = read_reports()
+    assert update(update(README, report, prompts), report, prompts).count(table) == 1
 
 
 @needs_model
@@ -103,28 +104,17 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "torus.png").exists()
 
 
-def test_example_of_prompts_runs(tmp_path, monkeypatch, tiny_pipeline_dir):
-    """On a tiny model that knows the example's words."""
-    from tiny_encoders import save_clip_of_captions
-
-    from mmdit.encoders.prompts import load_prompt_encoder
-    from mmdit.models.transformer import MultimodalDiT
-    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+@needs_model
+def test_example_of_prompts_runs():
+    """Every word of it is one that the bundled model knows."""
+    from mmdit import MultimodalDiTPipeline
 
     _, example = PYTHON
-    texts = [text.replace("{", "").replace("}", "") for text in re.findall(r'prompt="(.*?)"', example)]
-    save_clip_of_captions(tmp_path / "clip", texts)
-    encoder = load_prompt_encoder("tiue", str(tmp_path / "clip"))
-    tiny = MultimodalDiTPipeline.from_pretrained(tiny_pipeline_dir)
-    config = {key: value for key, value in tiny.transformer.config.items() if not key.startswith("_")}
-    prompts = {"block": "cross", "conditioner": "tiue", "conditioner_settings": encoder.widths}
-    parts = {**tiny.components, "transformer": MultimodalDiT(**{**config, **prompts}), **encoder.components}
-    pipe = MultimodalDiTPipeline(**parts, **tiny.parameters)
-    pipe.save_pretrained(tmp_path / re.search(r'from_pretrained\("(.*?)"\)', example)[1])
-    monkeypatch.chdir(tmp_path)
+    pipe = MultimodalDiTPipeline.from_pretrained("scenes64")
+    pipe.set_progress_bar_config(disable=True)
     image = Image.new("RGB", (64, 64), "red")
     names = {"image": image, "other": image, "mask": np.ones((64, 64), bool), "depth": np.full((64, 64), 2.0)}
-    exec(compile(example, "README.md", "exec"), {"MultimodalDiTPipeline": MultimodalDiTPipeline, **names})
+    exec(compile(example, "README.md", "exec"), {"pipe": pipe, **names})
 
 
 @needs_model
