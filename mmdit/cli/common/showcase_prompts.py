@@ -77,9 +77,7 @@ def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     texts = [asked.text for kind in ASKED.values() for asked in kind]
     outputs = tasks.prompt(texts, range(len(texts)))
     subjects = _subjects(steps, scenes)
-    templates = [
-        f"a {{{category}}} {'behind a cone' if category != 'cone' else 'behind a box'}" for category, _, _ in subjects
-    ]
+    templates = [f"{article(category)} {{{category}}} on a green floor" for category, _, _ in subjects]
     pictures = [[(Image.fromarray(image), mask)] for _, image, mask in subjects]
     outputs += tasks.prompt(
         templates, range(len(texts), len(texts) + len(templates)), subjects=pictures, fusing_scale=1.0
