@@ -20,10 +20,11 @@ CATEGORIES = ["torus", "cone", "box", "sphere"]
 
 
 @pytest.fixture(scope="session")
-def client(url: str):
+def client(url: str, tmp_path_factory: pytest.TempPathFactory):
     from gradio_client import Client
 
-    return Client(url, verbose=False, httpx_kwargs={"timeout": 120})
+    downloads = str(tmp_path_factory.mktemp("downloads"))
+    return Client(url, verbose=False, download_files=downloads, httpx_kwargs={"timeout": 120})
 
 
 def generated(url: str, values: tuple) -> np.ndarray:
