@@ -38,21 +38,21 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
 PROMPTS_BEGIN, PROMPTS_END = "<!-- prompts: python -m mmdit.cli.results -->", "<!-- end of prompts -->"
 
-# what is asked, measure, where it is in the report and its controls, format
-PROMPT_ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("one object", "category", "text.one.category", "{:.2f}"),
-    ("", "colour", "text.one.colour", "{:.2f}"),
-    ("two objects", "both present", "text.two.present", "{:.2f}"),
-    ("", "their colours", "text.two.colour", "{:.2f}"),
-    ("", "their relation", "text.two.relation", "{:.2f}"),
-    ("", "all right", "text.two.all", "{:.2f}"),
-    ("a subject, by its picture alone", "category", "subject.category", "{:.2f}"),
-    ("", "distance of colours", "subject.distance", "{:.2f}"),
-    ("a subject, named too", "category", "subject_named.category", "{:.2f}"),
-    ("", "distance of colours", "subject_named.distance", "{:.2f}"),
-    ("two subjects by pictures", "all right", "subjects.two.all", "{:.2f}"),
-    ("a colour beside depth", "colour", "geometry.colour", "{:.2f}"),
-    ("", "object IoU", "geometry.object_iou", "{:.2f}"),
+# what is asked, measure, where it is in the report and its controls
+PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
+    ("one object", "category", "text.one.category"),
+    ("", "colour", "text.one.colour"),
+    ("two objects", "both present", "text.two.present"),
+    ("", "their colours", "text.two.colour"),
+    ("", "their relation", "text.two.relation"),
+    ("", "all right", "text.two.all"),
+    ("a subject, by its picture alone", "category", "subject.category"),
+    ("", "distance of colours", "subject.distance"),
+    ("a subject, named too", "category", "subject_named.category"),
+    ("", "distance of colours", "subject_named.distance"),
+    ("two subjects by pictures", "all right", "subjects.two.all"),
+    ("a colour beside depth", "colour", "geometry.colour"),
+    ("", "object IoU", "geometry.object_iou"),
 )
 
 
@@ -79,9 +79,9 @@ def results_table(report: dict[str, Any]) -> str:
 def prompts_table(report: dict[str, Any]) -> str:
     """Markdown: what prompts ask for, beside the same measures with another sample's prompt and on real pictures."""
     lines = ["| asked for | measure | scenes64 | another prompt | real pictures |", "|---|---|---|---|---|"]
-    for asked, measure, path, form in PROMPT_ROWS:
+    for asked, measure, path in PROMPT_ROWS:
         values = (
-            _text(report, f"{part}.{path}", form)
+            _text(report, f"{part}.{path}", "{:.2f}")
             for part in ("prompts", "controls.shuffled_prompts", "controls.real_images")
         )
         lines.append(f"| {asked} | {measure} | {' | '.join(values)} |")

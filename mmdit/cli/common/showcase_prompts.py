@@ -15,9 +15,12 @@ from mmdit.cli.common.showcase import Part, Steps
 from mmdit.errors import UserError
 from mmdit.metrics.maps import label_set
 from mmdit.metrics.prompts.cases import article
-from mmdit.metrics.prompts.evaluation import takes_prompts
-from mmdit.metrics.prompts.instrument import RELATIONS, Seen, find_instrument
+from mmdit.metrics.prompts.evaluation import ScoreTable, place, takes_prompts
+from mmdit.metrics.prompts.instrument import Seen, find_instrument
+from mmdit.metrics.prompts.kinds import Scores, TwoObjects, score_objects
 from mmdit.metrics.samples import GroundTruth
+from mmdit.modalities.rgb import on_white
+from mmdit.names import RELATION_WORDS
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
 
@@ -33,18 +36,12 @@ class Asked:
 
     @property
     def text(self) -> str:
-        words = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}
         phrases = [f"{article(thing[0])} {' '.join(thing)}" for thing in self.things]
-        return phrases[0] if self.relation is None else f" {words[self.relation]} ".join(phrases)
+        return phrases[0] if self.relation is None else f" {RELATION_WORDS[self.relation][0]} ".join(phrases)
 
-    def judge(self, seen: Seen) -> dict[str, float | None]:
-        """1 or 0 each; colour and relation of objects that are all there."""
-        found = [each for _, category in self.things if (each := seen.find(category)) is not None]
-        if len(found) < len(self.things):
-            return {"present": 0.0, "colour": None, "relation": None, "all": 0.0}
-        colour = float([each.colour_name for each in found] == [colour for colour, _ in self.things])
-        relation = None if self.relation is None else float(RELATIONS[self.relation](*found))
-        return {"present": 1.0, "colour": colour, "relation": relation, "all": colour * (relation is None or relation)}
+    def judge(self, seen: Seen) -> Scores:
+        """See ``score_objects``."""
+        return score_objects(seen, self.things, self.relation)
 
 
 ASKED = {
@@ -83,9 +80,7 @@ def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
         templates, range(len(texts), len(texts) + len(templates)), subjects=pictures, fusing_scale=1.0
     )
     names = list(steps.pipe.modalities)
-    shown = [None] * len(texts) + [
-        np.where(mask[..., None], image, 255).astype(np.uint8) for _, image, mask in subjects
-    ]
+    shown = [None] * len(texts) + [on_white(image, mask) for _, image, mask in subjects]
     rows = [
         [picture, *(steps.picture(name, arrays[name]) for name in names)]
         for picture, arrays in zip(shown, outputs, strict=True)
@@ -100,18 +95,17 @@ def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
             own = seen[first : first + len(several)]
             right = _means([asked.judge(each) for asked, each in zip(several, own, strict=True)])
             wrong = _means([asked.judge(each) for asked, each in zip(several, [*own[1:], *own[:1]], strict=True)])
-            measured.setdefault("prompts", {}).setdefault("text", {})[kind] = right
-            measured.setdefault("controls", {}).setdefault("shuffled_prompts", {}).setdefault("text", {})[kind] = wrong
+            place(measured, f"prompts.text.{kind}", right)
+            place(measured, f"controls.shuffled_prompts.text.{kind}", wrong)
             first += len(several)
     return labelled_grid(rows, [*texts, *templates], ["subject", *names]), measured, len(outputs)
 
 
-def _means(scores: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {}
-    for name in scores[0]:
-        known = [value for score in scores if (value := score[name]) is not None]
-        means[name] = sum(known) / len(known) if known else None
-    return means
+def _means(scores: Sequence[Scores]) -> dict[str, float]:
+    table = ScoreTable(TwoObjects.metrics)
+    for each in scores:
+        table.add(each)
+    return {name: each.mean for name, each in table.means.items()}
 
 
 def _subjects(steps: Steps, scenes: Sequence[GroundTruth]) -> list[tuple[str, np.ndarray, np.ndarray]]:

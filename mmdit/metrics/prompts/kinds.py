@@ -72,6 +72,24 @@ def colour_distance(seen: Seen, thing: SeenObject | None, colour: Array) -> floa
     return float(np.linalg.norm((seen.mean if thing is None else thing.colour) - colour))
 
 
+def score_objects(seen: Seen, objects: Sequence[tuple[str | None, str]], relation: str | None) -> Scores:
+    """Whether objects, (colour, category), are all there, in their colours, and the first stands to the second as ``relation``.
+
+    Colours and relation are of objects that are all there; a relation of None is not judged.
+    """
+    found = [each for _, category in objects if (each := seen.find(category)) is not None]
+    if len(found) < len(objects):
+        return {"present": 0.0, "colour": None, "relation": None, "all": 0.0}
+    colours = [each.colour_name for each in found] == [colour for colour, _ in objects]
+    stands = None if relation is None else RELATIONS[relation](*found)
+    return {
+        "present": 1.0,
+        "colour": float(colours),
+        "relation": None if stands is None else float(stands),
+        "all": float(colours and stands is not False),
+    }
+
+
 class OneObject(PromptKind):
     """A caption of one object and its colour. The largest object of the picture is judged, whatever it is."""
 
@@ -106,16 +124,7 @@ class TwoObjects(PromptKind):
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
         assert case.relation is not None
-        found = [seen.find(wanted.category) for wanted in case.objects]
-        first, second = found
-        if first is None or second is None:
-            return {"present": 0.0, "colour": None, "relation": None, "all": 0.0}
-        colours = all(
-            each is not None and each.colour_name == wanted.colour
-            for each, wanted in zip(found, case.objects, strict=True)
-        )
-        stands = RELATIONS[case.relation](first, second)
-        return {"present": 1.0, "colour": float(colours), "relation": float(stands), "all": float(colours and stands)}
+        return score_objects(seen, [(wanted.colour, wanted.category) for wanted in case.objects], case.relation)
 
 
 class OneSubject(PromptKind):
