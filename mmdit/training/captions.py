@@ -10,11 +10,11 @@ from typing import Any
 from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError
-from mmdit.prompt import IMAGE_WORD, Prompt
+from mmdit.prompt import IMAGE_WORD, Prompt, mirror_text
 
 logger = logging.getLogger(__name__)
 
-MOST_SAMPLES = 200_000  # some seconds; those beyond are checked as they are met
+MOST_SAMPLES = 200_000  # minutes, at 3,000 different captions a second; those beyond are checked as they are met
 _AT_ONCE = 1024
 
 
@@ -40,12 +40,16 @@ def check_captions(samples: PromptedLatents, encoder: FrozenPromptEncoder) -> No
 
 
 def _texts(samples: PromptedLatents, ids: Iterable[str]) -> Iterator[tuple[str, Prompt]]:
+    """Each text once, with the first sample that has it."""
+    known: set[str] = set()
     for sample_id in ids:
         sample = samples.prompts.get(sample_id)
         for text in () if sample is None else sample.captions:
-            yield sample_id, Prompt(text)
-            if samples.latents.num_views > 1 and (mirrored := Prompt(text).mirrored()).text != text:
-                yield sample_id, mirrored
+            views = (text, mirror_text(text)) if samples.latents.num_views > 1 else (text,)
+            for each in views:
+                if each not in known:
+                    known.add(each)
+                    yield sample_id, Prompt(each)
 
 
 def check_named(prompts: Sequence[tuple[str, Any]], encoder: FrozenPromptEncoder) -> None:
