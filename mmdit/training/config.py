@@ -126,8 +126,8 @@ class PromptsConfig:
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
             are.
-        hidden_layer: of a multimodal LLM, whose states are the prompt: 0 = embeddings, -1 = the last; null = what the LLM's
-            config says, else the last.
+        hidden_layer: of the text encoder, whose states are the prompt: 0 = embeddings, -1 = the last; null = what its config
+            says, else the last.
         attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
             picture; 0 = off.
         attention_loss_on: "subjects" (tokens that a picture stands for, UNIMO-G's) or "words" (all that name something whose mask
