@@ -28,8 +28,8 @@ class Ground(PromptKind):
     """An object by words, and the floor, the wall or both by a picture. The object is like none beside which these are shown.
 
     A floor or a wall is shown by a crop that has nothing else on it; both by a whole picture.
-    category, colour: of the largest object, as in ``OneObject``; distance: of the mean colour of floor and wall, the pixels that the
-    instrument calls so, to those of the reference, Euclidean in [0, 1]^3 sRGB.
+    category, colour: of the largest object, as in ``OneObject``.
+    distance: of the mean colour of floor and wall, where the instrument sees them, to the reference's, Euclidean, sRGB in [0, 1].
 
     Args:
         name: a name of ``BACKGROUND_CLASSES``, or ``STYLE_WORD``.
