@@ -131,7 +131,7 @@ class TwoSubjects(TwoObjects):
     """Two subjects by their pictures, and how they stand; the words leave their colours out.
 
     fused: only one of them is there, or one has the other's colour. What of it: one_missing, exchanged; beside it merged: the
-    picture has a single object; blended: an object's colour is nearer to the middle of both than to either.
+    picture has a single object; blended: an object's colour is about the middle of both.
     distance: of each one's colour, over those that are there.
     """
 
@@ -179,11 +179,8 @@ class TwoSubjects(TwoObjects):
 
 
 def _is_blend(each: SeenObject, first: Array, second: Array) -> bool:
-    """Whether an object's colour is nearer to the middle of two colours than to either."""
-    to_first, to_second, to_middle = (
-        float(np.linalg.norm(each.colour - colour)) for colour in (first, second, (first + second) / 2)
-    )
-    return to_middle < min(to_first, to_second)
+    """Whether an object's colour is within a quarter of the distance of two colours around their middle."""
+    return bool(np.linalg.norm(each.colour - (first + second) / 2) < np.linalg.norm(first - second) / 4)
 
 
 class Contradiction(OneSubject):

@@ -35,7 +35,7 @@ from mmdit.training.frozen import GROUNDED
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
-from mmdit.training.recipes.lora import lora_base
+from mmdit.training.recipes.lora import LoRABase, lora_base
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ def make_transformer(
     return network
 
 
-def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
-    """The frozen encoders of a configuration's prompts, None where it has none.
+def prompt_encoder(config: TrainingConfig, base: LoRABase | None = None) -> FrozenPromptEncoder | None:
+    """The frozen encoders of a configuration's prompts, None where it has none; those that a LoRA's model has, if none is named.
 
     Raises:
         UserError: prompts for a conditioner that reads none, or without data on disk, or encoders that can't be loaded.
@@ -113,13 +113,16 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         return None
     if config.data.path is None:
         raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
-    if settings.text_encoder is None:
+    if settings.text_encoder is not None:
+        encoder = load_prompt_encoder(
+            config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
+        )
+    elif base is not None:
+        encoder = base.own_prompts()
+    else:
         raise UserError(
             "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
         )
-    encoder = load_prompt_encoder(
-        config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
-    )
     encoder.max_subjects = settings.max_subjects
     return encoder
 
@@ -220,7 +223,7 @@ def transformer_run(config: TrainingConfig) -> Run:
     if base is not None:
         data = base.adopt(data, f"data.path {config.data.path}")
     _check_patches(config, data)
-    prompts = prompt_encoder(config)
+    prompts = prompt_encoder(config, base)
     network = _new_network(config, data, prompts) if base is None else base.network_for(prompts)
     for split in (data.train, data.val):
         if prompts is not None and isinstance(split, PromptedLatents):
