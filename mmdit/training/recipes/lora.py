@@ -102,7 +102,9 @@ class LoRABase:
         pipe = MultimodalDiTPipeline.from_pretrained(self.folder)
         encoder = pipe.prompt_encoder() if pipe.text_encoder is not None else None
         if encoder is None:
-            raise UserError(f"prompts are given, and model.pretrained {self.name} has no encoder of prompts: leave them out")
+            raise UserError(
+                f"prompts are given, and model.pretrained {self.name} has no encoder of prompts: leave them out"
+            )
         return encoder
 
     def network_for(self, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
