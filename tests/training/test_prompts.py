@@ -245,12 +245,15 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
 
 
 def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -> None:
-    """Its weights reach the attention to the prompt; the model's own encoders must be given."""
+    """Its weights reach the attention to the prompt; without encoders, those of the model are read."""
     base = run_to_end(make_config(clip, max_steps=1, checkpoint_every=1), tmp_path / "base")
     config = make_config(clip, max_steps=2, lora=LoRAConfig(2), model=ModelConfig(pretrained=str(base)))
     folder = run_to_end(config, tmp_path / "run")
     weights = MultimodalDiTPipeline.lora_state_dict(folder)
     assert weights["transformer.blocks.0.cross.kv.lora_B.weight"].abs().max() > 0
+    own = replace(config, prompts=replace(config.prompts, text_encoder=None))
+    again = MultimodalDiTPipeline.lora_state_dict(run_to_end(own, tmp_path / "own"))
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items()), "the encoders are the model's own"
     pipe = MultimodalDiTPipeline.from_pretrained(base)
     pipe.load_lora_weights(folder)
     pipe.set_progress_bar_config(disable=True)
