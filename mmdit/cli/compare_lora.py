@@ -34,9 +34,9 @@ def compare_lora(
     device: str = "auto",
     dtype: DtypeName = "auto",
 ) -> None:
-    """Compare a subject's picture, which needs no preparation, with a LoRA that is trained for the subject.
+    """Compare a subject's picture with a LoRA that is trained for it.
 
-    Three ways to the same subject, with the same noise: its words alone ("a red torus"), its picture ("a {torus}"), and its words
+    A picture needs no preparation. Three ways to the same subject, with the same noise: its words alone ("a red torus"), its picture ("a {torus}"), and its words
     with a LoRA of all but one of its pictures. Beside them real pictures, and the reference copied. Writes OUTPUT/report.json
     (likeness, and the seconds of preparation), OUTPUT/pictures.png, and OUTPUT/subject_N/run/lora/ for ``--lora``.
 
@@ -77,9 +77,11 @@ def compare_lora(
     from mmdit.models.adapters import require_peft
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
+    from mmdit.training.recipes.data import pretrained_folder
     from mmdit.training.subject_lora import Preparation, prepare_subject
 
     require_peft()
+    pretrained_folder(model)  # LoRA starts from a folder: found out now, not after the first pictures
     pipe = load_pipeline(model, device, dtype)
     if not takes_prompts(pipe) or pipe.image_encoder is None:
         raise UserError(f"--model {model!r} takes no subjects by their pictures: give one with an image encoder")
