@@ -36,9 +36,10 @@ def compare_lora(
 ) -> None:
     """Compare a subject's picture with a LoRA that is trained for it.
 
-    A picture needs no preparation. Three ways to the same subject, with the same noise: its words alone ("a red torus"), its picture ("a {torus}"), and its words
-    with a LoRA of all but one of its pictures. Beside them real pictures, and the reference copied. Writes OUTPUT/report.json
-    (likeness, and the seconds of preparation), OUTPUT/pictures.png, and OUTPUT/subject_N/run/lora/ for ``--lora``.
+    A picture needs no preparation. Three ways to the same subject, with the same noise: its words alone ("a red torus"), its
+    picture ("a {torus}"), and its words with a LoRA of all but one of its pictures. Beside them real pictures, and the reference
+    copied. Writes OUTPUT/report.json (likeness, and the seconds of preparation), OUTPUT/pictures.png, and
+    OUTPUT/subject_N/run/lora/ for ``--lora``.
 
     Args:
         data: Dataset folder whose split shows subjects in several pictures (data render --composition subjects).
