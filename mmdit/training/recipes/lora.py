@@ -24,7 +24,6 @@ from mmdit.pipelines.card import lora_card, write_card
 from mmdit.pipelines.loading import INDEX, check_folder
 from mmdit.pipelines.lora import adapter_state
 from mmdit.pipelines.lora_file import WEIGHTS, write_lora
-from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
 from mmdit.storage.requests import Request
@@ -96,16 +95,6 @@ class LoRABase:
                 latents.relabel(table)
         categories = [self.id2label.get(number, str(number)) for number in range(count)]
         return replace(data, vae=self.vae, modalities=self.modalities, categories=categories)
-
-    def own_prompts(self) -> FrozenPromptEncoder:
-        """The model's own encoders of prompts. Raises UserError where it has none."""
-        pipe = MultimodalDiTPipeline.from_pretrained(self.folder)
-        encoder = pipe.prompt_encoder() if pipe.text_encoder is not None else None
-        if encoder is None:
-            raise UserError(
-                f"prompts are given, and model.pretrained {self.name} has no encoder of prompts: leave them out"
-            )
-        return encoder
 
     def network_for(self, prompts: FrozenPromptEncoder | None) -> MultimodalDiT:
         """The network with the adapter. Raises UserError where the prompts' encoders are not of the model's widths."""
