@@ -15,6 +15,7 @@ from typing import Any
 from mmdit.data.excerpt import write_excerpt
 from mmdit.data.manifest import DatasetInfo
 from mmdit.encoders.precompute import encode_dataset
+from mmdit.errors import UserError
 from mmdit.training.config import (
     DataConfig,
     EMAConfig,
@@ -102,7 +103,7 @@ def prepare_subject(
         preparation: how.
 
     Raises:
-        UserError: no peft, captions that the model's encoder can't read, or a model of other modalities than the data.
+        UserError: training that was stopped, no peft, captions that the model's encoder can't read, or a model of other modalities than the data.
     """
     start = time.perf_counter()
     data, latents = output / "data", output / "latents"
@@ -112,5 +113,6 @@ def prepare_subject(
     prediction = pipe.transformer.config.prediction
     config = subject_lora_config(model, prediction, data, latents, preparation, accelerator)
     folder = fit(build_run(config), config.trainer, config.ema, output / "run", None)
-    assert folder is not None
+    if folder is None:  # by a signal
+        raise UserError(f"{output}: training was stopped before its end: start again")
     return PreparedSubject(folder, time.perf_counter() - start, len(ids))
