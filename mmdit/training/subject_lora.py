@@ -103,7 +103,8 @@ def prepare_subject(
         preparation: how.
 
     Raises:
-        UserError: training that was stopped, no peft, captions that the model's encoder can't read, or a model of other modalities than the data.
+        UserError: training that was stopped, no peft, captions that the model's encoder can't read, or a model of other
+            modalities than the data.
     """
     start = time.perf_counter()
     data, latents = output / "data", output / "latents"
