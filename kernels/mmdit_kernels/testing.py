@@ -22,6 +22,23 @@ def relative_rms(value: Tensor, reference: Tensor) -> float:
     return error / scale if scale else error
 
 
+def patch_language_once() -> None:
+    """Make Triton's interpreter faster, by a fifth and more: it patches its language again at every call of a device function.
+
+    For a process in which TRITON_INTERPRET is 1.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    def patch_once(function: Any) -> object:
+        modules = [value for value in function.__globals__.values() if value is tl or value is tl.core]
+        return patch(function) if any(tl.core.is_builtin(module.load) for module in modules) else None
+
+    interpreter._patch_lang = patch_once
+
+
 class Resources(NamedTuple):
     """Registers of a thread, bytes spilled to memory by a thread, bytes of shared memory of a block."""
 

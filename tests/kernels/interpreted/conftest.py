@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mmdit_kernels.dispatch import interpreting
+from mmdit_kernels.testing import patch_language_once
 
 HERE = Path(__file__).parent
 OUTCOMES = "MMDIT_TEST_OUTCOMES"  # in a child's environment: the file that it writes outcomes to
@@ -32,17 +33,7 @@ REQUESTS = "MMDIT_TEST_REQUESTS"  # and the pipe that it reads lists of ids from
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]
 elif interpreting():
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    patch_language: Callable[..., object] = interpreter._patch_lang
-
-    def patch_language_once(function: Any) -> object:
-        """Skip what has been done: the interpreter patches the language again at every call of a device function."""
-        modules = [value for value in function.__globals__.values() if value is tl or value is tl.core]
-        return patch_language(function) if any(tl.core.is_builtin(module.load) for module in modules) else None
-
-    interpreter._patch_lang = patch_language_once
+    patch_language_once()
 
 
 class Child:
