@@ -265,12 +265,6 @@ def test_files_hold_what_was_rendered(dataset, scenes):
     assert report.num_samples == {"train": NUM_SCENES}
 
 
-def test_workers_do_not_change_the_pictures(dataset, tmp_path):
-    report = render_dataset(tmp_path / "data", num_samples=NUM_SCENES, seed=3, num_workers=2)
-    assert (report.num_rendered, report.num_skipped) == (NUM_SCENES, 0)
-    assert files_of(tmp_path / "data") == files_of(dataset)
-
-
 def test_resumes_where_files_are_missing_and_keeps_the_rest(dataset, tmp_path):
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
@@ -289,6 +283,7 @@ def test_resumes_where_files_are_missing_and_keeps_the_rest(dataset, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists child processes through /proc")
 def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, tmp_path):
+    """And what its two workers made is what one process makes; assets/test_dataset.py has workers that come to their end."""
     copy = tmp_path / "data"
     script = tmp_path / "render.py"
     script.write_text(
@@ -315,10 +310,10 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_can_go_on(dataset, t
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert rows
     assert all((copy / "train" / row[modality]).exists() for row in rows for modality in MODALITIES)
-    reference = files_of(dataset)
-    for name, content in files_of(copy).items():
-        if name in reference and name.endswith(".png"):
-            assert content == reference[name]
+    reference, of_workers = files_of(dataset), files_of(copy)
+    pictures = [name for name in reference if name.endswith(".png") and name in of_workers]
+    assert len(pictures) >= 5 * len(MODALITIES)
+    assert all(of_workers[name] == reference[name] for name in pictures)
     report = render_dataset(copy, num_samples=NUM_SCENES, seed=3, num_workers=0)
     assert report.num_skipped > 0
     finished = files_of(copy)
