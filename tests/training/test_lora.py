@@ -37,7 +37,7 @@ from mmdit.training.run import fit
 Configure = Callable[..., TrainingConfig]
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "lora/pytorch_lora_weights.safetensors"
-LABELS = ["torus", "cone", "box", "cross"]
+LABELS = ["torus", "cone"]
 
 
 def run(config: TrainingConfig, output: Path, resume: str | None = None) -> Path | None:
@@ -50,7 +50,7 @@ def test_the_bundled_model_learns_a_style(
 ) -> None:
     """From ten scenes as blueprints: what it then draws is one, and still what was asked for."""
     command = ["train", "--config", str(ROOT / "configs/scenes64_lora.yaml"), "--data.path", str(style_latents)]
-    command += ["--trainer.max_steps", "60", "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
+    command += ["--trainer.max_steps", "40", "--trainer.accelerator", "cpu", "--data.batch_size", "8"]
     assert main([*command, "--optimizer.lr", "4e-3", "--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "lora")
     assert not (tmp_path / "pipeline").exists()
@@ -67,8 +67,8 @@ def test_the_bundled_model_learns_a_style(
     before, objects = draw()
     pipe.load_lora_weights(tmp_path / "lora")
     after, objects_after = draw()
-    assert before > 70  # 84.5 with the bundled model
-    assert after < 0.5 * before  # 34.6
+    assert before > 60  # 71.9 with the bundled model
+    assert after < 0.5 * before  # 23.1
     assert min(objects) > 0.03
     assert min(objects_after) > 0.03
     pipe.disable_lora()
