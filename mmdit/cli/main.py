@@ -45,7 +45,9 @@ COMMANDS: dict[str, Command] = {
         ("categories",),
     ),
     "understand": Command(
-        "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
+        "mmdit.cli.understand:understand",
+        "Predict depth, normals and segmentation from RGB images and videos.",
+        ("pictures",),
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
     "edit": Command(

@@ -140,11 +140,18 @@ class SampleWriter:
             return
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file; the sample needs a folder of that name: choose another --output")
+        self.refuse_foreign(folder)
+        if not self.overwrite and any(folder.iterdir()):
+            self.refuse_other(folder, request)
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """Raise UserError where a folder holds anything but a sample's files."""
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in self.file_names)
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which is not a sample's file: choose another --output")
-        if self.overwrite or not any(folder.iterdir()):
-            return
+
+    def refuse_other(self, folder: Path, request: Mapping[str, Any]) -> None:
+        """Raise UserError where a folder's metadata are not those of the request."""
         try:
             found = read_object(folder / METADATA)
         except UserError:
