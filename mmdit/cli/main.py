@@ -79,6 +79,10 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.evaluate_prompts:evaluate_prompts",
         "Measure a model on a public benchmark of prompts.",
     ),
+    "evaluate-video": Command(
+        "mmdit.cli.evaluate_video:evaluate_video",
+        "Measure how much a model flickers on camera paths through rendered scenes.",
+    ),
     "prompt-figures": Command(
         "mmdit.cli.prompt_figures:prompt_figures",
         "Draw what the fusing scale does, and where the pseudo-words of subjects lie.",

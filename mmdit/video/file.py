@@ -78,7 +78,7 @@ class VideoFile(Video):
         try:
             container = self._av.open(str(self.path))
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
-            raise UserError(f"{self.path}: not a video that can be read, or cut off ({one_line(error)})") from None
+            raise UserError(f"{self.path}: not a video that can be read, or cut off ({_reason(error)})") from None
         with container:
             cover = self._av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -98,7 +98,7 @@ class VideoFile(Video):
         try:
             yield from container.decode(stream)
         except (self._av.error.FFmpegError, OSError) as error:
-            self.problem = f"the file is damaged or cut off ({one_line(error)})"
+            self.problem = f"the file is damaged or cut off ({_reason(error)})"
 
     def _seconds(self, container: Any, stream: Any) -> Fraction | None:
         """How long the video is by its own account; None = it gives none. The container's may be that of its sound."""
@@ -124,3 +124,7 @@ class VideoFile(Video):
 
             pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
         return pixels
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or one_line(error)

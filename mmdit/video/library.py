@@ -13,5 +13,4 @@ def load_av(where: object) -> Any:
         import av
     except ImportError:
         raise UserError(f"{where}: videos need a library: pip install 'multimodal-dit[video]'") from None
-    av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is ours to say
-    return av
+    return av  # which is silent: told to log, it can wait for ever for the threads that decode

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -57,14 +57,10 @@ class VideoWriter:
             raise UserError(
                 f"{path}: this PyAV can't write H.264 ({_CODEC}): pip install 'multimodal-dit[video]' has it"
             )
-        with atomic_file(path) as file, cls._container(av, file) as container:
+        with atomic_file(path) as file, av.open(file, "w", format="mp4") as container:
             writer = cls(av, container, size, rate)
             yield writer
             writer._finish()
-
-    @staticmethod
-    def _container(av: Any, file: IO[bytes]) -> Any:
-        return av.open(file, "w", format="mp4")
 
     def write(self, pixels: np.ndarray, time: Fraction, duration: Fraction) -> None:
         """Add a frame, (H, W, 3) uint8, shown from ``time`` on for ``duration``, in seconds; times rise."""
