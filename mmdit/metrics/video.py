@@ -118,7 +118,7 @@ def evaluate_video(
     for video in videos:
         names = [name for name in measured(pipe.modalities) if name in video.maps]
         scores = scores or {name: VideoScore(pipe, names) for name in (*methods, TRUTH)}
-        moves = [Correspondence.between(now, before) for before, now in zip(video.views, video.views[1:], strict=False)]
+        moves = [Correspondence.between(now, before) for before, now in pairwise(video.views)]
         for name, method in methods.items():
             maps = method.predict(pipe, video.maps[IMAGE], seed, num_inference_steps, batch_size)
             scores[name].add(maps, video, moves)

@@ -36,10 +36,15 @@ def test_file_is_one_that_browsers_show(tmp_path):
         assert (context.name, context.format.name, context.colorspace) == ("h264", "yuv420p", 1)
 
 
-def test_interrupted_file_does_not_appear(tmp_path):
-    with pytest.raises(KeyboardInterrupt), VideoWriter.open(tmp_path / "a.mp4", (32, 48), Fraction(24)) as writer:
+def _write_and_stop(path):
+    with VideoWriter.open(path, (32, 48), Fraction(24)) as writer:
         writer.write(quarters(), Fraction(0), Fraction(1))
         raise KeyboardInterrupt
+
+
+def test_interrupted_file_does_not_appear(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _write_and_stop(tmp_path / "a.mp4")
     assert list(tmp_path.iterdir()) == []
 
 
