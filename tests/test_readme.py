@@ -126,7 +126,9 @@ def test_example_of_prompts_runs():
 
 
 @needs_model
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.split()[1] in ("understand", "env")])
+@pytest.mark.parametrize(
+    "line", [line for line in COMMAND_LINES if line.startswith(("mmdit understand mmdit/assets", "mmdit env"))]
+)
 def test_quick_command_runs(line, tmp_path, monkeypatch, capsys):
     from mmdit.cli.main import main
 

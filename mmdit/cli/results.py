@@ -1,4 +1,4 @@
-"""``python -m mmdit.cli.results``: the README's results, from the bundled model's ``report.json``, ``prompts.json``, ``video.json``.
+"""``python -m mmdit.cli.results``: the README's results, from the bundled model's reports.
 
 A test holds that the README says what the reports say.
 """

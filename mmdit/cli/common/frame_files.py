@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmdit.cli.common.output import METADATA, Sample, SampleWriter, prepare_folder
+from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, build_codecs
 from mmdit.modalities.files import png
 from mmdit.modalities.rgb import read_picture
@@ -100,4 +101,7 @@ class FrameSamples(FrameFiles):
         return pictures
 
     def _check_room(self, num_pixels: int) -> None:
-        self.writer.check({}, num_pixels)
+        try:
+            self.writer.check({}, num_pixels)
+        except UserError as error:
+            raise UserError(f"{error}, or give --frame_files false, which takes far less") from None

@@ -114,7 +114,8 @@ class VideoJob:
             pass
         count = start
         total = None if self.video.num_frames is None else max(0, self.video.num_frames - start)
-        with Progress(total, self.run.command, "frame") as progress:
+        shown = total is None or total > self.run.batch_size
+        with Progress(total, self.run.command, "frame", enabled=shown) as progress:
             while batch := list(islice(frames, self.run.batch_size)):
                 pictures = [
                     Image.fromarray(frame.pixels).resize(self.run.native[::-1], Image.Resampling.LANCZOS)
