@@ -47,7 +47,9 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
 
 
 @pytest.mark.parametrize(("generator", "saw"), [("mmdit data render", False), ("mmdit data import", None)])
-def test_card_says_that_scenes_are_no_photographs(latents: Path, tmp_path: Path, generator: str, saw: bool | None) -> None:
+def test_card_says_that_scenes_are_no_photographs(
+    latents: Path, tmp_path: Path, generator: str, saw: bool | None
+) -> None:
     values = json.loads((latents / "latents.json").read_text())
     (latents / "latents.json").write_text(json.dumps({**values, "source": {"provenance": {"generator": generator}}}))
     model = ModelConfig(size="debug", patch_size=2)
