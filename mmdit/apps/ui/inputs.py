@@ -13,8 +13,10 @@ from PIL import Image
 from mmdit.apps.ui.examples import Example
 from mmdit.apps.ui.limits import MAX_SEED
 from mmdit.apps.ui.tasks import Settings, Tasks, Words
+from mmdit.apps.ui.uploads import Drawing
 from mmdit.modalities import IMAGE, Codec
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # handlers that are no task
 NO_CATEGORY = "(none)"
 _NUM_SUBJECTS = 3
 _SHEET = 512  # pixels, the longer side
@@ -72,16 +74,7 @@ class WordInputs:
             visible=takes,
         )
         with gr.Accordion("Pictures of subjects, negative prompt", open=False, visible=takes and subjects):
-            self.pictures = [
-                gr.Image(
-                    label=f"Picture of brace {index + 1}",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=160,
-                )
-                for index in range(_NUM_SUBJECTS)
-            ]
+            self.pictures = [_subject(index + 1) for index in range(_NUM_SUBJECTS)]
             self.fusing = gr.Slider(
                 0, 1, value=0.5, step=0.05, label="Words alone (0) to pictures (1)", visible=tasks.fuses_subjects
             )
@@ -94,7 +87,7 @@ class WordInputs:
 
     @staticmethod
     def read(
-        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: str | None
+        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: Drawing | None
     ) -> Words:
         """What they say."""
         chosen = "" if category in (None, NO_CATEGORY) else category
@@ -119,7 +112,36 @@ def make_examples(examples: Sequence[Example], label: str, choose: Callable[[Exa
     def chosen(event: gr.SelectData) -> Any:
         return choose(examples[event.index])
 
-    gallery.select(chosen, None, outputs, api_visibility="private", show_progress="hidden")
+    gallery.select(chosen, None, outputs, **PRIVATE)
+
+
+def make_picture(label: str, elem_id: str) -> gr.Image:
+    """A field for one picture."""
+    return gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "webcam", "clipboard"],
+        height=300,
+        elem_id=elem_id,
+        elem_classes="picture",
+    )
+
+
+def _subject(number: int) -> gr.ImageEditor:
+    """A field for the picture of a subject, which may be painted over."""
+    return gr.ImageEditor(
+        label=f"Picture of brace {number}; paint over the subject, or leave it: all of the picture",
+        type="pil",
+        format="png",
+        sources=["upload", "clipboard"],
+        transforms=("crop",),
+        layers=False,
+        brush=gr.Brush(colors=["#2fd0ff"], color_mode="fixed", default_size=40),
+        height=320,
+        buttons=[],
+        elem_id=f"subject_{number}",
+    )
 
 
 def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEditor:

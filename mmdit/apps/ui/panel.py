@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
+from mmdit.apps.ui.inputs import PRIVATE
 from mmdit.apps.ui.results import ResultStore, enlarged
 from mmdit.apps.ui.sampling import Preview
 from mmdit.apps.ui.shape import write_shape
@@ -51,7 +52,15 @@ class ResultPanel:
                     label="Drag the line", format="png", interactive=False, max_height=640, elem_id="slider"
                 )
             with gr.Tab("3-D"):
-                self.build = gr.Button("Build the 3-D view", elem_id="build")
+                with gr.Row(elem_classes="pair"):
+                    self.fov = gr.Number(
+                        None,
+                        label="Field of view in degrees (empty: estimated)",
+                        placeholder="estimated",
+                        min_width=160,
+                        elem_id="fov",
+                    )
+                    self.build = gr.Button("Build the 3-D view", min_width=160, elem_id="build")
                 self.model = gr.Model3D(
                     label="Drag to turn, scroll or pinch to zoom",
                     clear_color=(0.94, 0.94, 0.94, 1.0),
@@ -66,6 +75,7 @@ class ResultPanel:
         self.again = gr.Row(visible=False)
         with self.again:
             self.to_understand = gr.Button("Understand this RGB", size="sm")
+            self.to_translate = gr.Button("Translate this RGB", size="sm")
             self.to_edit = gr.Button("Edit this RGB", size="sm")
         self._listen()
 
@@ -79,6 +89,7 @@ class ResultPanel:
             self.gallery,
             self.slider,
             self.model,
+            self.camera,
             self.files,
             self.again,
         ]
@@ -92,7 +103,7 @@ class ResultPanel:
     def _preview(self, preview: Preview) -> tuple[Any, ...]:
         pictures = [(path, name) for name, path in self.store.draw(preview.arrays).items()]
         status = f"Step {preview.step} of {preview.num_steps} …"
-        return (gr.skip(), status, gr.skip(), pictures, *[gr.skip()] * 4)
+        return (gr.skip(), status, gr.skip(), pictures, *[gr.skip()] * (len(self.outputs) - 4))
 
     def _done(self, done: Done) -> tuple[Any, ...]:
         several = len(done.samples) > 1
@@ -109,6 +120,7 @@ class ResultPanel:
             pictures,
             self._pair(done.name, 0, self.left.value, self.right.value),
             None,
+            "",
             self.store.files(done.name),
             gr.Row(visible=IMAGE in done.samples[0]),
         )
@@ -125,22 +137,22 @@ class ResultPanel:
         @shown
         def choose(result: str, sample: int | None, left: str, right: str) -> Any:
             if not result:
-                return gr.skip(), gr.skip(), gr.skip()
-            return compare(result, sample, left, right), None, self.store.files(result, sample or 0)
+                return [gr.skip()] * 4
+            return compare(result, sample, left, right), None, "", self.store.files(result, sample or 0)
 
         @shown
-        def build(result: str, sample: int | None = None) -> Any:
+        def build(result: str, sample: int | None = None, fov: float | None = None) -> Any:
             if not result:
                 raise gr.Error("there is no result yet: make one first", print_exception=False)
-            path, camera = write_shape(self.store, result, sample or 0)
+            path, camera = write_shape(self.store, result, sample or 0, fov)
             return str(path), f"Camera: {camera}", self.store.files(result, sample or 0)
 
         chosen = [self.result, self.sample, self.left, self.right]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for side in (self.left, self.right):
-            side.input(compare, chosen, self.slider, **private)
-        self.sample.input(choose, chosen, [self.slider, self.model, self.files], **private)
-        self.build.click(build, [self.result, self.sample], [self.model, self.camera, self.files], api_name="shape")
+            side.input(compare, chosen, self.slider, **PRIVATE)
+        self.sample.input(choose, chosen, [self.slider, self.model, self.camera, self.files], **PRIVATE)
+        inputs = [self.result, self.sample, self.fov]
+        self.build.click(build, inputs, [self.model, self.camera, self.files], api_name="shape")
 
     def rgb(self, result: str, sample: int | None) -> Image.Image:
         """The RGB image of a stored sample."""

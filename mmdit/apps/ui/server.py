@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mmdit.apps.ui.examples import Example, fitting
@@ -97,29 +99,37 @@ def app_of(
         page = Page(tasks, fitting(examples, pipe.codecs))
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.add_middleware(Guard, most_bytes=limits.upload_megabytes * _MEGABYTE + _ENVELOPE)
+        mounted = gradio.mount_gradio_app(
+            app,
+            page.blocks,
+            path="/",
+            footer_links=["api"],
+            run_history=False,
+            show_error=True,
+            max_file_size=limits.upload_megabytes * _MEGABYTE,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=THEME,
+            css=CSS,
+        )
+
+        def end() -> None:
+            """Begin to end: no call of the model goes on, and open pages are told, who else stay connected."""
+            tasks.sampler.close()
+            mounted.routes[-1].app.stop_event.set()
+
+        mounted.state.end, mounted.state.folder = end, folder
         try:
-            yield gradio.mount_gradio_app(
-                app,
-                page.blocks,
-                path="/",
-                footer_links=["api"],
-                run_history=False,
-                show_error=True,
-                max_file_size=limits.upload_megabytes * _MEGABYTE,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=THEME,
-                css=CSS,
-            )
+            yield mounted
         finally:
             tasks.sampler.close()
 
 
 def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
-    """A uvicorn server for an app: ``run(sockets=[opened])`` serves until interrupted, or until ``should_exit`` is set.
+    """A uvicorn server for an app of ``app_of``: ``run(sockets=[opened])`` serves until interrupted, or until ``should_exit``.
 
-    ``ready`` is called when requests are answered.
+    ``ready`` is called when requests are answered. A second interruption ends the process.
     """
     import uvicorn
 
@@ -127,6 +137,16 @@ def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.end()
+            await super().shutdown(sockets)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:  # asked for again: whatever it waits for
+                shutil.rmtree(app.state.folder, ignore_errors=True)
+                os._exit(128 + sig)
+            super().handle_exit(sig, frame)
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
     logging.getLogger("uvicorn.error").addFilter(_is_news)  # after Config, which sets the loggers up

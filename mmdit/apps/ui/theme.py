@@ -19,7 +19,7 @@ CSS = """
 #pictures .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 .examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding-top: 1.6em; }
 .examples .thumbnail-lg { height: auto !important; aspect-ratio: 1 / 1; }
-#image img { width: 100%; height: 100%; object-fit: contain; }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
 .swatch { display: inline-flex; align-items: center; margin: 0 .8em .2em 0; white-space: nowrap; }
 .swatch i { width: 1em; height: 1em; margin-right: .3em; border: 1px solid #888; border-radius: 3px; }
 @media (max-width: 640px) {
