@@ -9,8 +9,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,6 +25,8 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 _MEGABYTE = 2**20
 _ENVELOPE = _MEGABYTE  # of a form around an upload
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_BY_SIGNAL = 128  # exit codes of a process that a signal ended, less its number
 _ELSEWHERE = re.compile(r"/(file=https?:|proxy=)")  # gradio's own ways to have the server fetch something
 # The page's own files and data alone: a browser loads nothing from elsewhere, whatever the page says.
 POLICY = "; ".join(
@@ -134,6 +138,8 @@ def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
     import uvicorn
 
     class Server(uvicorn.Server):
+        ended_by: int | None = None  # a signal
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
@@ -142,11 +148,28 @@ def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
             app.state.end()
             await super().shutdown(sockets)
 
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {number: signal.signal(number, self.handle_exit) for number in _ENDING}
+            try:
+                yield
+            finally:
+                if self.ended_by is None:
+                    for number, handler in before.items():
+                        signal.signal(number, handler)
+            if (
+                self.ended_by is not None
+            ):  # our handler stays until the process has ended, which waits for the model's step
+                raise KeyboardInterrupt if self.ended_by == signal.SIGINT else SystemExit(_BY_SIGNAL + self.ended_by)
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if self.should_exit:  # asked for again: whatever it waits for
+            if self.ended_by is not None:  # asked for again
                 shutil.rmtree(app.state.folder, ignore_errors=True)
-                os._exit(128 + sig)
-            super().handle_exit(sig, frame)
+                os._exit(_BY_SIGNAL + sig)
+            self.ended_by, self.should_exit = sig, True
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
     logging.getLogger("uvicorn.error").addFilter(_is_news)  # after Config, which sets the loggers up
