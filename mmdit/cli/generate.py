@@ -39,6 +39,7 @@ def generate(
     rgb: Path | None = None,
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -75,6 +76,7 @@ def generate(
         rgb: An RGB image that is given.
         given: NAME=FILE: any other modality that is given; repeat it for others.
         depth_values: What a given depth file holds; see mmdit condition.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -98,6 +100,7 @@ def generate(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
@@ -136,6 +139,7 @@ def understand(
     output: Path = Path("outputs/understand"),
     match_input_size: bool = True,
     ensemble_size: PositiveInt = 1,
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -160,6 +164,7 @@ def understand(
         match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
         ensemble_size: Estimates of each image that are combined into one, as in Marigold: takes so many times as long, and
             writes NAME_uncertainty.npy and .png too, where they disagree.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -182,6 +187,7 @@ def understand(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
@@ -234,6 +240,7 @@ def condition(
     output: Path = Path("outputs/condition"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -271,6 +278,7 @@ def condition(
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
             where numbers and picture disagree.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -298,6 +306,7 @@ def condition(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
