@@ -290,6 +290,10 @@ class Codec:
         """Draw ground truth as a perfect result would look."""
         return self.picture(raw)
 
+    def legend(self, raw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """What the colours of ``picture`` mean, name -> (r, g, b), where they have names: those of any size in it."""
+        return {}
+
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """Raw values as the pixels of a dataset's PNG, which ``from_image`` inverts."""
         low, high = self.value_range

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -68,17 +68,29 @@ class WordInputs:
         )
         self.prompt = gr.Textbox(
             "",
-            label="Prompt; {braces} mark what a picture below stands for" if subjects else "Prompt",
+            label="Prompt",
+            info="Words in {braces} look as in a picture that you give below: a {torus} in front of a cone"
+            if subjects
+            else None,
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
             visible=takes,
         )
-        with gr.Accordion("Pictures of subjects, negative prompt", open=False, visible=takes and subjects):
+        with gr.Accordion(
+            "Pictures for words in braces, and what to lead away from", open=False, visible=takes and subjects
+        ):
             self.pictures = [_subject(index + 1) for index in range(_NUM_SUBJECTS)]
             self.fusing = gr.Slider(
-                0, 1, value=0.5, step=0.05, label="Words alone (0) to pictures (1)", visible=tasks.fuses_subjects
+                0,
+                1,
+                value=0.5,
+                step=0.05,
+                label="What counts: words alone (0) to pictures (1)",
+                visible=tasks.fuses_subjects,
             )
-            self.negative = gr.Textbox("", label="Negative prompt", max_length=limits.characters)
+            self.negative = gr.Textbox(
+                "", label="Negative prompt: what to lead away from", max_length=limits.characters
+            )
 
     @property
     def components(self) -> list[Any]:
@@ -131,7 +143,7 @@ def make_picture(label: str, elem_id: str) -> gr.Image:
 def _subject(number: int) -> gr.ImageEditor:
     """A field for the picture of a subject, which may be painted over."""
     return gr.ImageEditor(
-        label=f"Picture of brace {number}; paint over the subject, or leave it: all of the picture",
+        label=f"Picture for braces {number}; paint over the subject in it, or nothing for all of it",
         type="pil",
         format="png",
         sources=["upload", "clipboard"],
@@ -150,7 +162,7 @@ def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEdit
     scale = _SHEET / max(native)
     height, width = (round(side * scale) for side in native)
     paper = Image.fromarray(np.full((height, width, 3), next(iter(colors.values())), dtype=np.uint8))
-    gr.HTML(legend(codec))
+    gr.HTML(swatches(colors))
     return gr.ImageEditor(
         {"background": paper, "layers": [], "composite": paper},
         label=name,
@@ -172,13 +184,13 @@ def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEdit
     )
 
 
-def legend(codec: Codec) -> str:
-    """The names of the colours to draw with, as HTML."""
-    swatches = [
+def swatches(colors: Mapping[str, Sequence[int]]) -> str:
+    """Colours and their names, as HTML."""
+    listed = [
         f'<span class="swatch"><i style="background:{hexadecimal(color)}"></i>{html.escape(name)}</span>'
-        for name, color in codec.drawing_colors().items()
+        for name, color in colors.items()
     ]
-    return "".join(swatches)
+    return "".join(listed)
 
 
 def hexadecimal(color: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
-from mmdit.apps.ui.inputs import PRIVATE
+from mmdit.apps.ui.inputs import PRIVATE, swatches
 from mmdit.apps.ui.results import ResultStore, enlarged
 from mmdit.apps.ui.sampling import Preview
-from mmdit.apps.ui.shape import write_shape
+from mmdit.apps.ui.shape import read_fov, write_shape
 from mmdit.apps.ui.tasks import Done
 from mmdit.modalities import IMAGE
 
@@ -42,6 +42,7 @@ class ResultPanel:
                     buttons=["download", "fullscreen"],
                     elem_id="pictures",
                 )
+                self.legend = gr.HTML(elem_id="legend")
             with gr.Tab("Compare"):
                 with gr.Row(elem_classes="pair"):
                     self.left = gr.Dropdown(self.modalities, value=first, label="Left", min_width=100, elem_id="left")
@@ -52,15 +53,15 @@ class ResultPanel:
                     label="Drag the line", format="png", interactive=False, max_height=640, elem_id="slider"
                 )
             with gr.Tab("3-D"):
-                with gr.Row(elem_classes="pair"):
-                    self.fov = gr.Number(
-                        None,
-                        label="Field of view in degrees (empty: estimated)",
+                with gr.Row():  # a field for text: one for numbers sends 0 where it is empty
+                    self.fov = gr.Textbox(
+                        label="Field of view, degrees",
                         placeholder="estimated",
-                        min_width=160,
+                        max_length=20,
+                        min_width=140,
                         elem_id="fov",
                     )
-                    self.build = gr.Button("Build the 3-D view", min_width=160, elem_id="build")
+                    self.build = gr.Button("Build the 3-D view", min_width=140, elem_id="build")
                 self.model = gr.Model3D(
                     label="Drag to turn, scroll or pinch to zoom",
                     clear_color=(0.94, 0.94, 0.94, 1.0),
@@ -87,6 +88,7 @@ class ResultPanel:
             self.status,
             self.sample,
             self.gallery,
+            self.legend,
             self.slider,
             self.model,
             self.camera,
@@ -118,12 +120,21 @@ class ResultPanel:
             "  \n".join([done.summary, *(f"Note: {note}" for note in done.notes)]),
             gr.Radio(seeds, value=seeds[0], visible=several),
             pictures,
+            swatches(self._legend(done.samples)),
             self._pair(done.name, 0, self.left.value, self.right.value),
             None,
             "",
             self.store.files(done.name),
             gr.Row(visible=IMAGE in done.samples[0]),
         )
+
+    def _legend(self, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Sequence[int]]:
+        """What the colours of the pictures mean, where they have names."""
+        colors: dict[str, Sequence[int]] = {}
+        for arrays in samples:
+            for name, array in arrays.items():
+                colors |= self.store.codecs[name].legend(array)
+        return colors
 
     def _pair(self, result: str, sample: int | None, left: str, right: str) -> tuple[str, str]:
         pictures = self.store.pictures(result, sample or 0)
@@ -141,10 +152,10 @@ class ResultPanel:
             return compare(result, sample, left, right), None, "", self.store.files(result, sample or 0)
 
         @shown
-        def build(result: str, sample: int | None = None, fov: float | None = None) -> Any:
+        def build(result: str, sample: int | None = None, fov: str | None = None) -> Any:
             if not result:
                 raise gr.Error("there is no result yet: make one first", print_exception=False)
-            path, camera = write_shape(self.store, result, sample or 0, fov)
+            path, camera = write_shape(self.store, result, sample or 0, read_fov(fov or ""))
             return str(path), f"Camera: {camera}", self.store.files(result, sample or 0)
 
         chosen = [self.result, self.sample, self.left, self.right]

@@ -16,6 +16,16 @@ _FOV, _DEPTHS = 45.0, (1.0, 2.0)
 _NEEDED = (IMAGE, "depth")
 
 
+def read_fov(text: str) -> float | None:
+    """The field of view that a visitor wrote, degrees; nothing = None. Raises UserError for other words."""
+    try:
+        return float(text.strip().rstrip("°").replace(",", ".")) if text.strip() else None
+    except ValueError:
+        raise UserError(
+            f"the field of view is {text!r}: give degrees, such as 60, or nothing to have it estimated"
+        ) from None
+
+
 def write_shape(store: ResultStore, result: str, sample: int, fov: float | None = None) -> tuple[Path, str]:
     """Write mesh.glb and points.ply beside a sample's files; returns the mesh's path, and what its camera is.
 

@@ -20,6 +20,7 @@ CSS = """
 .examples .grid-container { grid-template-columns: repeat(5, minmax(0, 1fr)) !important; padding-top: 1.6em; }
 .examples .thumbnail-lg { height: auto !important; aspect-ratio: 1 / 1; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
+#build { align-self: flex-end; }
 .swatch { display: inline-flex; align-items: center; margin: 0 .8em .2em 0; white-space: nowrap; }
 .swatch i { width: 1em; height: 1em; margin-right: .3em; border: 1px solid #888; border-radius: 3px; }
 @media (max-width: 640px) {
