@@ -9,8 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
-from mmdit.apps.ui.inputs import PRIVATE, WordInputs, make_examples, make_picture
-from mmdit.apps.ui.panel import canvas
+from mmdit.apps.ui.inputs import PRIVATE, WordInputs, canvas, fit_uploads, make_examples, make_picture
 from mmdit.modalities import IMAGE
 
 if TYPE_CHECKING:
@@ -23,12 +22,13 @@ def make_translate(page: Page) -> gr.Image:
     """The tab of a new picture with the geometry of a given one; returns where that goes."""
     others = [name for name in page.codecs if name != IMAGE]
     with gr.Tab("Translate", id="translate"):
+        gr.Markdown("A new picture that keeps what you choose of a given one.")
         source = make_picture("A picture", "source")
-        keep = gr.CheckboxGroup(others, value=others, label="Keep of it", elem_id="keep")
+        keep = gr.CheckboxGroup(others, value=others, label="What of it stays", elem_id="keep")
         words = WordInputs(page.tasks)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="translate_match")
-        run = gr.Button("Make another picture of it", variant="primary", elem_id="translate")
+        run = gr.Button("Translate", variant="primary", elem_id="translate")
         make_examples(page.examples, "Examples", lambda example: str(example.files[IMAGE]), source)
 
     def translate(
@@ -71,6 +71,7 @@ def make_edit(page: Page) -> gr.ImageEditor:
             buttons=[],
             elem_id="editor",
         )
+        fit_uploads(editor, page.tasks.limits)
         words = WordInputs(page.tasks)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")

@@ -10,10 +10,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mmdit.apps.ui.errors import shown
 from mmdit.apps.ui.examples import Example
-from mmdit.apps.ui.limits import MAX_SEED
+from mmdit.apps.ui.limits import MAX_SEED, Limits
+from mmdit.apps.ui.results import enlarged
 from mmdit.apps.ui.tasks import Settings, Tasks, Words
-from mmdit.apps.ui.uploads import Drawing
+from mmdit.apps.ui.uploads import Drawing, has_picture
 from mmdit.modalities import IMAGE, Codec
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # handlers that are no task
@@ -69,17 +71,20 @@ class WordInputs:
         self.prompt = gr.Textbox(
             "",
             label="Prompt",
-            info="Words in {braces} look as in a picture that you give below: a {torus} in front of a cone"
-            if subjects
-            else None,
+            info="Words in {braces} take their looks from a picture below: a {torus}" if subjects else None,
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
             visible=takes,
         )
-        with gr.Accordion(
-            "Pictures for words in braces, and what to lead away from", open=False, visible=takes and subjects
-        ):
+        given = takes and subjects
+        with gr.Accordion("Pictures for {braces}, negative prompt", open=False, visible=given, elem_id="subjects"):
+            if given:
+                gr.Markdown(
+                    "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
+                )
             self.pictures = [_subject(index + 1) for index in range(_NUM_SUBJECTS)]
+            for picture in self.pictures if given else ():
+                fit_uploads(picture, limits)
             self.fusing = gr.Slider(
                 0,
                 1,
@@ -140,10 +145,30 @@ def make_picture(label: str, elem_id: str) -> gr.Image:
     )
 
 
+def fit_uploads(editor: gr.ImageEditor, limits: Limits) -> None:
+    """Let an editor hold uploads at sizes that a brush fits: small ones are enlarged, large ones shrunk."""
+
+    @shown
+    def fit(drawing: Drawing | None) -> Any:
+        if drawing is None or not has_picture(drawing):
+            return gr.skip()
+        background = drawing["background"]
+        limits.check_pixels("the picture", *background.size)
+        return canvas(limits.shrink(background))
+
+    editor.upload(fit, editor, editor, **PRIVATE)
+
+
+def canvas(image: Image.Image) -> dict[str, Any]:
+    """A picture to paint on, a small one enlarged."""
+    large = Image.fromarray(enlarged(np.asarray(image.convert("RGB")), _SHEET))
+    return {"background": large, "layers": [], "composite": large}
+
+
 def _subject(number: int) -> gr.ImageEditor:
     """A field for the picture of a subject, which may be painted over."""
     return gr.ImageEditor(
-        label=f"Picture for braces {number}; paint over the subject in it, or nothing for all of it",
+        label=f"Picture {number}",
         type="pil",
         format="png",
         sources=["upload", "clipboard"],

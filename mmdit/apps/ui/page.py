@@ -16,7 +16,7 @@ from mmdit.apps.ui.inputs import PRIVATE, SettingInputs, WordInputs, make_exampl
 from mmdit.apps.ui.local_blocks import LocalBlocks
 from mmdit.apps.ui.panel import ResultPanel
 from mmdit.apps.ui.tasks import Tasks
-from mmdit.apps.ui.uploads import DEPTH_LABEL
+from mmdit.apps.ui.uploads import DEPTH_LABEL, DEPTH_WORDS
 from mmdit.modalities import IMAGE
 from mmdit.modalities.depth_values import DEPTH_VALUES
 
@@ -74,6 +74,7 @@ class Page:
             show_progress_on=[self.panel.status],
         )
         self.events.append(event)
+        event.failure(lambda: "Nothing was made.", None, self.panel.status, queue=False, **PRIVATE)
 
     # Handlers name their arguments one by one: these are the names of the web API.
 
@@ -109,7 +110,9 @@ class Page:
         self.listen(run, "generate", generate, [*self.settings.components, *words.components, *words.pictures])
 
     def _make_understand(self) -> gr.Image:
+        others = ", ".join(name for name in self.codecs if name != IMAGE)
         with gr.Tab("Understand", id="understand"):
+            gr.Markdown(f"{others.capitalize()} of a picture.")
             picture = make_picture("A picture", "image")
             match = gr.Checkbox(True, label="Results at the picture's size")
             run = gr.Button("Understand", variant="primary", elem_id="understand")
@@ -135,6 +138,7 @@ class Page:
         first = [name for name in names if name != IMAGE][:1]
         files, sheets, groups = [], [], []
         with gr.Tab("Condition", id="condition"):
+            gr.Markdown("Give any of them, by file or drawing, and the rest is made.")
             given = gr.CheckboxGroup(names, value=first, label="Given", elem_id="given")
             for name in names:
                 with gr.Column(visible=name in first) as group, gr.Tabs():
@@ -146,7 +150,7 @@ class Page:
                     with gr.Tab(f"{name}: drawing"):
                         sheets.append(make_sheet(name, self.codecs[name], self.tasks.pipe.native_shape))
                 groups.append(group)
-            values = gr.Dropdown(list(DEPTH_VALUES), value="auto", label=DEPTH_LABEL)
+            values = gr.Dropdown([(DEPTH_WORDS[name], name) for name in DEPTH_VALUES], value="auto", label=DEPTH_LABEL)
             words = WordInputs(self.tasks)
             run = gr.Button("Generate the rest", variant="primary", elem_id="condition")
             make_examples(

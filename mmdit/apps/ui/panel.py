@@ -11,13 +11,11 @@ from PIL import Image
 
 from mmdit.apps.ui.errors import shown
 from mmdit.apps.ui.inputs import PRIVATE, swatches
-from mmdit.apps.ui.results import ResultStore, enlarged
+from mmdit.apps.ui.results import ResultStore
 from mmdit.apps.ui.sampling import Preview
 from mmdit.apps.ui.shape import read_fov, write_shape
 from mmdit.apps.ui.tasks import Done
 from mmdit.modalities import IMAGE
-
-_CANVAS = 512  # pixels at least of a picture that is painted on
 
 
 class ResultPanel:
@@ -168,9 +166,3 @@ class ResultPanel:
     def rgb(self, result: str, sample: int | None) -> Image.Image:
         """The RGB image of a stored sample."""
         return Image.fromarray(self.store.arrays(result, sample or 0)[IMAGE])
-
-
-def canvas(image: Image.Image) -> dict[str, Any]:
-    """A picture to paint on, a small one enlarged."""
-    large = Image.fromarray(enlarged(np.asarray(image.convert("RGB")), _CANVAS))
-    return {"background": large, "layers": [], "composite": large}

@@ -96,7 +96,7 @@ def app_of(
         from mmdit.apps.ui.page import Page
         from mmdit.apps.ui.results import ResultStore
         from mmdit.apps.ui.tasks import Tasks
-        from mmdit.apps.ui.theme import CSS, THEME
+        from mmdit.apps.ui.theme import CSS, HEAD, THEME
 
         tasks = Tasks(pipe, ResultStore(Path(folder) / "results", pipe.codecs), limits, model=model, interval=interval)
         gradio.set_static_paths([tasks.store.folder])
@@ -116,6 +116,7 @@ def app_of(
             mcp_server=False,
             theme=THEME,
             css=CSS,
+            head=HEAD,
         )
 
         def end() -> None:

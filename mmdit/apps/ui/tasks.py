@@ -230,8 +230,7 @@ class Tasks:
         braces = tags(prompt)
         if len(given) != len(braces):
             raise UserError(
-                f"the prompt marks {len(braces)} subjects with braces, and {len(given)} pictures are given: "
-                "upload one for each, in their order"
+                f"pairs of braces in the prompt: {len(braces)}; pictures for them: {len(given)}; give one for each, in order"
             )
         if given:
             arguments["subjects"] = [read_subject(drawing, self.limits) for drawing in given]

@@ -17,6 +17,12 @@ from mmdit.modalities.orientation import turn_together
 from mmdit.modalities.rgb import RGBCodec
 
 DEPTH_LABEL = "A depth file holds"  # of the page's choice for depth_values
+DEPTH_WORDS = {
+    "auto": "what it looks like: it is told from the file",
+    "metric": "distances, larger = farther",
+    "relative": "relative values, as this page writes them",
+    "near_white": "relative values, near is white",
+}
 Drawing = Mapping[str, Any]  # gradio's {"background", "layers", "composite"}, PIL images each
 
 

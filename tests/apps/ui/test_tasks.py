@@ -146,7 +146,10 @@ def test_a_translation_keeps_what_is_chosen(tasks, tiny_pipe, tmp_path):
         (Words(prompt="a red torus"), "prompt"),
         (Words(prompt="x" * 81), "the prompt has 81 characters: give at most 80"),
         (Words(pictures=(SUBJECT,)), "a subject's picture is given without a prompt"),
-        (Words(prompt="a {torus} and a {}", pictures=(SUBJECT, None)), "marks 2 subjects with braces, and 1 pictures"),
+        (
+            Words(prompt="a {torus} and a {}", pictures=(SUBJECT, None)),
+            "pairs of braces in the prompt: 2; pictures for them: 1",
+        ),
     ],
 )
 def test_words_that_the_model_does_not_take(tasks, words, message):
