@@ -60,8 +60,9 @@ def make_translate(page: Page) -> gr.Image:
 def make_edit(page: Page) -> gr.ImageEditor:
     """The tab of a region that is generated anew; returns where the picture goes."""
     with gr.Tab("Edit", id="edit"):
+        gr.Markdown("Paint over what is to be generated anew.")
         editor = gr.ImageEditor(
-            label="Paint over what is to be generated anew",
+            label="A picture",
             type="pil",
             format="png",
             sources=["upload", "clipboard"],

@@ -75,16 +75,16 @@ class WordInputs:
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
             visible=takes,
+            elem_id="prompt" if subjects else None,
         )
-        given = takes and subjects
-        with gr.Accordion("Pictures for {braces}, negative prompt", open=False, visible=given, elem_id="subjects"):
-            if given:
-                gr.Markdown(
-                    "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
-                )
-            self.pictures = [_subject(index + 1) for index in range(_NUM_SUBJECTS)]
-            for picture in self.pictures if given else ():
-                fit_uploads(picture, limits)
+        named = "subjects" if subjects else None
+        title = "Pictures for {braces}, negative prompt"
+        with gr.Accordion(title, open=False, visible=takes and subjects, elem_id=named):
+            gr.Markdown(
+                "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
+            )
+            numbers = range(1, _NUM_SUBJECTS + 1) if subjects else ()
+            self.pictures = [_subject(number, limits) for number in numbers]
             self.fusing = gr.Slider(
                 0,
                 1,
@@ -165,9 +165,9 @@ def canvas(image: Image.Image) -> dict[str, Any]:
     return {"background": large, "layers": [], "composite": large}
 
 
-def _subject(number: int) -> gr.ImageEditor:
+def _subject(number: int, limits: Limits) -> gr.ImageEditor:
     """A field for the picture of a subject, which may be painted over."""
-    return gr.ImageEditor(
+    editor = gr.ImageEditor(
         label=f"Picture {number}",
         type="pil",
         format="png",
@@ -179,6 +179,8 @@ def _subject(number: int) -> gr.ImageEditor:
         buttons=[],
         elem_id=f"subject_{number}",
     )
+    fit_uploads(editor, limits)
+    return editor
 
 
 def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEditor:

@@ -18,7 +18,7 @@ from mmdit.modalities.rgb import RGBCodec
 
 DEPTH_LABEL = "A depth file holds"  # of the page's choice for depth_values
 DEPTH_WORDS = {
-    "auto": "what it looks like: it is told from the file",
+    "auto": "what the file looks like it holds",
     "metric": "distances, larger = farther",
     "relative": "relative values, as this page writes them",
     "near_white": "relative values, near is white",
