@@ -11,6 +11,8 @@ DEPTH_SPACES = ("depth", "disparity")
 
 # Segmentation classes of the scenes that are not objects.
 BACKGROUND_CLASSES = ("floor", "wall")
+# What captions call floor and wall together, as another picture shows them.
+STYLE_WORD = "scene"
 
 # How captions say where the first of two objects stands to the second, as the camera sees them.
 RELATION_WORDS: dict[str, tuple[str, ...]] = {

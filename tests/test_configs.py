@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from mmdit.cli.common.parsing import build_parser
-from mmdit.cli.main import COMMANDS, main
+from mmdit.cli.main import COMMANDS, find_command, main
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.training.checkpoints import read_checkpoint
@@ -23,7 +25,7 @@ LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "ima
 CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
-PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))]
+PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + ["scenes64_gpu"]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
 --trainer.strategy auto --trainer.precision 32-true --trainer.compile false --data.batch_size 4 --data.num_workers 0
@@ -153,6 +155,21 @@ def test_prompts_are_trained_in_the_papers_steps(parsed: dict[str, Any]) -> None
     assert both.preview.num_inference_steps == mlp.preview.num_inference_steps == 50
     assert both.model.conditioner_settings == {"text_share": 0.36}
     assert both.prompts.text_encoder == "openai/clip-vit-large-patch14"
+
+
+def test_the_script_for_a_gpu_gives_commands_that_are_understood(monkeypatch) -> None:
+    """Its lines, with numbers for what is counted when it runs."""
+    root = CONFIGS["debug"].parents[1]
+    monkeypatch.chdir(root)
+    text = (root / "configs/scenes64_gpu.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    text = text.replace("$train ", "$mmdit train --config configs/scenes64_gpu.yaml ")
+    lines = [line.replace("$mmdit ", "") for line in text.splitlines() if line.strip().startswith("$mmdit ")]
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(re.sub(r"\$(\{\w+\}|\w+)", "7", line).replace("$@", ""))
+        name, rest = find_command([word for word in words if word])
+        command = COMMANDS[name]
+        build_parser(command.load(), f"mmdit {name}", command.positional, command.config).parse_args(rest)
 
 
 @pytest.mark.parametrize("name", LARGE)

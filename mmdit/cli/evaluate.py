@@ -35,7 +35,8 @@ def evaluate(
     Understanding (RGB to the rest, without a label), conditioning (each modality to the rest), generation (from the samples'
     categories), the agreement between modalities, and controls: the same numbers with the wrong input, and with no
     diffusion at all. Where the split has captions (prompts.jsonl) and the model takes prompts: text, subjects by their
-    pictures, prompts beside depth, the fusing scale; judged by a detector, whose numbers on real pictures stand beside them.
+    pictures (also small, rare, or in words instead), floors, walls and styles by pictures, prompts beside depth, the fusing
+    scale; judged by a detector, whose numbers on real pictures stand beside them.
     What can't be measured is null.
 
     Args:

@@ -81,6 +81,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.prompt_figures:prompt_figures",
         "Draw what the fusing scale does, and where the pseudo-words of subjects lie.",
     ),
+    "compare-lora": Command(
+        "mmdit.cli.compare_lora:compare_lora", "Compare a subject's picture with a LoRA that is trained for it."
+    ),
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),

@@ -50,7 +50,18 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
     ("", "distance of colours", "subject.distance"),
     ("a subject, named too", "category", "subject_named.category"),
     ("", "distance of colours", "subject_named.distance"),
+    ("its picture brought to 16 pixels", "category", "subject_small.category"),
+    ("", "distance of colours", "subject_small.distance"),
+    ("a rare subject", "category", "subject_rare.category"),
+    ("", "distance of colours", "subject_rare.distance"),
+    ("a subject in words, without its picture", "category", "subject_described.category"),
+    ("", "distance of colours", "subject_described.distance"),
     ("two subjects by pictures", "all right", "subjects.two.all"),
+    ("", "one missing, or in the other's colour", "subjects.two.fused"),
+    ("an object in the style of a scene", "category", "style.scene.category"),
+    ("", "distance of floor and wall", "style.scene.distance"),
+    ("an object on a floor by its picture", "distance of the floor", "style.floor.distance"),
+    ("an object before a wall by its picture", "distance of the wall", "style.wall.distance"),
     ("a colour beside depth", "colour", "geometry.colour"),
     ("", "object IoU", "geometry.object_iou"),
 )
@@ -61,6 +72,15 @@ def _text(report: dict[str, Any], path: str | None, form: str) -> str:
     for key in path.split(".") if path else ():
         value = value.get(key) if isinstance(value, dict) else None
     return form.format(value) if isinstance(value, int | float) else "–"
+
+
+def _has(report: dict[str, Any], path: str) -> bool:
+    value: Any = report
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def results_table(report: dict[str, Any]) -> str:
@@ -77,9 +97,14 @@ def results_table(report: dict[str, Any]) -> str:
 
 
 def prompts_table(report: dict[str, Any]) -> str:
-    """Markdown: what prompts ask for, beside the same measures with another sample's prompt and on real pictures."""
+    """Markdown: what prompts ask for, beside the same measures with another sample's prompt and on real pictures.
+
+    Kinds that the report, of an earlier version, lacks have no row.
+    """
     lines = ["| asked for | measure | scenes64 | another prompt | real pictures |", "|---|---|---|---|---|"]
     for asked, measure, path in PROMPT_ROWS:
+        if not _has(report["prompts"], path):
+            continue
         values = (
             _text(report, f"{part}.{path}", "{:.2f}")
             for part in ("prompts", "controls.shuffled_prompts", "controls.real_images")

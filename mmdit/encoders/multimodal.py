@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.conditioning import NO_SUBJECT, EncodedPrompts
+from mmdit.encoders.hidden_layer import note_layer
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.subjects import check_subjects, subject_image
@@ -30,8 +31,6 @@ from mmdit.encoders.text import (
 from mmdit.errors import UserError
 from mmdit.prompt import Prompt, Span
 
-LAYER_KEY = "prompt_hidden_layer"  # in the config of the model
-
 
 class MultimodalEncoder(FrozenPromptEncoder):
     """A frozen multimodal LLM with its processor, called as ``PromptEncoder`` is.
@@ -44,8 +43,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
         model: with ``image_token_id`` in its config; with or without a language-model head.
         processor: the model's own.
         max_subjects: the most images in one prompt.
-        hidden_layer: whose states are taken, in ``hidden_states`` of the model: 0 = embeddings, -1 = the last, behind its
-            norm. It is noted in the model's config, and so saved with it; None = what is noted there, else the last.
+        hidden_layer: whose states are taken, see ``note_layer``.
 
     Raises:
         UserError: a model that doesn't read images so, or a layer that it doesn't have.
@@ -61,18 +59,11 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 f"{type(model).__name__} with {type(processor).__name__} reads no images as tokens of its text: give a model "
                 "of the kinds of LLaVA, Idefics3, SmolVLM or Qwen-VL, and its processor"
             )
-        if hidden_layer is None:
-            hidden_layer = getattr(model.config, LAYER_KEY, -1)
-        layers = int(model.config.get_text_config().num_hidden_layers)
-        if not isinstance(hidden_layer, int) or not -layers - 1 <= hidden_layer <= layers:
-            raise UserError(
-                f"hidden_layer is {hidden_layer!r}: the model has {layers} layers, give {-layers - 1} to {layers}"
-            )
-        setattr(model.config, LAYER_KEY, hidden_layer)
         if getattr(processor.image_processor, "do_image_splitting", False):
             processor.image_processor.do_image_splitting = False
         self.model = model.eval().requires_grad_(False)
-        self.processor, self.max_subjects, self.hidden_layer = processor, max_subjects, hidden_layer
+        self.processor, self.max_subjects = processor, max_subjects
+        self.hidden_layer = note_layer(model, hidden_layer)
         self._image_token = int(image_token)
         self._lengths: dict[tuple[int, int], int] = {}
 

@@ -71,11 +71,7 @@ class PromptEncoder(FrozenPromptEncoder):
         One folder of a whole CLIP model serves both: without ``image_encoder`` its image tower is that of ``text_encoder``,
         and where that has none, prompts are of text alone.
         """
-        if hidden_layer is not None:
-            raise UserError(
-                f"hidden_layer is {hidden_layer}: a text encoder's last states are read, leave it out; it is for multimodal LLMs"
-            )
-        text = load_text_encoder(text_encoder)
+        text = load_text_encoder(text_encoder, hidden_layer)
         if image_encoder is None and "vision_config" not in PretrainedFolder.find(text_encoder, "text encoder").config:
             return cls(text)
         return cls(text, load_image_encoder(image_encoder or text_encoder))
@@ -159,7 +155,7 @@ def load_prompt_encoder(
         conditioner: name in ``PROMPT_ENCODERS``.
         text_encoder: see ``load_text_encoder``; for a multimodal LLM, the LLM.
         image_encoder: CLIP; None = that of ``text_encoder`` where it is a whole CLIP model.
-        hidden_layer: of a multimodal LLM, see ``MultimodalEncoder``.
+        hidden_layer: whose states are the prompt, see ``mmdit.encoders.hidden_layer.note_layer``.
 
     Raises:
         UserError: a conditioner without an encoder, or encoders that can't be loaded.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdit.conditioning import NO_SUBJECT
+from mmdit.encoders.hidden_layer import note_layer
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.errors import UserError, nearest_names
 from mmdit.prompt import Prompt
@@ -57,12 +58,13 @@ class TextEncoder(nn.Module):
     Args:
         model: takes ``input_ids`` and ``attention_mask``, returns ``last_hidden_state``.
         tokenizer: a fast tokenizer of transformers; characters are matched to tokens by its offsets.
+        hidden_layer: whose states are taken, see ``note_layer``.
 
     Raises:
-        UserError: a tokenizer that doesn't know where its tokens come from.
+        UserError: a tokenizer that doesn't know where its tokens come from, or a layer that the model doesn't have.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, hidden_layer: int | None = None) -> None:
         super().__init__()
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
@@ -70,6 +72,8 @@ class TextEncoder(nn.Module):
             )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.hidden_layer = note_layer(model, hidden_layer)
+        self._reads_last = self.hidden_layer in (-1, model.config.num_hidden_layers)
         table = self.model.get_input_embeddings().weight
         for module in self.model.modules():  # T5 looks words up in another module with the same table
             is_table = isinstance(module, nn.Embedding) and module.weight is table
@@ -147,8 +151,12 @@ class TextEncoder(nn.Module):
         """
         tokens = tokens.to(weights_device(self.model))
         with torch.set_grad_enabled(words is not None and torch.is_grad_enabled()), _putting(words, tokens.subjects):
-            output = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long())
-        states = output.last_hidden_state
+            output = self.model(
+                input_ids=tokens.ids,
+                attention_mask=tokens.mask.long(),
+                output_hidden_states=not self._reads_last,
+            )
+        states = output.last_hidden_state if self._reads_last else output.hidden_states[self.hidden_layer]
         pooled = (
             getattr(output, "pooler_output", None) if self.model.config.model_type in _POOLED_BY_THE_MODEL else None
         )
@@ -256,17 +264,17 @@ def short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "…"
 
 
-def load_text_encoder(name_or_folder: str) -> TextEncoder:
+def load_text_encoder(name_or_folder: str, hidden_layer: int | None = None) -> TextEncoder:
     """Load a text encoder by folder or Hub id: CLIP (its text tower), or any encoder that transformers has for text.
 
     Nothing in the folder is run, and weights are read from safetensors only.
 
     Raises:
-        UserError: no such folder, an unreachable Hub, or a model other than a text encoder.
+        UserError: no such folder, an unreachable Hub, a model other than a text encoder, or a layer that it doesn't have.
     """
     from transformers import AutoModelForTextEncoding, AutoTokenizer, CLIPTextModel
 
     source = PretrainedFolder.find(name_or_folder, "text encoder")
     is_clip = source.config.get("model_type") in _POOLED_BY_THE_MODEL
     model = source.load_model(CLIPTextModel if is_clip else AutoModelForTextEncoding)
-    return TextEncoder(model, source.load(AutoTokenizer))
+    return TextEncoder(model, source.load(AutoTokenizer), hidden_layer)

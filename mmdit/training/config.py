@@ -119,15 +119,15 @@ class PromptsConfig:
     Args:
         path: the dataset folder that the latents were encoded from, with ``prompts.jsonl``.
         text_encoder: folder or Hub id: a CLIP model or its text tower, an encoder of the kinds of T5 and BERT, or, for the
-            conditioner "interleaved", a multimodal LLM.
+            conditioner "interleaved", a multimodal LLM; null = the encoders of model.pretrained.
         image_encoder: folder or Hub id of a CLIP model or its image tower; null = that of ``text_encoder`` where it has one.
         pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either".
         max_subjects: the most pictures in one prompt; 0 = text alone.
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they
             are.
-        hidden_layer: of a multimodal LLM, whose states are the prompt: 0 = embeddings, -1 = the last; null = what the LLM's
-            config says, else the last.
+        hidden_layer: of the text encoder, whose states are the prompt: 0 = embeddings, -1 = the last; null = what its config
+            says, else the last.
         attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
             picture; 0 = off.
         attention_loss_on: "subjects" (tokens that a picture stands for, UNIMO-G's) or "words" (all that name something whose mask

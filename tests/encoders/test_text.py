@@ -53,6 +53,28 @@ def testmake_clip_pools_the_end_of_the_text(tmp_path):
     torch.testing.assert_close(out.pooled[0], out.states[0, 4])
 
 
+@pytest.mark.parametrize("kind", ["clip", "bert", "t5"])
+def test_another_layer(kind, tmp_path):
+    made = make_clip() if kind == "clip" else TextEncoder(make_model(kind), make_tokenizer())
+    made.model.save_pretrained(tmp_path / "first")
+    made.tokenizer.save_pretrained(tmp_path / "first")
+    tokens = made.tokenize([parse("a red torus left")])
+    with torch.no_grad():
+        output = made.model(tokens.ids, attention_mask=tokens.mask.long(), output_hidden_states=True)
+    count = made.model.config.num_hidden_layers
+    for layer in (0, 1, -2, count):
+        other = load_text_encoder(str(tmp_path / "first"), layer)
+        states = output.last_hidden_state if layer == count else output.hidden_states[layer]
+        torch.testing.assert_close(other(tokens).states, states)
+        torch.testing.assert_close(other(tokens).pooled, made(tokens).pooled if kind == "clip" else states[0].mean(0)[None])
+    other = load_text_encoder(str(tmp_path / "first"), 1)
+    other.model.save_pretrained(tmp_path / "again")
+    other.tokenizer.save_pretrained(tmp_path / "again")
+    assert load_text_encoder(str(tmp_path / "again")).hidden_layer == 1, "the choice is saved with the model"
+    with pytest.raises(UserError, match=f"hidden_layer is {count + 1}: the model has {count} layers, give"):
+        load_text_encoder(str(tmp_path / "first"), count + 1)
+
+
 def test_tokens_of_subjects_are_counted_over_the_batch():
     encoder = make_bert()
     prompts = [

@@ -134,8 +134,27 @@ def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_conf
 
 
 def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
+    model = make_config(clip).model
     for changed, message in (
-        ({"prompts": PromptsConfig(str(dataset))}, "prompts.text_encoder is null"),
+        ({"prompts": PromptsConfig(str(dataset))}, "prompts.text_encoder is null, and there is no model.pretrained"),
+        (
+            {
+                "prompts": PromptsConfig(str(dataset), image_encoder=str(clip)),
+                "model": replace(model, pretrained="scenes64"),
+            },
+            "prompts.image_encoder is given without prompts.text_encoder",
+        ),
+        (
+            {"prompts": PromptsConfig(str(dataset)), "model": replace(model, pretrained="scenes64_class")},
+            "model.pretrained scenes64_class reads no prompts",
+        ),
+        (
+            {
+                "prompts": PromptsConfig(str(dataset)),
+                "model": replace(model, conditioner="interleaved", pretrained="scenes64"),
+            },
+            "has the encoders of model.conditioner 'tiue', not 'interleaved'",
+        ),
         ({"prompts": PromptsConfig(None, str(clip))}, "prompts.path is null"),
         ({"prompts": PromptsConfig(str(dataset), str(clip), pictures="all")}, "unknown prompts.pictures 'all'"),
         ({"model": ModelConfig(size="debug")}, "unknown conditioner with prompts 'class'"),
@@ -245,9 +264,11 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
 
 
 def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -> None:
-    """Its weights reach the attention to the prompt; the model's own encoders must be given."""
+    """Its weights reach the attention to the prompt, which the model's own encoders read."""
     base = run_to_end(make_config(clip, max_steps=1, checkpoint_every=1), tmp_path / "base")
     config = make_config(clip, max_steps=2, lora=LoRAConfig(2), model=ModelConfig(pretrained=str(base)))
+    assert config.prompts is not None
+    config = replace(config, prompts=replace(config.prompts, text_encoder=None))
     folder = run_to_end(config, tmp_path / "run")
     weights = MultimodalDiTPipeline.lora_state_dict(folder)
     assert weights["transformer.blocks.0.cross.kv.lora_B.weight"].abs().max() > 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,9 +18,9 @@ from mmdit.data.lines import Rules
 from mmdit.data.prompted import read_mask
 from mmdit.data.prompts import CaptionedSample, Entity, read_prompts
 from mmdit.metrics.arrays import Array
+from mmdit.metrics.prompts.views import Shown, read_shown
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.modalities import IMAGE
-from mmdit.modalities.rgb import read_picture
 from mmdit.names import RELATION_WORDS
 
 
@@ -43,23 +42,25 @@ class PromptCase:
         objects: what is asked for, in the order of the text.
         relation: of the first object to the second, a name of ``RELATION_WORDS``, or None.
         sample: number of the sample whose picture is the true one.
-        references: a picture of each subject, another one than the true one.
+        references: what shows each subject, another picture than the true one.
         others: a further picture of each subject, where there is one; else the reference again.
         wording: what a text encoder is asked to compare the picture with.
+        in_words: the subjects are in words, without braces: ``references`` are for the controls alone.
     """
 
     template: str
     objects: tuple[Named, ...]
     relation: str | None
     sample: int
-    references: tuple[Path, ...] = ()
-    others: tuple[Path, ...] = ()
+    references: tuple[Shown, ...] = ()
+    others: tuple[Shown, ...] = ()
     wording: str = ""
+    in_words: bool = False
 
     @property
     def subjects(self) -> list[Image.Image]:
-        """The references, read."""
-        return [Image.fromarray(read_picture(path)) for path in self.references]
+        """The references that the model is given, read."""
+        return [] if self.in_words else [Image.fromarray(read_shown(shown)) for shown in self.references]
 
 
 class PromptedSplit:

@@ -19,6 +19,7 @@ from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
 from mmdit.metrics.prompts.cases import PromptedSplit
 from mmdit.metrics.prompts.kinds import Contradiction
+from mmdit.metrics.prompts.views import read_shown
 from mmdit.metrics.tasks import TaskRunner
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import read_picture
@@ -54,7 +55,7 @@ def fusing_pictures(tasks: TaskRunner, split: PromptedSplit, scales: Sequence[fl
     return [
         FusingRow(
             case.wording.replace("{", "").replace("}", ""),
-            read_picture(case.references[0]),
+            read_shown(case.references[0]),
             tuple(pictures[row][IMAGE] for pictures in made),
         )
         for row, case in enumerate(cases)

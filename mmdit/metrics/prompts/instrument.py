@@ -8,8 +8,8 @@ by the hue table that captions are written with. What it gets right on real pict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,24 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the instrument sees in a picture, uint8 (H, W, 3): its objects, the largest first, and all pixels of objects,
-    (H, W) bool.
+    """What the instrument sees in a picture, uint8 (H, W, 3): its objects, the largest first, all pixels of objects, (H, W)
+    bool, and those of floor and wall, name -> (H, W) bool.
     """
 
     picture: Array
     objects: tuple[SeenObject, ...]
     foreground: Array
+    ground: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def mean(self) -> Array:
         """(3,) the mean colour of the whole picture, sRGB in [0, 1]."""
         return self.picture.mean(axis=(0, 1)) / 255
+
+    def ground_colour(self, name: str) -> Array:
+        """(3,) the mean colour of the floor or the wall, sRGB in [0, 1]; of the whole picture where none is seen."""
+        mask = self.ground.get(name)
+        return self.picture[mask].mean(axis=0) / 255 if mask is not None and mask.any() else self.mean
 
     @property
     def main(self) -> SeenObject | None:
@@ -161,7 +167,8 @@ class Instrument:
             for mask in _groups(labels == row, self.min_area * labels.size)
         ]
         objects.sort(key=lambda each: -each.area)
-        return Seen(picture, tuple(objects), np.isin(labels, self.rows))
+        ground = {label: labels == row for row, label in enumerate(self.detector.labels) if label in BACKGROUND_CLASSES}
+        return Seen(picture, tuple(objects), np.isin(labels, self.rows), ground)
 
     def resize_mask(self, mask: Array) -> Array:
         """A mask (H, W) at the instrument's size."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmdit.metrics.arrays import Array
 from mmdit.metrics.prompts.cases import PromptedSplit
 from mmdit.metrics.prompts.instrument import Instrument, Seen
+from mmdit.metrics.prompts.views import Shown, read_shown
 from mmdit.metrics.tasks import reconstruct
 from mmdit.modalities import IMAGE
-from mmdit.modalities.rgb import read_picture
 
-# The number of a sample, or the file of another picture.
-Source = int | Path
+# The number of a sample, or another picture.
+Source = int | Shown
 
 
 class RealPictures:
@@ -32,11 +31,9 @@ class RealPictures:
         self._seen: dict[tuple[Source, bool], Seen] = {}
 
     def read(self, source: Source) -> Array:
-        """uint8 (H, W, 3); a sample at the model's size, another file as it is. Raises UserError if it can't be read."""
+        """uint8 (H, W, 3); a sample at the model's size, another picture as it is. Raises UserError if it can't be read."""
         if source not in self._read:
-            self._read[source] = (
-                read_picture(source) if isinstance(source, Path) else self.split.truth(source).maps[IMAGE]
-            )
+            self._read[source] = self.split.truth(source).maps[IMAGE] if isinstance(source, int) else read_shown(source)
         return self._read[source]
 
     def look(self, sources: Sequence[Source], through_vae: bool = False) -> list[Seen]:

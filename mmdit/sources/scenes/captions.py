@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mmdit.colours import colour_name, encode_srgb
-from mmdit.names import RELATION_WORDS
+from mmdit.names import BACKGROUND_CLASSES, RELATION_WORDS, STYLE_WORD
 from mmdit.sources.scenes.layout import Layout, Material, PlacedObject
 from mmdit.sources.scenes.subjects import OPPOSITE, SIZE_RATIO
 
@@ -24,7 +24,7 @@ SIDES = ("left", "right")
 TEXTURE_WORDS = {"checker": "checkered", "stripes": "striped", "noise": "speckled"}
 GLOSS_WORD, SHINY = "shiny", 0.3
 # What words may stand for besides objects: floor and wall, and both together in another picture.
-FLOOR, WALL, STYLE = GROUND = ("floor", "wall", "scene")
+FLOOR, WALL, STYLE = GROUND = (*BACKGROUND_CLASSES, STYLE_WORD)
 LEADS = ("", "", "", "a picture of ", "a photo of ", "a rendering of ")
 
 

@@ -106,7 +106,8 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
     """The frozen encoders of a configuration's prompts, None where it has none.
 
     Raises:
-        UserError: prompts for a conditioner that reads none, or without data on disk, or encoders that can't be loaded.
+        UserError: prompts for a conditioner that reads none, or without data on disk, or encoders that can't be loaded, or none
+            given where ``model.pretrained`` has none.
     """
     settings = config.prompts
     if settings is None:
@@ -114,13 +115,34 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
     if config.data.path is None:
         raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
     if settings.text_encoder is None:
-        raise UserError(
-            "prompts.text_encoder is null: give a folder or a Hub id, such as openai/clip-vit-large-patch14"
+        encoder = _own_encoders(config)
+    else:
+        encoder = load_prompt_encoder(
+            config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
         )
-    encoder = load_prompt_encoder(
-        config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
-    )
     encoder.max_subjects = settings.max_subjects
+    return encoder
+
+
+def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
+    """The encoders of the prompts that model.pretrained reads."""
+    give = "give a folder or a Hub id, such as openai/clip-vit-large-patch14"
+    name, settings = config.model.pretrained, config.prompts
+    assert settings is not None
+    if name is None:
+        raise UserError(f"prompts.text_encoder is null, and there is no model.pretrained whose own it would be: {give}")
+    for key in ("image_encoder", "hidden_layer"):
+        if getattr(settings, key) is not None:
+            raise UserError(f"prompts.{key} is given without prompts.text_encoder: give both, or neither")
+    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(name))
+    encoder = pipe.prompt_encoder()
+    if encoder is None:
+        raise UserError(f"prompts.text_encoder is null, and model.pretrained {name} reads no prompts: {give}")
+    if (theirs := pipe.transformer.config.conditioner) != config.model.conditioner:
+        raise UserError(
+            f"prompts.text_encoder is null, and model.pretrained {name} has the encoders of model.conditioner {theirs!r}, "
+            f"not {config.model.conditioner!r}: give that, or other encoders"
+        )
     return encoder
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,13 @@ def test_real_pictures_are_right_and_copies_are_copies_without_any_model(split, 
     assert real["subject"]["distance"] < 0.2 < other["distance"]
     assert other["category"] >= 0.8
     assert other["colour"] <= 0.2
+    for name in ("scene", "floor", "wall"):
+        ground, copied_ground = real["style"][name], controls["copied_references"]["style"][name]
+        assert ground["category"] == ground["colour"] == 1.0
+        assert copied_ground["category"] < 0.5, "what shows a ground does not show the object"
+        assert copied_ground["distance"] < ground["distance"] < controls["other_subjects"]["style"][name]["distance"]
+    assert real["subject_small"]["num_samples"] == real["subject_described"]["num_samples"] == 16
+    assert controls["copied_references"]["subject_small"]["distance"] < 0.25
 
 
 def test_a_model_is_measured_whatever_the_batch_size(prompted, split, instrument, clip_folder):
@@ -83,6 +91,48 @@ def test_a_model_is_measured_whatever_the_batch_size(prompted, split, instrument
         for metric, value in at(prompts, name).items():
             if isinstance(value, float):
                 assert at(again, name)[metric] == pytest.approx(value, abs=1e-3, nan_ok=True)
+
+
+def test_the_same_cases_in_another_way_have_the_same_noise(prompted, split, instrument):
+    """And what the model's encoder can't read is left out, and said."""
+    tasks = TaskRunner(prompted, 1, guidance_scale=2.0, seed=3)
+    asked = []
+    run = tasks.prompt
+    tasks.prompt = lambda templates, indices, **options: (
+        asked.append((templates, options)) or run(templates, indices, **options)
+    )
+    kinds = {name: KINDS[name] for name in ("subject", "subject_small", "subject_described")}
+    evaluation = PromptEvaluation(tasks, split, instrument, count=2, fusing_scales=(), kinds=kinds, progress=False)
+    evaluation.run()
+    assert [options["noise"] for _, options in asked] == ["prompts.subject"] * 3
+    whole, small, described = (options["subjects"] for _, options in asked)
+    assert described is None
+    for (one,), (other,) in zip(whole, small, strict=True):
+        assert one.size == other.size
+        assert np.asarray(other.resize((16, 16))).std() > 0
+        assert not np.array_equal(np.asarray(one), np.asarray(other))
+    assert not evaluation.notes
+
+    words = {f"{one.colour} {one.category}" for case in KINDS["subject"].cases(split, 2) for one in case.objects}
+    assert all(any(name in text for name in words) for text in asked[2][0])
+    known = prompted.tokenizer.get_vocab()
+    refused = next(text for text in asked[2][0]).split()[-1]
+    assert refused in known
+    prompted.prompt_encoder().check = refuse(refused)
+    again = PromptEvaluation(tasks, split, instrument, count=2, fusing_scales=(), kinds=kinds, progress=False)
+    prompts, _ = again.run()
+    assert prompts["subject_described"]["num_samples"] == 2, "others take their places"
+    (note,) = again.notes
+    assert re.fullmatch(rf"prompts.subject_described: \d+ can't be read and are left out, such as: .*{refused}.*", note)
+
+
+def refuse(word):
+    def check(prompts):
+        for prompt in prompts:
+            if word in prompt.text.split():
+                raise UserError(f"prompt {prompt.text!r}: the text encoder doesn't know {word!r}")
+
+    return check
 
 
 def test_the_report_of_evaluate(prompted, prompt_scenes):

@@ -1,5 +1,6 @@
 """What is right and wrong, on hand-made views."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from mmdit.data.prompts import Entity
 from mmdit.metrics.prompts.cases import Named, PromptCase
 from mmdit.metrics.prompts.instrument import RELATIONS, Seen, SeenObject
 from mmdit.metrics.prompts.kinds import KINDS, Contradiction, Truth, colour_distance
+from mmdit.metrics.prompts.subject_kinds import describe
 
 RED, GREEN, BLUE = (0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)
 
@@ -23,14 +25,17 @@ def thing(category, colour, mask):
     return SeenObject(category, mask, np.array(colour))
 
 
-def view(*objects):
-    """Objects in the order of their size, on grey."""
+def view(*objects, ground=()):
+    """Objects in the order of their size, on grey; ground: (name, colour, mask)."""
     picture = np.full((16, 16, 3), 102, dtype=np.uint8)  # 0.4
     foreground = np.zeros((16, 16), dtype=bool)
     for each in objects:
         picture[each.mask] = np.round(each.colour * 255)
         foreground |= each.mask
-    return Seen(picture, tuple(sorted(objects, key=lambda each: -each.area)), foreground)
+    for _, colour, mask in ground:
+        picture[mask] = np.round(np.array(colour) * 255)
+    regions = {name: mask for name, _, mask in ground}
+    return Seen(picture, tuple(sorted(objects, key=lambda each: -each.area)), foreground, regions)
 
 
 def case(*wanted, relation=None):
@@ -99,6 +104,19 @@ def test_two_subjects_fuse():
     assert (exchanged["fused"], exchanged["colour"]) == (1.0, 0.0)
     third = score(view(thing("torus", GREEN, torus.mask), cone), asked, true)
     assert (third["fused"], third["colour"]) == (0.0, 0.0), "another colour is wrong, and is not the other's"
+    between = tuple((np.array(RED) + np.array(BLUE)) / 2 + 0.02)
+
+    def parts(*objects):
+        scores = score(view(*objects), asked, true)
+        return tuple(scores[name] for name in ("one_missing", "exchanged", "merged", "blended"))
+
+    assert parts(torus, cone) == (0, 0, 0, 0)
+    assert parts(torus) == (1, 0, 1, 0)
+    assert parts(thing("torus", BLUE, torus.mask), cone) == (0, 1, 0, 0)
+    assert parts(thing("box", between, torus.mask)) == (0, 0, 1, 1), (
+        "one thing of neither category, in a colour of both"
+    )
+    assert parts(thing("torus", between, torus.mask), cone) == (0, 0, 0, 1)
 
 
 def test_geometry_judges_the_object_in_its_place():
@@ -109,6 +127,37 @@ def test_geometry_judges_the_object_in_its_place():
     assert scores["colour"] == 1.0
     assert scores["object_iou"] == pytest.approx(24 / (36 + 36 - 24 + 112))
     assert KINDS["geometry"].score(view(), case(("torus", "red")), truth(true)) == {"colour": 0.0, "object_iou": 0.0}
+
+
+def test_floor_and_wall_are_measured_beside_the_object():
+    torus = thing("torus", RED, box(0, 0, 6, 6))
+    floor, wall = box(12, 0, 4, 16), box(0, 8, 12, 8)
+    asked = case(("torus", "red"))
+    both = replace(truth(torus), ground={"floor": np.array((0.2, 0.2, 0.2)), "wall": np.array((0.6, 0.2, 0.2))})
+    made = view(torus, ground=(("floor", (0.2, 0.2, 0.2), floor), ("wall", (0.6, 0.6, 0.5), wall)))
+    scores = KINDS["style.scene"].score(made, asked, both)
+    assert (scores["category"], scores["colour"]) == (1.0, 1.0)
+    assert scores["distance"] == pytest.approx((0 + 0.5) / 2, abs=0.003), "0.4 and 0.3 apart, over two regions"
+    alone = replace(both, ground={"wall": both.ground["wall"]})
+    assert KINDS["style.wall"].score(made, asked, alone)["distance"] == pytest.approx(0.5, abs=0.003)
+    nothing = KINDS["style.wall"].score(view(torus), asked, alone)["distance"]
+    assert nothing == pytest.approx(np.linalg.norm(view(torus).mean - both.ground["wall"])), "no wall is not left out"
+
+
+def test_an_object_in_all_the_words_that_captions_have_for_it():
+    captions = ("a torus", "the box near a small shiny red torus", "a photo of a large torus before the box", "a box")
+    spans = tuple(None if "torus" not in text else span_of(text) for text in captions)
+    one = Named("torus", "red", Entity("red torus", spans))
+    assert describe(captions, one) == "a small shiny red torus"
+    assert (
+        describe(("torus of an arch", "an arch"), Named("arch", "orange", Entity("", (None, (3, 7)))))
+        == "an orange arch"
+    )
+
+
+def span_of(text):
+    words = "red torus" if "red torus" in text else "torus"
+    return text.index(words), text.index(words) + len(words)
 
 
 def test_contradictions_follow_words_or_picture():

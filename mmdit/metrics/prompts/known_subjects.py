@@ -1,0 +1,106 @@
+"""Subjects of a split with all pictures that show them: what a model can be prepared with and judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from mmdit.errors import UserError
+from mmdit.metrics.arrays import Array
+from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, article
+from mmdit.metrics.prompts.instrument import Instrument, Seen
+from mmdit.metrics.prompts.likeness import thumbnail_distance
+from mmdit.metrics.prompts.pictures import RealPictures
+from mmdit.metrics.prompts.scores import ScoreTable
+from mmdit.metrics.prompts.subject_kinds import OneSubject
+
+LEAST_PICTURES = 3
+
+
+@dataclass(frozen=True)
+class KnownSubject:
+    """A subject that samples of a split show.
+
+    samples: their numbers, in the split's order; the last one is kept for judging, and nothing is prepared with it.
+    named: the subject there; reference: its clearest picture.
+    """
+
+    samples: tuple[int, ...]
+    named: Named
+    reference: Path
+
+    @property
+    def words(self) -> str:
+        """ "a red torus"."""
+        words = " ".join(word for word in (self.named.colour, self.named.category) if word)
+        return f"{article(words)} {words}"
+
+    @property
+    def template(self) -> str:
+        """ "a {torus}"."""
+        return f"{article(self.named.category)} {{{self.named.category}}}"
+
+
+def known_subjects(split: PromptedSplit, count: int) -> list[KnownSubject]:
+    """The first ``count`` subjects that at least three samples show. Entities that share another picture are one subject.
+
+    Raises:
+        UserError: the split has none.
+    """
+    number_of: dict[Path, int] = {}  # picture -> its subject
+    shown: dict[int, list[tuple[int, Named]]] = {}
+    for index, _, objects in split:
+        for one in objects:
+            if not one.entity.images or one.entity.mask is None:
+                continue
+            met = sorted({number_of[path] for path in one.entity.images if path in number_of}) or [len(shown)]
+            kept = shown.setdefault(met[0], [])
+            for other in met[1:]:
+                kept += shown[other]
+                shown[other] = []
+                number_of = {path: met[0] if number == other else number for path, number in number_of.items()}
+            kept.append((index, one))
+            number_of |= dict.fromkeys(one.entity.images, met[0])
+    found = []
+    for places in shown.values():
+        there = dict(places)
+        if len(there) >= LEAST_PICTURES:
+            samples = tuple(sorted(there))
+            named = there[samples[-1]]
+            found.append(KnownSubject(samples, named, named.entity.images[0]))
+    if not found:
+        raise UserError(
+            f"no subject of the split has {LEAST_PICTURES} pictures: render with --composition subjects, or take another split"
+        )
+    return found[:count]
+
+
+class SubjectScores:
+    """Judges pictures of one known subject.
+
+    category, colour, distance: as in ``OneSubject``, to the colour in the picture that is kept for judging.
+    nearest: the root mean square between the thumbnails of a picture and of the nearest one that shows the subject beforehand:
+    small where that is repeated.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = (*OneSubject.metrics, "nearest")
+
+    def __init__(self, subject: KnownSubject, split: PromptedSplit, instrument: Instrument) -> None:
+        self.subject, self.instrument = subject, instrument
+        self.kind = OneSubject(named=True)
+        self.case = PromptCase(subject.template, (subject.named,), None, subject.samples[-1], (subject.reference,))
+        pictures = RealPictures(split, instrument)
+        self.truth = self.kind.truth(self.case, pictures)
+        self.known = [*map(pictures.read, subject.samples[:-1]), pictures.read(subject.reference)]
+
+    def add(self, table: ScoreTable, pictures: Sequence[Array]) -> None:
+        """Add the scores of pictures, uint8 (H, W, 3), to a table of ``metrics``."""
+        for seen in self.instrument.look(pictures):
+            table.add({**self.kind.score(seen, self.case, self.truth), "nearest": self._nearest(seen)})
+
+    def _nearest(self, seen: Seen) -> float:
+        return float(np.min([thumbnail_distance(seen.picture, known) for known in self.known]))
