@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from tests.apps.ui.conftest import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -227,12 +226,12 @@ def test_a_phone(url: str, tmp_path: Path):
         assert content <= window
 
 
-def test_words_and_a_painted_subject(prompted_pipeline_dir: Path, tmp_path: Path):
+def test_words_and_a_painted_subject(serve, prompted_pipeline_dir: Path, tmp_path: Path):
     pipe = MultimodalDiTPipeline.from_pretrained(prompted_pipeline_dir)
     pipe.set_progress_bar_config(disable=True)
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 24), (200, 30, 30)).save(photo)
-    with serving(pipe, model="words", interval=0.0) as url, visiting(url, tmp_path / "profile") as page:
+    with serve(pipe, model="words", interval=0.0) as url, visiting(url, tmp_path / "profile") as page:
         page.seen("#prompt textarea, #prompt input")[0].send_keys("a red {torus}")
         page.click("#subjects > button")
         page.until(lambda: page.seen("#subject_1 canvas"))

@@ -13,7 +13,6 @@ import pytest
 
 from mmdit.apps.ui.limits import Limits
 from mmdit.apps.ui.server import app_of, make_server
-from tests.apps.ui.conftest import serving
 
 WORDS = {"category": "torus", "prompt": "", "negative_prompt": "", "fusing_scale": 0.5}
 LONG = {"steps": 5000, "guidance": 1, "new_seed": False, "seed": 0, "num_images": 1, **WORDS}
@@ -33,8 +32,8 @@ def open_page(url: str, name: str):
     return beat
 
 
-def test_open_pages_and_calls_do_not_hold_the_server(tiny_pipe):
-    with serving(tiny_pipe, model="tiny", limits=Limits(steps=5000), interval=0.0) as url:
+def test_open_pages_and_calls_do_not_hold_the_server(serve, tiny_pipe):
+    with serve(tiny_pipe, model="tiny", limits=Limits(steps=5000), interval=0.0) as url:
         beats = [open_page(url, f"page{number}") for number in range(3)]
         running = urllib.request.urlopen(begin(url), timeout=60)
         waiting = urllib.request.urlopen(begin(url), timeout=60)
