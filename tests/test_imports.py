@@ -48,6 +48,7 @@ ALLOWED = {
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
     "mmdit.geometry": _areas("modalities"),
+    "mmdit.video": _areas("modalities"),
     "mmdit.flow": set(),
     "mmdit.models": set(),
     "mmdit.launch": set(),
@@ -74,6 +75,7 @@ ALLOWED = {
         "models",
         "flow",
         "geometry",
+        "video",
         "modalities",
     ),
 }

@@ -111,6 +111,24 @@ class Codec:
         spread = np.median(np.abs(members - middle), axis=0).reshape(*middle.shape[:2], -1).max(axis=-1)
         return middle, spread.astype(np.float32)
 
+    def follow(self, before: np.ndarray | None, raw: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """What is known of a video after one more frame: here the weighted mean of what was and what is, float32.
+
+        Args:
+            before: what this returned for the frame before; None = ``raw`` is the first.
+            raw: raw array of the frame, of the same size.
+            weight: (H, W) float32 of what was, 0 to below 1.
+        """
+        now = raw.astype(np.float32)
+        if before is None:
+            return now
+        weight = weight.reshape(*weight.shape, *[1] * (now.ndim - 2))
+        return weight * before + (1 - weight) * now
+
+    def followed(self, known: np.ndarray) -> np.ndarray:
+        """The raw array that ``follow`` found."""
+        return known
+
     # ---- reading
 
     def read(self, source: Any, options: Mapping[str, Any] = NOTHING) -> Reading:

@@ -103,6 +103,23 @@ class SegmentationCodec(Codec, name="segmentation"):
         share = 1 - votes.max(axis=0) / len(members)
         return labels[votes.argmax(axis=0)].astype(members.dtype), share.astype(np.float32)
 
+    def follow(self, before: np.ndarray | None, raw: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The label of most weight and that weight, (H, W, 2) float32: another one takes its place when it weighs more."""
+        label = raw.astype(np.float32)
+        if before is None:
+            return np.stack([label, np.ones_like(label)], axis=-1)
+        held = weight * before[..., 1]
+        same = label == before[..., 0]
+        stays = same | (held >= 1 - weight)
+        return np.stack(
+            [np.where(stays, before[..., 0], label), np.where(stays, held, 0) + np.where(same | ~stays, 1 - weight, 0)],
+            axis=-1,
+        ).astype(np.float32)
+
+    def followed(self, known: np.ndarray) -> np.ndarray:
+        """The labels, (H, W) int64."""
+        return known[..., 0].astype(np.int64)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Label ids (H, W) int64: grey values, or indices of a palette image."""
         assert stored.image is not None

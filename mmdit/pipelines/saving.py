@@ -29,6 +29,7 @@ class SavingMixin:
     text_encoder: Any
     native_size: Any
     native_shape: Any
+    photographs: bool | None
     _modalities: dict[str, Modality]
     _id2label: dict[int, str]
     config_name: ClassVar[str] = INDEX
@@ -131,7 +132,13 @@ class SavingMixin:
             "components": ", ".join(f"{name} ({type(part).__name__})" for name, part in self.components.items()),
             "defaults": f"{self.defaults.num_inference_steps} steps, guidance {self.defaults.guidance_scale:g}",  # type: ignore[attr-defined]
         }
-        return model_card(self._modalities, self._id2label, facts, prompts=self.text_encoder is not None)
+        return model_card(
+            self._modalities,
+            self._id2label,
+            facts,
+            prompts=self.text_encoder is not None,
+            photographs=self.photographs,
+        )
 
 
 _HUB = ("repo_id", "commit_message", "private", "token", "create_pr")

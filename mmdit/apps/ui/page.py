@@ -59,7 +59,10 @@ class Page:
 
     def _introduction(self) -> str:
         made = ", ".join(self.codecs)
-        return f"# {html.escape(self.tasks.model)}\nMakes {made}: all of them together, or the rest from any of them."
+        text = f"# {html.escape(self.tasks.model)}\nMakes {made}: all of them together, or the rest from any of them."
+        if self.tasks.pipe.photographs is False:
+            text += " It was trained on rendered scenes and never saw a photograph: what it makes of one is a guess."
+        return text
 
     def listen(self, button: gr.Button, name: str, handler: Callable[..., Iterator[Any]], inputs: list[Any]) -> None:
         """Let a button run a task, which is ``name`` in the web API."""

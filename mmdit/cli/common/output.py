@@ -128,9 +128,9 @@ class SampleWriter:
         self.file_names |= {file for name in codecs for file in _uncertainty_names(name)}
         self.file_names |= {codec.exr_name for codec in codecs.values() if codec.exr_name}
         self.bytes_per_pixel = sum(codecs[name].bytes_per_pixel + _GRID_BYTES for name in modalities)
-        if exr:
-            channels = [codecs[name].channels or 1 for name in modalities if codecs[name].exr_name]
-            self.bytes_per_pixel += _EXR_BYTES * sum(channels)
+        written = [codecs[name] for name in modalities if exr and codecs[name].exr_name]
+        self.exr_names = [name for codec in written if (name := codec.exr_name)]
+        self.bytes_per_pixel += _EXR_BYTES * sum(codec.channels or 1 for codec in written)
         prepare_folder(output)
 
     def check(self, requests: Mapping[str, Mapping[str, Any]], num_pixels: int) -> None:
@@ -150,11 +150,18 @@ class SampleWriter:
             return
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file; the sample needs a folder of that name: choose another --output")
+        self.refuse_foreign(folder)
+        if not self.overwrite and any(folder.iterdir()):
+            self.refuse_other(folder, request)
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """Raise UserError where a folder holds anything but a sample's files."""
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in self.file_names)
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which is not a sample's file: choose another --output")
-        if self.overwrite or not any(folder.iterdir()):
-            return
+
+    def refuse_other(self, folder: Path, request: Mapping[str, Any]) -> None:
+        """Raise UserError where a folder's metadata are not those of the request."""
         try:
             found = read_object(folder / METADATA)
         except UserError:

@@ -279,7 +279,11 @@ def transformer_run(config: TrainingConfig) -> Run:
     def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
-        return MultimodalDiTPipeline(transformer, data.vae, make_scheduler("euler"), modalities, id2label, **encoders)
+        scheduler = make_scheduler("euler")
+        pipe = MultimodalDiTPipeline(transformer, data.vae, scheduler, modalities, id2label, **encoders)
+        if data.rendered and config.model.pretrained is None:  # the card says so
+            pipe.photographs = False
+        return pipe
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         trained = without_projector(network.config, network.state_dict() if weights is None else weights)
