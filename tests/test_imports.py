@@ -176,8 +176,10 @@ def test_pipeline_runs_without_lightning_triton_and_peft(tiny_pipeline_dir):
 
         import importlib.util
 
-        found = importlib.util.find_spec  # which libraries ask whether peft is there
-        importlib.util.find_spec = lambda name, *package: None if name == "peft" else found(name, *package)
+        found = importlib.util.find_spec  # which libraries ask whether a package is there
+        importlib.util.find_spec = lambda name, *package: (
+            None if name.split(".")[0] in Absent.blocked else found(name, *package)
+        )
         sys.meta_path.insert(0, Absent())
         import torch
         from mmdit import MultimodalDiTPipeline

@@ -68,9 +68,12 @@ class SavingMixin:
         write_code(folder)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read an index for diffusers; what it says about ``pipeline.py`` is for ``DiffusionPipeline`` alone."""
-        values = super()._dict_from_json_file(json_file)  # type: ignore[misc]
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+        """Read an index for diffusers; what it says about ``pipeline.py`` is for ``DiffusionPipeline`` alone.
+
+        ``options``: older versions of diffusers name archives here.
+        """
+        values = super()._dict_from_json_file(json_file, **options)  # type: ignore[misc]
         if isinstance(values.get("_class_name"), list):
             values["_class_name"] = cls.__name__
         return values
