@@ -38,6 +38,7 @@ def generate(
     rgb: Path | None = None,
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -74,6 +75,7 @@ def generate(
         rgb: An RGB image that is given.
         given: NAME=FILE: any other modality that is given; repeat it for others.
         depth_values: What a given depth file holds; see mmdit condition.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -97,6 +99,7 @@ def generate(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
@@ -145,6 +148,7 @@ def condition(
     output: Path = Path("outputs/condition"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -182,6 +186,7 @@ def condition(
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
             where numbers and picture disagree.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -209,6 +214,7 @@ def condition(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,

@@ -57,7 +57,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.edit:translate", "Make new RGB images with the structure of given ones.", ("images",)
     ),
     "mesh": Command("mmdit.cli.mesh:mesh", "Make a textured mesh and a point cloud of samples.", ("samples",)),
-    "ui": Command("mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions and edits in a browser."),
+    "ui": Command(
+        "mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions, translates and edits in a browser."
+    ),
     "train": Command(
         "mmdit.cli.train:train",
         "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",

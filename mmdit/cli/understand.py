@@ -31,6 +31,7 @@ def understand(
     fps: PositiveNumber | None = None,
     temporal: ClosedUnitInterval = 0.6,
     frame_files: bool = True,
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -65,6 +66,7 @@ def understand(
             frame for itself, below 1.
         frame_files: Of videos: whether the files of each frame are kept; false leaves the videos alone, which takes far less
             room.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -80,6 +82,10 @@ def understand(
 
     check_temporal(temporal)
     videos, rest = find_videos(pictures, folders=video, fps=fps)
+    if exr and videos and not frame_files:
+        raise UserError(
+            "--exr is of each frame's files, which --frame_files false leaves out: leave out one of the two"
+        )
     files = find_images(rest, beside=list(videos)) if rest else []
     sizes, bad = read_sizes(files) if files else ({}, [])
     run = SamplingRun(
@@ -95,6 +101,7 @@ def understand(
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
+        exr=exr,
     )
     if IMAGE not in run.pipe.modalities:
         raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")

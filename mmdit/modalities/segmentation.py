@@ -176,6 +176,12 @@ class SegmentationCodec(Codec, name="segmentation"):
         colors[self.ids.numpy()] = self.colors
         return colors[raw]
 
+    def legend(self, raw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """The classes of at least a hundredth of the pixels, the largest first: seams between two may decode to a third."""
+        counts = np.bincount(self._rows(raw)[self._rows(raw) >= 0], minlength=len(self.names))
+        rows = [row for row in np.argsort(-counts, kind="stable") if counts[row] >= raw.size / 100]
+        return {self.names[row]: tuple(self.colors[row].tolist()) for row in rows}
+
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """Label ids as uint8, or uint16 if one is beyond 255."""
         return raw.astype(np.uint8 if raw.max(initial=0) < 256 else np.uint16)

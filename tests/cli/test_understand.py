@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from fractions import Fraction
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -64,6 +65,17 @@ def test_video(mmdit, tiny_pipeline_dir, tmp_path, clip):
     assert refused.code == 2
     assert "temporal was 0.6, now 0" in refused.error
     assert "--overwrite" in refused.error
+
+
+@pytest.mark.skipif(find_spec("OpenEXR") is None, reason="needs OpenEXR")
+def test_openexr_of_frames(mmdit, tiny_pipeline_dir, tmp_path, clip):
+    command = ("understand", clip, "--model", tiny_pipeline_dir, "--exr")
+    refused = mmdit(*command, "--frame_files", "false")
+    assert refused.code == 2
+    assert "--exr is of each frame's files, which --frame_files false leaves out" in refused.error
+    assert mmdit(*command).code == 0
+    frame = tmp_path / "outputs" / "understand" / "clip" / "000004"
+    assert {path.name for path in frame.iterdir()} == SAMPLE_FILES | {"depth.exr", "normal.exr"}
 
 
 def test_frames_do_not_depend_on_temporal_company(mmdit, tiny_pipeline_dir, tmp_path, clip):

@@ -87,6 +87,9 @@ class FrameSamples(FrameFiles):
     def folder(self, number: int) -> Path:
         return self.writer.output / f"{number:0{_DIGITS}d}"
 
+    def has(self, number: int) -> bool:
+        return super().has(number) and all((self.folder(number) / name).is_file() for name in self.writer.exr_names)
+
     def write(
         self, number: int, arrays: Pictures, request: Mapping[str, Any], uncertainty: Mapping[str, np.ndarray]
     ) -> None:

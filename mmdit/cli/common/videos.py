@@ -77,7 +77,7 @@ class VideoJob:
         source = {IMAGE: {"path": str(video.path), "sha256": video.digest()}}
         self.request: Request = {**run.request(seed), "conditions": source, **recorded, "frame_rate": float(video.rate)}
         self.size = video.size if options.match_input_size else run.native
-        writer = SampleWriter(folder, run.pipe.modalities, run.writer.overwrite)
+        writer = SampleWriter(folder, run.pipe.modalities, run.writer.overwrite, run.writer.exr)
         self.files: FrameFiles = (FrameSamples if options.frame_files else FrameFiles)(writer)
         self.videos = {name: folder / f"{name}{SUFFIX}" for name in run.pipe.modalities if name != IMAGE}
         known = {METADATA, PROGRESS, self.files.HIDDEN, *(path.name for path in self.videos.values())}
