@@ -48,6 +48,7 @@ ALLOWED = {
     "mmdit.prompt": _areas("errors"),
     "mmdit.modalities": set(),
     "mmdit.geometry": _areas("modalities"),
+    "mmdit.video": _areas("modalities"),
     "mmdit.flow": set(),
     "mmdit.models": set(),
     "mmdit.launch": set(),
@@ -74,6 +75,7 @@ ALLOWED = {
         "models",
         "flow",
         "geometry",
+        "video",
         "modalities",
     ),
 }
@@ -174,8 +176,10 @@ def test_pipeline_runs_without_lightning_triton_and_peft(tiny_pipeline_dir):
 
         import importlib.util
 
-        found = importlib.util.find_spec  # which libraries ask whether peft is there
-        importlib.util.find_spec = lambda name, *package: None if name == "peft" else found(name, *package)
+        found = importlib.util.find_spec  # which libraries ask whether a package is there
+        importlib.util.find_spec = lambda name, *package: (
+            None if name.split(".")[0] in Absent.blocked else found(name, *package)
+        )
         sys.meta_path.insert(0, Absent())
         import torch
         from mmdit import MultimodalDiTPipeline

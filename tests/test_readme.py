@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
-from mmdit.cli.results import prompts_table, read_reports, results_table, update
+from mmdit.cli.results import prompts_table, read_reports, read_video, results_table, update, video_table
 from mmdit.pipelines.loading import bundled_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,7 +63,15 @@ def test_first_paragraph_settles_the_names():
 
 @needs_model
 def test_results_are_those_of_the_report():
-    assert update(README, *read_reports()) == README, "run: python -m mmdit.cli.results"
+    assert update(README, *read_reports(), read_video()) == README, "run: python -m mmdit.cli.results"
+
+
+def test_video_table():
+    maps = {"depth": {"flicker": 1.234, "abs_rel": 0.02}, "segmentation": {"flicker": 2.0, "miou": None}}
+    settings = {"num_scenes": 20, "num_frames": 48, "num_inference_steps": 1}
+    table = video_table({"video": {"shared": maps}, "settings": settings})
+    assert "| one noise for all | 1.23 | – | 0.0200 | – | – | – | 2.00% | – |" in table
+    assert "20 camera paths of 48 frames through unseen scenes; 1 step" in table
 
 
 def test_prompts_table():
@@ -118,7 +126,9 @@ def test_example_of_prompts_runs():
 
 
 @needs_model
-@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.split()[1] in ("understand", "env")])
+@pytest.mark.parametrize(
+    "line", [line for line in COMMAND_LINES if line.startswith(("mmdit understand mmdit/assets", "mmdit env"))]
+)
 def test_quick_command_runs(line, tmp_path, monkeypatch, capsys):
     from mmdit.cli.main import main
 

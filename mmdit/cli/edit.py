@@ -41,6 +41,7 @@ def edit(
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     match_input_size: bool = True,
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -78,6 +79,7 @@ def edit(
         given: NAME=FILE: any other modality of it; repeat it for others.
         depth_values: What the depth file holds; see mmdit condition.
         match_input_size: Resize what is generated to the size of the image; false leaves everything at the model's size.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -115,6 +117,7 @@ def edit(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
@@ -166,6 +169,7 @@ def translate(
     dtype: DtypeName = "auto",
     output: Path = Path("outputs/translate"),
     match_input_size: bool = True,
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -198,6 +202,7 @@ def translate(
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         match_input_size: Resize results to the size of the input; false leaves everything at the model's size.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -224,6 +229,7 @@ def translate(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,

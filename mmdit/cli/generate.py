@@ -1,4 +1,4 @@
-"""``mmdit generate``, ``understand`` and ``condition``: the pipeline's three uses, with files for inputs and outputs.
+"""``mmdit generate`` and ``condition``, with files for inputs and outputs; ``understand`` is in a file of its own.
 
 Heavy imports are inside the functions: the help and a misspelt option should not wait for them. (The parser also runs
 what a module imports for type checking.)
@@ -6,7 +6,6 @@ what a module imports for type checking.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ def generate(
     rgb: Path | None = None,
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -75,6 +75,7 @@ def generate(
         rgb: An RGB image that is given.
         given: NAME=FILE: any other modality that is given; repeat it for others.
         depth_values: What a given depth file holds; see mmdit condition.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -98,6 +99,7 @@ def generate(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,
@@ -123,94 +125,6 @@ def generate(
     run.run(requests, lambda batch: {**words.inputs([asked[requests.split(name)[0]] for name in batch]), **inputs})
 
 
-def understand(
-    images: list[str],
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
-    num_inference_steps: InferenceSteps = 1,
-    scheduler: str | None = None,
-    seed: Seed = 0,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
-    output: Path = Path("outputs/understand"),
-    match_input_size: bool = True,
-    ensemble_size: PositiveInt = 1,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
-) -> None:
-    """Predict depth, normals and segmentation from RGB images.
-
-    Writes a folder OUTPUT/NAME for each image, NAME being the file's without suffix (with its folder's where two share one).
-    Any image Pillow reads is taken: grey, palette, 16-bit and CMYK are converted, transparency is laid over white, EXIF
-    orientation is applied. It is resized (not cropped) to the model's size, and the maps are resized back to the image's.
-    A bad file that is named is refused before the work; one in a folder is left out, reported at the end, and exits with 2.
-
-    Args:
-        images: Image files, or folders of them (subfolders are not searched).
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
-        num_inference_steps: Denoising steps; prediction needs few.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
-        seed: Seed of the noise, the same for each image.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
-        output: Folder of the results.
-        match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
-        ensemble_size: Estimates of each image that are combined into one, as in Marigold: takes so many times as long, and
-            writes NAME_uncertainty.npy and .png too, where they disagree.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
-    """
-    from PIL import Image
-
-    from mmdit.cli.common.inputs import find_images, read_sizes, refuse_left_out
-    from mmdit.cli.common.sampling import SamplingRun
-    from mmdit.modalities import IMAGE
-    from mmdit.modalities.rgb import read_picture
-
-    files = find_images(images)
-    sizes, bad = read_sizes(files)
-    run = SamplingRun(
-        "understand",
-        model,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=1.0,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        output=output,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-    )
-    if IMAGE not in run.pipe.modalities:
-        raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
-    paths = {file.name: file.path for file in files if file.name in sizes}
-    ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
-    uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
-    requests = {
-        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size, **ensemble}
-        for name, path in paths.items()
-    }
-
-    def inputs(names: Sequence[str]) -> dict[str, Any]:
-        pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
-        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
-        return {"conditions": {IMAGE: native}, **uncertain}
-
-    def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
-        if not match_input_size:
-            return arrays
-        resized = {key: run.pipe.codecs[key].resize_output(value, *sizes[name]) for key, value in arrays.items()}
-        return {**resized, IMAGE: read_picture(paths[name])}
-
-    run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
-    refuse_left_out(bad, len(files), output)
-
-
 def condition(
     depth: Path | None = None,
     normal: Path | None = None,
@@ -234,6 +148,7 @@ def condition(
     output: Path = Path("outputs/condition"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
+    exr: bool = False,
     overwrite: bool = False,
     batch_size: Batch = 8,
 ) -> None:
@@ -271,6 +186,7 @@ def condition(
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
             where numbers and picture disagree.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
@@ -298,6 +214,7 @@ def condition(
         dtype=dtype,
         output=output,
         overwrite=overwrite,
+        exr=exr,
         batch_size=batch_size,
         lora=lora,
         lora_scale=lora_scale,

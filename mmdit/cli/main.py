@@ -45,7 +45,9 @@ COMMANDS: dict[str, Command] = {
         ("categories",),
     ),
     "understand": Command(
-        "mmdit.cli.generate:understand", "Predict depth, normals and segmentation from RGB images.", ("images",)
+        "mmdit.cli.understand:understand",
+        "Predict depth, normals and segmentation from RGB images and videos.",
+        ("pictures",),
     ),
     "condition": Command("mmdit.cli.generate:condition", "Generate the other modalities from any subset of them."),
     "edit": Command(
@@ -55,7 +57,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.edit:translate", "Make new RGB images with the structure of given ones.", ("images",)
     ),
     "mesh": Command("mmdit.cli.mesh:mesh", "Make a textured mesh and a point cloud of samples.", ("samples",)),
-    "ui": Command("mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions and edits in a browser."),
+    "ui": Command(
+        "mmdit.cli.ui:ui", "Serve a page that generates, understands, conditions, translates and edits in a browser."
+    ),
     "train": Command(
         "mmdit.cli.train:train",
         "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",
@@ -76,6 +80,10 @@ COMMANDS: dict[str, Command] = {
     "evaluate-prompts": Command(
         "mmdit.cli.evaluate_prompts:evaluate_prompts",
         "Measure a model on a public benchmark of prompts.",
+    ),
+    "evaluate-video": Command(
+        "mmdit.cli.evaluate_video:evaluate_video",
+        "Measure how much a model flickers on camera paths through rendered scenes.",
     ),
     "prompt-figures": Command(
         "mmdit.cli.prompt_figures:prompt_figures",

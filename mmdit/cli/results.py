@@ -1,4 +1,4 @@
-"""``python -m mmdit.cli.results``: the README's results, from the bundled model's ``report.json`` and ``prompts.json``.
+"""``python -m mmdit.cli.results``: the README's results, from the bundled model's reports.
 
 A test holds that the README says what the reports say.
 """
@@ -67,6 +67,29 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+VIDEO = PACKAGE / "assets" / "scenes64" / "video.json"
+VIDEO_BEGIN, VIDEO_END = "<!-- video: python -m mmdit.cli.results -->", "<!-- end of video -->"
+
+# each row, and the method of the report
+VIDEO_ROWS: tuple[tuple[str, str], ...] = (
+    ("noise of its own for each frame", "independent"),
+    ("one noise for all", "shared"),
+    ("and averaged over time", "temporal"),
+    ("the truth", "truth"),
+)
+# head of the column, where it is in a method, format
+VIDEO_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("depth: flicker", "depth.flicker", "{:.2f}"),
+    ("points", "depth.warped_change", "{:.2f}"),
+    ("AbsRel", "depth.abs_rel", "{:.4f}"),
+    ("normals: flicker", "normal.flicker", "{:.2f}°"),
+    ("points", "normal.warped_change", "{:.2f}°"),
+    ("mean angle", "normal.mean_angle", "{:.2f}°"),
+    ("labels: flicker", "segmentation.flicker", "{:.2f}%"),
+    ("mIoU", "segmentation.miou", "{:.3f}"),
+)
+
+
 def _text(report: dict[str, Any], path: str | None, form: str) -> str:
     value: Any = report
     for key in path.split(".") if path else ():
@@ -118,12 +141,30 @@ def prompts_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def update(readme: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
-    """Return the README's text with the tables of both reports between their marks."""
-    for begin, end, table in (
-        (BEGIN, END, results_table(report)),
-        (PROMPTS_BEGIN, PROMPTS_END, prompts_table(prompts)),
-    ):
+def video_table(report: dict[str, Any]) -> str:
+    """Markdown: flicker beside accuracy, one line per method, and the truth's own."""
+    lines = [
+        f"| frames | {' | '.join(head for head, _, _ in VIDEO_COLUMNS)} |",
+        "|---" * (len(VIDEO_COLUMNS) + 1) + "|",
+    ]
+    for text, method in VIDEO_ROWS:
+        values = (_text(report["video"], f"{method}.{path}", form) for _, path, form in VIDEO_COLUMNS)
+        lines.append(f"| {text} | {' | '.join(values)} |")
+    settings = report["settings"]
+    lines += [
+        "",
+        f"{settings['num_scenes']} camera paths of {settings['num_frames']} frames through unseen scenes; "
+        f"{settings['num_inference_steps']} step; depth in hundredths of its range.",
+    ]
+    return "\n".join(lines)
+
+
+def update(readme: str, report: dict[str, Any], prompts: dict[str, Any], video: dict[str, Any] | None = None) -> str:
+    """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
+    tables = [(BEGIN, END, results_table(report)), (PROMPTS_BEGIN, PROMPTS_END, prompts_table(prompts))]
+    if video is not None:
+        tables.append((VIDEO_BEGIN, VIDEO_END, video_table(video)))
+    for begin, end, table in tables:
         before, rest = readme.split(begin)
         readme = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
     return readme
@@ -135,6 +176,12 @@ def read_reports() -> tuple[dict[str, Any], dict[str, Any]]:
     return report, prompts
 
 
+def read_video() -> dict[str, Any]:
+    """The bundled model's report of videos, by ``mmdit evaluate-video``."""
+    report: dict[str, Any] = json.loads(VIDEO.read_text(encoding="utf-8"))
+    return report
+
+
 if __name__ == "__main__":
-    README.write_text(update(README.read_text(encoding="utf-8"), *read_reports()), encoding="utf-8")
+    README.write_text(update(README.read_text(encoding="utf-8"), *read_reports(), read_video()), encoding="utf-8")
     print(README)

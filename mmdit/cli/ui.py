@@ -34,7 +34,7 @@ def ui(
     max_images: PositiveInt = 4,
     max_waiting: PositiveInt = 64,
 ) -> None:
-    """Serve a page that generates, understands, conditions and edits in a browser.
+    """Serve a page that generates, understands, conditions, translates and edits in a browser.
 
     Prints its address, and serves until Ctrl-C. Only this machine can open it unless --host says otherwise; then anybody who
     reaches this machine can, within the limits below. Nothing is sent to or fetched from elsewhere. Requests wait in a

@@ -17,6 +17,12 @@ from mmdit.modalities.table import MODALITIES, codec_class
 from mmdit.storage.json_text import has_surrogate, quoted, read_json
 
 FILE = "dataset.json"
+_RENDERER = "mmdit data render"  # what the provenance of its datasets begins with
+
+
+def is_rendered(provenance: Any) -> bool:
+    """Whether a dataset holds rendered scenes, by its provenance: no photograph is among them."""
+    return isinstance(provenance, dict) and str(provenance.get("generator")).startswith(_RENDERER)
 
 
 def parse_description(root: Path) -> tuple[dict[str, Any], list[str]]:

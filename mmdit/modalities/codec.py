@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
+from mmdit.modalities.exr import exr_bytes
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.layouts import shape_words, split_values
 from mmdit.modalities.orientation import turn_pixels
@@ -109,6 +110,24 @@ class Codec:
         middle = np.median(members, axis=0).astype(members.dtype)
         spread = np.median(np.abs(members - middle), axis=0).reshape(*middle.shape[:2], -1).max(axis=-1)
         return middle, spread.astype(np.float32)
+
+    def follow(self, before: np.ndarray | None, raw: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """What is known of a video after one more frame: here the weighted mean of what was and what is, float32.
+
+        Args:
+            before: what this returned for the frame before; None = ``raw`` is the first.
+            raw: raw array of the frame, of the same size.
+            weight: (H, W) float32 of what was, 0 to below 1.
+        """
+        now = raw.astype(np.float32)
+        if before is None:
+            return now
+        weight = weight.reshape(*weight.shape, *[1] * (now.ndim - 2))
+        return weight * before + (1 - weight) * now
+
+    def followed(self, known: np.ndarray) -> np.ndarray:
+        """The raw array that ``follow`` found."""
+        return known
 
     # ---- reading
 
@@ -289,6 +308,10 @@ class Codec:
         """Draw ground truth as a perfect result would look."""
         return self.picture(raw)
 
+    def legend(self, raw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """What the colours of ``picture`` mean, name -> (r, g, b), where they have names: those of any size in it."""
+        return {}
+
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """Raw values as the pixels of a dataset's PNG, which ``from_image`` inverts."""
         low, high = self.value_range
@@ -302,6 +325,15 @@ class Codec:
     def file_names(self) -> frozenset[str]:
         """Names of all files that ``files`` may write."""
         return frozenset({f"{self.name}.npy", f"{self.name}.png"})
+
+    @property
+    def exr_name(self) -> str | None:
+        """Name of the OpenEXR file that ``exr`` makes; None = these raw values are no numbers that it holds."""
+        return f"{self.name}.exr" if self.array_files and self.channels in (None, 3) else None
+
+    def exr(self, raw: np.ndarray) -> bytes:
+        """Raw values as an OpenEXR file, float32. Raises UserError without the library."""
+        return exr_bytes(raw.astype(np.float32), {})
 
     def metadata(self, raw: np.ndarray) -> dict[str, Any]:
         """Entries of a result's metadata.json, JSON values."""

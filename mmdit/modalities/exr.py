@@ -42,13 +42,26 @@ def read_exr(path: Path, channels: int | None) -> tuple[np.ndarray, dict[str, st
     return _choose(path, found, channels), text
 
 
+def need_exr(option: str) -> None:
+    """Raise UserError, in the name of an option, where the library is missing."""
+    _library(f"{option}: ")
+
+
 def exr_bytes(values: np.ndarray, text: Mapping[str, str]) -> bytes:
-    """A map (H, W) as an OpenEXR file with the one channel Y, and text entries. Raises UserError without the library."""
+    """Numbers as an OpenEXR file, which ``read_exr`` reads.
+
+    Args:
+        values: a map (H, W), which becomes the channel Y, or vectors (H, W, 3), which become R, G, B.
+        text: further entries of the header.
+
+    Raises:
+        UserError: the library is missing.
+    """
     OpenEXR = _library("")
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage, **text}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "map.exr"
-        with OpenEXR.File(header, {"Y": np.ascontiguousarray(values)}) as file:
+        with OpenEXR.File(header, {"Y" if values.ndim == 2 else "RGB": np.ascontiguousarray(values)}) as file:
             file.write(str(path))
         return path.read_bytes()
 

@@ -73,6 +73,12 @@ class NormalCodec(Codec, name="normal"):
         cosine = (members * mean).sum(axis=-1).clip(-1, 1)
         return mean.astype(np.float32), (np.arccos(cosine).mean(axis=0) / np.pi).astype(np.float32)
 
+    def follow(self, before: np.ndarray | None, raw: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The weighted mean direction."""
+        mean = super().follow(before, raw, weight)
+        length = np.linalg.norm(mean, axis=-1, keepdims=True)
+        return np.where(length > 1e-6, mean / np.maximum(length, 1e-6), raw).astype(np.float32)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Pixels of an 8-bit image as vectors (H, W, 3) float32 in [-1, 1]."""
         return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1

@@ -103,6 +103,23 @@ class SegmentationCodec(Codec, name="segmentation"):
         share = 1 - votes.max(axis=0) / len(members)
         return labels[votes.argmax(axis=0)].astype(members.dtype), share.astype(np.float32)
 
+    def follow(self, before: np.ndarray | None, raw: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The label of most weight and that weight, (H, W, 2) float32: another one takes its place when it weighs more."""
+        label = raw.astype(np.float32)
+        if before is None:
+            return np.stack([label, np.ones_like(label)], axis=-1)
+        held = weight * before[..., 1]
+        same = label == before[..., 0]
+        stays = same | (held >= 1 - weight)
+        return np.stack(
+            [np.where(stays, before[..., 0], label), np.where(stays, held, 0) + np.where(same | ~stays, 1 - weight, 0)],
+            axis=-1,
+        ).astype(np.float32)
+
+    def followed(self, known: np.ndarray) -> np.ndarray:
+        """The labels, (H, W) int64."""
+        return known[..., 0].astype(np.int64)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Label ids (H, W) int64: grey values, or indices of a palette image."""
         assert stored.image is not None
@@ -158,6 +175,12 @@ class SegmentationCodec(Codec, name="segmentation"):
         colors = np.full((max(int(raw.max()), int(self.ids.max())) + 1, 3), 128, dtype=np.uint8)
         colors[self.ids.numpy()] = self.colors
         return colors[raw]
+
+    def legend(self, raw: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """The classes of at least a hundredth of the pixels, the largest first: seams between two may decode to a third."""
+        counts = np.bincount(self._rows(raw)[self._rows(raw) >= 0], minlength=len(self.names))
+        rows = [row for row in np.argsort(-counts, kind="stable") if counts[row] >= raw.size / 100]
+        return {self.names[row]: tuple(self.colors[row].tolist()) for row in rows}
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """Label ids as uint8, or uint16 if one is beyond 255."""

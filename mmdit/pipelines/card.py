@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmdit.modalities import IMAGE, Modality
 from mmdit.storage.files import write_atomically
+from mmdit.storage.json_text import read_bounded
 from mmdit.storage.versions import DISTRIBUTION, version_of
+from mmdit.storage.yaml_text import load_yaml
 
 CARD = "README.md"
+PHOTOGRAPHS = "photographs"  # in the card's first lines: whether the model saw any in training
 CODE = "pipeline.py"
 # Fixed: it says where the class is and does nothing else. Only diffusers reads it, if told trust_remote_code=True.
 CODE_TEXT = '''"""Tells diffusers where the class of this folder is: in the package multimodal-dit, which must be installed."""
@@ -20,6 +25,8 @@ from mmdit import MultimodalDiTPipeline
 __all__ = ["MultimodalDiTPipeline"]
 '''
 _MOST_NAMES = 40
+_MOST_BYTES = 1 << 20
+_FENCE = "---\n"
 _TAGS = {"depth": "depth-estimation", "normal": "surface-normals", "segmentation": "image-segmentation"}
 
 
@@ -34,12 +41,28 @@ def write_card(folder: Path, card: str) -> None:
         write_atomically(folder / CARD, card.encode())
 
 
+def card_facts(folder: Path) -> dict[str, Any]:
+    """The first lines of a folder's model card, YAML between two lines of dashes; empty where there are none to be read."""
+    try:
+        text = read_bounded(folder / CARD, _MOST_BYTES).decode("utf-8-sig")
+    except (OSError, ValueError):
+        return {}
+    if not text.startswith(_FENCE) or _FENCE not in text[len(_FENCE) :]:
+        return {}
+    try:
+        facts = load_yaml(text[len(_FENCE) :].split(_FENCE)[0])
+    except yaml.YAMLError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def model_card(
     modalities: Mapping[str, Modality],
     categories: Mapping[int, str],
     facts: Mapping[str, Any],
     *,
     prompts: bool,
+    photographs: bool | None = None,
 ) -> str:
     """Text of a model card, Markdown with the Hub's metadata.
 
@@ -48,6 +71,7 @@ def model_card(
         categories: class id -> name.
         facts: rows of the table, name -> value.
         prompts: whether it reads prompts.
+        photographs: whether it saw any in training; None = unknown.
     """
     tags = [*(_TAGS[name] for name in modalities if name in _TAGS), "multimodal-dit", "flow-matching"]
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
@@ -69,7 +93,7 @@ def model_card(
 license: unknown
 library_name: diffusers
 tags: [{", ".join(tags)}]
----
+{"" if photographs is None else f"{PHOTOGRAPHS}: {str(photographs).lower()}" + chr(10)}---
 
 # Multimodal diffusion transformer: {", ".join(modalities)}
 

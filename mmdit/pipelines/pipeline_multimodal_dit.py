@@ -10,6 +10,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,7 @@ from mmdit.pipelines.arguments import (
     split_images,
 )
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
+from mmdit.pipelines.card import PHOTOGRAPHS, card_facts
 from mmdit.pipelines.conditions import common_count, encode_conditions, given_size, read_conditions
 from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
 from mmdit.pipelines.editing import read_edit
@@ -99,6 +101,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
 
     transformer: MultimodalDiT
     vae: AutoencoderKL
+    photographs: bool | None = None  # whether the model saw any in training, as its card says; None = unknown
 
     def __init__(
         self,
@@ -233,6 +236,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
         for component in {"transformer", "vae"} - set(given):
             refuse_non_finite(getattr(pipeline, component), folder / component)
         pipeline.register_to_config(_name_or_path=name)
+        saw = card_facts(Path(folder)).get(PHOTOGRAPHS)
+        pipeline.photographs = saw if isinstance(saw, bool) else None
         return pipeline
 
     def enable_vae_slicing(self) -> None:

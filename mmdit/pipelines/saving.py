@@ -29,6 +29,7 @@ class SavingMixin:
     text_encoder: Any
     native_size: Any
     native_shape: Any
+    photographs: bool | None
     _modalities: dict[str, Modality]
     _id2label: dict[int, str]
     config_name: ClassVar[str] = INDEX
@@ -67,9 +68,12 @@ class SavingMixin:
         write_code(folder)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read an index for diffusers; what it says about ``pipeline.py`` is for ``DiffusionPipeline`` alone."""
-        values = super()._dict_from_json_file(json_file)  # type: ignore[misc]
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+        """Read an index for diffusers; what it says about ``pipeline.py`` is for ``DiffusionPipeline`` alone.
+
+        ``options``: older versions of diffusers name archives here.
+        """
+        values = super()._dict_from_json_file(json_file, **options)  # type: ignore[misc]
         if isinstance(values.get("_class_name"), list):
             values["_class_name"] = cls.__name__
         return values
@@ -131,7 +135,13 @@ class SavingMixin:
             "components": ", ".join(f"{name} ({type(part).__name__})" for name, part in self.components.items()),
             "defaults": f"{self.defaults.num_inference_steps} steps, guidance {self.defaults.guidance_scale:g}",  # type: ignore[attr-defined]
         }
-        return model_card(self._modalities, self._id2label, facts, prompts=self.text_encoder is not None)
+        return model_card(
+            self._modalities,
+            self._id2label,
+            facts,
+            prompts=self.text_encoder is not None,
+            photographs=self.photographs,
+        )
 
 
 _HUB = ("repo_id", "commit_message", "private", "token", "create_pr")

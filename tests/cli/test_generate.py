@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -250,3 +252,27 @@ def test_understand_by_an_ensemble(mmdit, tiny_pipeline_dir, tmp_path, photo):
     assert _metadata(folder)["ensemble_size"] == 3
     assert mmdit(*common).code == 0  # its own files are no foreign ones
     assert "--ensemble_size is 0: give at least 1" in mmdit(*common[:-1], 0).error
+
+
+@pytest.mark.skipif(find_spec("OpenEXR") is None, reason="needs OpenEXR")
+def test_openexr_beside_the_other_files(mmdit, tiny_pipeline_dir, tmp_path):
+    from mmdit.modalities.exr import read_exr
+
+    common = ("generate", "torus", "--model", tiny_pipeline_dir, "--num_inference_steps", 1, "--output", "out")
+    assert mmdit(*common, "--exr").code == 0
+    folder = tmp_path / "out" / "torus_0"
+    assert {path.name for path in folder.iterdir()} == SAMPLE_FILES | {"depth.exr", "normal.exr"}
+    for name, channels in (("depth", None), ("normal", 3)):
+        values, _ = read_exr(folder / f"{name}.exr", channels)
+        np.testing.assert_array_equal(values, np.load(folder / f"{name}.npy"))
+    given = ("--model", tiny_pipeline_dir, "--num_inference_steps", 1)
+    assert mmdit("condition", "--depth", folder / "depth.exr", "--normal", folder / "normal.exr", *given).code == 0
+    assert mmdit(*common).code == 0  # the same request, without
+    assert {path.name for path in folder.iterdir()} == SAMPLE_FILES
+
+
+def test_openexr_without_its_library(mmdit, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    result = mmdit("generate", "torus", "--exr", "--model", "nowhere")
+    assert result.code == 2
+    assert "--exr: OpenEXR files need a library: pip install 'multimodal-dit[exr]'" in result.error

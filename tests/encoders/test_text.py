@@ -66,7 +66,9 @@ def test_another_layer(kind, tmp_path):
         other = load_text_encoder(str(tmp_path / "first"), layer)
         states = output.last_hidden_state if layer == count else output.hidden_states[layer]
         torch.testing.assert_close(other(tokens).states, states)
-        torch.testing.assert_close(other(tokens).pooled, made(tokens).pooled if kind == "clip" else states[0].mean(0)[None])
+        torch.testing.assert_close(
+            other(tokens).pooled, made(tokens).pooled if kind == "clip" else states[0].mean(0)[None]
+        )
     other = load_text_encoder(str(tmp_path / "first"), 1)
     other.model.save_pretrained(tmp_path / "again")
     other.tokenizer.save_pretrained(tmp_path / "again")

@@ -11,7 +11,8 @@ import pytest
 from mmdit.errors import UserError
 from mmdit.modalities.depth import DepthCodec
 from mmdit.modalities.normal import NormalCodec
-from mmdit.modalities.rgb import read_picture
+from mmdit.modalities.rgb import RGBCodec, read_picture
+from mmdit.modalities.segmentation import SegmentationCodec
 
 installed = importlib.util.find_spec("OpenEXR") is not None
 RNG = np.random.default_rng(0)
@@ -74,3 +75,17 @@ def test_damaged_files(tmp_path):
     (tmp_path / "huge.exr").write_bytes(good[:start] + window + good[start + 16 :])
     with pytest.raises(UserError, match=r"huge\.exr: the image has more than"):
         DepthCodec().read(tmp_path / "huge.exr")
+
+
+@pytest.mark.skipif(not installed, reason="needs OpenEXR")
+def test_what_is_written_is_read_back(tmp_path):
+    vectors = RNG.normal(size=(6, 8, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    relative = RNG.uniform(0, 1, (6, 8)).astype(np.float32)
+    for codec, raw in ((DepthCodec(space="depth"), relative), (NormalCodec(), vectors)):
+        path = tmp_path / codec.exr_name
+        path.write_bytes(codec.exr(raw))
+        reading = codec.read(path)
+        np.testing.assert_array_equal(reading.values, raw)
+        assert reading.note is None  # depth names its space
+    assert (RGBCodec().exr_name, SegmentationCodec().exr_name) == (None, None)

@@ -96,3 +96,11 @@ def test_segmentation_colours():
     codec = SegmentationCodec([{"id": 2, "name": "a", "color": [1, 2, 3]}, {"id": 5, "name": "b", "color": [9, 8, 7]}])
     labels = np.array([[2, 5, 0, 7]])
     assert codec.picture(labels)[0].tolist() == [[1, 2, 3], [9, 8, 7], [128] * 3, [128] * 3]
+
+
+def test_a_legend_names_what_is_seen():
+    labels = np.full((20, 20), 3)
+    labels[:9] = 0
+    labels[0, :3] = 7  # less than a hundredth
+    labels[0, 3] = 99  # no class
+    assert SegmentationCodec(CLASSES).legend(labels) == {"torus": (255, 0, 0), "floor": (0, 0, 0)}

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from mmdit.errors import UserError
-from mmdit.pipelines.card import CODE_TEXT
+from mmdit.pipelines.card import CODE_TEXT, card_facts
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 
@@ -69,6 +69,28 @@ def test_model_card(pipe: MultimodalDiTPipeline, folder: Path) -> None:
     (folder / "README.md").write_text("mine")
     pipe.save_pretrained(folder)
     assert (folder / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("saw", [True, False, None])
+def test_card_says_whether_photographs_were_seen(pipe: MultimodalDiTPipeline, tmp_path: Path, saw: bool | None) -> None:
+    pipe.photographs = saw
+    pipe.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("photographs:" in card.split("---")[1]) == (saw is not None)
+    loaded = MultimodalDiTPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.photographs is saw
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    "text", ["", "---\n", "---\nphotographs: [\n---\n", "---\n- a\n---\n", "---\nphotographs: 1\n---\n", "\xff"]
+)
+def test_cards_of_any_kind_are_read(folder: Path, text: str) -> None:
+    """A card is for people: whatever it holds, the model loads, and nothing is known of photographs."""
+    (folder / "README.md").write_text(text, encoding="latin-1")
+    assert card_facts(folder).get("photographs") in (None, 1)
+    assert MultimodalDiTPipeline.from_pretrained(folder).photographs is None
 
 
 def test_the_cards_example_runs(folder: Path) -> None:

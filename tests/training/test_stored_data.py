@@ -15,6 +15,7 @@ from mmdit.cli.main import main
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
+from mmdit.pipelines.card import card_facts
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import DataConfig, ModelConfig, PreviewConfig, TrainingConfig
 from mmdit.training.recipes import build_run
@@ -43,6 +44,18 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
     shutil.rmtree(latents / "vae")
     with pytest.raises(UserError, match="vae: no such folder; run 'mmdit data encode' again"):
         build_run(config)
+
+
+@pytest.mark.parametrize(("generator", "saw"), [("mmdit data render", False), ("mmdit data import", None)])
+def test_card_says_that_scenes_are_no_photographs(
+    latents: Path, tmp_path: Path, generator: str, saw: bool | None
+) -> None:
+    values = json.loads((latents / "latents.json").read_text())
+    (latents / "latents.json").write_text(json.dumps({**values, "source": {"provenance": {"generator": generator}}}))
+    model = ModelConfig(size="debug", patch_size=2)
+    run = build_run(TrainingConfig(model=model, data=DataConfig(path=str(latents), val_split=None)))
+    run.export(tmp_path / "pipeline")
+    assert card_facts(tmp_path / "pipeline").get("photographs") is saw
 
 
 def test_latents_without_a_split_to_validate_on(latents: Path) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
+from mmdit.apps.ui.errors import shown
 from mmdit.apps.ui.examples import Example
-from mmdit.apps.ui.limits import MAX_SEED
+from mmdit.apps.ui.limits import MAX_SEED, Limits
+from mmdit.apps.ui.results import enlarged
 from mmdit.apps.ui.tasks import Settings, Tasks, Words
+from mmdit.apps.ui.uploads import Drawing, has_picture
 from mmdit.modalities import IMAGE, Codec
 
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # handlers that are no task
 NO_CATEGORY = "(none)"
 _NUM_SUBJECTS = 3
 _SHEET = 512  # pixels, the longer side
@@ -66,26 +70,32 @@ class WordInputs:
         )
         self.prompt = gr.Textbox(
             "",
-            label="Prompt; {braces} mark what a picture below stands for" if subjects else "Prompt",
+            label="Prompt",
+            info="Words in {braces} take their looks from a picture below: a {torus}" if subjects else None,
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
             visible=takes,
+            elem_id="prompt" if subjects else None,
         )
-        with gr.Accordion("Pictures of subjects, negative prompt", open=False, visible=takes and subjects):
-            self.pictures = [
-                gr.Image(
-                    label=f"Picture of brace {index + 1}",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    height=160,
-                )
-                for index in range(_NUM_SUBJECTS)
-            ]
-            self.fusing = gr.Slider(
-                0, 1, value=0.5, step=0.05, label="Words alone (0) to pictures (1)", visible=tasks.fuses_subjects
+        named = "subjects" if subjects else None
+        title = "Pictures for {braces}, negative prompt"
+        with gr.Accordion(title, open=False, visible=takes and subjects, elem_id=named):
+            gr.Markdown(
+                "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
             )
-            self.negative = gr.Textbox("", label="Negative prompt", max_length=limits.characters)
+            numbers = range(1, _NUM_SUBJECTS + 1) if subjects else ()
+            self.pictures = [_subject(number, limits) for number in numbers]
+            self.fusing = gr.Slider(
+                0,
+                1,
+                value=0.5,
+                step=0.05,
+                label="What counts: words alone (0) to pictures (1)",
+                visible=tasks.fuses_subjects,
+            )
+            self.negative = gr.Textbox(
+                "", label="Negative prompt: what to lead away from", max_length=limits.characters
+            )
 
     @property
     def components(self) -> list[Any]:
@@ -94,7 +104,7 @@ class WordInputs:
 
     @staticmethod
     def read(
-        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: str | None
+        category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: Drawing | None
     ) -> Words:
         """What they say."""
         chosen = "" if category in (None, NO_CATEGORY) else category
@@ -119,7 +129,58 @@ def make_examples(examples: Sequence[Example], label: str, choose: Callable[[Exa
     def chosen(event: gr.SelectData) -> Any:
         return choose(examples[event.index])
 
-    gallery.select(chosen, None, outputs, api_visibility="private", show_progress="hidden")
+    gallery.select(chosen, None, outputs, **PRIVATE)
+
+
+def make_picture(label: str, elem_id: str) -> gr.Image:
+    """A field for one picture."""
+    return gr.Image(
+        label=label,
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "webcam", "clipboard"],
+        height=300,
+        elem_id=elem_id,
+        elem_classes="picture",
+    )
+
+
+def fit_uploads(editor: gr.ImageEditor, limits: Limits) -> None:
+    """Let an editor hold uploads at sizes that a brush fits: small ones are enlarged, large ones shrunk."""
+
+    @shown
+    def fit(drawing: Drawing | None) -> Any:
+        if drawing is None or not has_picture(drawing):
+            return gr.skip()
+        background = drawing["background"]
+        limits.check_pixels("the picture", *background.size)
+        return canvas(limits.shrink(background))
+
+    editor.upload(fit, editor, editor, **PRIVATE)
+
+
+def canvas(image: Image.Image) -> dict[str, Any]:
+    """A picture to paint on, a small one enlarged."""
+    large = Image.fromarray(enlarged(np.asarray(image.convert("RGB")), _SHEET))
+    return {"background": large, "layers": [], "composite": large}
+
+
+def _subject(number: int, limits: Limits) -> gr.ImageEditor:
+    """A field for the picture of a subject, which may be painted over."""
+    editor = gr.ImageEditor(
+        label=f"Picture {number}",
+        type="pil",
+        format="png",
+        sources=["upload", "clipboard"],
+        transforms=("crop",),
+        layers=False,
+        brush=gr.Brush(colors=["#2fd0ff"], color_mode="fixed", default_size=40),
+        height=320,
+        buttons=[],
+        elem_id=f"subject_{number}",
+    )
+    fit_uploads(editor, limits)
+    return editor
 
 
 def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEditor:
@@ -128,7 +189,7 @@ def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEdit
     scale = _SHEET / max(native)
     height, width = (round(side * scale) for side in native)
     paper = Image.fromarray(np.full((height, width, 3), next(iter(colors.values())), dtype=np.uint8))
-    gr.HTML(legend(codec))
+    gr.HTML(swatches(colors))
     return gr.ImageEditor(
         {"background": paper, "layers": [], "composite": paper},
         label=name,
@@ -150,13 +211,13 @@ def make_sheet(name: str, codec: Codec, native: tuple[int, int]) -> gr.ImageEdit
     )
 
 
-def legend(codec: Codec) -> str:
-    """The names of the colours to draw with, as HTML."""
-    swatches = [
+def swatches(colors: Mapping[str, Sequence[int]]) -> str:
+    """Colours and their names, as HTML."""
+    listed = [
         f'<span class="swatch"><i style="background:{hexadecimal(color)}"></i>{html.escape(name)}</span>'
-        for name, color in codec.drawing_colors().items()
+        for name, color in colors.items()
     ]
-    return "".join(swatches)
+    return "".join(listed)
 
 
 def hexadecimal(color: Sequence[int]) -> str:

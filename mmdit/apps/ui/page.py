@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
+from mmdit.apps.ui.changes import make_edit, make_links, make_translate
 from mmdit.apps.ui.errors import shown
 from mmdit.apps.ui.examples import Example
-from mmdit.apps.ui.inputs import SettingInputs, WordInputs, make_examples, make_sheet
-from mmdit.apps.ui.panel import ResultPanel, canvas
+from mmdit.apps.ui.inputs import PRIVATE, SettingInputs, WordInputs, make_examples, make_picture, make_sheet
+from mmdit.apps.ui.local_blocks import LocalBlocks
+from mmdit.apps.ui.panel import ResultPanel
 from mmdit.apps.ui.tasks import Tasks
-from mmdit.apps.ui.uploads import DEPTH_LABEL
+from mmdit.apps.ui.uploads import DEPTH_LABEL, DEPTH_WORDS
 from mmdit.modalities import IMAGE
 from mmdit.modalities.depth_values import DEPTH_VALUES
 
-_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _FEW = 4  # handlers at a time that only look at results; the model has one at a time
 
 
@@ -35,7 +35,7 @@ class Page:
         self.tasks, self.examples = tasks, list(examples)
         self.codecs = tasks.pipe.codecs
         self.events: list[Any] = []
-        with gr.Blocks(title=f"mmdit: {tasks.model}", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
+        with LocalBlocks(f"mmdit: {tasks.model}") as self.blocks:
             gr.Markdown(self._introduction())
             with gr.Row():
                 with gr.Column(scale=5, min_width=320):
@@ -46,21 +46,26 @@ class Page:
                     self.panel = ResultPanel(tasks.store, list(self.codecs))
             with self.tabs:
                 self._make_generate()
+                several = len(self.codecs) > 1
                 if IMAGE in self.codecs:
-                    self._make_understand()
-                if len(self.codecs) > 1:
+                    image = self._make_understand()
+                if several:
                     self._make_condition()
                 if IMAGE in self.codecs:
-                    self._make_edit()
-                    self._make_links()
-            self.stop.click(lambda: "Stopped.", None, self.panel.status, cancels=self.events, queue=False, **_PRIVATE)
+                    source = make_translate(self) if several else None
+                    make_links(self, image, source, make_edit(self))
+            self.stop.click(lambda: "Stopped.", None, self.panel.status, cancels=self.events, queue=False, **PRIVATE)
         self.blocks.queue(max_size=tasks.limits.waiting, default_concurrency_limit=_FEW, api_open=False)
 
     def _introduction(self) -> str:
         made = ", ".join(self.codecs)
-        return f"# {html.escape(self.tasks.model)}\nMakes {made}: all of them together, or the rest from any of them."
+        text = f"# {html.escape(self.tasks.model)}\nMakes {made}: all of them together, or the rest from any of them."
+        if self.tasks.pipe.photographs is False:
+            text += " It was trained on rendered scenes and never saw a photograph: what it makes of one is a guess."
+        return text
 
-    def _listen(self, button: gr.Button, name: str, handler: Callable[..., Iterator[Any]], inputs: list[Any]) -> None:
+    def listen(self, button: gr.Button, name: str, handler: Callable[..., Iterator[Any]], inputs: list[Any]) -> None:
+        """Let a button run a task, which is ``name`` in the web API."""
         event = button.click(
             shown(handler),
             inputs,
@@ -72,6 +77,7 @@ class Page:
             show_progress_on=[self.panel.status],
         )
         self.events.append(event)
+        event.failure(lambda: "Nothing was made.", None, self.panel.status, queue=False, **PRIVATE)
 
     # Handlers name their arguments one by one: these are the names of the web API.
 
@@ -95,30 +101,25 @@ class Page:
             prompt: str,
             negative_prompt: str,
             fusing_scale: float,
-            picture_1: str | None = None,
-            picture_2: str | None = None,
-            picture_3: str | None = None,
+            picture_1: dict[str, Any] | None = None,
+            picture_2: dict[str, Any] | None = None,
+            picture_3: dict[str, Any] | None = None,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
             pictures = (picture_1, picture_2, picture_3)
             asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
             yield from self.panel.show(tasks.generate(settings, asked))
 
-        self._listen(run, "generate", generate, [*self.settings.components, *words.components, *words.pictures])
+        self.listen(run, "generate", generate, [*self.settings.components, *words.components, *words.pictures])
 
-    def _make_understand(self) -> None:
+    def _make_understand(self) -> gr.Image:
+        others = ", ".join(name for name in self.codecs if name != IMAGE)
         with gr.Tab("Understand", id="understand"):
-            self.image = gr.Image(
-                label="A picture",
-                type="filepath",
-                image_mode=None,
-                sources=["upload", "webcam", "clipboard"],
-                height=300,
-                elem_id="image",
-            )
+            gr.Markdown(f"{others.capitalize()} of a picture.")
+            picture = make_picture("A picture", "image")
             match = gr.Checkbox(True, label="Results at the picture's size")
             run = gr.Button("Understand", variant="primary", elem_id="understand")
-            make_examples(self.examples, "Examples", lambda example: str(example.files[IMAGE]), self.image)
+            make_examples(self.examples, "Examples", lambda example: str(example.files[IMAGE]), picture)
 
         def understand(
             steps: float,
@@ -132,13 +133,15 @@ class Page:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
             yield from self.panel.show(self.tasks.understand(settings, image, match_input))
 
-        self._listen(run, "understand", understand, [*self.settings.components, self.image, match])
+        self.listen(run, "understand", understand, [*self.settings.components, picture, match])
+        return picture
 
     def _make_condition(self) -> None:
         names = list(self.codecs)
         first = [name for name in names if name != IMAGE][:1]
         files, sheets, groups = [], [], []
         with gr.Tab("Condition", id="condition"):
+            gr.Markdown("Give any of them, by file or drawing, and the rest is made.")
             given = gr.CheckboxGroup(names, value=first, label="Given", elem_id="given")
             for name in names:
                 with gr.Column(visible=name in first) as group, gr.Tabs():
@@ -150,7 +153,7 @@ class Page:
                     with gr.Tab(f"{name}: drawing"):
                         sheets.append(make_sheet(name, self.codecs[name], self.tasks.pipe.native_shape))
                 groups.append(group)
-            values = gr.Dropdown(list(DEPTH_VALUES), value="auto", label=DEPTH_LABEL)
+            values = gr.Dropdown([(DEPTH_WORDS[name], name) for name in DEPTH_VALUES], value="auto", label=DEPTH_LABEL)
             words = WordInputs(self.tasks)
             run = gr.Button("Generate the rest", variant="primary", elem_id="condition")
             make_examples(
@@ -163,7 +166,7 @@ class Page:
         def show(chosen: list[str]) -> list[Any]:
             return [gr.Column(visible=name in chosen) for name in names]
 
-        given.change(show, given, groups, queue=False, **_PRIVATE)
+        given.change(show, given, groups, queue=False, **PRIVATE)
 
         def condition(
             steps: float,
@@ -188,65 +191,7 @@ class Page:
 
         _name_rest(condition, [f"{name}_file" for name in names] + [f"{name}_drawing" for name in names])
         inputs = [*self.settings.components, given, values, *words.components, *files, *sheets]
-        self._listen(run, "condition", condition, inputs)
-
-    def _make_edit(self) -> None:
-        with gr.Tab("Edit", id="edit"):
-            self.editor = gr.ImageEditor(
-                label="Paint over what is to be generated anew",
-                type="pil",
-                format="png",
-                sources=["upload", "clipboard"],
-                transforms=("crop",),
-                layers=False,
-                brush=gr.Brush(colors=["#ff2fd0"], color_mode="fixed", default_size=40),
-                buttons=[],
-                elem_id="editor",
-            )
-            words = WordInputs(self.tasks)
-            strength = gr.Slider(0, 1, value=1, step=0.05, label="How far from the picture (1: all anew)")
-            match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")
-            run = gr.Button("Edit", variant="primary", elem_id="edit")
-            make_examples(
-                self.examples, "Examples", lambda example: canvas(Image.open(example.files[IMAGE])), self.editor
-            )
-
-        def edit(
-            steps: float,
-            guidance: float,
-            new_seed: bool,
-            seed: float,
-            num_images: float,
-            drawing: dict[str, Any] | None = None,
-            category: str = "",
-            prompt: str = "",
-            negative_prompt: str = "",
-            fusing_scale: float | None = None,
-            strength: float = 1.0,
-            match_input: bool = False,
-        ) -> Iterator[Any]:
-            settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
-            asked = words.read(category, prompt, negative_prompt, fusing_scale)
-            yield from self.panel.show(
-                self.tasks.edit(settings, asked, drawing, strength=strength, match_input=match_input)
-            )
-
-        self._listen(run, "edit", edit, [*self.settings.components, self.editor, *words.components, strength, match])
-
-    def _make_links(self) -> None:
-        """Buttons that take a result's RGB to another task."""
-        chosen = [self.panel.result, self.panel.sample]
-
-        @shown
-        def understand(result: str, sample: int | None) -> Any:
-            return gr.Tabs(selected="understand"), self.panel.rgb(result, sample)
-
-        @shown
-        def edit(result: str, sample: int | None) -> Any:
-            return gr.Tabs(selected="edit"), canvas(self.panel.rgb(result, sample))
-
-        self.panel.to_understand.click(understand, chosen, [self.tabs, self.image], **_PRIVATE)
-        self.panel.to_edit.click(edit, chosen, [self.tabs, self.editor], **_PRIVATE)
+        self.listen(run, "condition", condition, inputs)
 
 
 def _name_rest(handler: Callable[..., Any], names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,13 +10,12 @@ import numpy as np
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
-from mmdit.apps.ui.results import ResultStore, enlarged
+from mmdit.apps.ui.inputs import PRIVATE, swatches
+from mmdit.apps.ui.results import ResultStore
 from mmdit.apps.ui.sampling import Preview
-from mmdit.apps.ui.shape import write_shape
+from mmdit.apps.ui.shape import read_fov, write_shape
 from mmdit.apps.ui.tasks import Done
 from mmdit.modalities import IMAGE
-
-_CANVAS = 512  # pixels at least of a picture that is painted on
 
 
 class ResultPanel:
@@ -41,6 +40,7 @@ class ResultPanel:
                     buttons=["download", "fullscreen"],
                     elem_id="pictures",
                 )
+                self.legend = gr.HTML(elem_id="legend")
             with gr.Tab("Compare"):
                 with gr.Row(elem_classes="pair"):
                     self.left = gr.Dropdown(self.modalities, value=first, label="Left", min_width=100, elem_id="left")
@@ -51,7 +51,15 @@ class ResultPanel:
                     label="Drag the line", format="png", interactive=False, max_height=640, elem_id="slider"
                 )
             with gr.Tab("3-D"):
-                self.build = gr.Button("Build the 3-D view", elem_id="build")
+                with gr.Row():  # a field for text: one for numbers sends 0 where it is empty
+                    self.fov = gr.Textbox(
+                        label="Field of view, degrees",
+                        placeholder="estimated",
+                        max_length=20,
+                        min_width=140,
+                        elem_id="fov",
+                    )
+                    self.build = gr.Button("Build the 3-D view", min_width=140, elem_id="build")
                 self.model = gr.Model3D(
                     label="Drag to turn, scroll or pinch to zoom",
                     clear_color=(0.94, 0.94, 0.94, 1.0),
@@ -66,6 +74,7 @@ class ResultPanel:
         self.again = gr.Row(visible=False)
         with self.again:
             self.to_understand = gr.Button("Understand this RGB", size="sm")
+            self.to_translate = gr.Button("Translate this RGB", size="sm")
             self.to_edit = gr.Button("Edit this RGB", size="sm")
         self._listen()
 
@@ -77,8 +86,10 @@ class ResultPanel:
             self.status,
             self.sample,
             self.gallery,
+            self.legend,
             self.slider,
             self.model,
+            self.camera,
             self.files,
             self.again,
         ]
@@ -92,7 +103,7 @@ class ResultPanel:
     def _preview(self, preview: Preview) -> tuple[Any, ...]:
         pictures = [(path, name) for name, path in self.store.draw(preview.arrays).items()]
         status = f"Step {preview.step} of {preview.num_steps} …"
-        return (gr.skip(), status, gr.skip(), pictures, *[gr.skip()] * 4)
+        return (gr.skip(), status, gr.skip(), pictures, *[gr.skip()] * (len(self.outputs) - 4))
 
     def _done(self, done: Done) -> tuple[Any, ...]:
         several = len(done.samples) > 1
@@ -107,11 +118,21 @@ class ResultPanel:
             "  \n".join([done.summary, *(f"Note: {note}" for note in done.notes)]),
             gr.Radio(seeds, value=seeds[0], visible=several),
             pictures,
+            swatches(self._legend(done.samples)),
             self._pair(done.name, 0, self.left.value, self.right.value),
             None,
+            "",
             self.store.files(done.name),
             gr.Row(visible=IMAGE in done.samples[0]),
         )
+
+    def _legend(self, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Sequence[int]]:
+        """What the colours of the pictures mean, where they have names."""
+        colors: dict[str, Sequence[int]] = {}
+        for arrays in samples:
+            for name, array in arrays.items():
+                colors |= self.store.codecs[name].legend(array)
+        return colors
 
     def _pair(self, result: str, sample: int | None, left: str, right: str) -> tuple[str, str]:
         pictures = self.store.pictures(result, sample or 0)
@@ -125,29 +146,23 @@ class ResultPanel:
         @shown
         def choose(result: str, sample: int | None, left: str, right: str) -> Any:
             if not result:
-                return gr.skip(), gr.skip(), gr.skip()
-            return compare(result, sample, left, right), None, self.store.files(result, sample or 0)
+                return [gr.skip()] * 4
+            return compare(result, sample, left, right), None, "", self.store.files(result, sample or 0)
 
         @shown
-        def build(result: str, sample: int | None = None) -> Any:
+        def build(result: str, sample: int | None = None, fov: str | None = None) -> Any:
             if not result:
                 raise gr.Error("there is no result yet: make one first", print_exception=False)
-            path, camera = write_shape(self.store, result, sample or 0)
+            path, camera = write_shape(self.store, result, sample or 0, read_fov(fov or ""))
             return str(path), f"Camera: {camera}", self.store.files(result, sample or 0)
 
         chosen = [self.result, self.sample, self.left, self.right]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for side in (self.left, self.right):
-            side.input(compare, chosen, self.slider, **private)
-        self.sample.input(choose, chosen, [self.slider, self.model, self.files], **private)
-        self.build.click(build, [self.result, self.sample], [self.model, self.camera, self.files], api_name="shape")
+            side.input(compare, chosen, self.slider, **PRIVATE)
+        self.sample.input(choose, chosen, [self.slider, self.model, self.camera, self.files], **PRIVATE)
+        inputs = [self.result, self.sample, self.fov]
+        self.build.click(build, inputs, [self.model, self.camera, self.files], api_name="shape")
 
     def rgb(self, result: str, sample: int | None) -> Image.Image:
         """The RGB image of a stored sample."""
         return Image.fromarray(self.store.arrays(result, sample or 0)[IMAGE])
-
-
-def canvas(image: Image.Image) -> dict[str, Any]:
-    """A picture to paint on, a small one enlarged."""
-    large = Image.fromarray(enlarged(np.asarray(image.convert("RGB")), _CANVAS))
-    return {"background": large, "layers": [], "composite": large}

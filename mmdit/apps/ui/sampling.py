@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.pipelines.previews import decode_latents, estimated_clean
+
+_ENDS = "the server was ended: nothing more is made"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,15 @@ class Sampler:
     def __init__(self, pipe: MultimodalDiTPipeline, interval: float = 0.5) -> None:
         self.pipe, self.interval = pipe, interval
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._watches: set[_Watch] = set()
+        self._lock = threading.Lock()
+        self._closed = False
 
     def run(self, **arguments: Any) -> Iterator[Preview | Finished]:
         """Call the pipeline: previews as they come, then the result. Ends the call early where the iterator is closed.
 
         Raises:
+            UserError: the server ends.
             Exception: whatever the call raises.
         """
         events: queue.SimpleQueue[Preview | Finished | Exception] = queue.SimpleQueue()
@@ -66,7 +73,11 @@ class Sampler:
             except Exception as error:  # it is the visitor's thread that tells
                 events.put(error)
 
-        self._thread.submit(call)
+        with self._lock:
+            if self._closed:
+                raise UserError(_ENDS)
+            self._watches.add(watch)
+            self._thread.submit(call)
         try:
             while True:
                 event = events.get()
@@ -77,16 +88,23 @@ class Sampler:
                     return
         finally:
             watch.stopped.set()
+            with self._lock:
+                self._watches.discard(watch)
 
     def close(self) -> None:
-        """End the thread after the calls it has."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the call that runs at its next step, those that wait at once, and the thread. May be called again."""
+        with self._lock:
+            self._closed = True
+            for watch in self._watches:
+                watch.stopped.set()
+                watch.tell(UserError(_ENDS))
+            self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 class _Watch:
     """The callback of one call."""
 
-    def __init__(self, sampler: Sampler, tell: Callable[[Preview], None]) -> None:
+    def __init__(self, sampler: Sampler, tell: Callable[[Preview | Exception], None]) -> None:
         self.sampler, self.tell = sampler, tell
         self.stopped = threading.Event()
         self.num_steps = 0

@@ -8,10 +8,14 @@ import json
 import logging
 import os
 import re
+import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mmdit.apps.ui.examples import Example, fitting
@@ -21,6 +25,8 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 _MEGABYTE = 2**20
 _ENVELOPE = _MEGABYTE  # of a form around an upload
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+_BY_SIGNAL = 128  # exit codes of a process that a signal ended, less its number
 _ELSEWHERE = re.compile(r"/(file=https?:|proxy=)")  # gradio's own ways to have the server fetch something
 # The page's own files and data alone: a browser loads nothing from elsewhere, whatever the page says.
 POLICY = "; ".join(
@@ -90,43 +96,81 @@ def app_of(
         from mmdit.apps.ui.page import Page
         from mmdit.apps.ui.results import ResultStore
         from mmdit.apps.ui.tasks import Tasks
-        from mmdit.apps.ui.theme import CSS, THEME
+        from mmdit.apps.ui.theme import CSS, HEAD, THEME
 
         tasks = Tasks(pipe, ResultStore(Path(folder) / "results", pipe.codecs), limits, model=model, interval=interval)
         gradio.set_static_paths([tasks.store.folder])
         page = Page(tasks, fitting(examples, pipe.codecs))
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.add_middleware(Guard, most_bytes=limits.upload_megabytes * _MEGABYTE + _ENVELOPE)
+        mounted = gradio.mount_gradio_app(
+            app,
+            page.blocks,
+            path="/",
+            footer_links=["api"],
+            run_history=False,
+            show_error=True,
+            max_file_size=limits.upload_megabytes * _MEGABYTE,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=THEME,
+            css=CSS,
+            head=HEAD,
+        )
+
+        def end() -> None:
+            """Begin to end: no call of the model goes on, and open pages are told, who else stay connected."""
+            tasks.sampler.close()
+            mounted.routes[-1].app.stop_event.set()
+
+        mounted.state.end, mounted.state.folder = end, folder
         try:
-            yield gradio.mount_gradio_app(
-                app,
-                page.blocks,
-                path="/",
-                footer_links=["api"],
-                run_history=False,
-                show_error=True,
-                max_file_size=limits.upload_megabytes * _MEGABYTE,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=THEME,
-                css=CSS,
-            )
+            yield mounted
         finally:
             tasks.sampler.close()
 
 
 def make_server(app: Any, ready: Callable[[], None] = lambda: None) -> Any:
-    """A uvicorn server for an app: ``run(sockets=[opened])`` serves until interrupted, or until ``should_exit`` is set.
+    """A uvicorn server for an app of ``app_of``: ``run(sockets=[opened])`` serves until interrupted, or until ``should_exit``.
 
-    ``ready`` is called when requests are answered.
+    ``ready`` is called when requests are answered. A second interruption ends the process.
     """
     import uvicorn
 
     class Server(uvicorn.Server):
+        ended_by: int | None = None  # a signal
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             ready()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.end()
+            await super().shutdown(sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            if threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            before = {number: signal.signal(number, self.handle_exit) for number in _ENDING}
+            try:
+                yield
+            finally:
+                if self.ended_by is None:
+                    for number, handler in before.items():
+                        signal.signal(number, handler)
+            if (
+                self.ended_by is not None
+            ):  # our handler stays until the process has ended, which waits for the model's step
+                raise KeyboardInterrupt if self.ended_by == signal.SIGINT else SystemExit(_BY_SIGNAL + self.ended_by)
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.ended_by is not None:  # asked for again
+                shutil.rmtree(app.state.folder, ignore_errors=True)
+                os._exit(_BY_SIGNAL + sig)
+            self.ended_by, self.should_exit = sig, True
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
     logging.getLogger("uvicorn.error").addFilter(_is_news)  # after Config, which sets the loggers up

@@ -1,4 +1,4 @@
-"""What visitors ask the model for: four tasks, each from plain values to previews and a stored result."""
+"""What visitors ask the model for: five tasks, each from plain values to previews and a stored result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from mmdit.apps.ui.limits import MAX_SEED, Limits
 from mmdit.apps.ui.results import ResultStore
 from mmdit.apps.ui.sampling import Finished, Preview, Sampler
-from mmdit.apps.ui.uploads import Drawing, read_edit, read_given, read_image
+from mmdit.apps.ui.uploads import Drawing, has_picture, read_edit, read_given, read_image, read_subject
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.pipelines.labels import resolve_labels
@@ -62,14 +62,15 @@ class Words:
         category: a key of ``Tasks.categories``; "" = none.
         prompt: a text with braces; "" = none.
         negative_prompt: what guidance leads away from; "" = nothing.
-        pictures: paths of uploads, for the braces in their order; None = no picture in this place.
+        pictures: of subjects, for the braces in their order, each as an editor has it, the subject painted over or nothing;
+            None, or an editor without a picture = none in this place.
         fusing_scale: how much of the prompt comes from the pictures; None = the pipeline's own.
     """
 
     category: str = ""
     prompt: str = ""
     negative_prompt: str = ""
-    pictures: Sequence[str | None] = ()
+    pictures: Sequence[Drawing | None] = ()
     fusing_scale: float | None = None
 
 
@@ -161,6 +162,33 @@ class Tasks:
         record = {"given": list(given), "category": words.category, "prompt": words.prompt}
         yield from self._run("condition", settings, arguments, record, notes)
 
+    def translate(
+        self,
+        settings: Settings,
+        words: Words,
+        image: str | None,
+        keep: Sequence[str],
+        *,
+        strength: float = 1.0,
+        match_input: bool = False,
+    ) -> Iterator[Preview | Done]:
+        """A picture -> a new one with what is kept of it, modalities that are estimated first. Raises UserError.
+
+        ``strength``: how far it may go from the picture; ``match_input``: at the picture's size, else at the model's.
+        """
+        if image is None:
+            raise UserError("there is no picture to translate: upload one, or take an example")
+        kept = [name for name in self.pipe.codecs if name in keep]
+        if not kept and strength == 1:
+            raise UserError(
+                "nothing of the picture is used: choose what is kept of it, or let the new one go less far from it"
+            )
+        picture = read_image(image, self.limits)
+        arguments = {"conditions": {IMAGE: picture}, "keep": kept, **self._words(words)}
+        arguments |= {"strength": strength, "match_input_resolution": match_input}
+        record = {"category": words.category, "prompt": words.prompt, "keep": kept, "strength": strength}
+        yield from self._run("translate", settings, arguments, record)
+
     def edit(
         self,
         settings: Settings,
@@ -189,7 +217,7 @@ class Tasks:
             arguments["class_labels"] = self.categories.get(words.category, words.category)
         prompt = self.limits.check_text("the prompt", words.prompt)
         negative = self.limits.check_text("the negative prompt", words.negative_prompt)
-        given = [path for path in words.pictures if path is not None]
+        given = [drawing for drawing in words.pictures if drawing is not None and has_picture(drawing)]
         if not prompt:
             if given:
                 raise UserError(
@@ -202,11 +230,10 @@ class Tasks:
         braces = tags(prompt)
         if len(given) != len(braces):
             raise UserError(
-                f"the prompt marks {len(braces)} subjects with braces, and {len(given)} pictures are given: "
-                "upload one for each, in their order"
+                f"pairs of braces in the prompt: {len(braces)}; pictures for them: {len(given)}; give one for each, in order"
             )
         if given:
-            arguments["subjects"] = [read_image(path, self.limits) for path in given]
+            arguments["subjects"] = [read_subject(drawing, self.limits) for drawing in given]
             arguments["fusing_scale"] = words.fusing_scale if self.fuses_subjects else None
         return arguments
 

@@ -17,6 +17,12 @@ from mmdit.modalities.orientation import turn_together
 from mmdit.modalities.rgb import RGBCodec
 
 DEPTH_LABEL = "A depth file holds"  # of the page's choice for depth_values
+DEPTH_WORDS = {
+    "auto": "what the file looks like it holds",
+    "metric": "distances, larger = farther",
+    "relative": "relative values, as this page writes them",
+    "near_white": "relative values, near is white",
+}
 Drawing = Mapping[str, Any]  # gradio's {"background", "layers", "composite"}, PIL images each
 
 
@@ -106,18 +112,39 @@ def read_given(
     return {name: read[name] for name in codecs if name in read}
 
 
+def has_picture(drawing: Drawing | None) -> bool:
+    """Whether an editor holds a picture."""
+    return drawing is not None and drawing["background"] is not None and bool(_alpha(drawing["background"]).any())
+
+
 def read_edit(drawing: Drawing | None, limits: Limits) -> tuple[Image.Image, np.ndarray]:
     """A picture and what a visitor painted over: RGB, and (H, W) bool of its size, True = generate anew.
 
     Raises:
         UserError: no picture, nothing painted, or too many pixels.
     """
-    background = None if drawing is None else drawing["background"]
-    if drawing is None or background is None or not _alpha(background).any():
+    if drawing is None or not has_picture(drawing):
         raise UserError("there is no picture to edit: upload one, or take an example")
-    limits.check_pixels("the picture", *background.size)
-    if not is_drawn(drawing):
+    picture, inside = _read_painted(drawing, limits)
+    if not inside.any():
         raise UserError("nothing is painted: paint with the brush over what is to be generated anew")
+    return picture, inside
+
+
+def read_subject(drawing: Drawing, limits: Limits) -> Image.Image | tuple[Image.Image, np.ndarray]:
+    """A subject's picture, with what a visitor painted over as its mask (H, W) bool, True = subject; nothing = all of it.
+
+    Raises:
+        UserError: too many pixels.
+    """
+    picture, inside = _read_painted(drawing, limits)
+    return (picture, inside) if inside.any() else picture
+
+
+def _read_painted(drawing: Drawing, limits: Limits) -> tuple[Image.Image, np.ndarray]:
+    """The picture of an editor as RGB, and where it is painted over, (H, W) bool."""
+    background = drawing["background"]
+    limits.check_pixels("the picture", *background.size)
     inside = np.zeros(background.size[::-1], dtype=bool)
     for layer in drawing["layers"]:
         alpha = Image.fromarray(_alpha(layer))
@@ -128,8 +155,6 @@ def read_edit(drawing: Drawing | None, limits: Limits) -> tuple[Image.Image, np.
     picture = limits.shrink(Image.alpha_composite(paper, background.convert("RGBA")).convert("RGB"))
     if picture.size != background.size:
         inside = np.asarray(Image.fromarray(inside).resize(picture.size, Image.Resampling.NEAREST))
-    if not inside.any():
-        raise UserError("nothing is painted: paint with the brush over what is to be generated anew")
     return picture, inside
 
 

@@ -13,8 +13,12 @@ from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, Codec, Reading
 from mmdit.modalities.codec import NOTHING
 from mmdit.modalities.rgb import read_picture
-from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
+from mmdit.storage.listing import IMAGE_SUFFIXES, list_images, visible
 from mmdit.storage.names import number_repeats, safe_name, text_of
+from mmdit.video.file import VideoFile
+from mmdit.video.folder import FRAME_RATE, FrameFolder
+from mmdit.video.frames import Video
+from mmdit.video.kinds import VIDEO_SUFFIXES, is_video
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ def source_name(path: Path) -> str:
     return safe_name(text_of(stem))
 
 
-def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
+def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> list[ImageFile]:
     """List the images of files and folders (not of their subfolders), each with its own name.
 
     A name is the file's stem; files that share one are told apart by their folder's name, then by their suffix, then by a number.
+    ``beside``: files that get names too, and share none.
 
     Raises:
         UserError: a path that does not exist, or a folder without images.
@@ -46,9 +51,9 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
             inside = [path / name for name in list_images(path)]
             if not inside:
                 kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
-                raise UserError(
-                    f"{path}: the folder holds no image (subfolders are not searched); give a folder of {kinds}"
-                )
+                video = next((p for p in visible(path.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES), None)
+                hint = f"name its videos, such as {video}" if video else f"give a folder of {kinds}"
+                raise UserError(f"{path}: the folder holds no image (subfolders are not searched); {hint}")
             found += [(p, False) for p in inside]
         elif path.is_file():
             found.append((path, True))
@@ -58,11 +63,40 @@ def find_images(paths: Sequence[str | Path]) -> list[ImageFile]:
             raise UserError(f"{path}: no such image or folder")
     unique = {path.resolve(): (path, explicit) for path, explicit in found}
     files = list(unique.values())
-    names = _tell_apart([path for path, _ in files])
+    names = tell_apart([*(path for path, _ in files), *beside])[: len(files)]
     return [ImageFile(path, name, explicit) for (path, explicit), name in zip(files, names, strict=True)]
 
 
-def _tell_apart(paths: Sequence[Path]) -> list[str]:
+def find_videos(
+    paths: Sequence[str | Path], *, folders: bool, fps: float | None
+) -> tuple[dict[Path, Video], list[str]]:
+    """Find the videos among files and folders; returns them by path, and the paths that are none.
+
+    Args:
+        paths: what the user gave.
+        folders: whether each folder is a video, its images the frames.
+        fps: frames per second of those; None = the usual rate.
+
+    Raises:
+        UserError: a video that can't be read, or ``fps`` without a folder that is one.
+    """
+    found: dict[Path, Path] = {}
+    rest: list[str] = []
+    for path in map(Path, paths):
+        if (folders and path.is_dir()) or (path.is_file() and is_video(path)):
+            found.setdefault(path.resolve(), path)
+        else:
+            rest.append(str(path))
+    if fps is not None and not any(path.is_dir() for path in found.values()):
+        raise UserError(
+            f"--fps is {fps:g}, and no folder of frames is a video: give --video with a folder, or leave it out"
+        )
+    rate = FRAME_RATE if fps is None else fps
+    return {path: FrameFolder(path, rate) if path.is_dir() else VideoFile(path) for path in found.values()}, rest
+
+
+def tell_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each file or folder: its stem; those that share one by their folder's name, their suffix, a number."""
     names = [safe_name(text_of(path.stem)) for path in paths]
     more_specific = (
         lambda path: safe_name(text_of(f"{path.resolve().parent.name}_{path.stem}")),

@@ -30,6 +30,7 @@ from mmdit.storage.requests import Request
 from mmdit.storage.versions import versions
 
 GRID = "grid.png"
+_EXR_BYTES = 4  # per pixel and channel, at most
 _GRID_BYTES = 3  # per pixel and modality; PNG seldom needs all of it
 _PROBE_BYTES = 65536
 
@@ -81,13 +82,15 @@ def write_image(path: Path, image: Image.Image) -> None:
     write_atomically(path, png(image))
 
 
-def sample_files(sample: Sample, modalities: Mapping[str, Modality]) -> dict[str, bytes]:
-    """All files of a sample, by name."""
+def sample_files(sample: Sample, modalities: Mapping[str, Modality], exr: bool = False) -> dict[str, bytes]:
+    """All files of a sample, by name; with ``exr`` OpenEXR too. Raises UserError where that needs a library."""
     files: dict[str, bytes] = {}
     metadata = dict(sample.request)
     codecs = build_codecs({name: modalities[name] for name in sample.arrays})
     for name, array in sample.arrays.items():
         files |= codecs[name].files(array)
+        if exr and (exr_name := codecs[name].exr_name):
+            files[exr_name] = codecs[name].exr(array)
         metadata |= codecs[name].metadata(array)
     for name, array in sample.uncertainty.items():
         npy_name, png_name = _uncertainty_names(name)
@@ -110,17 +113,24 @@ class SampleWriter:
         output: the folder; made if missing.
         modalities: the model's records.
         overwrite: replace samples of other requests too.
+        exr: write maps of numbers as OpenEXR too.
 
     Raises:
         UserError: the folder can't be written or has no room.
     """
 
-    def __init__(self, output: Path, modalities: Mapping[str, Modality], overwrite: bool = False) -> None:
-        self.output, self.modalities, self.overwrite = output, modalities, overwrite
+    def __init__(
+        self, output: Path, modalities: Mapping[str, Modality], overwrite: bool = False, exr: bool = False
+    ) -> None:
+        self.output, self.modalities, self.overwrite, self.exr = output, modalities, overwrite, exr
         codecs = build_codecs({**MODALITIES, **modalities})
         self.file_names = {GRID, METADATA, MESH, POINTS}.union(*(codec.file_names() for codec in codecs.values()))
         self.file_names |= {file for name in codecs for file in _uncertainty_names(name)}
+        self.file_names |= {codec.exr_name for codec in codecs.values() if codec.exr_name}
         self.bytes_per_pixel = sum(codecs[name].bytes_per_pixel + _GRID_BYTES for name in modalities)
+        written = [codecs[name] for name in modalities if exr and codecs[name].exr_name]
+        self.exr_names = [name for codec in written if (name := codec.exr_name)]
+        self.bytes_per_pixel += _EXR_BYTES * sum(codec.channels or 1 for codec in written)
         prepare_folder(output)
 
     def check(self, requests: Mapping[str, Mapping[str, Any]], num_pixels: int) -> None:
@@ -140,11 +150,18 @@ class SampleWriter:
             return
         if not folder.is_dir():
             raise UserError(f"{folder}: is a file; the sample needs a folder of that name: choose another --output")
+        self.refuse_foreign(folder)
+        if not self.overwrite and any(folder.iterdir()):
+            self.refuse_other(folder, request)
+
+    def refuse_foreign(self, folder: Path) -> None:
+        """Raise UserError where a folder holds anything but a sample's files."""
         foreign = sorted(p.name for p in folder.iterdir() if p.name not in self.file_names)
         if foreign:
             raise UserError(f"{folder}: holds {foreign[0]!r}, which is not a sample's file: choose another --output")
-        if self.overwrite or not any(folder.iterdir()):
-            return
+
+    def refuse_other(self, folder: Path, request: Mapping[str, Any]) -> None:
+        """Raise UserError where a folder's metadata are not those of the request."""
         try:
             found = read_object(folder / METADATA)
         except UserError:
@@ -155,7 +172,7 @@ class SampleWriter:
 
     def write(self, sample: Sample) -> Path:
         """Write one sample; returns its folder. Raises UserError where the disk does not take it; nothing half-written stays."""
-        folder, files = self.output / sample.name, sample_files(sample, self.modalities)
+        folder, files = self.output / sample.name, sample_files(sample, self.modalities, self.exr)
         self._refuse_loss(folder, sample.request)
         with writing_folder(folder) as temporary:
             for name, content in files.items():

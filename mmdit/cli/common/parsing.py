@@ -215,6 +215,7 @@ _METAVARS = {
     "categories": "CATEGORY",
     "image": "IMAGE",
     "images": "IMAGE_OR_DIR",
+    "pictures": "IMAGE_OR_DIR_OR_VIDEO",
     "samples": "SAMPLE_FOLDER",
     "format": "FORMAT",
     "checkpoint": "CHECKPOINT",

@@ -20,6 +20,7 @@ from mmdit.cli.common.model import DtypeName, load_pipeline, lora_settings
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.cli.common.prompts import TypedPrompt, prompt_names
 from mmdit.errors import UserError
+from mmdit.modalities.exr import need_exr
 from mmdit.modalities.resizing import antialiased
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -177,8 +178,11 @@ class SamplingRun:
         batch_size: int = 8,
         lora: str | None = None,
         lora_scale: float = 1.0,
+        exr: bool = False,
     ) -> None:
         self.batch_size = batch_size
+        if exr:
+            need_exr("--exr")
         prepare_folder(output)
         self.command, self.model = command, model
         self.pipe = load_pipeline(model, device, dtype, scheduler, lora=lora, lora_scale=lora_scale)
@@ -190,7 +194,7 @@ class SamplingRun:
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape
-        self.writer = SampleWriter(output, self.pipe.modalities, overwrite)
+        self.writer = SampleWriter(output, self.pipe.modalities, overwrite, exr)
 
     def request(
         self,

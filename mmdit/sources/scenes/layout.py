@@ -265,7 +265,7 @@ def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float],
     centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
     distance = 3.0 * unit
     for _ in range(5):
-        camera = _aim(centre, distance, elevation, fov)
+        camera = aim(centre, distance, elevation, fov)
         plane, _ = camera.project(mesh.vertices)
         extent = (plane.max(axis=0) - plane.min(axis=0)).max() / 2
         covered = silhouette(mesh, camera).mean()
@@ -275,10 +275,11 @@ def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float],
         slack = np.clip(0.92 - (highest - lowest) / 2, 0, 0.2)
         offset = ((lowest + highest) / 2 - shift * slack) * distance * math.tan(math.radians(fov) / 2)
         centre = centre + offset @ camera.world_to_camera[:2]
-    return _aim(centre, distance, elevation, fov)
+    return aim(centre, distance, elevation, fov)
 
 
-def _aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> Camera:
+def aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> Camera:
+    """A camera that has ``centre`` (3,) in its middle, ``distance`` metres away, pitched down by ``elevation`` degrees."""
     angle = math.radians(elevation)
     eye = centre + distance * np.array([0.0, -math.cos(angle), math.sin(angle)])
     return Camera((float(eye[0]), float(eye[1]), float(eye[2])), float(elevation), float(fov))

@@ -93,7 +93,10 @@ class SceneSource(ABC):
 
     def sample(self, index: int) -> SceneSample:
         """Render scene ``index``."""
-        layout = self.layout(index)
+        return self.render(self.layout(index))
+
+    def render(self, layout: Layout) -> SceneSample:
+        """Render a layout of this source, or one that was changed, such as by another camera."""
         rgb, depth, normal, surface = render_layout(layout, self.size)
         first = len(BACKGROUND_CLASSES)
         class_ids = [*range(first), *(first + self.categories.index(placed.category) for placed in layout.objects)]

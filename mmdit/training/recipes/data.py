@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from torch.utils.data import Dataset
 
 from mmdit.data.datamodule import ResumableDataModule
+from mmdit.data.description import is_rendered
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
@@ -81,6 +82,7 @@ class LatentData:
     latent_shape: tuple[int, int]
     feature_dim: int | None
     teacher: FeatureTeacher | SceneTeacher | None = None
+    rendered: bool = False  # whether all of it is known to be rendered scenes
 
 
 def synthetic_data(config: TrainingConfig) -> LatentData:
@@ -147,7 +149,8 @@ def stored_data(config: TrainingConfig) -> LatentData:
         feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]
     assert splits[0] is not None
     shape = (height, width)
-    return LatentData(splits[0], splits[1], vae, modalities, list(info.categories), shape, feature_dim, teacher)
+    categories, rendered = list(info.categories), is_rendered(info.source.get("provenance"))
+    return LatentData(splits[0], splits[1], vae, modalities, categories, shape, feature_dim, teacher, rendered)
 
 
 def _stored_vae(folder: Path) -> AutoencoderKL:

@@ -6,7 +6,7 @@ import contextlib
 import faulthandler
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,12 @@ def serving(pipe: MultimodalDiTPipeline, **options: object) -> Iterator[str]:
                 faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
                 thread.join(30)
             assert not thread.is_alive(), "the server did not end within a minute"
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """``serving``, for tests with an app of their own."""
+    return serving
 
 
 @pytest.fixture(scope="session")

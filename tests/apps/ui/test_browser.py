@@ -1,4 +1,4 @@
-"""The page in a real browser, as visitors use it: all four tasks, by example, upload, drawing and brush, also on a phone."""
+"""The page in a real browser, as visitors use it: all tasks, by example, upload, drawing and brush, also on a phone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -158,8 +160,9 @@ def test_all_tasks_at_a_desk(url: str, tmp_path: Path):
         page.open("Compare")
         assert len(page.until(lambda: page.seen("#slider img"))) >= 2
         page.open("3-D")
-        page.click("#build")
+        page.click("#build")  # an empty field of view: estimated, or assumed where there is no surface
         page.until(lambda: page.seen("#shape canvas"))
+        assert page.until(lambda: page.seen("#camera")[0].text).startswith("Camera: ")
         page.open("Files")
         listed = page.until(lambda: page.seen("#files")[0].text).replace("\n", "")
         for name in ("rgb.png", "depth.npy", "normal.npy", "segmentation.png", "metadata.json", ".glb"):
@@ -174,6 +177,11 @@ def test_all_tasks_at_a_desk(url: str, tmp_path: Path):
         field.send_keys(str(photo))
         page.until(lambda: page.seen("#image img"))
         page.run("understand")
+        # Translate the result, without its normals
+        page.click("button", text="Translate this RGB")
+        page.until(lambda: page.seen("#source img"))
+        page.click("#keep label", text="normal")
+        page.run("translate")
         # Condition: nothing drawn is one line; then a drawing
         page.open("Condition")
         page.click("#condition")
@@ -200,6 +208,7 @@ def test_a_phone(url: str, tmp_path: Path):
             "Generate",
             "Understand",
             "Condition",
+            "Translate",
             "Edit",
         ]
         page.run("generate")
@@ -215,3 +224,19 @@ def test_a_phone(url: str, tmp_path: Path):
         page.run("understand")
         content, window = page.width()
         assert content <= window
+
+
+def test_words_and_a_painted_subject(serve, prompted_pipeline_dir: Path, tmp_path: Path):
+    pipe = MultimodalDiTPipeline.from_pretrained(prompted_pipeline_dir)
+    pipe.set_progress_bar_config(disable=True)
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (32, 24), (200, 30, 30)).save(photo)
+    with serve(pipe, model="words", interval=0.0) as url, visiting(url, tmp_path / "profile") as page:
+        page.seen("#prompt textarea, #prompt input")[0].send_keys("a red {torus}")
+        page.click("#subjects > button")
+        page.until(lambda: page.seen("#subject_1 canvas"))
+        page.driver.find_elements("css selector", "#subject_1 input[type=file]")[0].send_keys(str(photo))
+        time.sleep(2)  # it comes back larger
+        page.paint("subject_1")
+        page.run("generate")
+        assert len(page.until(page.pictures)) == 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import io
+import json
 import socket
 import threading
 import urllib.error
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmdit.apps.ui.local_blocks import addresses
 from mmdit.apps.ui.server import POLICY, open_socket
 from mmdit.errors import UserError
 
@@ -93,6 +96,12 @@ def test_conditions_by_file_and_a_shape(client, tmp_path):
         api_name="/condition",
     )
     assert values[0].startswith("Seed 0, 2 steps")
+    for fov, message in (
+        ("200", "200: give the horizontal field of view in degrees"),
+        ("wide", "'wide': give degrees"),
+    ):
+        with pytest.raises(Exception, match=f"the field of view is {message}"):
+            client.predict(fov=fov, api_name="/shape")
     shape, camera, files = client.predict(api_name="/shape")
     assert camera.startswith("Camera: ")
     assert {"mesh.glb", "points.ply"} <= {Path(path).name for path in files}
@@ -107,6 +116,7 @@ def test_conditions_by_file_and_a_shape(client, tmp_path):
         ("generate", {"prompt": "a red torus"}, "prompt"),
         ("generate", {"num_images": 9}, "9"),
         ("understand", {"image": None}, "there is no picture"),
+        ("translate", {"image": None}, "there is no picture to translate"),
         ("edit", {"drawing": None}, "there is no picture to edit"),
         ("condition", {"given": []}, "nothing is given"),
     ],
@@ -188,6 +198,62 @@ def test_files_of_this_machine_are_not_served(url):
 def test_the_server_fetches_nothing_for_a_visitor(url, path):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(f"{url}/gradio_api/{path}", timeout=20)
+
+
+def test_a_file_by_address_is_refused_and_not_fetched(client, url, monkeypatch):
+    import gradio.processing_utils
+
+    asked: list[str] = []
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *arguments):
+            pass
+
+    # gradio itself refuses private addresses; other addresses it would fetch
+    monkeypatch.setattr(gradio.processing_utils, "PUBLIC_HOSTNAME_WHITELIST", ["127.0.0.1"])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{elsewhere.server_port}/a<b>.png"
+        file = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+        painted = {"background": file, "layers": [], "composite": None}
+        for task, values in (
+            ("understand", {"image": file}),
+            ("translate", {"image": file}),
+            ("edit", {"drawing": painted}),
+            ("generate", {"picture_1": {"background": None, "layers": [file], "composite": None}}),
+            ("condition", {"given": ["depth"], "depth_file": file}),
+        ):
+            with pytest.raises(Exception, match="nothing is fetched from elsewhere: download it") as caught:
+                client.predict(**values, api_name=f"/{task}")
+            assert "a&lt;b&gt;.png" in str(caught.value)
+        # what a program without gradio's client sees
+        data = [0, 1, True, 0, 1, file, True]
+        ask = urllib.request.Request(
+            f"{url}/gradio_api/call/understand",
+            json.dumps({"data": data}).encode(),
+            {"content-type": "application/json"},
+        )
+        with urllib.request.urlopen(ask, timeout=20) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{url}/gradio_api/call/understand/{event}", timeout=20) as answer:
+            assert "nothing is fetched from elsewhere" in answer.read().decode()
+        elsewhere.shutdown()
+    assert asked == []
+
+
+def test_addresses_are_found_wherever_they_are():
+    assert (
+        list(addresses([1, "http://a", {"path": "/tmp/a.png", "url": "http://127.0.0.1/gradio_api/file=/tmp/a.png"}]))
+        == []
+    )
+    assert list(addresses([{"background": {"path": "HTTPS://a"}, "layers": [{"path": " http://b"}]}])) == [
+        "HTTPS://a",
+        " http://b",
+    ]
 
 
 def test_only_this_machine_is_listened_to_by_default():

@@ -1,9 +1,10 @@
-"""The four tasks without a page: what they store is what the pipeline makes."""
+"""The five tasks without a page: what they store is what the pipeline makes."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mmdit.errors import UserError
 
 LIMITS = Limits(side=96, characters=80)
 SETTINGS = Settings(num_inference_steps=4, guidance_scale=2.0, seed=5)
+RED = Image.new("RGB", (32, 32), (200, 30, 30))
+SUBJECT = {"background": RED.convert("RGBA"), "layers": [], "composite": None}
 
 
 @pytest.fixture
@@ -116,14 +119,37 @@ def test_an_edit_keeps_what_is_not_painted(tasks):
     assert "1 step," in done.summary  # a quarter of four
 
 
+def test_a_translation_keeps_what_is_chosen(tasks, tiny_pipe, tmp_path):
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    _, done = run(tasks.translate(SETTINGS, Words("torus"), str(path), ["normal", "depth"]))
+    named = {"class_labels": "torus", "num_inference_steps": 4, "guidance_scale": 2.0, "seed": 5}
+    expected = tiny_pipe(conditions={"rgb": Image.fromarray(pixels)}, keep=["depth", "normal"], **named)
+    for name in tiny_pipe.modalities:
+        np.testing.assert_array_equal(done.samples[0][name], np.asarray(expected[name][0]))
+    record = json.loads((tasks.store.sample(done.name) / "metadata.json").read_text())
+    assert (record["task"], record["keep"], record["strength"]) == ("translate", ["depth", "normal"], 1.0)
+    Image.fromarray(pixels[:40]).save(path)
+    _, done = run(tasks.translate(SETTINGS, Words(), str(path), [], strength=0.5, match_input=True))
+    assert done.samples[0]["rgb"].shape == (40, 64, 3)
+    with pytest.raises(UserError, match="there is no picture to translate"):
+        run(tasks.translate(SETTINGS, Words(), None, ["depth"]))
+    with pytest.raises(UserError, match="nothing of the picture is used"):
+        run(tasks.translate(SETTINGS, Words(), str(path), []))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (Words(category="toros"), "unknown category 'toros': did you mean 'torus'"),
         (Words(prompt="a red torus"), "prompt"),
         (Words(prompt="x" * 81), "the prompt has 81 characters: give at most 80"),
-        (Words(pictures=("a.png",)), "a subject's picture is given without a prompt"),
-        (Words(prompt="a {torus} and a {}", pictures=("a.png", None)), "marks 2 subjects with braces, and 1 pictures"),
+        (Words(pictures=(SUBJECT,)), "a subject's picture is given without a prompt"),
+        (
+            Words(prompt="a {torus} and a {}", pictures=(SUBJECT, None)),
+            "pairs of braces in the prompt: 2; pictures for them: 1",
+        ),
     ],
 )
 def test_words_that_the_model_does_not_take(tasks, words, message):
@@ -139,20 +165,27 @@ def test_prompts_with_subjects(prompted_pipeline_dir, tmp_path):
     tasks = Tasks(pipe, ResultStore(tmp_path / "results", pipe.codecs), LIMITS)
     assert tasks.takes_prompts
     assert tasks.fuses_subjects
-    path = tmp_path / "mine.png"
-    Image.new("RGB", (32, 32), (200, 30, 30)).save(path)
-    words = Words(prompt="a red {torus}", negative_prompt="a cone", pictures=(None, str(path)), fusing_scale=0.8)
-    _, done = run(tasks.generate(SETTINGS, words))
-    expected = pipe(
-        prompt="a red {torus}",
-        subjects=[Image.open(path)],
-        negative_prompt="a cone",
-        fusing_scale=0.8,
-        num_inference_steps=4,
-        guidance_scale=2.0,
-        seed=5,
-    )
-    np.testing.assert_array_equal(done.samples[0]["rgb"], np.asarray(expected.rgb[0]))
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[8:24, 8:16] = True
+    stroke = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    empty = {"background": None, "layers": [], "composite": None}
+    made = []
+    for layers, subject in (([], RED), ([Image.merge("RGBA", [stroke] * 4)], (RED, mask))):
+        pictures = (empty, None, {**SUBJECT, "layers": layers})
+        words = Words(prompt="a red {torus}", negative_prompt="a cone", pictures=pictures, fusing_scale=0.8)
+        _, done = run(tasks.generate(SETTINGS, words))
+        expected = pipe(
+            prompt="a red {torus}",
+            subjects=[subject],
+            negative_prompt="a cone",
+            fusing_scale=0.8,
+            num_inference_steps=4,
+            guidance_scale=2.0,
+            seed=5,
+        )
+        np.testing.assert_array_equal(done.samples[0]["rgb"], np.asarray(expected.rgb[0]))
+        made.append(done.samples[0]["rgb"])
+    assert (made[0] != made[1]).any()
 
 
 def test_a_visitor_who_leaves_ends_the_call_early(tasks, tiny_pipe):
@@ -172,6 +205,25 @@ def test_a_visitor_who_leaves_ends_the_call_early(tasks, tiny_pipe):
         _, done = run(tasks.generate(Settings(1, 1.0, 0), Words()))  # waits for the one before it
     assert len(steps) < 20
     assert done.samples
+
+
+def test_a_server_that_ends_makes_nothing_more(tasks, tiny_pipe):
+    running = tasks.generate(Settings(1000, 1.0, 0), Words())
+    next(running)
+    waiting = threading.Thread(target=lambda: refused(tasks.generate(Settings(1000, 1.0, 0), Words())))
+    waiting.start()
+    begun = time.monotonic()
+    tasks.sampler.close()
+    refused(running)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    refused(tasks.generate(SETTINGS, Words()))
+    assert time.monotonic() - begun < 10
+
+
+def refused(events) -> None:
+    with pytest.raises(UserError, match="the server was ended"):
+        list(events)
 
 
 def test_equal_names_are_told_apart(tiny_pipe):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmdit.apps.ui.limits import Limits
-from mmdit.apps.ui.uploads import is_drawn, read_edit, read_given, read_image, read_upload
+from mmdit.apps.ui.uploads import has_picture, is_drawn, read_edit, read_given, read_image, read_subject, read_upload
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, build_codecs
 from mmdit.modalities.files import npy
@@ -128,3 +128,18 @@ def test_a_painted_picture_is_a_picture_and_a_mask():
 def test_nothing_to_edit(painted, message):
     with pytest.raises(UserError, match=message):
         read_edit(painted, LIMITS)
+
+
+def test_a_subject_is_a_picture_and_what_is_painted_of_it():
+    picture, inside = read_subject(drawing((slice(10, 20), slice(30, 50))), LIMITS)
+    assert picture.size == (64, 64)
+    expected = np.zeros((64, 64), dtype=bool)
+    expected[10:20, 30:50] = True
+    np.testing.assert_array_equal(inside, expected)
+    whole = read_subject(drawing(None), LIMITS)
+    assert isinstance(whole, Image.Image)  # without a mask: all of it
+    with pytest.raises(UserError, match="the picture: has 1100 x 1100 pixels"):
+        read_subject(drawing(None, size=1100), LIMITS)
+    assert has_picture(drawing(None))
+    assert not has_picture(None)
+    assert not has_picture({"background": Image.new("RGBA", (8, 8)), "layers": [], "composite": None})

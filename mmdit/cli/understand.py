@@ -1,0 +1,141 @@
+"""``mmdit understand``: depth, normals and segmentation of pictures and videos.
+
+Heavy imports are inside the functions, as in ``generate.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber, Seed
+from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
+from mmdit.errors import UserError
+
+
+def understand(
+    pictures: list[str],
+    model: str = BUNDLED_MODEL,
+    lora: str | None = None,
+    lora_scale: NonNegativeNumber = 1.0,
+    num_inference_steps: InferenceSteps = 1,
+    scheduler: str | None = None,
+    seed: Seed = 0,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    output: Path = Path("outputs/understand"),
+    match_input_size: bool = True,
+    ensemble_size: PositiveInt = 1,
+    video: bool = False,
+    fps: PositiveNumber | None = None,
+    temporal: ClosedUnitInterval = 0.6,
+    frame_files: bool = True,
+    exr: bool = False,
+    overwrite: bool = False,
+    batch_size: Batch = 8,
+) -> None:
+    """Predict depth, normals and segmentation from RGB images and videos.
+
+    Writes a folder OUTPUT/NAME for each image, NAME being the file's without suffix (with its folder's where two share one).
+    Any image Pillow reads is taken: grey, palette, 16-bit and CMYK are converted, transparency is laid over white, EXIF
+    orientation is applied. It is resized (not cropped) to the model's size, and the maps are resized back to the image's.
+    A bad file that is named is refused before the work; one in a folder is left out, reported at the end, and exits with 2.
+
+    Of a video (mp4, mov, mkv, webm, an animated gif; pip install 'multimodal-dit[video]') it writes OUTPUT/NAME/depth.mp4,
+    normal.mp4 and segmentation.mp4, with the frames' times, and a folder OUTPUT/NAME/000000 with the files of each frame. Its
+    frames stream through; interrupted, the same command goes on.
+
+    Args:
+        pictures: Image files, folders of them (subfolders are not searched), or video files.
+        model: A bundled model's name, a pipeline folder, or a Hub id.
+        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
+        lora_scale: How much of them; 0 = none, 1 = all.
+        num_inference_steps: Denoising steps; prediction needs few.
+        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        seed: Seed of the noise, the same for each image and frame.
+        device: auto, cpu, cuda, cuda:1, mps.
+        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
+        output: Folder of the results.
+        match_input_size: Resize the maps to the size of the input; false leaves everything at the model's size.
+        ensemble_size: Estimates of each image that are combined into one, as in Marigold: takes so many times as long, and
+            writes NAME_uncertainty.npy and .png too, where they disagree.
+        video: Take each folder as a video: its images, of one size, in the order of the numbers in their names.
+        fps: Frames per second of such folders; 24 by default.
+        temporal: Of videos: how much of what was known is kept where the picture stands still, against flicker; 0 = each
+            frame for itself, below 1.
+        frame_files: Of videos: whether the files of each frame are kept; false leaves the videos alone, which takes far less
+            room.
+        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
+        overwrite: Replace results of other requests that have the same name.
+        batch_size: Samples at a time; results depend on it only by rounding.
+    """
+    from PIL import Image
+
+    from mmdit.cli.common.inputs import find_images, find_videos, read_sizes, refuse_left_out, tell_apart
+    from mmdit.cli.common.photographs import note_photographs
+    from mmdit.cli.common.sampling import SamplingRun
+    from mmdit.cli.common.videos import VideoOptions, refuse_cut_off, understand_videos
+    from mmdit.modalities import IMAGE
+    from mmdit.modalities.rgb import read_picture
+    from mmdit.pipelines.video import check_temporal
+
+    check_temporal(temporal)
+    videos, rest = find_videos(pictures, folders=video, fps=fps)
+    if exr and videos and not frame_files:
+        raise UserError(
+            "--exr is of each frame's files, which --frame_files false leaves out: leave out one of the two"
+        )
+    files = find_images(rest, beside=list(videos)) if rest else []
+    sizes, bad = read_sizes(files) if files else ({}, [])
+    run = SamplingRun(
+        "understand",
+        model,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=1.0,
+        scheduler=scheduler,
+        device=device,
+        dtype=dtype,
+        output=output,
+        overwrite=overwrite,
+        batch_size=batch_size,
+        lora=lora,
+        lora_scale=lora_scale,
+        exr=exr,
+    )
+    if IMAGE not in run.pipe.modalities:
+        raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
+    paths = {file.name: file.path for file in files if file.name in sizes}
+    if lora is None:
+        note_photographs(run.pipe, model, [*paths.values(), *videos])
+    ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
+    uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
+    requests = {
+        name: {**run.request(seed, conditions={IMAGE: path}), "match_input_size": match_input_size, **ensemble}
+        for name, path in paths.items()
+    }
+
+    def inputs(names: Sequence[str]) -> dict[str, Any]:
+        pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
+        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
+        return {"conditions": {IMAGE: native}, **uncertain}
+
+    def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
+        if not match_input_size:
+            return arrays
+        resized = {key: run.pipe.codecs[key].resize_output(value, *sizes[name]) for key, value in arrays.items()}
+        return {**resized, IMAGE: read_picture(paths[name])}
+
+    if requests:
+        run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
+    names = tell_apart([*(file.path for file in files), *videos])[len(files) :]
+    options = VideoOptions(
+        temporal=temporal,
+        match_input_size=match_input_size,
+        frame_files=frame_files,
+        inputs=uncertain,
+        recorded=ensemble,
+    )
+    problems = understand_videos(run, dict(zip(names, videos.values(), strict=True)), output, seed, options)
+    refuse_left_out(bad, len(files), output)
+    refuse_cut_off(problems, output)

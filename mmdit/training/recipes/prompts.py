@@ -1,0 +1,82 @@
+"""What recipe "transformer" needs for prompts: their frozen encoders, and the blocks whose attention is supervised."""
+
+from __future__ import annotations
+
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.prompts import load_prompt_encoder
+from mmdit.errors import UserError, unknown_name
+from mmdit.flow.attention import tapped_blocks
+from mmdit.models.blocks import BLOCKS
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.config import TrainingConfig
+from mmdit.training.frozen import GROUNDED
+from mmdit.training.recipes.data import pretrained_folder
+
+
+def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
+    """The frozen encoders of a configuration's prompts, None where it has none.
+
+    Raises:
+        UserError: prompts for a conditioner that reads none, or without data on disk, or encoders that can't be loaded, or none
+            given where ``model.pretrained`` has none.
+    """
+    settings = config.prompts
+    if settings is None:
+        return None
+    if config.data.path is None:
+        raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
+    if settings.text_encoder is None:
+        encoder = _own_encoders(config)
+    else:
+        encoder = load_prompt_encoder(
+            config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
+        )
+    encoder.max_subjects = settings.max_subjects
+    return encoder
+
+
+def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
+    """The encoders of the prompts that model.pretrained reads."""
+    give = "give a folder or a Hub id, such as openai/clip-vit-large-patch14"
+    name, settings = config.model.pretrained, config.prompts
+    assert settings is not None
+    if name is None:
+        raise UserError(f"prompts.text_encoder is null, and there is no model.pretrained whose own it would be: {give}")
+    for key in ("image_encoder", "hidden_layer"):
+        if getattr(settings, key) is not None:
+            raise UserError(f"prompts.{key} is given without prompts.text_encoder: give both, or neither")
+    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(name))
+    encoder = pipe.prompt_encoder()
+    if encoder is None:
+        raise UserError(f"prompts.text_encoder is null, and model.pretrained {name} reads no prompts: {give}")
+    if (theirs := pipe.transformer.config.conditioner) != config.model.conditioner:
+        raise UserError(
+            f"prompts.text_encoder is null, and model.pretrained {name} has the encoders of model.conditioner {theirs!r}, "
+            f"not {config.model.conditioner!r}: give that, or other encoders"
+        )
+    return encoder
+
+
+def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
+    """Numbers of the blocks that the attention-mask loss compares, () where it is off.
+
+    Raises:
+        UserError: blocks that attend to no prompt, or numbers beyond the depth.
+    """
+    settings = config.prompts
+    if settings is None or settings.attention_loss_weight == 0:
+        return ()
+    if not BLOCKS[config.model.block].attends_to_prompt:
+        able = ", ".join(name for name, block in BLOCKS.items() if block.attends_to_prompt)
+        raise UserError(
+            f"prompts.attention_loss_weight needs a model.block that attends to the prompt ({able}); it is "
+            f"{config.model.block!r}"
+        )
+    if settings.attention_loss_on not in GROUNDED:
+        raise unknown_name("prompts.attention_loss_on", settings.attention_loss_on, GROUNDED)
+    depth = len(network.blocks)
+    numbers = tapped_blocks(depth) if settings.attention_blocks is None else tuple(settings.attention_blocks)
+    if not numbers or not all(1 <= number <= depth for number in numbers):
+        raise UserError(f"prompts.attention_blocks is {list(numbers)}: give numbers from 1 to depth = {depth}, or null")
+    return numbers
