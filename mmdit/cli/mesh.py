@@ -34,7 +34,8 @@ def mesh(
         max_size: Longer side in points; larger maps are made smaller, the texture is not.
         output: Folder for OUTPUT/NAME/mesh.glb and points.ply in place of the samples' own.
     """
-    from mmdit.geometry.camera import focal_of
+    from mmdit.cli.common.output import prepare_folder
+    from mmdit.geometry.camera import check_depth_range, check_focal, focal_of
     from mmdit.geometry.mesh import make_mesh, need_trimesh
     from mmdit.geometry.sample_folder import MESH, POINTS, read_geometry
     from mmdit.storage.files import write_atomically
@@ -43,12 +44,13 @@ def mesh(
     if fov is not None and focal is not None:
         raise UserError(f"--fov {fov:g} and --focal {focal:g} are both given: give one of the two")
     half_widths = None if fov is None else focal_of(fov, "--fov")
-    if depth_range is not None and not 0 < depth_range[0] < depth_range[1] < float("inf"):
-        near, far = depth_range
-        raise UserError(f"--depth_range is {near:g} {far:g}: give two rising numbers above 0, such as 0.5 8")
+    if depth_range is not None:
+        check_depth_range(*depth_range, "--depth_range")
     need_trimesh()
     folders = [Path(sample) for sample in samples]
     found = [read_geometry(folder, max_size) for folder in folders]
+    if output is not None:
+        prepare_folder(output)
     names = number_repeats([safe_name(text_of(folder.resolve().name)) for folder in folders])
     for folder, name, geometry in zip(folders, names, found, strict=True):
         width = geometry.texture.shape[1]
@@ -58,7 +60,7 @@ def mesh(
                 geometry.depth,
                 geometry.normal,
                 geometry.space,
-                focal=half_widths if focal is None else focal / (width / 2),
+                focal=half_widths if focal is None else check_focal(focal, width, "--focal"),
                 depth_range=depth_range,
                 refine=refine,
                 texture=geometry.texture,

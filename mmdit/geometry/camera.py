@@ -29,6 +29,8 @@ AGREEMENT = 0.95  # length of the mean normal of a window that holds one surface
 AS_GOOD = 1.1  # a focal length is possible if its angle is at most so many times the best one's
 MIN_PIXELS = 64
 FIT_PIXELS = 2048
+LEAST_FOV, MOST_FOV = 1.0, 179.0  # degrees
+MOST_RATIO, MOST_DISTANCE = 1e6, 1e9  # beyond, 32-bit files of points lose the near end
 PROFILE = 40  # focal lengths that are tried for the error
 
 
@@ -83,9 +85,31 @@ def fov_of(focal: float) -> float:
 
 def focal_of(fov: float, name: str = "fov") -> float:
     """Inverse of ``fov_of``. Raises UserError for no angle of a pinhole camera, which it calls ``name``."""
-    if not 1 <= fov < 179:
-        raise UserError(f"{name} is {fov:g}: give the horizontal field of view in degrees, from 1 to below 179")
+    if not LEAST_FOV <= fov < MOST_FOV:
+        bounds = f"from {LEAST_FOV:g} to below {MOST_FOV:g}"
+        raise UserError(f"{name} is {fov:g}: give the horizontal field of view in degrees, {bounds}")
     return 1 / math.tan(math.radians(fov) / 2)
+
+
+def check_focal(focal: float, width: float = 2, name: str = "focal") -> float:
+    """A focal length in pixels of an image of ``width`` -> over half the width.
+
+    Raises:
+        UserError: one whose field of view ``focal_of`` refuses.
+    """
+    least, most = (focal_of(fov) * width / 2 for fov in (math.nextafter(MOST_FOV, 0), LEAST_FOV))
+    if not least <= focal <= most:
+        raise UserError(f"{name} is {focal:g}: give {least:.3g} to {most:.3g} for an image {width:g} wide")
+    return focal / (width / 2)
+
+
+def check_depth_range(near: float, far: float, name: str = "depth_range") -> None:
+    """Raise UserError for distances that no camera sees, which it calls ``name``."""
+    if not 0 < near < far < math.inf:
+        raise UserError(f"{name} is {near:g} {far:g}: give two rising numbers above 0, such as 0.5 8")
+    if far > MOST_DISTANCE or far / near > MOST_RATIO:
+        limits = f"the far end at most {MOST_RATIO:g} times the near one, and at most {MOST_DISTANCE:g}"
+        raise UserError(f"{name} is {near:g} {far:g}: give two numbers such as 0.5 8, {limits}")
 
 
 def find_camera(
@@ -106,12 +130,15 @@ def find_camera(
         depth_range: distances of the near and the far end; None = the near one is 1, and the far one is estimated.
 
     Raises:
-        UserError: a range that doesn't rise from above 0, or something to estimate and no normals, or a map too flat or broken.
+        UserError: a range or a focal length that no camera has, or something to estimate and no normals, or a map
+            too flat or broken.
     """
     if space not in DEPTH_SPACES:
         raise unknown_name("depth space", space, DEPTH_SPACES)
-    if depth_range is not None and not 0 < depth_range[0] < depth_range[1] < math.inf:
-        raise UserError(f"depth_range is {depth_range[0]:g} {depth_range[1]:g}: give two rising numbers above 0")
+    if depth_range is not None:
+        check_depth_range(*depth_range)
+    if focal is not None:
+        check_focal(focal)
     ratio = None if depth_range is None else depth_range[1] / depth_range[0]
     if focal is not None and depth_range is not None:
         return Camera(focal, *depth_range, scaled=True)

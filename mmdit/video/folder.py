@@ -14,6 +14,7 @@ from mmdit.storage.listing import IMAGE_SUFFIXES, list_images
 from mmdit.video.frames import Frame, Video
 
 FRAME_RATE = 24.0
+LEAST_RATE, MOST_RATE = 0.01, 1000.0  # a frame of minutes, and what a file's clock still tells apart
 
 
 class FrameFolder(Video):
@@ -24,10 +25,12 @@ class FrameFolder(Video):
         rate: frames per second.
 
     Raises:
-        UserError: no image, one that can't be read, or one of another size.
+        UserError: a rate that no video has, no image, one that can't be read, or one of another size.
     """
 
     def __init__(self, path: Path, rate: float = FRAME_RATE) -> None:
+        if not LEAST_RATE <= rate <= MOST_RATE:
+            raise UserError(f"fps is {rate:g}: give {LEAST_RATE:g} to {MOST_RATE:g} frames per second")
         self.path = path
         self.rate = Fraction(rate).limit_denominator(1001)
         self.files = [path / name for name in sorted(list_images(path), key=by_number)]

@@ -22,6 +22,13 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     assert FrameFolder(tmp_path, 25).digest() != before
 
 
+@pytest.mark.parametrize("rate", [1e-9, 0, -24, 1e9, float("nan")])
+def test_a_rate_that_no_video_has(tmp_path, rate):
+    Image.new("RGB", (6, 4)).save(tmp_path / "1.png")
+    with pytest.raises(UserError, match=r"fps is .*: give 0\.01 to 1000 frames per second"):
+        FrameFolder(tmp_path, rate)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(UserError, match="holds no image"):
         FrameFolder(tmp_path)
