@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def list_images(folder: str | Path, recursive: bool = False, suffixes: tuple[str
     """List the images of a folder, which end so, as paths below it, with "/", in the order of their parts.
 
     Links to folders are followed, except those to a folder above themselves, which would never end. Hidden names, pipes
-    and devices are left out.
+    and devices are left out. A link that leads nowhere is listed by its name: whoever reads it says so.
     """
     return sorted(_walk(os.fspath(folder), "", frozenset(), recursive, suffixes), key=lambda name: name.split("/"))
 
@@ -38,7 +39,7 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 def list_folders(folder: str | Path) -> list[str]:
     """List the names of the folders in a folder that are not hidden, sorted."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and stat.S_ISDIR(_mode(entry)))
 
 
 def _walk(root: str, inside: str, above: frozenset[str], recursive: bool, suffixes: tuple[str, ...]) -> Iterator[str]:
@@ -49,8 +50,17 @@ def _walk(root: str, inside: str, above: frozenset[str], recursive: bool, suffix
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            mode = _mode(entry)
+            if stat.S_ISDIR(mode):
                 if recursive:
                     yield from _walk(root, f"{inside}{entry.name}/", above | {here}, recursive, suffixes)
-            elif is_image(entry.name, suffixes) and entry.is_file():
+            elif is_image(entry.name, suffixes) and (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
                 yield inside + entry.name
+
+
+def _mode(entry: os.DirEntry[str]) -> int:
+    """What an entry is, behind its links; a link that leads nowhere, or in a circle, is itself."""
+    try:
+        return entry.stat().st_mode
+    except OSError:
+        return stat.S_IFLNK if entry.is_symlink() else 0

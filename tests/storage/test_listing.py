@@ -36,3 +36,12 @@ def test_links_are_followed_but_for_those_that_never_end(tmp_path):
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "a/up").symlink_to(tmp_path)
     assert list_images(tmp_path, recursive=True) == ["a/1.png", "b/1.png"]
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_stops_nothing(tmp_path):
+    _touch(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("missing.png")
+    (tmp_path / "c.png").symlink_to("d")
+    (tmp_path / "d").symlink_to("c.png")  # in a circle
+    assert list_images(tmp_path) == ["a.png", "b.png", "c.png"]
+    assert list_folders(tmp_path) == []

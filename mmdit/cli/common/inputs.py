@@ -43,10 +43,10 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
     ``beside``: files that get names too, and share none.
 
     Raises:
-        UserError: a path that does not exist, or a folder without images.
+        UserError: a path that does not exist, a URL, or a folder without images.
     """
     found: list[tuple[Path, bool]] = []
-    for path in map(Path, paths):
+    for path in map(_local, paths):
         if path.is_dir():
             inside = [path / name for name in list_images(path)]
             if not inside:
@@ -82,7 +82,7 @@ def find_videos(
     """
     found: dict[Path, Path] = {}
     rest: list[str] = []
-    for path in map(Path, paths):
+    for path in map(_local, paths):
         if (folders and path.is_dir()) or (path.is_file() and is_video(path)):
             found.setdefault(path.resolve(), path)
         else:
@@ -93,6 +93,13 @@ def find_videos(
         )
     rate = FRAME_RATE if fps is None else fps
     return {path: FrameFolder(path, rate) if path.is_dir() else VideoFile(path) for path in found.values()}, rest
+
+
+def _local(path: str | Path) -> Path:
+    """Raises UserError for a URL, of which ``Path`` would drop a slash."""
+    if "://" in str(path):
+        raise UserError(f"{path}: is a URL: download it, and give the file")
+    return Path(path)
 
 
 def tell_apart(paths: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdit.cli.common.inputs import find_images, read_condition, source_name
+from mmdit.cli.common.inputs import find_images, find_videos, read_condition, source_name
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, Modality, Reading, build_codec
 
@@ -59,6 +59,9 @@ def test_folder_is_listed_without_subfolders_and_suffixes_may_be_upper_case(tmp_
 def test_no_images(tmp_path):
     with pytest.raises(UserError, match="no such image or folder"):
         find_images([tmp_path / "none"])
+    for find in (find_images, lambda paths: find_videos(paths, folders=False, fps=None)):
+        with pytest.raises(UserError, match=r"^https://x\.org/a\.mp4: is a URL: download it"):
+            find(["https://x.org/a.mp4"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no image"):
         find_images([tmp_path / "empty"])
