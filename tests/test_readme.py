@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
 from mmdit.cli.results import prompts_table, read_reports, read_video, results_table, update, video_table
 from mmdit.pipelines.loading import bundled_models
+from mmdit.storage.yaml_text import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,6 +104,13 @@ def test_results_table():
     assert update(update(README, report, prompts), report, prompts).count(table) == 1
 
 
+def test_the_models_own_encoders_replace_all_of_the_recipes():
+    prompts = read_yaml(ROOT / "configs" / "umm_scenes64.yaml")["prompts"]
+    (said,) = re.findall(r"`(--model.pretrained scenes64 --prompts.*?)`", README)
+    for key in ("text_encoder", "image_encoder", "hidden_layer"):
+        assert prompts.get(key) is None or f"--prompts.{key} null" in said
+
+
 @needs_model
 def test_python_example_runs(tmp_path, monkeypatch):
     example, _ = PYTHON
@@ -120,9 +127,7 @@ def test_example_of_prompts_runs():
     _, example = PYTHON
     pipe = MultimodalDiTPipeline.from_pretrained("scenes64")
     pipe.set_progress_bar_config(disable=True)
-    image = Image.new("RGB", (64, 64), "red")
-    names = {"image": image, "other": image, "mask": np.ones((64, 64), bool), "depth": np.full((64, 64), 2.0)}
-    exec(compile(example, "README.md", "exec"), {"pipe": pipe, **names})
+    exec(compile(example, "README.md", "exec"), {"pipe": pipe, "mask": np.ones((64, 64), bool)})  # of the first example
 
 
 @needs_model

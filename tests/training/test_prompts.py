@@ -142,7 +142,14 @@ def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
                 "prompts": PromptsConfig(str(dataset), image_encoder=str(clip)),
                 "model": replace(model, pretrained="scenes64"),
             },
-            "prompts.image_encoder is given without prompts.text_encoder",
+            "prompts.image_encoder is .* and is given without prompts.text_encoder: .* --prompts.image_encoder null too",
+        ),
+        (
+            {
+                "prompts": PromptsConfig(str(dataset), hidden_layer=1),
+                "model": replace(model, pretrained="scenes64"),
+            },
+            "prompts.hidden_layer is 1, and is given without prompts.text_encoder: .* --prompts.hidden_layer null too",
         ),
         (
             {"prompts": PromptsConfig(str(dataset)), "model": replace(model, pretrained="scenes64_class")},

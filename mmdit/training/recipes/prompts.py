@@ -44,8 +44,11 @@ def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
     if name is None:
         raise UserError(f"prompts.text_encoder is null, and there is no model.pretrained whose own it would be: {give}")
     for key in ("image_encoder", "hidden_layer"):
-        if getattr(settings, key) is not None:
-            raise UserError(f"prompts.{key} is given without prompts.text_encoder: give both, or neither")
+        if (given := getattr(settings, key)) is not None:
+            raise UserError(
+                f"prompts.{key} is {given}, and is given without prompts.text_encoder: give both, or --prompts.{key} null "
+                "too, for the model's own"
+            )
     pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(name))
     encoder = pipe.prompt_encoder()
     if encoder is None:
