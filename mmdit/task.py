@@ -6,6 +6,7 @@ mask and the index of the role embedding; nothing about a sample's task depends 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -165,7 +166,7 @@ class TaskMixture:
         for name, weight in mixture.weights.items():
             if name not in TASKS:
                 raise unknown_name("task", name, TASKS)
-            if weight < 0:
+            if not 0 <= weight < math.inf:
                 raise UserError(f"weight of task {name!r} is {weight}: give a number >= 0")
             for needed in TASKS[name].needs:
                 if needed not in modalities:

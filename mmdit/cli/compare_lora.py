@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber, Seed
+from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber, Seed, Width
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -23,7 +23,7 @@ def compare_lora(
     num_subjects: PositiveInt = 1,
     num_images: PositiveInt = 16,
     max_steps: PositiveInt = 200,
-    rank: PositiveInt = 16,
+    rank: Width = 16,
     learning_rate: PositiveNumber = 2e-3,
     training_batch_size: Batch = 8,
     detector: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,8 +34,10 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
+        if not 0 < self.std < math.inf:
             raise UserError(f"std of the logit-normal timesteps is {self.std}: give a number > 0")
+        if not math.isfinite(self.mean):
+            raise UserError(f"mean of the logit-normal timesteps is {self.mean}: give a number")
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(batch_size, generator=generator, device=generator.device)
@@ -52,6 +55,7 @@ class Mixed:
     def __post_init__(self) -> None:
         if not 0 <= self.uniform_share <= 1:
             raise UserError(f"uniform_share of the mixed timesteps is {self.uniform_share}: give a share from 0 to 1")
+        LogitNormal(self.mean, self.std)  # refuses bad numbers now, not in the first step
 
     def __call__(self, batch_size: int, generator: torch.Generator) -> Tensor:
         uniform = Uniform()(batch_size, generator)

@@ -116,6 +116,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # of a run that goes on
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # a small dataset
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)

@@ -201,6 +201,19 @@ def test_bad_runs(lora_config: Configure, trained: Path, changes: dict, message:
     assert "\n" not in str(caught.value)
 
 
+def test_latents_that_lack_a_modality_of_the_model(style_latents: Path, lora_config: Configure, tmp_path: Path) -> None:
+    shutil.copytree(style_latents, tmp_path / "latents")
+    info = json.loads((tmp_path / "latents/latents.json").read_text())
+    info["modalities"] = [each for each in info["modalities"] if each["name"] == "rgb"]
+    (tmp_path / "latents/latents.json").write_text(json.dumps(info))
+    config = lora_config(data=DataConfig(path=str(tmp_path / "latents"), val_split=None))
+    config = replace(config, model=replace(config.model, pretrained="scenes64"))
+    with pytest.raises(
+        UserError, match=r"latents: has no depth, and a LoRA trains all modalities of model.pretrained \(rgb, "
+    ):
+        build_run(config)
+
+
 def test_latents_that_are_encoded_otherwise(style_latents: Path, lora_config: Configure, tmp_path: Path) -> None:
     shutil.copytree(style_latents, tmp_path / "latents")
     info = json.loads((tmp_path / "latents/latents.json").read_text())

@@ -11,6 +11,7 @@ import torch
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.flow.objective import FlowDraw
+from mmdit.modalities import MODALITIES
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig, TrainingConfig
@@ -33,7 +34,19 @@ Configure = Callable[..., TrainingConfig]
         ({"alignment": AlignmentConfig(depth=9)}, "alignment_depth is 9"),
         ({"task": TaskConfig(mixture="mmgenn")}, "unknown task mixture"),
         ({"task": TaskConfig(mixture={"joint": -1.0})}, "is -1.0"),
+        ({"task": TaskConfig(mixture={"joint": float("nan")})}, "weight of task 'joint' is nan"),
         ({"objective": ObjectiveConfig(prediction="noise")}, "prediction"),
+        ({"objective": ObjectiveConfig(timesteps="mixed", timestep_settings={"std": -1.0})}, "std of .* is -1.0"),
+        ({"objective": ObjectiveConfig(timesteps="logit_normal", timestep_settings={"mean": float("nan")})}, "mean of"),
+        (
+            {"objective": ObjectiveConfig(loss_weights={"rgb": -1.0})},
+            "loss_weights.rgb is -1: give a number, at least 0",
+        ),
+        ({"objective": ObjectiveConfig(loss_weights={"depth": float("inf")})}, "loss_weights.depth is inf"),
+        (
+            {"objective": ObjectiveConfig(loss_weights=dict.fromkeys(MODALITIES, 0.0))},
+            "loss_weights are 0 for all of rgb, depth, normal, segmentation",
+        ),
         ({"objective": ObjectiveConfig(timesteps="cosine")}, "timestep distribution"),
         ({"objective": ObjectiveConfig(timesteps="uniform", timestep_settings={"mean": 1.0})}, "does not take"),
         ({"objective": ObjectiveConfig(loss_weights={"rgbd": 1.0})}, "loss_weights"),

@@ -21,7 +21,7 @@ from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import FeatureTeacher, load_teacher
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError, unknown_name
-from mmdit.modalities import Modality, get_modalities
+from mmdit.modalities import MODALITIES, Modality, get_modalities
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
@@ -115,6 +115,11 @@ def stored_data(config: TrainingConfig) -> LatentData:
     names = config.model.modalities or list(info.modalities)
     for name in names:
         if name not in info.modalities:
+            if config.lora is not None and name in MODALITIES:
+                raise UserError(
+                    f"{root}: has no {name}, and a LoRA trains all modalities of model.pretrained ({', '.join(names)}): "
+                    "encode data that have them; 'mmdit data label' makes what photographs lack"
+                )
             raise unknown_name(f"modality of {root}", name, info.modalities)
     stored_features = config.alignment is not None and config.alignment.teacher is None
     splits: list[Dataset[Any] | None] = [None, None]

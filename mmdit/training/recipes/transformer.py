@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,22 @@ def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> 
     """Weight of each modality of the data. Those that the data lack are ignored, and said so: a recipe serves many data.
 
     Raises:
-        UserError: a name of no modality at all.
+        UserError: a name of no modality at all, a weight that is negative or not finite, or none above 0.
     """
     weights = {name: modality.loss_weight for name, modality in modalities.items()}
     given = config.objective.loss_weights or {}
-    for name in given:
+    for name, weight in given.items():
         if name not in weights and name not in MODALITIES:
             raise unknown_name("modality in objective.loss_weights", name, MODALITIES)
+        if not 0 <= weight < math.inf:
+            raise UserError(f"objective.loss_weights.{name} is {weight:g}: give a number, at least 0")
     if ignored := [name for name in given if name not in weights]:
         listed, there = ", ".join(ignored), ", ".join(weights)
         logger.warning("objective.loss_weights names %s: ignored, the data have %s", listed, there)
-    return weights | {name: float(weight) for name, weight in given.items() if name in weights}
+    weights |= {name: float(weight) for name, weight in given.items() if name in weights}
+    if not any(weights.values()):
+        raise UserError(f"objective.loss_weights are 0 for all of {', '.join(weights)}: nothing would be trained")
+    return weights
 
 
 def _check_patches(config: TrainingConfig, data: LatentData) -> None:
