@@ -282,6 +282,6 @@ def _kept(keep: Sequence[str] | None, modalities: Sequence[str] | Any, model: st
         if name == IMAGE:
             raise UserError(f"--keep {name}: it is what is translated: keep any of {', '.join(others)}")
         if name not in others:
-            hint = "; images stand before --keep" if Path(name).exists() else ""
+            hint = "; images stand before --keep" if name and Path(name).exists() else ""
             raise UserError(f"--keep: {unknown_name('modality', name, others)}{hint}")
     return [name for name in others if name in names]

@@ -101,6 +101,10 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
         UserError: a file that is missing, damaged or of the wrong type; another pipeline's folder; other classes than
             ours; weights that are pickled, which can run code, or that are not those of their configuration.
     """
+    if not (folder / INDEX).is_file():
+        raise UserError(
+            f"{folder / INDEX}: no such file; give a model's folder, as training and save_pretrained write it"
+        )
     index = read_object(folder / INDEX)
     if index.get("_class_name") not in (class_name, [_CODE, class_name]):
         raise UserError(f"{folder / INDEX}: holds a {index.get('_class_name')}, not a {class_name}")

@@ -142,6 +142,7 @@ def test_unknown_category(mmdit, tiny_pipeline_dir):
         (("--device", "meta"), "--device 'meta'"),
         (("--model", "nowhere"), "no model 'nowhere'"),
         (("--model", "./nowhere"), "no model './nowhere'"),
+        (("--model", "."), "model_index.json: no such file; give a model's folder, as training"),
     ],
 )
 def test_option_out_of_range(mmdit, arguments, expected):

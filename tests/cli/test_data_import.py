@@ -45,6 +45,7 @@ def test_bad_files_are_listed_and_exit_with_2(mmdit, folders, tmp_path):
     ("arguments", "expected"),
     [
         (("--classes", "none.txt"), "none.txt"),
+        (("--classes", "rgb"), "rgb: is a folder; give a .json file, or a text with a name per line"),
         (("--classes", "blank.txt"), "blank.txt: has 0 lines: give a name on each"),
         (("--classes", "twice.json"), "twice.json: 'segmentation_classes' has id 1 twice"),
         (("--classes", "text.json"), "text.json"),

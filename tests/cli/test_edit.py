@@ -113,3 +113,8 @@ def test_bad_input(mmdit, tiny_pipeline_dir, tmp_path, photo, mask, arguments, e
     result = mmdit(*arguments, "--model", tiny_pipeline_dir)
     assert result.code == 2, result.err
     assert expected in result.error
+
+
+def test_keep_without_a_name_is_no_image(mmdit, tiny_pipeline_dir, photo):
+    result = mmdit("translate", photo, "--keep", "", "--model", tiny_pipeline_dir)
+    assert result.error.endswith("unknown modality '': did you mean 'depth'? Known: depth, normal, segmentation")

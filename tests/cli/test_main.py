@@ -105,10 +105,11 @@ def test_broken_yaml_is_one_line(mmdit, tmp_path):
         ("trainer: 3\n", "run.yaml: trainer is 3, but a section"),
         ("trainer: {max_steps: null}\n", "--trainer.max_steps is null: give 1 to 100000000"),
         ("foo: 1\n", "unknown key 'foo': did you mean"),
+        ("lora: {ranc: 1}\n", "--lora: unknown key 'ranc': did you mean 'rank'?"),
     ],
 )
 def test_configurations_of_the_wrong_kind(mmdit, tmp_path, text, expected):
-    (tmp_path / "run.yaml").write_text(("output: out\n" if text.startswith(("trainer", "foo")) else "") + text)
+    (tmp_path / "run.yaml").write_text(("output: out\n" if text.startswith(("trainer", "foo", "lora")) else "") + text)
     result = mmdit("train", "--config", "run.yaml")
     assert result.code == 2
     assert expected in result.error

@@ -141,6 +141,8 @@ def _shorten_union(message: str) -> str:
     given = message.rpartition(" Given value: ")[2]
     if nested := next((error[2:] for error in errors if error.startswith("--")), None):  # --alignment.weight x
         return f"{name}.{nested}"
+    if unknown := next((error for error in errors if error.startswith("unknown key ")), None):  # --lora.ranc 4
+        return f"{name}: {unknown.partition('?')[0]}?"
     if right := next(filter(None, (explain(error, given) for error in errors)), None):
         return f"{name} {right}{', or null' if any('NoneType' in error for error in errors) else ''}"
     expected = [re.sub("^expected ", "", error) for error in errors]

@@ -23,6 +23,8 @@ def read_classes(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: no such file, no name in it, or what dataset.json may not hold.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a .json file, or a text with a name per line")
     if path.suffix.lower() == ".json":
         classes = read_json(path, advice="give a list of {id, name, color}, or a text with a name per line")
     else:

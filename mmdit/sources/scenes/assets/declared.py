@@ -63,8 +63,10 @@ def _check_glb(content: bytes) -> None:
     if content[:4] != GLB_MAGIC or len(content) < 20:
         raise BadMesh("is no GLB: does not start with 'glTF'")
     _, version, _, length, kind = struct.unpack_from("<4sIIII", content)
-    if version != 2 or kind != GLB_JSON or 20 + length > len(content):
-        raise BadMesh(f"is version {version} of GLB or cut off: version 2 is read")
+    if version != 2:
+        raise BadMesh(f"is version {version} of GLB: version 2 is read")
+    if kind != GLB_JSON or 20 + length > len(content):
+        raise BadMesh("is no whole GLB: its first part is not JSON, or is cut off")
     _check_tree(content[20 : 20 + length])
 
 

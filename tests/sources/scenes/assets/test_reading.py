@@ -192,6 +192,7 @@ def test_the_digest_is_of_all_files_of_a_mesh(tmp_path):
         ("it.ply", "ply\nformat ascii 1.0\nelement vertex 99999999\nend_header\n", "announces 99999999 of 'vertex'"),
         ("it.ply", "nothing", "is no PLY"),
         ("it.glb", b"glTF" + b"\0" * 40, "version 0 of GLB"),
+        ("it.glb", struct.pack("<4sIIII", b"glTF", 2, 40, 999, 0x4E4F534A) + b"\0" * 20, "is no whole GLB"),
         ("it.gltf", "{", "JSON can't be read"),
         ("it.gltf", '{"asset": {"version": "2.0"}, "accessors": [{"count": 1e12}]}', "no number of things"),
         ("it.gltf", '{"accessors": [{"count": 999999999, "componentType": 5126, "type": "VEC3"}]}', "announces"),
