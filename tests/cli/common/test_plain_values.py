@@ -189,9 +189,9 @@ def test_home_is_expanded_in_options_and_yaml(tmp_path, monkeypatch):
     assert values.model.pretrained == str(tmp_path / "old")
     assert (values.alignment.teacher, values.alignment.images) == (str(tmp_path / "teacher"), str(tmp_path / "images"))
     assert train.parse_args(["--config", "~/a.yaml", "--data.path=~/b"]).data.path == str(tmp_path / "b")
-    understand = build_parser(COMMANDS["understand"].load(), "mmdit understand", ("images",))
+    understand = build_parser(COMMANDS["understand"].load(), "mmdit understand", ("pictures",))
     values = understand.parse_args(["~/a", "b~", "~nobody-of-this-name/x", "--output=~/o", "--model=~/m"])
-    assert values.images == [str(tmp_path / "a"), "b~", "~nobody-of-this-name/x"]
+    assert values.pictures == [str(tmp_path / "a"), "b~", "~nobody-of-this-name/x"]
     assert (values.output, values.model) == (tmp_path / "o", str(tmp_path / "m"))
 
 
