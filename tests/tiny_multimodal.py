@@ -24,6 +24,7 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+from transformers.image_utils import PILImageResampling
 
 from mmdit.encoders.captioner import MARKS, make_captioner, save_captioner
 from mmdit.encoders.vocabulary import word_tokenizer
@@ -53,7 +54,10 @@ def make_idefics3() -> tuple[Any, Any]:
     marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
     tokenizer = word_tokenizer(WORDS, marks, max_length=64)
     images = Idefics3ImageProcessor(
-        size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
+        size={"longest_edge": 32},
+        max_image_size={"longest_edge": 32},
+        do_image_splitting=False,
+        resample=PILImageResampling.BICUBIC,  # Lanczos is of Pillow's or of torchvision's code, by torchvision's version
     )
     config = Idefics3Config(
         text_config={"model_type": "llama", **_text(tokenizer)},

@@ -73,7 +73,8 @@ def test_batches_give_what_one_pass_gives(
     assert max(seen) == 5
     assert sum(seen) == 2 * 12  # two steps, with guidance twice the six samples
     for name in pipe.modalities:
-        np.testing.assert_allclose(np.asarray(split[name]), np.asarray(whole[name]), atol=1e-4)
+        level = 1 / 255 if name == "rgb" else 0.0  # a grey level may round to either side
+        np.testing.assert_allclose(np.asarray(split[name]), np.asarray(whole[name]), atol=1e-4 + level)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
