@@ -66,7 +66,8 @@ def test_a_multimodal_llm(make_pipeline: MakePipeline, family: str, tmp_path: Pa
     pipe.save_pretrained(tmp_path)
     loaded = MultimodalDiTPipeline.from_pretrained(tmp_path)
     assert set(loaded.components) == {"transformer", "vae", "scheduler", "text_encoder", "processor"}
-    np.testing.assert_allclose(run(loaded), run(pipe), atol=1e-4)
+    # Which library resizes the pictures of a loaded processor is up to transformers and torchvision.
+    np.testing.assert_allclose(run(loaded), run(pipe), atol=2e-3)
     words: dict[str, Any] = {"prompt": ["a red {torus}", "a cone", None], "subjects": [[PICTURE], None, None]}
     noise = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     common: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
