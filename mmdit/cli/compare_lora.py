@@ -64,15 +64,13 @@ def compare_lora(
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: is there already; give a new folder")
+    from mmdit.cli.common.judged import judged_split
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder, write_image
     from mmdit.cli.common.pictures import labelled_grid
-    from mmdit.metrics.prompts.cases import PromptedSplit
     from mmdit.metrics.prompts.evaluation import takes_prompts
-    from mmdit.metrics.prompts.instrument import find_instrument
     from mmdit.metrics.prompts.known_subjects import SubjectScores, known_subjects
     from mmdit.metrics.prompts.scores import ScoreTable
-    from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.tasks import TaskRunner
     from mmdit.modalities import IMAGE
     from mmdit.models.adapters import require_peft
@@ -87,13 +85,8 @@ def compare_lora(
     if not takes_prompts(pipe) or pipe.image_encoder is None:
         raise UserError(f"--model {model!r} takes no subjects by their pictures: give one with an image encoder")
     pipe.set_progress_bar_config(disable=True)
-    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_shape, seed=seed)
-    prompted = PromptedSplit(samples, split)
-    if not prompted:
-        raise UserError(f"{data / split}: has no prompts.jsonl; 'mmdit data render' and 'mmdit data prompts' write it")
-    instrument = find_instrument(pipe, prompted.categories, detector)
-    if instrument is None:
-        raise UserError("no detector knows the dataset's categories: name one with --detector")
+    prompted, instrument = judged_split(pipe, data, split, seed, detector)
+    samples = prompted.samples
     subjects = known_subjects(prompted, num_subjects)
     prepare_folder(output)
 

@@ -63,14 +63,12 @@ def prompt_figures(
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
     from mmdit.cli.common.charts import figure_class, fusing_chart, scatter_chart
+    from mmdit.cli.common.judged import judged_split
     from mmdit.cli.common.model import load_pipeline
     from mmdit.cli.common.output import prepare_folder, write_image
     from mmdit.cli.common.pictures import labelled_grid
-    from mmdit.metrics.prompts.cases import PromptedSplit
     from mmdit.metrics.prompts.evaluation import FUSING_SCALES, PromptEvaluation, fuses_subjects, takes_prompts
     from mmdit.metrics.prompts.figures import fusing_pictures, map_in_plane, neighbours_alike, pseudo_words
-    from mmdit.metrics.prompts.instrument import find_instrument
-    from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.tasks import TaskRunner
 
     scales = list(FUSING_SCALES) if fusing_scales is None else fusing_scales
@@ -82,13 +80,7 @@ def prompt_figures(
     if not takes_prompts(pipe) or not fuses_subjects(pipe):
         raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
     pipe.set_progress_bar_config(disable=True)
-    samples = EvaluationSamples(data, split, pipe.modalities, pipe.native_shape, seed=seed)
-    prompted = PromptedSplit(samples, split)
-    if not prompted:
-        raise UserError(f"{data / split}: has no prompts.jsonl; 'mmdit data render' and 'mmdit data prompts' write it")
-    instrument = find_instrument(pipe, prompted.categories, detector)
-    if instrument is None:
-        raise UserError("no detector knows the dataset's categories: name one with --detector")
+    prompted, instrument = judged_split(pipe, data, split, seed, detector)
 
     words = pseudo_words(pipe, prompted, categories)
     points = map_in_plane(words.vectors, seed)
