@@ -206,8 +206,6 @@ def translate(
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
-    from PIL import Image
-
     from mmdit.cli.common.inputs import find_images, read_sizes, refuse_left_out
     from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
     from mmdit.cli.common.words import Words
@@ -251,8 +249,7 @@ def translate(
     )
 
     def inputs(names: Sequence[str]) -> dict[str, Any]:
-        pictures = [Image.fromarray(read_picture(paths[requests.split(name)[0]])) for name in names]
-        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
+        native = [run.to_native(read_picture(paths[requests.split(name)[0]])) for name in names]
         return {
             **words.inputs([one] * len(names)), "conditions": {IMAGE: native}, "keep": kept, "strength": strength
         }  # fmt: skip

@@ -70,8 +70,6 @@ def understand(
         overwrite: Replace results of other requests that have the same name.
         batch_size: Samples at a time; results depend on it only by rounding.
     """
-    from PIL import Image
-
     from mmdit.cli.common.inputs import find_images, find_videos, read_sizes, refuse_left_out, tell_apart
     from mmdit.cli.common.photographs import note_photographs
     from mmdit.cli.common.sampling import SamplingRun
@@ -116,15 +114,10 @@ def understand(
     }
 
     def inputs(names: Sequence[str]) -> dict[str, Any]:
-        pictures = [Image.fromarray(read_picture(paths[name])) for name in names]
-        native = [picture.resize(run.native[::-1], Image.Resampling.LANCZOS) for picture in pictures]
-        return {"conditions": {IMAGE: native}, **uncertain}
+        return {"conditions": {IMAGE: [run.to_native(read_picture(paths[name])) for name in names]}, **uncertain}
 
     def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
-        if not match_input_size:
-            return arrays
-        resized = {key: run.pipe.codecs[key].resize_output(value, *sizes[name]) for key, value in arrays.items()}
-        return {**resized, IMAGE: read_picture(paths[name])}
+        return run.at_size_of(read_picture(paths[name]), arrays) if match_input_size else arrays
 
     if requests:
         run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)

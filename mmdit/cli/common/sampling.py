@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mmdit.cli.common.model import DtypeName, load_pipeline, lora_settings
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.cli.common.prompts import TypedPrompt, prompt_names
 from mmdit.errors import UserError
+from mmdit.modalities import IMAGE
 from mmdit.modalities.exr import need_exr
 from mmdit.modalities.resizing import antialiased
 from mmdit.pipelines.labels import resolve_labels
@@ -195,6 +197,17 @@ class SamplingRun:
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite, exr)
+
+    def to_native(self, pixels: np.ndarray) -> Image.Image:
+        """A picture (H, W, 3) uint8 at the model's size."""
+        return Image.fromarray(pixels).resize(self.native[::-1], Image.Resampling.LANCZOS)
+
+    def at_size_of(self, picture: np.ndarray, arrays: Arrays) -> Arrays:
+        """Raw arrays at the size of the picture (H, W, 3) that they are of, which itself takes the place of RGB."""
+        return {
+            name: picture if name == IMAGE else self.pipe.codecs[name].resize_output(array, *picture.shape[:2])
+            for name, array in arrays.items()
+        }
 
     def request(
         self,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmdit.cli.common.frame_files import FrameFiles, FrameSamples
 from mmdit.cli.common.model import note
@@ -117,10 +116,7 @@ class VideoJob:
         shown = total is None or total > self.run.batch_size
         with Progress(total, self.run.command, "frame", enabled=shown) as progress:
             while batch := list(islice(frames, self.run.batch_size)):
-                pictures = [
-                    Image.fromarray(frame.pixels).resize(self.run.native[::-1], Image.Resampling.LANCZOS)
-                    for _, frame in batch
-                ]
+                pictures = [self.run.to_native(frame.pixels) for _, frame in batch]
                 outputs = run_pipeline(
                     self.run.pipe,
                     [self.seed] * len(batch),
@@ -138,9 +134,7 @@ class VideoJob:
 
     def _write_frame(self, number: int, frame: Frame, arrays: Arrays, spread: Arrays) -> None:
         if self.options.match_input_size:
-            codecs, size = self.run.pipe.codecs, frame.pixels.shape[:2]
-            resized = {name: codecs[name].resize_output(array, *size) for name, array in arrays.items()}
-            arrays = {**resized, IMAGE: frame.pixels}
+            arrays = self.run.at_size_of(frame.pixels, arrays)
         spread = {name: antialiased(array, *arrays[IMAGE].shape[:2]) for name, array in spread.items()}
         place = {"number": number, "time": float(frame.time), "duration": float(frame.duration)}
         self.files.write(number, arrays, {**self.request, "frame": place}, spread)
