@@ -15,7 +15,7 @@ from mmdit.metrics.prompts.instrument import Seen
 from mmdit.metrics.prompts.pictures import RealPictures, Source
 from mmdit.metrics.prompts.prompt_kind import PromptKind, Truth
 from mmdit.metrics.prompts.scores import Scores
-from mmdit.metrics.prompts.text_kinds import OneObject
+from mmdit.metrics.prompts.text_kinds import OneObject, score_main
 from mmdit.metrics.prompts.views import Cut, Shown
 from mmdit.modalities import IMAGE
 from mmdit.names import BACKGROUND_CLASSES, STYLE_WORD
@@ -83,14 +83,8 @@ class Ground(PromptKind):
         return replace(super().truth(case, pictures), ground=ground)
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
-        wanted, main = case.objects[0], seen.main
-        return {
-            "category": float(main is not None and main.category == wanted.category),
-            "colour": float(main is not None and main.colour_name == wanted.colour),
-            "distance": float(
-                np.mean([np.linalg.norm(seen.ground_colour(name) - colour) for name, colour in truth.ground.items()])
-            ),
-        }
+        distances = [np.linalg.norm(seen.ground_colour(name) - colour) for name, colour in truth.ground.items()]
+        return {**score_main(seen, case.objects[0]), "distance": float(np.mean(distances))}
 
     def other(self, case: PromptCase, cases: Sequence[PromptCase]) -> Source | None:
         """The picture of another ground."""

@@ -15,7 +15,7 @@ from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, articl
 from mmdit.metrics.prompts.instrument import Seen, SeenObject
 from mmdit.metrics.prompts.prompt_kind import PromptKind, Truth, any_case, colour_distance
 from mmdit.metrics.prompts.scores import Scores
-from mmdit.metrics.prompts.text_kinds import TwoObjects, is_pair
+from mmdit.metrics.prompts.text_kinds import TwoObjects, is_pair, score_main
 from mmdit.metrics.prompts.views import Shown, Shrunk
 from mmdit.names import RELATION_WORDS
 
@@ -56,12 +56,8 @@ class OneSubject(PromptKind):
         return [case for *_, case in sorted(ranked, key=lambda entry: entry[:3])[:count]]
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
-        wanted, main = case.objects[0], seen.main
-        return {
-            "category": float(main is not None and main.category == wanted.category),
-            "colour": float(main is not None and main.colour_name == wanted.colour),
-            "distance": colour_distance(seen, main, truth.colours[0]),
-        }
+        distance = colour_distance(seen, seen.main, truth.colours[0])
+        return {**score_main(seen, case.objects[0]), "distance": distance}
 
 
 class SmallSubject(OneSubject):

@@ -12,6 +12,15 @@ from mmdit.metrics.prompts.scores import Scores
 from mmdit.prompt import Prompt
 
 
+def score_main(seen: Seen, wanted: Named) -> Scores:
+    """Whether the largest object of a picture, whatever it is, has a category, and a colour."""
+    main = seen.main
+    return {
+        "category": float(main is not None and main.category == wanted.category),
+        "colour": float(main is not None and main.colour_name == wanted.colour),
+    }
+
+
 def score_objects(seen: Seen, objects: Sequence[tuple[str | None, str]], relation: str | None) -> Scores:
     """Whether objects, (colour, category), are all there, in their colours, and the first stands to the second as ``relation``.
 
@@ -43,11 +52,7 @@ class OneObject(PromptKind):
                     break
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
-        wanted, main = case.objects[0], seen.main
-        return {
-            "category": float(main is not None and main.category == wanted.category),
-            "colour": float(main is not None and main.colour_name == wanted.colour),
-        }
+        return score_main(seen, case.objects[0])
 
 
 class TwoObjects(PromptKind):
