@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from mmdit.metrics.arrays import Array, check_same_shape
+from mmdit.metrics.arrays import Array, MeanWithError, check_same_shape
 from mmdit.metrics.normal import angle_degrees
 from mmdit.modalities import Codec
 
@@ -146,8 +146,7 @@ class FlickerMetrics:
 
     def __init__(self, codec: Codec) -> None:
         self.change = CHANGES.get(codec.metric, Change)()
-        self.flicker: list[float] = []
-        self.warped: list[float] = []
+        self.flicker, self.warped = MeanWithError(), MeanWithError()
 
     def add(self, prediction: Array, truth: Array, views: Sequence[View], moves: Sequence[Correspondence]) -> None:
         """Add a video.
@@ -160,20 +159,16 @@ class FlickerMetrics:
             ValueError: shapes that differ.
         """
         check_same_shape(prediction, truth, "video")
-        self.flicker.append(float(self.change.unwanted(prediction, truth).mean()))
+        self.flicker.add(self.change.unwanted(prediction, truth).mean())
         pairs = zip(prediction[1:], prediction[:-1], views[1:], views[:-1], moves, strict=True)
         points = [self.change.of_points(now, before, (a, b), where) for now, before, a, b, where in pairs]
-        self.warped.append(float(np.concatenate(points).mean()))
+        self.warped.add(np.concatenate(points).mean())
 
     def compute(self) -> dict[str, Any]:
         """Means over videos, with standard errors; ``unit`` of both."""
         return {
-            "flicker": float(np.mean(self.flicker)),
-            "warped_change": float(np.mean(self.warped)),
-            "standard_error": {"flicker": _error(self.flicker), "warped_change": _error(self.warped)},
+            "flicker": self.flicker.mean,
+            "warped_change": self.warped.mean,
+            "standard_error": {"flicker": self.flicker.error, "warped_change": self.warped.error},
             "unit": self.change.unit,
         }
-
-
-def _error(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
