@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
-from mmdit.encoders.prompts import load_prompt_encoder
+from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.attention import tapped_blocks
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.pipelines.loading import check_folder, load_optional
+from mmdit.storage.component import read_config
+from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import GROUNDED
 from mmdit.training.recipes.data import pretrained_folder
@@ -49,16 +51,17 @@ def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
                 f"prompts.{key} is {given}, and is given without prompts.text_encoder: give both, or --prompts.{key} null "
                 "too, for the model's own"
             )
-    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(name))
-    encoder = pipe.prompt_encoder()
-    if encoder is None:
+    folder = pretrained_folder(name)
+    check_folder(folder, "MultimodalDiTPipeline")
+    theirs = read_config(folder / "transformer" / CONFIG, "MultimodalDiT").get("conditioner")
+    if theirs not in PROMPT_ENCODERS:
         raise UserError(f"prompts.text_encoder is null, and model.pretrained {name} reads no prompts: {give}")
-    if (theirs := pipe.transformer.config.conditioner) != config.model.conditioner:
+    if theirs != config.model.conditioner:
         raise UserError(
             f"prompts.text_encoder is null, and model.pretrained {name} has the encoders of model.conditioner {theirs!r}, "
             f"not {config.model.conditioner!r}: give that, or other encoders"
         )
-    return encoder
+    return make_prompt_encoder(theirs, load_optional(folder, {}))
 
 
 def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
