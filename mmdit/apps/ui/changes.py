@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
-from mmdit.apps.ui.inputs import PRIVATE, WordInputs, canvas, fit_uploads, make_examples, make_picture
+from mmdit.apps.ui.inputs import PRIVATE, WordInputs, canvas, make_examples, make_painted, make_picture
 from mmdit.modalities import IMAGE
 
 if TYPE_CHECKING:
@@ -61,18 +61,7 @@ def make_edit(page: Page) -> gr.ImageEditor:
     """The tab of a region that is generated anew; returns where the picture goes."""
     with gr.Tab("Edit", id="edit"):
         gr.Markdown("Paint over what is to be generated anew.")
-        editor = gr.ImageEditor(
-            label="A picture",
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            transforms=("crop",),
-            layers=False,
-            brush=gr.Brush(colors=["#ff2fd0"], color_mode="fixed", default_size=40),
-            buttons=[],
-            elem_id="editor",
-        )
-        fit_uploads(editor, page.tasks.limits)
+        editor = make_painted("A picture", "editor", "#ff2fd0", page.tasks.limits)
         words = WordInputs(page.tasks)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")

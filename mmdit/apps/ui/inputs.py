@@ -84,7 +84,10 @@ class WordInputs:
                 "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
             )
             numbers = range(1, _NUM_SUBJECTS + 1) if subjects else ()
-            self.pictures = [_subject(number, limits) for number in numbers]
+            self.pictures = [
+                make_painted(f"Picture {number}", f"subject_{number}", "#2fd0ff", limits, height=320)
+                for number in numbers
+            ]
             self.fusing = gr.Slider(
                 0,
                 1,
@@ -145,7 +148,7 @@ def make_picture(label: str, elem_id: str) -> gr.Image:
     )
 
 
-def fit_uploads(editor: gr.ImageEditor, limits: Limits) -> None:
+def _fit_uploads(editor: gr.ImageEditor, limits: Limits) -> None:
     """Let an editor hold uploads at sizes that a brush fits: small ones are enlarged, large ones shrunk."""
 
     @shown
@@ -165,21 +168,21 @@ def canvas(image: Image.Image) -> dict[str, Any]:
     return {"background": large, "layers": [], "composite": large}
 
 
-def _subject(number: int, limits: Limits) -> gr.ImageEditor:
-    """A field for the picture of a subject, which may be painted over."""
+def make_painted(label: str, elem_id: str, color: str, limits: Limits, **shape: Any) -> gr.ImageEditor:
+    """A field for a picture that is painted over with one colour, ``shape`` being gradio's of the field."""
     editor = gr.ImageEditor(
-        label=f"Picture {number}",
+        label=label,
         type="pil",
         format="png",
         sources=["upload", "clipboard"],
         transforms=("crop",),
         layers=False,
-        brush=gr.Brush(colors=["#2fd0ff"], color_mode="fixed", default_size=40),
-        height=320,
+        brush=gr.Brush(colors=[color], color_mode="fixed", default_size=40),
         buttons=[],
-        elem_id=f"subject_{number}",
+        elem_id=elem_id,
+        **shape,
     )
-    fit_uploads(editor, limits)
+    _fit_uploads(editor, limits)
     return editor
 
 
