@@ -90,20 +90,19 @@ VIDEO_COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _text(report: dict[str, Any], path: str | None, form: str) -> str:
-    value: Any = report
-    for key in path.split(".") if path else ():
-        value = value.get(key) if isinstance(value, dict) else None
-    return form.format(value) if isinstance(value, int | float) else "–"
+_ABSENT = object()
 
 
-def _has(report: dict[str, Any], path: str) -> bool:
+def _find(report: dict[str, Any], path: str) -> Any:
     value: Any = report
     for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
-            return False
-        value = value[key]
-    return True
+        value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+    return value
+
+
+def _text(report: dict[str, Any], path: str | None, form: str) -> str:
+    value = _find(report, path) if path else _ABSENT
+    return form.format(value) if isinstance(value, int | float) else "–"
 
 
 def results_table(report: dict[str, Any]) -> str:
@@ -126,7 +125,7 @@ def prompts_table(report: dict[str, Any]) -> str:
     """
     lines = ["| asked for | measure | scenes64 | another prompt | real pictures |", "|---|---|---|---|---|"]
     for asked, measure, path in PROMPT_ROWS:
-        if not _has(report["prompts"], path):
+        if _find(report["prompts"], path) is _ABSENT:
             continue
         values = (
             _text(report, f"{part}.{path}", "{:.2f}")
