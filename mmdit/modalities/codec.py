@@ -50,6 +50,7 @@ class Codec:
         reconstruction_term: what the autoencoder's objective adds for this kind: "cosine", "label", or None.
         bytes_per_pixel: size of a result's files, to check for free space.
         array_files: whether ``.npy``, ``.npz`` and EXR files are read.
+        read_options: names of the options of ``read`` that say what a file holds.
     """
 
     name: str = "map"
@@ -61,6 +62,7 @@ class Codec:
     reconstruction_term: ClassVar[str | None] = None
     bytes_per_pixel: ClassVar[int] = 9
     array_files: ClassVar[bool] = True
+    read_options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, name: str | None = None, **keywords: Any) -> None:
         """Enter a subclass with a name into ``CODECS``."""
