@@ -337,6 +337,10 @@ class Codec:
         """Raw values as an OpenEXR file, float32. Raises UserError without the library."""
         return exr_bytes(raw.astype(np.float32), {})
 
+    def exr_files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """The OpenEXR file of one result by its name, if these raw values have one. Raises UserError without the library."""
+        return {self.exr_name: self.exr(raw)} if self.exr_name else {}
+
     def metadata(self, raw: np.ndarray) -> dict[str, Any]:
         """Entries of a result's metadata.json, JSON values."""
         return {}

@@ -55,12 +55,15 @@ class SettingInputs:
 
 
 class WordInputs:
-    """Category and prompt, as far as the model takes them; with ``subjects`` also pictures of subjects.
+    """Category, prompt and pictures of subjects, as far as the model takes them.
 
-    ``category``: the one chosen first; None = none.
+    Args:
+        tasks: of the model.
+        task: whose words they are; names its fields.
+        category: the one chosen first; None = none.
     """
 
-    def __init__(self, tasks: Tasks, *, subjects: bool = False, category: str | None = None) -> None:
+    def __init__(self, tasks: Tasks, task: str, category: str | None = None) -> None:
         takes, limits = tasks.takes_prompts, tasks.limits
         self.category = gr.Dropdown(
             [NO_CATEGORY, *tasks.categories],
@@ -71,22 +74,20 @@ class WordInputs:
         self.prompt = gr.Textbox(
             "",
             label="Prompt",
-            info="Words in {braces} take their looks from a picture below: a {torus}" if subjects else None,
+            info="Words in {braces} take their looks from a picture below: a {torus}",
             placeholder="a red torus left of a small blue cone",
             max_length=limits.characters,
             visible=takes,
-            elem_id="prompt" if subjects else None,
+            elem_id=f"{task}_prompt",
         )
-        named = "subjects" if subjects else None
         title = "Pictures for {braces}, negative prompt"
-        with gr.Accordion(title, open=False, visible=takes and subjects, elem_id=named):
+        with gr.Accordion(title, open=False, visible=takes, elem_id=f"{task}_subjects"):
             gr.Markdown(
                 "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
             )
-            numbers = range(1, _NUM_SUBJECTS + 1) if subjects else ()
             self.pictures = [
-                make_painted(f"Picture {number}", f"subject_{number}", "#2fd0ff", limits, height=320)
-                for number in numbers
+                make_painted(f"Picture {number}", f"{task}_subject_{number}", "#2fd0ff", limits, height=320)
+                for number in range(1, _NUM_SUBJECTS + 1)
             ]
             self.fusing = gr.Slider(
                 0,
@@ -102,7 +103,7 @@ class WordInputs:
 
     @property
     def components(self) -> list[Any]:
-        """Those that every task has, in the order of ``read``."""
+        """In the order of ``read``, but for the pictures, which come last of all."""
         return [self.category, self.prompt, self.negative, self.fusing]
 
     @staticmethod
