@@ -25,7 +25,7 @@ def make_translate(page: Page) -> gr.Image:
         gr.Markdown("A new picture that keeps what you choose of a given one.")
         source = make_picture("A picture", "source")
         keep = gr.CheckboxGroup(others, value=others, label="What of it stays", elem_id="keep")
-        words = WordInputs(page.tasks, "translate")
+        words = WordInputs(page.tasks, "translate", page.subjects)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="translate_match")
         run = gr.Button("Translate", variant="primary", elem_id="translate")
@@ -66,7 +66,7 @@ def make_edit(page: Page) -> gr.ImageEditor:
     with gr.Tab("Edit", id="edit"):
         gr.Markdown("Paint over what is to be generated anew.")
         editor = make_painted("A picture", "editor", "#ff2fd0", page.tasks.limits)
-        words = WordInputs(page.tasks, "edit")
+        words = WordInputs(page.tasks, "edit", page.subjects)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")
         run = gr.Button("Edit", variant="primary", elem_id="edit")

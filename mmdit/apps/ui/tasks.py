@@ -223,7 +223,7 @@ class Tasks:
         if not prompt:
             if given:
                 raise UserError(
-                    "a subject's picture is given without a prompt: write one that marks it, such as a {torus}"
+                    "a subject's picture is given without a prompt: write one that marks it, such as a {torus}, or clear it"
                 )
             return arguments
         arguments["prompt"] = prompt

@@ -99,15 +99,6 @@ class Visitor:
         loaded = "return arguments[0].complete && arguments[0].naturalWidth > 0"
         return [image for image in self.seen("#pictures img") if self.driver.execute_script(loaded, image)]
 
-    def describe(self, task: str, prompt: str, picture: Path) -> None:
-        """Write a task's prompt, and give the picture for its first braces."""
-        self.seen(f"#{task}_prompt textarea, #{task}_prompt input")[0].send_keys(prompt)
-        self.click(f"#{task}_subjects > button")
-        self.until(lambda: self.seen(f"#{task}_subject_1 canvas"))
-        field = self.driver.find_elements("css selector", f"#{task}_subject_1 input[type=file]")[0]
-        field.send_keys(str(picture))
-        time.sleep(2)  # it comes back larger
-
     def paint(self, editor: str) -> None:
         """Draw a stroke in the middle of an editor."""
         from selenium.webdriver import ActionChains
@@ -244,14 +235,18 @@ def test_words_and_a_painted_subject(serve, prompted_pipeline_dir: Path, tmp_pat
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 24), (200, 30, 30)).save(photo)
     with serve(pipe, model="words", interval=0.0) as url, visiting(url, tmp_path / "profile") as page:
-        page.describe("generate", "a red {torus}", photo)
-        page.paint("generate_subject_1")
+        page.seen("#generate_prompt textarea, #generate_prompt input")[0].send_keys("a red {torus}")
+        page.click("#subjects > button")
+        page.until(lambda: page.seen("#subject_1 canvas"))
+        page.driver.find_elements("css selector", "#subject_1 input[type=file]")[0].send_keys(str(photo))
+        time.sleep(2)  # it comes back larger
+        page.paint("subject_1")
         page.run("generate")
         assert len(page.until(page.pictures)) == 4
-        # The result, with the subject in the place that is painted over
+        # The result, with the subject of the same picture in the place that is painted over
         page.click("button", text="Edit this RGB")
         page.until(lambda: page.seen("#editor canvas"))
         page.paint("editor")
-        page.describe("edit", "a {cone}", photo)
+        page.seen("#edit_prompt textarea, #edit_prompt input")[0].send_keys("a {cone}")
         page.run("edit")
         assert len(page.until(page.pictures)) == 4
