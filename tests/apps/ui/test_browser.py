@@ -234,7 +234,7 @@ def test_words_and_a_painted_subject(serve, prompted_pipeline_dir: Path, tmp_pat
     pipe.set_progress_bar_config(disable=True)
     photo = tmp_path / "photo.png"
     Image.new("RGB", (32, 24), (200, 30, 30)).save(photo)
-    with serve(pipe, model="words", interval=0.0) as url, visiting(url, tmp_path / "profile") as page:
+    with serve(pipe, model="words") as url, visiting(url, tmp_path / "profile") as page:
         page.seen("#generate_prompt textarea, #generate_prompt input")[0].send_keys("a red {torus}")
         page.click("#subjects > button")
         page.until(lambda: page.seen("#subject_1 canvas"))
@@ -243,10 +243,9 @@ def test_words_and_a_painted_subject(serve, prompted_pipeline_dir: Path, tmp_pat
         page.paint("subject_1")
         page.run("generate")
         assert len(page.until(page.pictures)) == 4
-        # The result, with the subject of the same picture in the place that is painted over
-        page.click("button", text="Edit this RGB")
-        page.until(lambda: page.seen("#editor canvas"))
-        page.paint("editor")
-        page.seen("#edit_prompt textarea, #edit_prompt input")[0].send_keys("a {cone}")
-        page.run("edit")
+        # Another task, with the subject of the same picture
+        page.click("button", text="Translate this RGB")
+        page.until(lambda: page.seen("#source img"))
+        page.seen("#translate_prompt textarea, #translate_prompt input")[0].send_keys("a {cone}")
+        page.run("translate")
         assert len(page.until(page.pictures)) == 4
