@@ -34,6 +34,14 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, the machine's or a GPU's, was not enough."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, of GPUs
+        return True
+    said = str(error).lower()  # PyTorch has no class for the others
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+
+
 def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` of ``names`` that are spelt most like ``name``, best first; never empty if ``names`` is not."""
     candidates = list(names)

@@ -41,7 +41,7 @@ class Prompt:
 
     Args:
         text: without braces.
-        spans: where the subjects' words are, in the order of the text; they do not overlap.
+        spans: where the subjects' words are, in the order of the text; they do not overlap, and no brace is in them.
         images: the subjects; ``spans[i].subject`` counts them. What an image is (PIL, or with a mask) is the encoder's affair.
     """
 
@@ -123,6 +123,11 @@ def parse(template: str, subjects: Mapping[str, Any] | Sequence[Any] | None = No
     images, numbers = _assign(tags, subjects)
     spans = (Span(start, end, number) for (start, end, _), number in zip(marked, numbers, strict=True))
     return Prompt(text, tuple(spans), images)
+
+
+def has_brace(text: str) -> bool:
+    """Whether a text holds a brace. Marked words can't: between braces of the syntax there is no way to write one."""
+    return "{" in text or "}" in text
 
 
 def tags(template: str) -> list[str]:

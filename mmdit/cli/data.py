@@ -53,6 +53,7 @@ def render(
     missing = [name for name in ("mitsuba", "trimesh") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"rendering needs {' and '.join(missing)}: pip install 'multimodal-dit[scenes]'")
+    from mmdit.cli.common.options import refuse_idle
     from mmdit.sources.scenes.dataset import render_dataset
 
     settings: dict[str, Any] = {
@@ -64,9 +65,8 @@ def render(
         "max_distractors": max_distractors,
     }
     if assets is None:
-        given = {"assets_unit": assets_unit != "m", "assets_up": assets_up, "hdri": hdri, "skip_bad": skip_bad}
-        if alone := [name for name, value in given.items() if value]:
-            raise UserError(f"--{alone[0]}: is for scenes of your own meshes: give --assets, a folder of them, too")
+        about = {"assets_unit": assets_unit, "assets_up": assets_up, "hdri": hdri, "skip_bad": skip_bad}
+        refuse_idle(render, about, "is for scenes of your own meshes: give --assets, a folder of them, too")
         report = render_dataset(output, num_samples, composition=composition, **settings)
     else:
         from mmdit.sources.scenes.assets.dataset import render_assets

@@ -47,12 +47,16 @@ def import_dataset(
         skip_bad: Exit with 0 where some samples can't be used; they are listed and left out either way.
     """
     from mmdit.cli.common.model import note
+    from mmdit.cli.common.options import refuse_idle
     from mmdit.errors import UserError
     from mmdit.sources.folders.classes import read_classes
     from mmdit.sources.folders.dataset import import_folders
 
     if classes is not None and segmentation is None:
         raise UserError(f"--classes {classes}: names labels, and no --segmentation is given")
+    if depth is None:
+        about = {"depth_values": depth_values, "depth_scale": depth_scale}
+        refuse_idle(import_dataset, about, "says what depth files hold, and no --depth is given: give it")
     named = None if classes is None else read_classes(classes)
     given = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     report = import_folders(

@@ -9,31 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import ClosedUnitInterval, PositiveInt
 from mmdit.cli.common.depth_values import DepthValues
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, one_or_none
+from mmdit.cli.common.model import check_seed
+from mmdit.cli.common.options import takes_options
+from mmdit.cli.common.sampling_options import ResultOptions, SamplingOptions, WordOptions
 from mmdit.errors import UserError, unknown_name
 
+KEEP_NOTHING = "none"
 
+
+@takes_options
 def edit(
     image: Path,
     mask: Path,
-    category: str | None = None,
-    prompt: str | None = None,
-    subject: list[str] | None = None,
-    negative_prompt: str | None = None,
-    fusing_scale: ClosedUnitInterval | None = None,
+    *,
+    typed: WordOptions,
     strength: ClosedUnitInterval = 1.0,
     num_images: PositiveInt = 1,
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
-    num_inference_steps: InferenceSteps | None = None,
-    guidance_scale: NonNegativeNumber | None = None,
-    scheduler: str | None = None,
-    seed: Seed = 0,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
+    sampling: SamplingOptions,
     output: Path = Path("outputs/edit"),
     depth: Path | None = None,
     normal: Path | None = None,
@@ -41,9 +35,7 @@ def edit(
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
     match_input_size: bool = True,
-    exr: bool = False,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
+    results: ResultOptions,
 ) -> None:
     """Generate a region of an image anew, in all modalities; the rest is kept.
 
@@ -54,24 +46,9 @@ def edit(
     Args:
         image: The RGB image; any that Pillow reads.
         mask: What is generated anew: an image of the same size, white = anew, black or transparent = keep; or .npy of 1 and 0.
-        category: Name (or id) of a category; by default none.
-        prompt: A text; see mmdit generate, also for the next three.
-        subject: WORD=FILE or FILE, the image of a subject that the prompt marks; repeat it for others.
-        negative_prompt: A text that guidance leads away from.
-        fusing_scale: With subjects, 0 = what the text says to 1 = what the images show.
         strength: How far the region may go from the image, from 0, where nothing changes, to 1, which starts from pure noise;
             that share of the steps is taken.
         num_images: Samples, with seeds SEED, SEED + 1, …
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
-        num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
-        guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
-            own, 2 where it names none.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
-        seed: Seed of the first sample.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         depth: Depth of the image, in place of an estimate; see mmdit condition, also for the next two.
         normal: Its normals.
@@ -79,22 +56,18 @@ def edit(
         given: NAME=FILE: any other modality of it; repeat it for others.
         depth_values: What the depth file holds; see mmdit condition.
         match_input_size: Resize what is generated to the size of the image; false leaves everything at the model's size.
-        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
     """
-    check_seed(seed, num_images)
+    check_seed(sampling.seed, num_images)
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.inputs import source_name
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
-    from mmdit.cli.common.words import Words
+    from mmdit.cli.common.sampling import NumberedRequests
     from mmdit.flow.schedulers import steps_taken
     from mmdit.modalities import IMAGE
     from mmdit.modalities.rgb import read_picture
     from mmdit.pipelines.region import open_mask
     from mmdit.storage.digests import digest_file
 
-    words = Words(one_or_none(category), one_or_none(prompt), subject, negative_prompt, fusing_scale)
+    words = typed.read()
     maps = given_files({"depth": depth, "normal": normal, "segmentation": segmentation}, given)
     if IMAGE in maps:
         raise UserError(f"--given {IMAGE}={maps[IMAGE]}: {IMAGE} is given twice, also as IMAGE: leave it out")
@@ -107,26 +80,12 @@ def edit(
     if marked.shape != size:
         sizes = f"is {marked.shape[0]} x {marked.shape[1]} (height x width), {image} {size[0]} x {size[1]}"
         raise UserError(f"--mask {mask}: {sizes}: give a mask of the image's size")
-    run = SamplingRun(
-        "edit",
-        model,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if words.asks else 1.0,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        output=output,
-        overwrite=overwrite,
-        exr=exr,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-    )
+    run = sampling.start("edit", words, output, results)
     steps_taken(run.num_inference_steps, strength)
-    conditions = read_given(files, run.pipe, model, {"depth_values": depth_values}, edited=IMAGE)
+    conditions = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values}, edited=IMAGE)
     (one,) = words.asked(run.pipe)
     request = {
-        **run.request(seed, one.category, one.label, files),
+        **run.request(sampling.seed, one.category, one.label, files),
         **one.words,
         **words.request(run.pipe),
         "mask": {"path": str(mask), "sha256": digest_file(mask)},
@@ -134,9 +93,9 @@ def edit(
         "depth_values": depth_values,
         "match_input_size": match_input_size,
     }
-    stem = "_".join([source_name(image), "edited", *([one.name] if category or prompt else [])])
+    stem = "_".join([source_name(image), "edited", *([one.name] if typed.category or typed.prompt else [])])
     requests = NumberedRequests(
-        [(stem, range(seed, seed + num_images))], lambda stem, own_seed: {**request, "seed": own_seed}
+        [(stem, range(sampling.seed, sampling.seed + num_images))], lambda stem, own_seed: {**request, "seed": own_seed}
     )
     inputs = {
         "conditions": conditions,
@@ -148,30 +107,18 @@ def edit(
     run.run(requests, lambda batch: {**words.inputs([one] * len(batch)), **inputs}, num_pixels=num_pixels)
 
 
+@takes_options
 def translate(
     images: list[str],
-    category: str | None = None,
-    prompt: str | None = None,
-    subject: list[str] | None = None,
-    negative_prompt: str | None = None,
-    fusing_scale: ClosedUnitInterval | None = None,
+    *,
+    typed: WordOptions,
     keep: tuple[str, ...] | None = None,
     strength: ClosedUnitInterval = 1.0,
     num_images: PositiveInt = 1,
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
-    num_inference_steps: InferenceSteps | None = None,
-    guidance_scale: NonNegativeNumber | None = None,
-    scheduler: str | None = None,
-    seed: Seed = 0,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
+    sampling: SamplingOptions,
     output: Path = Path("outputs/translate"),
     match_input_size: bool = True,
-    exr: bool = False,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
+    results: ResultOptions,
 ) -> None:
     """Make new RGB images with the structure of given ones.
 
@@ -180,71 +127,41 @@ def translate(
 
     Args:
         images: Image files, or folders of them (subfolders are not searched).
-        category: Name (or id) of a category; by default none.
-        prompt: A text; see mmdit generate, also for the next three.
-        subject: WORD=FILE or FILE, the image of a subject that the prompt marks; repeat it for others.
-        negative_prompt: A text that guidance leads away from.
-        fusing_scale: With subjects, 0 = what the text says to 1 = what the images show.
         keep: What of the image is kept, after the images: any of depth, normal, segmentation; by default all that the model
             has but RGB. none keeps nothing, for image-to-image with --strength.
         strength: How far the new image may go from the given one, from 0, where nothing changes, to 1, which starts from pure
             noise; that share of the steps is taken.
         num_images: Samples of each image, with seeds SEED, SEED + 1, …
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
-        num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
-        guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
-            own, 2 where it names none.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample of each image.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         match_input_size: Resize results to the size of the input; false leaves everything at the model's size.
-        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
     """
     from mmdit.cli.common.inputs import find_images, read_sizes, refuse_left_out
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
-    from mmdit.cli.common.words import Words
+    from mmdit.cli.common.sampling import NumberedRequests
     from mmdit.flow.schedulers import steps_taken
     from mmdit.modalities import IMAGE
     from mmdit.modalities.rgb import read_picture
 
     files = find_images(images)
-    check_seed(seed, num_images * len(files))
-    words = Words(one_or_none(category), one_or_none(prompt), subject, negative_prompt, fusing_scale)
+    check_seed(sampling.seed, num_images * len(files))
+    words = typed.read()
     sizes, bad = read_sizes(files)
-    run = SamplingRun(
-        "translate",
-        model,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if words.asks else 1.0,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        output=output,
-        overwrite=overwrite,
-        exr=exr,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-    )
+    run = sampling.start("translate", words, output, results)
     steps_taken(run.num_inference_steps, strength)
-    kept = _kept(keep, run.pipe.modalities, model)
+    kept = _kept(keep, run.pipe.modalities, sampling.model)
     if not kept and strength == 1:
         raise UserError("--keep none with --strength 1 uses nothing of the images: give a smaller strength")
     (one,) = words.asked(run.pipe)
-    middle = "_".join(["translated", *([one.name] if category or prompt else [])])
+    middle = "_".join(["translated", *([one.name] if typed.category or typed.prompt else [])])
     paths = {f"{file.name}_{middle}": file.path for file in files if file.name in sizes}
     sizes = {f"{name}_{middle}": size for name, size in sizes.items()}
     said = {**one.words, **words.request(run.pipe), "keep": kept, "strength": strength}
     said["match_input_size"] = match_input_size
-    given_in = {stem: run.request(seed, one.category, one.label, {IMAGE: path}) for stem, path in paths.items()}
+    given_in = {
+        stem: run.request(sampling.seed, one.category, one.label, {IMAGE: path}) for stem, path in paths.items()
+    }
     requests = NumberedRequests(
-        [(stem, range(seed, seed + num_images)) for stem in paths],
+        [(stem, range(sampling.seed, sampling.seed + num_images)) for stem in paths],
         lambda stem, own_seed: {**given_in[stem], **said, "seed": own_seed},
     )
 
@@ -274,7 +191,12 @@ def _kept(keep: Sequence[str] | None, modalities: Sequence[str] | Any, model: st
     others = [name for name in modalities if name != IMAGE]
     if keep is None:
         return others
-    names = [] if list(keep) == ["none"] else list(keep)
+    names = [name for name in keep if name != KEEP_NOTHING]
+    if KEEP_NOTHING in keep and names:
+        raise UserError(
+            f"--keep {' '.join(keep)}: {KEEP_NOTHING} keeps nothing, and {' and '.join(names)} would be kept: give "
+            f"{KEEP_NOTHING} alone, or leave it out"
+        )
     for name in names:
         if name == IMAGE:
             raise UserError(f"--keep {name}: it is what is translated: keep any of {', '.join(others)}")

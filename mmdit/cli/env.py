@@ -55,14 +55,15 @@ def env() -> None:
 
 
 def _system() -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from mmdit.sources.processes import physical_memory, usable_cores
+
     found = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        "processor": f"{platform.processor() or platform.machine()}, {cores} usable cores",
+        "processor": f"{platform.processor() or platform.machine()}, {usable_cores()} usable cores",
     }
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+    if (memory := physical_memory()) is not None:
+        found["memory"] = f"{memory / 2**30:.1f} GiB"
     return found
 
 

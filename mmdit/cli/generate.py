@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import ClosedUnitInterval, PositiveInt
 from mmdit.cli.common.depth_values import DepthValues
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName, check_seed, one_or_none
+from mmdit.cli.common.model import check_seed
+from mmdit.cli.common.options import takes_options
+from mmdit.cli.common.sampling_options import ResultOptions, SamplingOptions, WordOptions
 from mmdit.errors import UserError
 
 
+@takes_options
 def generate(
     categories: list[str] = [],  # noqa: B006 - never changed
     prompt: list[str] | None = None,
@@ -22,15 +25,8 @@ def generate(
     negative_prompt: str | None = None,
     fusing_scale: ClosedUnitInterval | None = None,
     num_images: PositiveInt = 1,
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
-    num_inference_steps: InferenceSteps | None = None,
-    guidance_scale: NonNegativeNumber | None = None,
-    scheduler: str | None = None,
-    seed: Seed = 0,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
+    *,
+    sampling: SamplingOptions,
     output: Path = Path("outputs/generate"),
     depth: Path | None = None,
     normal: Path | None = None,
@@ -38,9 +34,7 @@ def generate(
     rgb: Path | None = None,
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
-    exr: bool = False,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
+    results: ResultOptions,
 ) -> None:
     """Generate aligned images of all modalities from categories or prompts.
 
@@ -58,16 +52,10 @@ def generate(
         negative_prompt: A text that guidance leads away from, in place of no prompt.
         fusing_scale: With subjects, 0 = what the text says to 1 = what the images show; 0.5 by default.
         num_images: Samples of each category or prompt.
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none, and 1 where RGB alone is given.
         guidance_scale: How strongly category and prompt are followed; 1 = no guidance, and twice as fast; null = the model's
             own, 2 where it names none.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the first sample of each category or prompt.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         depth: Depth that is given and not generated; see mmdit condition, also for the next three.
         normal: Normals that are given.
@@ -75,46 +63,30 @@ def generate(
         rgb: An RGB image that is given.
         given: NAME=FILE: any other modality that is given; repeat it for others.
         depth_values: What a given depth file holds; see mmdit condition.
-        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
     """
     from mmdit.cli.common.given import given_files, read_given
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
+    from mmdit.cli.common.sampling import NumberedRequests
     from mmdit.cli.common.words import Words
     from mmdit.modalities import IMAGE
 
     words = Words(categories, prompt, subject, negative_prompt, fusing_scale)
-    check_seed(seed, num_images * words.count)
+    check_seed(sampling.seed, num_images * words.count)
     files = given_files({"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}, given)
 
-    run = SamplingRun(
-        "generate",
-        model,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if words.asks else 1.0,
-        understanding=IMAGE in files and not words.asks,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        output=output,
-        overwrite=overwrite,
-        exr=exr,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-    )
+    understanding = IMAGE in files and not words.asks
+    run = sampling.start("generate", words, output, results, understanding=understanding)
     asked, ranges, next_seed = {}, [], dict[str, int]()
     for one in words.asked(run.pipe):
         asked[one.name] = one
-        first = next_seed.get(one.name, seed)
+        first = next_seed.get(one.name, sampling.seed)
         next_seed[one.name] = first + num_images
         ranges.append((one.name, range(first, first + num_images)))
     inputs: dict[str, Any] = {}
     reading = words.request(run.pipe)
+    given_values = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values})
     if files:
-        inputs["conditions"] = read_given(files, run.pipe, model, {"depth_values": depth_values})
-        conditions = run.request(seed, conditions=files)["conditions"]
+        inputs["conditions"] = given_values
+        conditions = run.request(sampling.seed, conditions=files)["conditions"]
         reading |= {"conditions": conditions, "depth_values": depth_values}
 
     def request(name: str, own_seed: int) -> dict[str, Any]:
@@ -125,32 +97,20 @@ def generate(
     run.run(requests, lambda batch: {**words.inputs([asked[requests.split(name)[0]] for name in batch]), **inputs})
 
 
+@takes_options
 def condition(
     depth: Path | None = None,
     normal: Path | None = None,
     segmentation: Path | None = None,
     rgb: Path | None = None,
-    category: str | None = None,
-    prompt: str | None = None,
-    subject: list[str] | None = None,
-    negative_prompt: str | None = None,
-    fusing_scale: ClosedUnitInterval | None = None,
+    *,
+    typed: WordOptions,
     num_images: PositiveInt = 1,
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
-    num_inference_steps: InferenceSteps | None = None,
-    guidance_scale: NonNegativeNumber | None = None,
-    scheduler: str | None = None,
-    seed: Seed = 0,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
+    sampling: SamplingOptions,
     output: Path = Path("outputs/condition"),
     given: list[str] | None = None,
     depth_values: DepthValues = "auto",
-    exr: bool = False,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
+    results: ResultOptions,
 ) -> None:
     """Generate the other modalities from any subset of them.
 
@@ -163,73 +123,41 @@ def condition(
         normal: Normals: .npy of unit vectors (x right, y up, z towards the viewer), or an RGB image, (n + 1) / 2 x 255.
         segmentation: Label ids: an indexed image, or a grey one of 8 or 16 bits.
         rgb: An RGB image.
-        category: Name (or id) of a category; by default none.
-        prompt: A text; see mmdit generate, also for the next three.
-        subject: WORD=FILE or FILE, the image of a subject that the prompt marks; repeat it for others.
-        negative_prompt: A text that guidance leads away from.
-        fusing_scale: With subjects, 0 = what the text says to 1 = what the images show.
         num_images: Samples, with seeds SEED, SEED + 1, …
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; null = 1 with --rgb and neither category nor prompt, else the model's own, 25 where
             it names none.
-        guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
-            own, 2 where it names none.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
-        seed: Seed of the first sample.
-        device: auto, cpu, cuda, cuda:1, mps.
-        dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         output: Folder of the results.
         given: NAME=FILE: any modality of the model, such as one of your own; repeat it for others.
         depth_values: What the depth file holds: metric = distances in any unit, 0 invalid; relative = the model's own space,
             as in our depth.npy and depth.png; near_white = relative, larger = nearer; auto knows our files and datasets',
             tells pictures of depth by their lower part, which is usually nearer, takes the rest as metric, says so, and asks
             where numbers and picture disagree.
-        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
     """
-    check_seed(seed, num_images)
+    check_seed(sampling.seed, num_images)
     from mmdit.cli.common.given import given_files, read_given
     from mmdit.cli.common.inputs import source_name
-    from mmdit.cli.common.sampling import NumberedRequests, SamplingRun
-    from mmdit.cli.common.words import Words
+    from mmdit.cli.common.sampling import NumberedRequests
     from mmdit.modalities import IMAGE
 
-    words = Words(one_or_none(category), one_or_none(prompt), subject, negative_prompt, fusing_scale)
+    words = typed.read()
     options = {"rgb": rgb, "depth": depth, "normal": normal, "segmentation": segmentation}
     files = given_files(options, given)
     if not files:
         listed = ", ".join(f"--{name}" for name in options)
         raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
-    run = SamplingRun(
-        "condition",
-        model,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale if words.asks else 1.0,
-        understanding=IMAGE in files and not words.asks,
-        scheduler=scheduler,
-        device=device,
-        dtype=dtype,
-        output=output,
-        overwrite=overwrite,
-        exr=exr,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-    )
-    conditions = read_given(files, run.pipe, model, {"depth_values": depth_values})
+    understanding = IMAGE in files and not words.asks
+    run = sampling.start("condition", words, output, results, understanding=understanding)
+    conditions = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values})
     (one,) = words.asked(run.pipe)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
     request = {
-        **run.request(seed, one.category, one.label, files),
+        **run.request(sampling.seed, one.category, one.label, files),
         **one.words,
         **words.request(run.pipe),
         "depth_values": depth_values,
     }
     requests = NumberedRequests(
-        [(source, range(seed, seed + num_images))],
+        [(source, range(sampling.seed, sampling.seed + num_images))],
         lambda stem, own_seed: {**request, "seed": own_seed},
     )
     run.run(requests, lambda batch: {**words.inputs([one] * len(batch)), "conditions": conditions})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdit.cli.search_path import leave_working_directory, without_working_directory
-from mmdit.errors import UserError, nearest_names
+from mmdit.errors import UserError, first_line, is_out_of_memory, nearest_names
 
 EXIT_DONE, EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 # Causes outside the program that the user can put right; the rest are our defects.
@@ -237,6 +237,9 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and (isinstance(error, _USER_OS_ERRORS) or error.errno in _USER_ERRNOS):
         where = f"{error.filename}: " if error.filename else ""
         return EXIT_WRONG_INPUT, f"{where}{error.strerror or text}"
+    if is_out_of_memory(error):
+        advice = "give fewer samples at a time (--batch_size), a smaller size or a smaller model"
+        return EXIT_WRONG_INPUT, f"out of memory ({first_line(error)}): {advice}"
     hint = "add --debug, or set MMDIT_DEBUG=1, to see the traceback"
     return EXIT_FAILURE, f"{type(error).__name__}: {text} ({hint})"
 

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, PositiveNumber, Seed
-from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
+from mmdit.bounds import ClosedUnitInterval, InferenceSteps, PositiveInt, PositiveNumber, Seed
+from mmdit.cli.common.model import DtypeName
+from mmdit.cli.common.options import refuse_idle, takes_options
+from mmdit.cli.common.sampling_options import ModelOptions, ResultOptions
 from mmdit.errors import UserError
 
 
+@takes_options
 def understand(
     pictures: list[str],
-    model: str = BUNDLED_MODEL,
-    lora: str | None = None,
-    lora_scale: NonNegativeNumber = 1.0,
+    *,
+    network: ModelOptions,
     num_inference_steps: InferenceSteps = 1,
     scheduler: str | None = None,
     seed: Seed = 0,
@@ -31,9 +33,7 @@ def understand(
     fps: PositiveNumber | None = None,
     temporal: ClosedUnitInterval = 0.6,
     frame_files: bool = True,
-    exr: bool = False,
-    overwrite: bool = False,
-    batch_size: Batch = 8,
+    results: ResultOptions,
 ) -> None:
     """Predict depth, normals and segmentation from RGB images and videos.
 
@@ -48,9 +48,6 @@ def understand(
 
     Args:
         pictures: Image files, folders of them (subfolders are not searched), or video files.
-        model: A bundled model's name, a pipeline folder, or a Hub id.
-        lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
-        lora_scale: How much of them; 0 = none, 1 = all.
         num_inference_steps: Denoising steps; prediction needs few.
         scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
         seed: Seed of the noise, the same for each image and frame.
@@ -66,9 +63,6 @@ def understand(
             frame for itself, below 1.
         frame_files: Of videos: whether the files of each frame are kept; false leaves the videos alone, which takes far less
             room.
-        exr: Write depth and normals as OpenEXR too, float32; needs pip install 'multimodal-dit[exr]'.
-        overwrite: Replace results of other requests that have the same name.
-        batch_size: Samples at a time; results depend on it only by rounding.
     """
     from mmdit.cli.common.inputs import find_images, find_videos, read_sizes, refuse_left_out, tell_apart
     from mmdit.cli.common.photographs import note_photographs
@@ -80,7 +74,12 @@ def understand(
 
     check_temporal(temporal)
     videos, rest = find_videos(pictures, folders=video, fps=fps)
-    if exr and videos and not frame_files:
+    if not videos:
+        about = {"video": video, "temporal": temporal, "frame_files": frame_files}
+        refuse_idle(
+            understand, about, "is about videos, and none is given: give one, or a folder of frames with --video"
+        )
+    if results.exr and videos and not frame_files:
         raise UserError(
             "--exr is of each frame's files, which --frame_files false leaves out: leave out one of the two"
         )
@@ -88,24 +87,20 @@ def understand(
     sizes, bad = read_sizes(files) if files else ({}, [])
     run = SamplingRun(
         "understand",
-        model,
         num_inference_steps=num_inference_steps,
         guidance_scale=1.0,
         scheduler=scheduler,
         device=device,
         dtype=dtype,
         output=output,
-        overwrite=overwrite,
-        batch_size=batch_size,
-        lora=lora,
-        lora_scale=lora_scale,
-        exr=exr,
+        **vars(network),
+        **vars(results),
     )
     if IMAGE not in run.pipe.modalities:
-        raise UserError(f"--model {model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
+        raise UserError(f"--model {network.model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
-    if lora is None:
-        note_photographs(run.pipe, model, [*paths.values(), *videos])
+    if network.lora is None:
+        note_photographs(run.pipe, network.model, [*paths.values(), *videos])
     ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
     uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
     requests = {

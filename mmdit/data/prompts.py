@@ -2,7 +2,8 @@
 
 One JSON object a line, as in the manifest: ``id`` of a sample; ``captions``, one or more texts; ``entities``, a list of
 {"phrase", "spans": a [start, end] in characters for each caption, or null where it leaves the entity out, "box": [x0, y0, x1,
-y1] in pixels or null, "mask": path or null, "images": paths of other pictures of the same subject}.
+y1] in pixels or null, "mask": path or null, "images": paths of other pictures of the same subject}. Braces may stand in captions,
+and not in the words of a span: prompts mark those by braces.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mmdit.data.lines import MAX_LINE, Rules
 from mmdit.data.paths import PathRule
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError
+from mmdit.prompt import has_brace
 from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 
 PROMPTS = "prompts.jsonl"
@@ -219,6 +221,11 @@ def _entity(value: Any, captions: list[str], folder: Path, paths: PathRule) -> E
     for span, text in zip(spans, captions, strict=True):
         if span is not None and not (_are_numbers(span, 2, int) and 0 <= span[0] < span[1] <= len(text)):
             raise UserError(f"{what}: span {quoted(span)} does not fit its caption of {len(text)} characters")
+        if span is not None and has_brace(words := text[slice(*span)]):
+            raise UserError(
+                f"{what}: its words {quoted(words)} hold a brace, which in prompts marks what a picture stands for: give words "
+                "without, or null"
+            )
     box = value.get("box")
     if box is not None and not (_are_numbers(box, 4, (int, float)) and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise UserError(f"{what}: box {quoted(box)}: give [x0, y0, x1, y1] in pixels, or null")

@@ -50,6 +50,7 @@ class Codec:
         reconstruction_term: what the autoencoder's objective adds for this kind: "cosine", "label", or None.
         bytes_per_pixel: size of a result's files, to check for free space.
         array_files: whether ``.npy``, ``.npz`` and EXR files are read.
+        read_options: names of the options of ``read`` that say what a file holds.
     """
 
     name: str = "map"
@@ -61,6 +62,7 @@ class Codec:
     reconstruction_term: ClassVar[str | None] = None
     bytes_per_pixel: ClassVar[int] = 9
     array_files: ClassVar[bool] = True
+    read_options: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, name: str | None = None, **keywords: Any) -> None:
         """Enter a subclass with a name into ``CODECS``."""
@@ -334,6 +336,10 @@ class Codec:
     def exr(self, raw: np.ndarray) -> bytes:
         """Raw values as an OpenEXR file, float32. Raises UserError without the library."""
         return exr_bytes(raw.astype(np.float32), {})
+
+    def exr_files(self, raw: np.ndarray) -> dict[str, bytes]:
+        """The OpenEXR file of one result by its name, if these raw values have one. Raises UserError without the library."""
+        return {self.exr_name: self.exr(raw)} if self.exr_name else {}
 
     def metadata(self, raw: np.ndarray) -> dict[str, Any]:
         """Entries of a result's metadata.json, JSON values."""

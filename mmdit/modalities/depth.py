@@ -67,6 +67,7 @@ class DepthCodec(Codec, name="depth"):
 
     what: ClassVar[str] = "a depth map"
     metric: ClassVar[str] = "depth"
+    read_options: ClassVar[tuple[str, ...]] = ("depth_values",)
 
     def __init__(self, space: str = "disparity", quantiles: Sequence[float] = (0.02, 0.98)) -> None:
         if space not in DEPTH_SPACES:

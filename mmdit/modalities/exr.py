@@ -47,6 +47,15 @@ def need_exr(option: str) -> None:
     _library(f"{option}: ")
 
 
+def has_exr() -> bool:
+    """Whether the library is there."""
+    try:
+        _library("")
+    except UserError:
+        return False
+    return True
+
+
 def exr_bytes(values: np.ndarray, text: Mapping[str, str]) -> bytes:
     """Numbers as an OpenEXR file, which ``read_exr`` reads.
 

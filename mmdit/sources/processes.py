@@ -1,4 +1,4 @@
-"""A function over many items in worker processes."""
+"""A function over many items in worker processes, and what this machine has for them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ MAX_WORKERS = 1024
 def usable_cores() -> int:
     """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory of this machine; None = the system doesn't say."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def map_in_processes(

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
-from mmdit.errors import UserError, first_line
+from mmdit.errors import UserError, first_line, is_out_of_memory
 from mmdit.storage.files import share_weights
 from mmdit.training.callbacks import ProgressLines, StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
@@ -102,6 +102,9 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
 
     Returns the exported folder in the first process, None in the others. None too where SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 ended
     the run early, with a checkpoint and nothing exported. Ctrl-C does the same and raises KeyboardInterrupt.
+
+    Raises:
+        UserError: a checkpoint that can't be gone on from, settings that don't fit this machine, or too little memory for a step.
     """
     checkpoint = find_checkpoint(run, output, resume)
     stop = StopGracefully(config.max_hours)
@@ -119,7 +122,15 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # a small dataset
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"data.batch_size is {run.data.batch_size}: a step needs more memory than there is ({first_line(error)}): give "
+                "a smaller one, and trainer.accumulate_grad_batches for as many samples in a step"
+            ) from error
     if stop.stopped_by is not None:
         name = signal.Signals(stop.stopped_by).name
         last = getattr(trainer.checkpoint_callback, "last_saved_path", "")

@@ -222,4 +222,4 @@ def test_render_of_own_meshes(mmdit, tmp_path):
         assert message in result.error + result.out
     alone = mmdit("data", "render", "--output", "solids", "--hdri", "sky.exr")
     assert alone.code == 2
-    assert "--hdri: is for scenes of your own meshes: give --assets" in alone.error
+    assert "--hdri sky.exr: is for scenes of your own meshes: give --assets" in alone.error

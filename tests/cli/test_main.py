@@ -167,6 +167,9 @@ def test_explain_tells_users_errors_from_defects():
     assert explain(OSError(errno.ENOSPC, "No space left on device"))[0] == 2
     assert explain(OSError(errno.EIO, "Input/output error"))[0] == 1
     assert explain(ValueError("ours"))[0] == 1
+    code, line = explain(MemoryError("Unable to allocate 9 TiB"))
+    assert code == 2
+    assert line.startswith("out of memory (Unable to allocate 9 TiB): give fewer samples at a time (--batch_size)")
 
 
 def test_switch_may_stand_alone():

@@ -86,6 +86,10 @@ def _with(**changes):
         ({**GOOD, "id": "nobody"}, "is not in the manifest"),
         (_with(spans=[[2, 11]]), "give one for each of the 2 captions"),
         (_with(spans=[[2, 99], None]), "does not fit its caption of 26 characters"),
+        (
+            {**_with(), "captions": ["a {ed} torus left of a cone", "a cone"]},
+            "entity 'red torus': its words '{ed} toru' hold a brace, which in prompts marks what a picture stands for",
+        ),
         (_with(spans=[[11, 2], None]), "does not fit"),
         (_with(spans=[[2.5, 11], None]), "does not fit"),
         (_with(box=[5, 1, 0, 6]), "give [x0, y0, x1, y1]"),

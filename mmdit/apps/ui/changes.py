@@ -25,7 +25,7 @@ def make_translate(page: Page) -> gr.Image:
         gr.Markdown("A new picture that keeps what you choose of a given one.")
         source = make_picture("A picture", "source")
         keep = gr.CheckboxGroup(others, value=others, label="What of it stays", elem_id="keep")
-        words = WordInputs(page.tasks)
+        words = WordInputs(page.tasks, "translate", page.subjects)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="translate_match")
         run = gr.Button("Translate", variant="primary", elem_id="translate")
@@ -45,14 +45,18 @@ def make_translate(page: Page) -> gr.Image:
         fusing_scale: float | None = None,
         strength: float = 1.0,
         match_input: bool = False,
+        picture_1: dict[str, Any] | None = None,
+        picture_2: dict[str, Any] | None = None,
+        picture_3: dict[str, Any] | None = None,
     ) -> Iterator[Any]:
         settings = page.settings.read(steps, guidance, new_seed, seed, num_images)
-        asked = words.read(category, prompt, negative_prompt, fusing_scale)
+        pictures = (picture_1, picture_2, picture_3)
+        asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
         yield from page.panel.show(
             page.tasks.translate(settings, asked, image, keep, strength=strength, match_input=match_input)
         )
 
-    inputs = [*page.settings.components, source, keep, *words.components, strength, match]
+    inputs = [*page.settings.components, source, keep, *words.components, strength, match, *words.pictures]
     page.listen(run, "translate", translate, inputs)
     return source
 
@@ -62,7 +66,7 @@ def make_edit(page: Page) -> gr.ImageEditor:
     with gr.Tab("Edit", id="edit"):
         gr.Markdown("Paint over what is to be generated anew.")
         editor = make_painted("A picture", "editor", "#ff2fd0", page.tasks.limits)
-        words = WordInputs(page.tasks)
+        words = WordInputs(page.tasks, "edit", page.subjects)
         strength = _strength()
         match = gr.Checkbox(False, label="Result at the picture's size", elem_id="edit_match")
         run = gr.Button("Edit", variant="primary", elem_id="edit")
@@ -81,14 +85,18 @@ def make_edit(page: Page) -> gr.ImageEditor:
         fusing_scale: float | None = None,
         strength: float = 1.0,
         match_input: bool = False,
+        picture_1: dict[str, Any] | None = None,
+        picture_2: dict[str, Any] | None = None,
+        picture_3: dict[str, Any] | None = None,
     ) -> Iterator[Any]:
         settings = page.settings.read(steps, guidance, new_seed, seed, num_images)
-        asked = words.read(category, prompt, negative_prompt, fusing_scale)
+        pictures = (picture_1, picture_2, picture_3)
+        asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
         yield from page.panel.show(
             page.tasks.edit(settings, asked, drawing, strength=strength, match_input=match_input)
         )
 
-    inputs = [*page.settings.components, editor, *words.components, strength, match]
+    inputs = [*page.settings.components, editor, *words.components, strength, match, *words.pictures]
     page.listen(run, "edit", edit, inputs)
     return editor
 

@@ -54,39 +54,21 @@ class SettingInputs:
         return Settings.read(self.limits, steps, guidance, None if new_seed else seed, num_images)
 
 
-class WordInputs:
-    """Category and prompt, as far as the model takes them; with ``subjects`` also pictures of subjects.
+class SubjectInputs:
+    """Pictures of subjects, how much they count, and the negative prompt: one group for the prompts of all tasks.
 
-    ``category``: the one chosen first; None = none.
+    An editor takes two of the sixteen WebGL contexts that a browser gives a page, so each task can't have its own.
     """
 
-    def __init__(self, tasks: Tasks, *, subjects: bool = False, category: str | None = None) -> None:
-        takes, limits = tasks.takes_prompts, tasks.limits
-        self.category = gr.Dropdown(
-            [NO_CATEGORY, *tasks.categories],
-            value=category or NO_CATEGORY,
-            label="Category",
-            visible=bool(tasks.categories),
-        )
-        self.prompt = gr.Textbox(
-            "",
-            label="Prompt",
-            info="Words in {braces} take their looks from a picture below: a {torus}" if subjects else None,
-            placeholder="a red torus left of a small blue cone",
-            max_length=limits.characters,
-            visible=takes,
-            elem_id="prompt" if subjects else None,
-        )
-        named = "subjects" if subjects else None
+    def __init__(self, tasks: Tasks) -> None:
         title = "Pictures for {braces}, negative prompt"
-        with gr.Accordion(title, open=False, visible=takes and subjects, elem_id=named):
+        with gr.Accordion(title, open=False, visible=tasks.takes_prompts, elem_id="subjects"):
             gr.Markdown(
-                "One picture for each {word}, in their order. Paint over the subject in it; nothing = all of it."
+                "One picture for each {word} of a prompt, in their order. Paint over the subject in it; nothing = all of it."
             )
-            numbers = range(1, _NUM_SUBJECTS + 1) if subjects else ()
             self.pictures = [
-                make_painted(f"Picture {number}", f"subject_{number}", "#2fd0ff", limits, height=320)
-                for number in numbers
+                make_painted(f"Picture {number}", f"subject_{number}", "#2fd0ff", tasks.limits, height=320)
+                for number in range(1, _NUM_SUBJECTS + 1)
             ]
             self.fusing = gr.Slider(
                 0,
@@ -97,13 +79,47 @@ class WordInputs:
                 visible=tasks.fuses_subjects,
             )
             self.negative = gr.Textbox(
-                "", label="Negative prompt: what to lead away from", max_length=limits.characters
+                "", label="Negative prompt: what to lead away from", max_length=tasks.limits.characters
             )
+
+
+class WordInputs:
+    """Category and prompt of a task, as far as the model takes them.
+
+    Args:
+        tasks: of the model.
+        task: its name, which names its fields.
+        subjects: of all tasks.
+        category: the one chosen first; None = none.
+    """
+
+    def __init__(self, tasks: Tasks, task: str, subjects: SubjectInputs, category: str | None = None) -> None:
+        self.subjects = subjects
+        self.category = gr.Dropdown(
+            [NO_CATEGORY, *tasks.categories],
+            value=category or NO_CATEGORY,
+            label="Category",
+            visible=bool(tasks.categories),
+        )
+        self.prompt = gr.Textbox(
+            "",
+            label="Prompt",
+            info="Words in {braces} take their looks from a picture below: a {torus}",
+            placeholder="a red torus left of a small blue cone",
+            max_length=tasks.limits.characters,
+            visible=tasks.takes_prompts,
+            elem_id=f"{task}_prompt",
+        )
 
     @property
     def components(self) -> list[Any]:
-        """Those that every task has, in the order of ``read``."""
-        return [self.category, self.prompt, self.negative, self.fusing]
+        """In the order of ``read``, but for ``pictures``, which come last of all."""
+        return [self.category, self.prompt, self.subjects.negative, self.subjects.fusing]
+
+    @property
+    def pictures(self) -> list[Any]:
+        """Fields of subjects' pictures."""
+        return self.subjects.pictures
 
     @staticmethod
     def read(

@@ -12,7 +12,15 @@ import gradio as gr
 from mmdit.apps.ui.changes import make_edit, make_links, make_translate
 from mmdit.apps.ui.errors import shown
 from mmdit.apps.ui.examples import Example
-from mmdit.apps.ui.inputs import PRIVATE, SettingInputs, WordInputs, make_examples, make_picture, make_sheet
+from mmdit.apps.ui.inputs import (
+    PRIVATE,
+    SettingInputs,
+    SubjectInputs,
+    WordInputs,
+    make_examples,
+    make_picture,
+    make_sheet,
+)
 from mmdit.apps.ui.local_blocks import LocalBlocks
 from mmdit.apps.ui.panel import ResultPanel
 from mmdit.apps.ui.tasks import Tasks
@@ -40,6 +48,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=5, min_width=320):
                     self.tabs = gr.Tabs(elem_id="tasks")
+                    self.subjects = SubjectInputs(tasks)
                     self.settings = SettingInputs(tasks)
                     self.stop = gr.Button("Stop", size="sm", elem_id="stop")
                 with gr.Column(scale=6, min_width=320):
@@ -85,7 +94,7 @@ class Page:
         tasks = self.tasks
         with gr.Tab("Generate", id="generate"):
             first = None if tasks.takes_prompts else next(iter(tasks.categories), None)
-            words = WordInputs(tasks, subjects=True, category=first)
+            words = WordInputs(tasks, "generate", self.subjects, first)
             if not tasks.takes_prompts:
                 takes = "categories, no prompts" if tasks.categories else "neither categories nor prompts"
                 gr.Markdown(f"This model takes {takes}.")
@@ -154,7 +163,7 @@ class Page:
                         sheets.append(make_sheet(name, self.codecs[name], self.tasks.pipe.native_shape))
                 groups.append(group)
             values = gr.Dropdown([(DEPTH_WORDS[name], name) for name in DEPTH_VALUES], value="auto", label=DEPTH_LABEL)
-            words = WordInputs(self.tasks)
+            words = WordInputs(self.tasks, "condition", self.subjects)
             run = gr.Button("Generate the rest", variant="primary", elem_id="condition")
             make_examples(
                 self.examples,
@@ -180,17 +189,19 @@ class Page:
             prompt: str,
             negative_prompt: str,
             fusing_scale: float,
-            *files_and_drawings: Any,
+            *fields: Any,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
-            uploads = dict(zip(names, files_and_drawings[: len(names)], strict=True))
-            drawings = dict(zip(names, files_and_drawings[len(names) :], strict=True))
+            uploads, rest = dict(zip(names, fields, strict=False)), fields[len(names) :]
+            drawings, pictures = dict(zip(names, rest, strict=False)), rest[len(names) :]
             chosen = {name: uploads[name] for name in names if name in given}
-            asked = words.read(category, prompt, negative_prompt, fusing_scale)
+            asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
             yield from self.panel.show(self.tasks.condition(settings, asked, chosen, drawings, depth_values))
 
-        _name_rest(condition, [f"{name}_file" for name in names] + [f"{name}_drawing" for name in names])
-        inputs = [*self.settings.components, given, values, *words.components, *files, *sheets]
+        fields = [*files, *sheets, *words.pictures]
+        pictures = [f"picture_{number + 1}" for number in range(len(words.pictures))]
+        _name_rest(condition, [f"{name}_{kind}" for kind in ("file", "drawing") for name in names] + pictures)
+        inputs = [*self.settings.components, given, values, *words.components, *fields]
         self.listen(run, "condition", condition, inputs)
 
 

@@ -71,6 +71,8 @@ class ResultPanel:
                 self.camera = gr.Markdown(elem_id="camera")
             with gr.Tab("Files"):
                 self.files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
+                if not store.exr and any(codec.exr_name for codec in store.codecs.values()):
+                    gr.Markdown("With `pip install 'multimodal-dit[exr]'` where the server runs: OpenEXR files too.")
         self.again = gr.Row(visible=False)
         with self.again:
             self.to_understand = gr.Button("Understand this RGB", size="sm")

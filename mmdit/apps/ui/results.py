@@ -36,12 +36,19 @@ class ResultStore:
         codecs: of the model's modalities.
         keep_seconds: age at which a result goes.
         keep_results: how many stay at most; the oldest go.
+        exr: store maps of numbers as OpenEXR too, which needs its library.
     """
 
     def __init__(
-        self, folder: Path, codecs: Mapping[str, Codec], keep_seconds: float = 3600, keep_results: int = 500
+        self,
+        folder: Path,
+        codecs: Mapping[str, Codec],
+        keep_seconds: float = 3600,
+        keep_results: int = 500,
+        *,
+        exr: bool = False,
     ) -> None:
-        self.folder, self.codecs = folder, codecs
+        self.folder, self.codecs, self.exr = folder, codecs, exr
         self.keep_seconds, self.keep_results = keep_seconds, keep_results
         self._versions = versions()
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +82,7 @@ class ResultStore:
         metadata = dict(record)
         for name, array in arrays.items():
             files |= self.codecs[name].files(array)
+            files |= self.codecs[name].exr_files(array) if self.exr else {}
             metadata |= self.codecs[name].metadata(array)
         return {**files, METADATA: json_bytes({**metadata, "versions": self._versions})}
 

@@ -97,8 +97,10 @@ def app_of(
         from mmdit.apps.ui.results import ResultStore
         from mmdit.apps.ui.tasks import Tasks
         from mmdit.apps.ui.theme import CSS, HEAD, THEME
+        from mmdit.modalities.exr import has_exr
 
-        tasks = Tasks(pipe, ResultStore(Path(folder) / "results", pipe.codecs), limits, model=model, interval=interval)
+        store = ResultStore(Path(folder) / "results", pipe.codecs, exr=has_exr())
+        tasks = Tasks(pipe, store, limits, model=model, interval=interval)
         gradio.set_static_paths([tasks.store.folder])
         page = Page(tasks, fitting(examples, pipe.codecs))
         app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

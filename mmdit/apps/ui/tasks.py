@@ -217,16 +217,16 @@ class Tasks:
             arguments["class_labels"] = self.categories.get(words.category, words.category)
         prompt = self.limits.check_text("the prompt", words.prompt)
         negative = self.limits.check_text("the negative prompt", words.negative_prompt)
+        if negative:
+            arguments["negative_prompt"] = negative
         given = [drawing for drawing in words.pictures if drawing is not None and has_picture(drawing)]
         if not prompt:
             if given:
                 raise UserError(
-                    "a subject's picture is given without a prompt: write one that marks it, such as a {torus}"
+                    "a subject's picture is given without a prompt: write one that marks it, such as a {torus}, or clear it"
                 )
             return arguments
         arguments["prompt"] = prompt
-        if negative:
-            arguments["negative_prompt"] = negative
         braces = tags(prompt)
         if len(given) != len(braces):
             raise UserError(

@@ -60,12 +60,16 @@ def read_given(
     Args:
         files: modality -> path.
         pipe: the model that takes them; model: its name as the user typed it.
-        options: how files are read, such as ``depth_values``.
+        options: how files are read, such as ``depth_values``; "auto" = as they look.
         edited: the modality that IMAGE is, to be edited, so that all may be given; None = it is no edit.
 
     Raises:
-        UserError: a modality that the model lacks, all of its modalities, a bad file, or maps that differ in size.
+        UserError: a modality that the model lacks, all of its modalities, a bad file, maps that differ in size, or an option
+            that is about none of them.
     """
+    for option, value in options.items():
+        if value != "auto":
+            _check_read(option, value, files, pipe)
     for name in files:
         if name not in pipe.modalities:
             raise UserError(f"--model {model!r}: {unknown_name('modality', name, pipe.modalities)}")
@@ -81,3 +85,13 @@ def read_given(
         if reading.note:
             note(reading.note)
     return {name: reading.replace(note=None) for name, reading in readings.items()}
+
+
+def _check_read(option: str, value: Any, files: Mapping[str, Path], pipe: MultimodalDiTPipeline) -> None:
+    """Raise UserError for an option of files of which none is given."""
+    about = [name for name, codec in pipe.codecs.items() if option in codec.read_options]
+    if not any(name in about for name in files):
+        listed = (
+            f"a file of {' or '.join(about)}, and none is given: give one" if about else "no modality of this model"
+        )
+        raise UserError(f"--{option} {value}: is about {listed}{', or' if about else ':'} leave it out")

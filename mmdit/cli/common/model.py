@@ -106,8 +106,12 @@ def load_pipeline(
 
     Raises:
         UserError: no such model, a folder that is not whole, an unknown scheduler, a device that this machine lacks, LoRA
-            weights that are not there or of another model.
+            weights that are not there or of another model, a scale without them.
     """
+    if lora is None and lora_scale != 1:
+        raise UserError(
+            f"--lora_scale {lora_scale:g}: no --lora is given that it could weigh: give one, or leave it out"
+        )
     where = choose_device(device)
     quiet_libraries()
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline

@@ -89,8 +89,7 @@ def sample_files(sample: Sample, modalities: Mapping[str, Modality], exr: bool =
     codecs = build_codecs({name: modalities[name] for name in sample.arrays})
     for name, array in sample.arrays.items():
         files |= codecs[name].files(array)
-        if exr and (exr_name := codecs[name].exr_name):
-            files[exr_name] = codecs[name].exr(array)
+        files |= codecs[name].exr_files(array) if exr else {}
         metadata |= codecs[name].metadata(array)
     for name, array in sample.uncertainty.items():
         npy_name, png_name = _uncertainty_names(name)

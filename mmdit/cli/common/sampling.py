@@ -197,6 +197,9 @@ class SamplingRun:
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite, exr)
+        if exr and not self.writer.exr_names:
+            names = ", ".join(self.pipe.modalities)
+            raise UserError(f"--exr: --model {model!r} makes {names}, and no map of numbers: leave it out")
 
     def to_native(self, pixels: np.ndarray) -> Image.Image:
         """A picture (H, W, 3) uint8 at the model's size."""

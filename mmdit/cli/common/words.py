@@ -7,6 +7,7 @@ from typing import Any
 
 from mmdit.cli.common.prompts import read_images, typed_prompts
 from mmdit.cli.common.sampling import Asked, asked_for
+from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 
@@ -52,7 +53,20 @@ class Words:
             pipe.check_prompt(
                 *self._prompt(one), self.negative_prompt, class_labels=one.label, fusing_scale=self.fusing_scale
             )
+        if self.fusing_scale is not None and not self.images:
+            raise UserError(
+                f"--fusing_scale {self.fusing_scale:g}: weighs subjects' images against the words, and none is given: give "
+                "--subject, or leave it out"
+            )
         return found
+
+    def check_guidance(self, scale: float) -> None:
+        """Raise UserError for a negative prompt that guidance of this scale doesn't lead away from."""
+        if self.negative_prompt is not None and scale == 1:
+            raise UserError(
+                f"--negative_prompt {self.negative_prompt!r}: guidance leads away from it, and the scale is 1, none: give "
+                "--guidance_scale 2, or leave it out"
+            )
 
     def request(self, pipe: MultimodalDiTPipeline) -> dict[str, Any]:
         """What the requests of all samples say of the words, beside ``Asked.words``."""

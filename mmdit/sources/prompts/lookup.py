@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+from mmdit.prompt import has_brace
 from mmdit.storage.json_text import parse_json
 
 Span = tuple[int, int]
@@ -26,10 +27,11 @@ def find_phrase(phrase: str, text: str, taken: Iterable[Span] = ()) -> Span | No
         taken: spans that the result must not overlap.
 
     Returns:
-        (start, end) in characters of the first place; None where there is none.
+        (start, end) in characters of the first place; None where there is none, and for a phrase with braces, which prompts
+        can't mark.
     """
     words = re.split(r"[\s_-]+", phrase.strip())
-    if not any(words):
+    if not any(words) or has_brace(phrase):
         return None
     pattern = re.compile(r"[\s_-]+".join(map(re.escape, filter(None, words))), re.IGNORECASE)
     for match in pattern.finditer(text):
@@ -59,7 +61,7 @@ def parse_entities(answer: str, most: int) -> list[str]:
     """
     found: list[str] = []
     for part in _parts(answer):
-        name = _BULLET.sub("", part).strip(" \t\"'`“”‘’*.,;:")
+        name = _BULLET.sub("", part).strip(" \t\"'`“”‘’*.,;:{}")
         name = " ".join(_ARTICLE.sub("", name, count=1).split())
         is_phrase = any(map(str.isalpha, name)) and len(name.split()) <= MAX_WORDS and name.lower() not in _NONE
         if is_phrase and name.casefold() not in map(str.casefold, found):

@@ -25,6 +25,7 @@ from mmdit.modalities import MODALITIES, Modality, get_modalities
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
+from mmdit.training.batch_size import check_batch
 from mmdit.training.config import AlignmentConfig, TrainingConfig
 
 
@@ -58,9 +59,9 @@ WHITENINGS: dict[str, Callable[[Modality, str | None], Modality]] = {
 
 
 def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> ResumableDataModule:
-    """Batches for all steps of a run."""
+    """Batches for all steps of a run. Raises UserError for a batch that can't be meant."""
     num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
-    return ResumableDataModule(
+    module = ResumableDataModule(
         train,
         val,
         batch_size=config.data.batch_size,
@@ -68,6 +69,8 @@ def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] |
         num_workers=config.data.num_workers,
         seed=config.seed,
     )
+    check_batch(config.data.batch_size, train, config.data.train_split, num_nodes=config.trainer.num_nodes)
+    return module
 
 
 @dataclass

@@ -224,8 +224,8 @@ def test_a_file_by_address_is_refused_and_not_fetched(client, url, monkeypatch):
             ("understand", {"image": file}),
             ("translate", {"image": file}),
             ("edit", {"drawing": painted}),
-            ("generate", {"picture_1": {"background": None, "layers": [file], "composite": None}}),
             ("condition", {"given": ["depth"], "depth_file": file}),
+            *((task, {"picture_3": painted}) for task in ("generate", "condition", "translate", "edit")),
         ):
             with pytest.raises(Exception, match="nothing is fetched from elsewhere: download it") as caught:
                 client.predict(**values, api_name=f"/{task}")

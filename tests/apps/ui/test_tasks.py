@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmdit.errors import UserError
 LIMITS = Limits(side=96, characters=80)
 SETTINGS = Settings(num_inference_steps=4, guidance_scale=2.0, seed=5)
 RED = Image.new("RGB", (32, 32), (200, 30, 30))
+GREEN = Image.new("RGB", (64, 64), (30, 160, 40))
 SUBJECT = {"background": RED.convert("RGBA"), "layers": [], "composite": None}
 
 
@@ -186,6 +188,36 @@ def test_prompts_with_subjects(prompted_pipeline_dir, tmp_path):
         np.testing.assert_array_equal(done.samples[0]["rgb"], np.asarray(expected.rgb[0]))
         made.append(done.samples[0]["rgb"])
     assert (made[0] != made[1]).any()
+
+    # The same where a picture is changed: a negative prompt alone counts too
+    photo = tmp_path / "photo.png"
+    GREEN.save(photo)
+    given = {"conditions": {"rgb": GREEN}, "num_inference_steps": 4, "guidance_scale": 2.0, "seed": 5}
+    cone, painted = {"prompt": "a {cone}", "subjects": [RED], "fusing_scale": 0.5}, np.ones((64, 64), dtype=bool)
+    words = Words(prompt="a {cone}", pictures=(SUBJECT,), fusing_scale=0.5)
+    drawing = {"background": GREEN.convert("RGBA"), "layers": [Image.new("RGBA", (64, 64), "white")], "composite": None}
+    for events, expected in (
+        (tasks.translate(SETTINGS, words, str(photo), ["depth"]), pipe(**given, **cone, keep=["depth"])),
+        (tasks.edit(SETTINGS, words, drawing), pipe(**given, **cone, mask=painted)),
+        (
+            tasks.translate(SETTINGS, Words(negative_prompt="a cone"), str(photo), ["depth"]),
+            pipe(**given, negative_prompt="a cone", keep=["depth"]),
+        ),
+    ):
+        np.testing.assert_array_equal(run(events)[1].samples[0]["rgb"], np.asarray(expected.rgb[0]))
+
+
+@pytest.mark.skipif(find_spec("OpenEXR") is None, reason="needs OpenEXR")
+def test_openexr_files_are_those_of_the_command_line(tiny_pipe, tmp_path):
+    from mmdit.cli.common.output import Sample, sample_files
+
+    store = ResultStore(tmp_path / "results", tiny_pipe.codecs, exr=True)
+    _, done = run(Tasks(tiny_pipe, store, LIMITS).generate(Settings(1, 1.0, 0), Words()))
+    expected = sample_files(Sample("x", done.samples[0], {}), tiny_pipe.modalities, exr=True)
+    written = {Path(path).name: Path(path).read_bytes() for path in store.files(done.name)}
+    assert {name for name in written if name.endswith(".exr")} == {"depth.exr", "normal.exr"}
+    for name in ("depth.exr", "normal.exr"):
+        assert written[name] == expected[name]
 
 
 def test_a_visitor_who_leaves_ends_the_call_early(tasks, tiny_pipe):

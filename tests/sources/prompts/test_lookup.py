@@ -29,6 +29,8 @@ from mmdit.sources.prompts.settings import CropSettings
         ("개", "개 한 마리", "개"),
         ("न", "नमक", None),  # its vowel signs belong to a word
         ("", "a dog", None),
+        ("{dog}", "a {dog}", None),  # prompts mark no words with braces in them
+        ("dog", "a {dog}", "dog"),
         ("- _", "a - b", None),
         ("dog", "", None),
         ("dog", 'a "dog" barks', "dog"),
@@ -71,6 +73,7 @@ def test_longer_phrases_come_first():
         ("this whole sentence says a great deal about the picture and lists no single thing", []),
         ("[broken, dog", ["[broken", "dog"]),
         ("狗、猫", ["狗", "猫"]),
+        ("{red torus}, {cone}", ["red torus", "cone"]),
         ("a", ["a"]),  # not in a caption as an entity, and refused there
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmdit.errors import UserError
 from mmdit.names import BACKGROUND_CLASSES
+from mmdit.prompt import has_brace
 from mmdit.storage.digests import digest_file
 from mmdit.storage.json_text import quoted
 from mmdit.storage.listing import list_images, visible
@@ -46,6 +47,11 @@ def list_assets(folder: Path) -> list[AssetFile]:
             raise UserError(
                 f"{folder / path}: {quoted(category)} is no name of a category: rename it; at most {MAX_NAME} characters, not "
                 f"{' or '.join(BACKGROUND_CLASSES)}"
+            )
+        if has_brace(category):
+            raise UserError(
+                f"{folder / path}: {quoted(category)} is no name of a category: in prompts braces mark what a picture stands "
+                "for: rename it without them"
             )
         found.append(AssetFile(path, category))
     if not found:

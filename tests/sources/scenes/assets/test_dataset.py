@@ -193,6 +193,7 @@ def test_bad_meshes_are_listed_and_can_be_left_out(meshes, tmp_path):
         ("gone", "no such folder"),
         ("nothing", "has no mesh"),
         ("floor", "'Floor' is no name of a category"),
+        ("braces", r"braces/{red} chair/1\.obj: '{red} chair' is no name of a category: in prompts braces mark"),
         ("many", "254"),
     ],
 )
@@ -200,6 +201,8 @@ def test_folders_that_are_none_of_meshes(tmp_path, folder, message):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "floor").mkdir()
     (tmp_path / "floor/Floor.obj").touch()
+    (tmp_path / "braces/{red} chair").mkdir(parents=True)
+    (tmp_path / "braces/{red} chair/1.obj").touch()
     (tmp_path / "many").mkdir()
     for number in range(254):
         (tmp_path / f"many/{number}.obj").touch()
