@@ -73,7 +73,7 @@ def sweep(
     from mmdit.cli.common.charts import figure_class
     from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.output import prepare_folder
-    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
+    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler, shift_of
     from mmdit.metrics.feature_networks import find_teacher
     from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
@@ -116,11 +116,12 @@ def sweep(
         "device": str(pipe.device),
         "dtype": str(pipe.dtype).removeprefix("torch."),
     }
+    shift = shift_of(pipe.scheduler)
     table = SweepTable(output, settings, versions())
     for number, row in enumerate(rows, start=1):
         if table.has(row.task, row.scheduler, row.num_inference_steps):
             continue
-        values = measuring.measure(row, make_scheduler(row.scheduler))
+        values = measuring.measure(row, make_scheduler(row.scheduler, shift))
         table.add(row.task, row.scheduler, row.num_inference_steps, values)
         seconds = values["seconds_per_image"]
         print(

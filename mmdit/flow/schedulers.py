@@ -6,6 +6,7 @@ All integrate from t = 1 (noise) to t = 0 (data) and take a velocity ε - x_0. `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,12 +44,13 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: scale of ``timesteps``, as in diffusers.
         last_time: t of the last noisy state.
+        shift: of the times, ``shifted``.
     """
 
     order = 1
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, last_time: float = 0.04) -> None:
+    def __init__(self, num_train_timesteps: int = 1000, last_time: float = 0.04, shift: float = 1.0) -> None:
         self.init_noise_sigma = 1.0
         self.set_timesteps(num_train_timesteps)
 
@@ -58,6 +60,7 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
             raise UserError(f"num_inference_steps is {num_inference_steps}: give at least 1")
         self.num_inference_steps = num_inference_steps
         times = torch.linspace(1.0, self.config.last_time, num_inference_steps, dtype=torch.float64)
+        times = shifted(times, self.config.shift)
         self.sigmas = torch.cat([times, times.new_zeros(1)])  # (n + 1,), on the CPU as in diffusers
         self.timesteps = (times * self.config.num_train_timesteps).to(device=device, dtype=torch.float32)
         self.step_index: int | None = None
@@ -105,6 +108,12 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
 Device = torch.device | str | None
 
 
+def shifted(times: Any, shift: float) -> Any:
+    """Move times in [0, 1] towards noise: t -> s t / (1 + (s - 1) t); s = 1 leaves them (Stable Diffusion 3, arXiv 2403.03206,
+    eq. 23). An array or a tensor."""
+    return shift * times / (1 + (shift - 1) * times)
+
+
 def _lay_out_as_they_do(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device) -> None:
     scheduler.set_timesteps(len(sigmas), device=device)
 
@@ -116,6 +125,7 @@ def _lay_out_given(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device
 def _lay_out_twice(scheduler: SchedulerMixin, sigmas: np.ndarray, device: Device) -> None:
     """Heun takes no sigmas, and lays each inner one out twice."""
     scheduler.set_timesteps(len(sigmas), device=device)
+    sigmas = shifted(sigmas, scheduler.config.shift)
     twice = torch.tensor(sigmas, dtype=torch.float32).repeat_interleave(2)[1:]
     scheduler.sigmas = torch.cat([twice, twice.new_zeros(1)])
     scheduler.timesteps = (twice * scheduler.config.num_train_timesteps).to(device=device)
@@ -131,6 +141,7 @@ class SchedulerKind:
         color, marker: of its line in charts, whichever of them are drawn (colours of Okabe and Ito).
         lay_out: (scheduler, times from 1 to 1/n, device): sets its timesteps.
         settings: what it is built with.
+        shift: what it calls the shift of its times, ``shifted``.
     """
 
     cls: type[Any]
@@ -139,30 +150,49 @@ class SchedulerKind:
     marker: str
     lay_out: Callable[[SchedulerMixin, np.ndarray, Device], None] = _lay_out_as_they_do
     settings: Mapping[str, Any] = field(default_factory=dict)
+    shift: str = "shift"
 
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 SCHEDULERS: dict[str, SchedulerKind] = {
     "euler": SchedulerKind(FlowMatchEulerDiscreteScheduler, "ODE", "#0072B2", "o", _lay_out_given),
     "heun": SchedulerKind(FlowMatchHeunDiscreteScheduler, "ODE", "#E69F00", "s", _lay_out_twice),
-    "unipc": SchedulerKind(UniPCMultistepScheduler, "ODE", "#009E73", "^", settings=_FLOW),
-    "dpmsolver++": SchedulerKind(DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D", settings=_FLOW),
+    "unipc": SchedulerKind(UniPCMultistepScheduler, "ODE", "#009E73", "^", settings=_FLOW, shift="flow_shift"),
+    "dpmsolver++": SchedulerKind(
+        DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D", settings=_FLOW, shift="flow_shift"
+    ),
     "euler_maruyama": SchedulerKind(EulerMaruyamaScheduler, "SDE", "#555555", "v"),
 }
 
 
-def make_scheduler(name: str) -> SchedulerMixin:
-    """Build a scheduler from ``SCHEDULERS``. Raises UserError for an unknown name."""
+def make_scheduler(name: str, shift: float = 1.0) -> SchedulerMixin:
+    """Build a scheduler from ``SCHEDULERS``, whose times are ``shifted``: above 1 more of its steps are at much noise.
+
+    Raises UserError for an unknown name or a shift that isn't above 0.
+    """
     if name not in SCHEDULERS:
         raise unknown_name("scheduler", name, SCHEDULERS)
-    return SCHEDULERS[name].cls(**SCHEDULERS[name].settings)
+    if not 0 < shift < math.inf:
+        raise UserError(f"shift of the scheduler is {shift}: give a number above 0 (1 = none)")
+    kind = SCHEDULERS[name]
+    return kind.cls(**{**kind.settings, kind.shift: shift})
+
+
+def shift_of(scheduler: SchedulerMixin) -> float:
+    """The shift of a scheduler's times, 1 = none."""
+    kind = _kind_of(scheduler)
+    return 1.0 if kind is None else float(scheduler.config.get(kind.shift, 1.0))
+
+
+def _kind_of(scheduler: SchedulerMixin) -> SchedulerKind | None:
+    return next((kind for kind in SCHEDULERS.values() if isinstance(scheduler, kind.cls)), None)
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: Device = None) -> None:
     """Lay out n steps that start at pure noise, t = 1.
 
     diffusers' Euler and Heun by default space n points from 1 to 1/1000 and so waste their last step; like diffusers'
-    own pipelines we take t = 1, 1 - 1/n, …, 1/n.
+    own pipelines we take t = 1, 1 - 1/n, …, 1/n, and then the scheduler's own shift.
 
     Raises:
         UserError: fewer than one step, or a scheduler of another process than the linear path from noise to data.
@@ -172,9 +202,8 @@ def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: D
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # else some find their first step by its timestep, rounded to an integer
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    kinds = (kind for kind in SCHEDULERS.values() if isinstance(scheduler, kind.cls))
-    lay_out = next((kind.lay_out for kind in kinds), _lay_out_as_they_do)
-    lay_out(scheduler, sigmas, device)
+    kind = _kind_of(scheduler)
+    (_lay_out_as_they_do if kind is None else kind.lay_out)(scheduler, sigmas, device)
     _check_flow_matching(scheduler)
 
 

@@ -209,6 +209,8 @@ class ObjectiveConfig:
         loss_weights: weight per modality; null = each modality's own. Modalities that the data lack are ignored.
         max_condition_time: conditions are at t_c ~ U[0, this].
         pure_noise_share: share of the samples with a condition that are trained at t = 1, where a single step is taken.
+        sampling_shift: of the steps of the trained model's scheduler, as of diffusers' (``mmdit.flow.schedulers.shifted``); above
+            1 more of them are at much noise, where a picture's layout is decided.
     """
 
     prediction: str = "velocity"
@@ -217,6 +219,7 @@ class ObjectiveConfig:
     loss_weights: dict[str, float] | None = None
     max_condition_time: ClosedUnitInterval = 0.01
     pure_noise_share: ClosedUnitInterval = 0.0
+    sampling_shift: PositiveNumber = 1.0
     name: str = "flow"
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.flow.schedulers import SCHEDULERS, EulerMaruyamaScheduler, make_scheduler, set_timesteps
+from mmdit.flow.schedulers import SCHEDULERS, EulerMaruyamaScheduler, make_scheduler, set_timesteps, shift_of
 
 ODE = [name for name in SCHEDULERS if name != "euler_maruyama"]
 MEAN, STD = 0.7, 0.5  # of Gaussian data, whose velocity field and flow are known
@@ -46,6 +46,20 @@ def test_times_run_from_noise_to_data(name: str, steps: int) -> None:
         torch.testing.assert_close(
             sigmas.double().unique(), torch.linspace(0, 1, steps + 1, dtype=torch.float64), atol=2e-3, rtol=0
         )
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_times_are_shifted(name: str) -> None:
+    """Stable Diffusion 3, eq. 23, with sqrt(m / n) = 3, whatever each calls it."""
+    plain, moved = make_scheduler(name), make_scheduler(name, shift=3)
+    assert (shift_of(plain), shift_of(moved)) == (1, 3)
+    for scheduler in (plain, moved):
+        set_timesteps(scheduler, 8)
+    t = plain.sigmas.double()
+    torch.testing.assert_close(moved.sigmas.double(), 3 * t / (1 + 2 * t), atol=2e-3, rtol=0)
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"shift of the scheduler is .*: give a number above 0"):
+            make_scheduler(name, shift=wrong)
 
 
 @pytest.mark.parametrize("name", ODE)

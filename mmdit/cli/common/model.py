@@ -127,9 +127,9 @@ def load_pipeline(
         pipe.fuse_lora(lora_scale=lora_scale)
         pipe.unload_lora_weights()
     if scheduler is not None:
-        from mmdit.flow.schedulers import make_scheduler
+        from mmdit.flow.schedulers import make_scheduler, shift_of
 
-        pipe.scheduler = make_scheduler(scheduler)
+        pipe.scheduler = make_scheduler(scheduler, shift_of(pipe.scheduler))
     return pipe.to(where)
 
 

@@ -215,7 +215,7 @@ def transformer_run(config: TrainingConfig) -> Run:
     def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
-        scheduler = make_scheduler("euler")
+        scheduler = make_scheduler("euler", config.objective.sampling_shift)
         pipe = MultimodalDiTPipeline(transformer, data.vae, scheduler, modalities, id2label, **encoders)
         if data.rendered and config.model.pretrained is None:  # the card says so
             pipe.photographs = False
