@@ -19,6 +19,7 @@ class InterleavedConditioner(PromptConditioner):
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W, width of the LLM.
         max_subjects: the most images that a prompt was trained with, and may have.
+        refiner_depth: layers of ``TokenRefiner``.
     """
 
     def __init__(
@@ -29,5 +30,13 @@ class InterleavedConditioner(PromptConditioner):
         *,
         text_width: int = 4096,
         max_subjects: int = MAX_SUBJECTS,
+        refiner_depth: int = 0,
     ) -> None:
-        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width, max_subjects=max_subjects)
+        super().__init__(
+            num_classes,
+            hidden_size,
+            dropout_prob,
+            text_width=text_width,
+            max_subjects=max_subjects,
+            refiner_depth=refiner_depth,
+        )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmdit.conditioning import NO_SUBJECT, Conditioning, EncodedPrompts
 from mmdit.models.class_conditioner import ClassConditioner
 from mmdit.models.layers import reset_linears, zero_linear
+from mmdit.models.refiner import TokenRefiner
 
 MAX_SUBJECTS = 4  # of models whose folder doesn't say
 
@@ -37,6 +38,7 @@ class PromptConditioner(ClassConditioner):
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W.
         max_subjects: the most images that a prompt was trained with, and may have.
+        refiner_depth: layers of trained attention among the tokens before the blocks read them, ``TokenRefiner``.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class PromptConditioner(ClassConditioner):
         *,
         text_width: int = 768,
         max_subjects: int = MAX_SUBJECTS,
+        refiner_depth: int = 0,
     ) -> None:
         super().__init__(num_classes, hidden_size, dropout_prob)
         self.max_subjects = max_subjects
         self.token_norm = nn.LayerNorm(text_width)
         self.token_proj = nn.Linear(text_width, hidden_size)
         self.pooled_proj = nn.Linear(text_width, hidden_size)
+        self.refiner = TokenRefiner(hidden_size, refiner_depth)
 
     def forward(self, prompt: PromptInputs | Tensor | Sequence[int | None] | None = None) -> Conditioning:
         """Encode class ids, as ``ClassConditioner`` does, or ``PromptInputs``."""
@@ -68,7 +72,8 @@ class PromptConditioner(ClassConditioner):
         pooled = (states * kept).sum(1) / kept.sum(1).clamp_min(1)  # (B, W)
         added = torch.where(given.present[:, None], self.pooled_proj(pooled), 0.0)
         subjects = given.subjects.masked_fill(~mask, NO_SUBJECT)
-        return Conditioning(vector + added, self.token_proj(states), mask, subjects)
+        tokens = self.refiner(self.token_proj(states), mask)  # (B, L, D)
+        return Conditioning(vector + added, tokens, mask, subjects)
 
     def states(self, given: EncodedPrompts) -> Tensor:
         """What becomes tokens, (B, L, W)."""
@@ -95,3 +100,4 @@ class PromptConditioner(ClassConditioner):
         super().reset_parameters()
         reset_linears(self)
         zero_linear(self.pooled_proj)
+        self.refiner.start_as_identity()

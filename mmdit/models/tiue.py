@@ -30,6 +30,7 @@ class TIUEConditioner(PromptConditioner):
         text_width: W.
         image_width: P.
         max_subjects: the most images that a prompt was trained with, and may have.
+        refiner_depth: layers of ``TokenRefiner``.
         text_share: share of the samples that training gives the text alone (UMM-Diffusion: none 0.1, text 0.36, both 0.54).
     """
 
@@ -45,8 +46,16 @@ class TIUEConditioner(PromptConditioner):
         image_width: int = 768,
         max_subjects: int = MAX_SUBJECTS,
         text_share: float = 0.36,
+        refiner_depth: int = 0,
     ) -> None:
-        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width, max_subjects=max_subjects)
+        super().__init__(
+            num_classes,
+            hidden_size,
+            dropout_prob,
+            text_width=text_width,
+            max_subjects=max_subjects,
+            refiner_depth=refiner_depth,
+        )
         self.text_share = text_share
         self.pseudo_word = nn.Sequential(
             nn.Linear(image_width, 2 * text_width), nn.GELU(), nn.Linear(2 * text_width, text_width)

@@ -128,8 +128,9 @@ class PromptsConfig:
             are.
         hidden_layer: of the text encoder, whose states are the prompt: 0 = embeddings, -1 = the last; null = what its config
             says, else the last.
-        attention_loss_weight: weight of UNIMO-G's loss between the attention to a subject's tokens and where it is in the
-            picture; 0 = off.
+        attention_loss: between the attention to a subject's tokens and where it is in the picture: "mask" (UNIMO-G's: its map
+            is its mask) or "choice" (each location reads, of all subjects, the one that is there).
+        attention_loss_weight: of that loss; 0 = off.
         attention_loss_on: "subjects" (tokens that a picture stands for, UNIMO-G's) or "words" (all that name something whose mask
             is known).
         attention_blocks: numbers of the blocks whose attention it compares, 1 = the first; null = three, spread evenly.
@@ -146,6 +147,7 @@ class PromptsConfig:
     plain_share: ClosedUnitInterval = 0.0
     anonymous_share: ClosedUnitInterval = 0.0
     hidden_layer: int | None = None
+    attention_loss: str = "mask"
     attention_loss_weight: NonNegativeNumber = 0.0
     attention_loss_on: str = "subjects"
     attention_blocks: list[Layers] | None = None

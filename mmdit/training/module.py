@@ -22,7 +22,7 @@ from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
-from mmdit.flow.attention import attention_mask_loss, masks_on_grid
+from mmdit.flow.attention import ATTENTION_LOSSES, masks_on_grid
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
@@ -137,6 +137,7 @@ class TransformerModule(SteppedModule):
         attention_weight: weight of the attention-mask loss; 0 = off.
         attention_blocks: numbers of the blocks whose attention to the prompt it compares.
         attention_on: name in ``GROUNDED``: of which tokens.
+        attention_kind: name in ``ATTENTION_LOSSES``.
     """
 
     network: MultimodalDiT
@@ -157,11 +158,12 @@ class TransformerModule(SteppedModule):
         attention_weight: float = 0.0,
         attention_blocks: Sequence[int] = (),
         attention_on: str = "subjects",
+        attention_kind: str = "mask",
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.alignment_weight = objective, alignment_weight
         self.attention_weight, self.attention_blocks = attention_weight, tuple(attention_blocks)
-        self.attention_on = GROUNDED[attention_on]
+        self.attention_on, self.attention_kind = GROUNDED[attention_on], ATTENTION_LOSSES[attention_kind]
         self.hide_prompt_beside = hide_prompt_beside
         self.frozen = FrozenNetworks(codec, teacher, prompts)
 
@@ -201,7 +203,7 @@ class TransformerModule(SteppedModule):
         grid = (latent_size[0] // p, latent_size[1] // p)
         ids, masks = self.attention_on(batch, conditioning, self.frozen)
         pooled, known = masks_on_grid(masks, grid, attention.device)
-        return attention_mask_loss(attention, ids, pooled, known, self._mean_over_processes)
+        return self.attention_kind(attention, ids, pooled, known, self._mean_over_processes)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""

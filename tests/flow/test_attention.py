@@ -1,4 +1,4 @@
-"""The attention-mask loss against a loop in float64, in the network against maps taken by hand."""
+"""The attention losses against loops in float64, in the network against maps taken by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from mmdit.conditioning import Conditioning
-from mmdit.flow.attention import attention_mask_loss, masks_on_grid, tapped_blocks
+from mmdit.flow.attention import (
+    ATTENTION_LOSSES,
+    attention_choice_loss,
+    attention_mask_loss,
+    masks_on_grid,
+    tapped_blocks,
+)
 from mmdit.models.transformer import MultimodalDiT
 
 N, B, T, L, S = 2, 3, 4, 5, 3
@@ -48,14 +54,49 @@ def test_attention_as_the_mask_is_no_loss():
     assert attention_mask_loss(attention, torch.tensor([[0]]), mask) < 1e-6
 
 
-def test_without_subjects_it_is_zero_and_has_a_gradient(attention, masks):
+def test_choice_against_a_loop(attention, masks):
+    """Sample 2 alone has two subjects: 1 by its first token, 2 by two."""
+    loss, weight = 0.0, 0.0
+    for n in range(N):
+        for i in range(T):
+            read = {1: attention[n, 2, i, 0], 2: attention[n, 2, i, 2] + attention[n, 2, i, 3]}
+            for subject, value in read.items():
+                covered = float(masks[subject].reshape(-1)[i])
+                loss -= covered * float(torch.log(value / (read[1] + read[2])))
+                weight += covered
+    assert float(attention_choice_loss(attention, SUBJECTS, masks)) == pytest.approx(loss / weight, rel=1e-9)
+    assert attention_choice_loss(attention, SUBJECTS, masks, torch.tensor([True, True, False])) == 0
+    doubled = attention * torch.rand(N, B, T, 1, dtype=torch.float64)  # how much of the softmax it is doesn't matter
+    torch.testing.assert_close(
+        attention_choice_loss(doubled, SUBJECTS, masks), attention_choice_loss(attention, SUBJECTS, masks)
+    )
+
+
+def test_the_best_choice_is_the_probability():
+    """Of layouts with "a" on the left three times in four: the choice's optimum says so, the mask's is its mode."""
+    left, right = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    layouts = [torch.stack([left, right])] * 3 + [torch.stack([right, left])]
+    ids = torch.tensor([[0, 1]])
+
+    def mean(loss, p):
+        attention = torch.tensor([[p, 1 - p], [1 - p, p]]).reshape(1, 1, 2, 2)
+        return float(sum(loss(attention, ids, masks) for masks in layouts))
+
+    grid = np.linspace(0.01, 0.99, 99)
+    best = {name: grid[np.argmin([mean(loss, p) for p in grid])] for name, loss in ATTENTION_LOSSES.items()}
+    assert best["choice"] == pytest.approx(0.75, abs=0.011)
+    assert best["mask"] == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("attention_loss", ATTENTION_LOSSES.values())
+def test_without_subjects_it_is_zero_and_has_a_gradient(attention_loss, attention, masks):
     attention.requires_grad_()
     nobody = torch.full_like(SUBJECTS, -1)
     for loss in (
-        attention_mask_loss(attention, nobody, masks),
-        attention_mask_loss(attention, nobody, masks[:0]),
-        attention_mask_loss(attention, SUBJECTS, masks, torch.zeros(S, dtype=torch.bool)),
-        attention_mask_loss(0 * attention, nobody, masks),
+        attention_loss(attention, nobody, masks),
+        attention_loss(attention, nobody, masks[:0]),
+        attention_loss(attention, SUBJECTS, masks, torch.zeros(S, dtype=torch.bool)),
+        attention_loss(0 * attention, nobody, masks),
     ):
         assert loss == 0
         (gradient,) = torch.autograd.grad(loss, attention)
@@ -104,6 +145,13 @@ def test_two_processes_average_to_one(attention, masks):
         for rows in ([0, 1], [2])
     ]
     torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+def test_choice_over_two_processes(attention, masks):
+    """All that counts is in one of them: it divides by half of what covers its locations."""
+    whole = attention_choice_loss(attention, SUBJECTS, masks)
+    halved = attention_choice_loss(attention[:, 2:], SUBJECTS[2:], masks, None, lambda count: count / 2)
+    torch.testing.assert_close(halved / 2, whole)
 
 
 def test_masks_are_pooled_to_the_grid():

@@ -268,6 +268,10 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     assert module.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
     with pytest.raises(UserError, match=r"unknown prompts\.attention_loss_on 'word'"):
         build_run(make_config(clip, prompts=replace(prompts, attention_loss_on="word")))
+    chosen = build_run(make_config(clip, prompts=replace(prompts, attention_loss="choice"))).module
+    assert chosen.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
+    with pytest.raises(UserError, match=r"unknown prompts\.attention_loss 'choose'"):
+        build_run(make_config(clip, prompts=replace(prompts, attention_loss="choose")))
 
 
 def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -> None:

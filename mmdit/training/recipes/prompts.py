@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
-from mmdit.flow.attention import tapped_blocks
+from mmdit.flow.attention import ATTENTION_LOSSES, tapped_blocks
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.loading import check_folder, load_optional
@@ -81,6 +81,8 @@ def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[in
         )
     if settings.attention_loss_on not in GROUNDED:
         raise unknown_name("prompts.attention_loss_on", settings.attention_loss_on, GROUNDED)
+    if settings.attention_loss not in ATTENTION_LOSSES:
+        raise unknown_name("prompts.attention_loss", settings.attention_loss, ATTENTION_LOSSES)
     depth = len(network.blocks)
     numbers = tapped_blocks(depth) if settings.attention_blocks is None else tuple(settings.attention_blocks)
     if not numbers or not all(1 <= number <= depth for number in numbers):

@@ -208,6 +208,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         attention_weight=0.0 if config.prompts is None else config.prompts.attention_loss_weight,
         attention_blocks=attention_blocks(config, network),
         attention_on="subjects" if config.prompts is None else config.prompts.attention_loss_on,
+        attention_kind="mask" if config.prompts is None else config.prompts.attention_loss,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 
