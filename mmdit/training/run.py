@@ -120,6 +120,9 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # a small dataset
+        warnings.filterwarnings(
+            "ignore", message=".*callbacks used to create the checkpoint.*"
+        )  # another checkpoint_every
         # Lightning can't know that StepSampler starts where the run stopped.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         try:

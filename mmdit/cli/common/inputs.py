@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
             raise UserError(f"{path}: is a pipe, a socket or a device; give an image or a folder")
         else:
             raise UserError(f"{path}: no such image or folder")
-    unique = {path.resolve(): (path, explicit) for path, explicit in found}
+    unique = {_real(path): (path, explicit) for path, explicit in found}
     files = list(unique.values())
     names = tell_apart([*(path for path, _ in files), *beside])[: len(files)]
     return [ImageFile(path, name, explicit) for (path, explicit), name in zip(files, names, strict=True)]
@@ -84,7 +85,7 @@ def find_videos(
     rest: list[str] = []
     for path in map(_local, paths):
         if (folders and path.is_dir()) or (path.is_file() and is_video(path)):
-            found.setdefault(path.resolve(), path)
+            found.setdefault(_real(path), path)
         else:
             rest.append(str(path))
     if fps is not None and not any(path.is_dir() for path in found.values()):
@@ -96,18 +97,25 @@ def find_videos(
 
 
 def _local(path: str | Path) -> Path:
-    """Raises UserError for a URL, of which ``Path`` would drop a slash."""
+    """Raises UserError for a URL, of which ``Path`` would drop a slash, and for nothing, which to ``Path`` is this folder."""
+    if not str(path):
+        raise UserError("an empty path is given: give an image or a folder; '.' is this folder")
     if "://" in str(path):
         raise UserError(f"{path}: is a URL: download it, and give the file")
     return Path(path)
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; links in a circle are left as they are, where ``Path.resolve`` fails before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def tell_apart(paths: Sequence[Path]) -> list[str]:
     """A name for each file or folder: its stem; those that share one by their folder's name, their suffix, a number."""
     names = [safe_name(text_of(path.stem)) for path in paths]
     more_specific = (
-        lambda path: safe_name(text_of(f"{path.resolve().parent.name}_{path.stem}")),
-        lambda path: safe_name(text_of(f"{path.resolve().parent.name}_{path.stem}_{path.suffix[1:]}")),
+        lambda path: safe_name(text_of(f"{_real(path).parent.name}_{path.stem}")),
+        lambda path: safe_name(text_of(f"{_real(path).parent.name}_{path.stem}_{path.suffix[1:]}")),
     )
     for rename in more_specific:
         counts = Counter(name.casefold() for name in names)  # some file systems ignore case

@@ -22,7 +22,7 @@ _KIND = inspect.Parameter.POSITIONAL_OR_KEYWORD
 def takes_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function whose parameters that are dataclasses are replaced by their fields, in name, order, default and help."""
     hints = typing.get_type_hints(function)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in groups:

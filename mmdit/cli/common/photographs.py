@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def note_photographs(pipe: MultimodalDiTPipeline, model: str, paths: Sequence[Pa
 
 def _is_rendered(path: Path) -> bool:
     """Whether a picture lies in a dataset, ROOT/SPLIT/rgb/FILE, that ``mmdit data render`` made."""
-    places = path.resolve().parents
+    places = Path(os.path.realpath(path)).parents  # resolve() fails for links in a circle
     if len(places) < 3 or not (places[2] / FILE).is_file():
         return False
     try:

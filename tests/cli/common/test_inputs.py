@@ -67,6 +67,15 @@ def test_no_images(tmp_path):
         find_images([tmp_path / "empty"])
 
 
+def test_links_in_a_circle_are_listed_and_nothing_is_no_folder(tmp_path):
+    _image(tmp_path / "a.png")
+    for name in ("b.png", "b.jpg"):  # told apart by where they lead
+        (tmp_path / name).symlink_to(name)
+    assert [file.path.name for file in find_images([tmp_path])] == ["a.png", "b.jpg", "b.png"]
+    with pytest.raises(UserError, match="an empty path is given"):
+        find_images([""])
+
+
 def test_source_name(tmp_path):
     assert source_name(tmp_path / "torus_0" / "depth.npy") == "torus_0"
     assert source_name(tmp_path / "depth" / "000003.png") == "000003"
