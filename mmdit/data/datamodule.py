@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from mmdit.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What the order of the samples follows from -> what users call it.
+ORDER = {"batch_size": "data.batch_size", "seed": "seed"}
 
 
 def numbered_generator(seed: int, number: int) -> torch.Generator:
@@ -168,7 +174,19 @@ class ResumableDataModule(LightningDataModule):
         return make_loader(self.val, indices, batch_size=max(1, self.batch_size // world_size), **self.loader_settings)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches_seen": self.trainer.lightning_module.batches_seen if self.trainer else self.batches_seen}
+        seen = self.trainer.lightning_module.batches_seen if self.trainer else self.batches_seen
+        return {"batches_seen": seen, **self._order}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches of a checkpoint. Says so where their order was another one."""
         self.batches_seen = int(state_dict["batches_seen"])
+        before = {key: state_dict.get(key, now) for key, now in self._order.items()}  # older ones don't say
+        if changed := [f"{ORDER[key]} was {before[key]}" for key, now in self._order.items() if before[key] != now]:
+            logger.warning(
+                "resumed where %s: from here on the samples come in another order, as if it had always been so",
+                " and ".join(changed),
+            )
+
+    @property
+    def _order(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "seed": self.seed}

@@ -16,6 +16,10 @@ from mmdit.errors import UserError
 from mmdit.modalities.orientation import turn_pixels
 from mmdit.modalities.stored import open_stored
 
+# A mask's soft edges and a JPEG's ripples lie between black and white; of a photograph, nearly all does.
+MASK_MARGIN = 48
+MOST_BETWEEN = 0.5
+
 
 @dataclass(frozen=True)
 class Region:
@@ -72,8 +76,7 @@ def read_region(mask: Any, height: int, width: int) -> Region:
 
 def _as_bools(mask: Any) -> np.ndarray:
     if isinstance(mask, Image.Image):
-        grey = mask.convert("LA")
-        mask = np.asarray(Image.composite(grey.getchannel("L"), Image.new("L", grey.size), grey.getchannel("A"))) > 127
+        mask = _light(mask)
     if isinstance(mask, Tensor):
         mask = mask.detach().cpu().numpy()
     if not isinstance(mask, np.ndarray):
@@ -87,6 +90,18 @@ def _as_bools(mask: Any) -> np.ndarray:
     if not mask.any():
         raise UserError("mask is 0 everywhere, which keeps the whole picture: mark what is generated anew with 1")
     return mask.astype(bool)
+
+
+def _light(picture: Image.Image) -> np.ndarray:
+    """Where a picture is light and opaque, (H, W) bool. Raises UserError for one that is a photograph rather than a mask."""
+    grey = picture.convert("LA")
+    light = np.asarray(Image.composite(grey.getchannel("L"), Image.new("L", grey.size), grey.getchannel("A")))
+    between = float(((light > MASK_MARGIN) & (light < 255 - MASK_MARGIN)).mean()) if light.size else 0.0
+    if between > MOST_BETWEEN:
+        raise UserError(
+            f"mask is neither black nor white in {between:.0%} of its pixels: give a mask, white = generate anew, black = keep"
+        )
+    return light > 127
 
 
 def _values(mask: np.ndarray) -> str:

@@ -111,6 +111,11 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     trainer = make_trainer(config, ema, output, run.data, [*run.callbacks, stop])
     if checkpoint is not None:
         step = int(read_checkpoint(checkpoint)["global_step"])
+        if step > config.max_steps:
+            raise UserError(
+                f"trainer.max_steps is {config.max_steps}, and {checkpoint} is at step {step} already: give at least {step}, or "
+                "another --output"
+            )
         _say(trainer, f"resuming from {checkpoint}, step {step} of {config.max_steps}")
     _say(trainer, f"{type(run.module.network).__name__}: {parameter_count(run.module.network) / 1e6:.2f} M parameters")
     prepare_network(run.module.network, config)

@@ -81,3 +81,23 @@ def test_bad_sizes_are_named() -> None:
         ResumableDataModule(SyntheticLatents(2, 8), None, batch_size=0, num_batches=1)
     with pytest.raises(UserError, match="no samples"):
         ResumableDataModule(SyntheticLatents(2, 0), None, batch_size=1, num_batches=1)
+
+
+def test_another_order_is_said_when_a_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    def module(**settings: int) -> ResumableDataModule:
+        return ResumableDataModule([{}] * 8, None, num_batches=10, **settings)
+
+    saved = module(batch_size=4, seed=1).state_dict()
+    for settings, said in (
+        ({"batch_size": 4, "seed": 1}, ""),
+        ({"batch_size": 2, "seed": 1}, "resumed where data.batch_size was 4: "),
+        ({"batch_size": 2, "seed": 0}, "resumed where data.batch_size was 4 and seed was 1: "),
+    ):
+        caplog.clear()
+        going_on = module(**settings)
+        going_on.load_state_dict(saved | {"batches_seen": 3})
+        assert going_on.batches_seen == 3
+        assert caplog.text == "" if not said else said in caplog.text
+    caplog.clear()
+    module(batch_size=2).load_state_dict({"batches_seen": 3})  # of a version that didn't say
+    assert caplog.text == ""

@@ -167,3 +167,12 @@ def test_what_is_kept_is_exact_whatever_a_callback_leaves(pipe: MultimodalDiTPip
 def test_conditions_of_another_type_are_refused_beside_a_mask(pipe: MultimodalDiTPipeline) -> None:
     with pytest.raises(UserError, match="conditions is a ndarray: give modality -> value"):
         edit(pipe, conditions=RGB)
+
+
+def test_a_photograph_is_no_mask() -> None:
+    """Soft edges and a JPEG's ripples are."""
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
+    with pytest.raises(UserError, match=r"mask is neither black nor white in 62% of its pixels: give a mask, white = "):
+        read_region(Image.fromarray(ramp), 8, 32)
+    soft = np.clip((ramp.astype(int) - 128) * 3 + 128, 0, 255).astype(np.uint8)
+    assert read_region(Image.fromarray(soft), 64, 256).given.mean() == pytest.approx(0.5, abs=0.01)

@@ -382,6 +382,15 @@ def test_progress_counts_the_steps_of_the_whole_run(
     assert "Epoch" not in shown.out + shown.err
 
 
+def test_fewer_steps_than_the_checkpoint_has_are_refused(tmp_path: Path, tiny_config: Configure) -> None:
+    folder = run(tiny_config(max_steps=2), tmp_path)
+    with pytest.raises(
+        UserError, match=r"max_steps is 1, and .*step=00000002\.ckpt is at step 2 already: give at least 2"
+    ):
+        run(tiny_config(max_steps=1), tmp_path, "auto")
+    assert run(tiny_config(max_steps=2), tmp_path, "auto") == folder
+
+
 def test_without_a_terminal_progress_is_lines(
     tmp_path: Path, tiny_config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
