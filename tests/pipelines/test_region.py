@@ -175,4 +175,4 @@ def test_a_photograph_is_no_mask() -> None:
     with pytest.raises(UserError, match=r"mask is neither black nor white in 62% of its pixels: give a mask, white = "):
         read_region(Image.fromarray(ramp), 8, 32)
     soft = np.clip((ramp.astype(int) - 128) * 3 + 128, 0, 255).astype(np.uint8)
-    assert read_region(Image.fromarray(soft), 64, 256).given.mean() == pytest.approx(0.5, abs=0.01)
+    assert read_region(Image.fromarray(soft), 64, 256).given.float().mean() == pytest.approx(0.5, abs=0.01)
