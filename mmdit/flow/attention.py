@@ -48,18 +48,12 @@ def attention_mask_loss(
     Returns:
         A scalar; 0 where no token counts.
     """
-    if len(masks) == 0:  # all processes count, those without subjects too
-        masks, known = masks.new_zeros(1, *masks.shape[1:]), None
-    counted = subject_ids >= 0
-    subjects = subject_ids.clamp_min(0)
-    if known is not None:
-        counted = counted & known[subjects]  # (B, L)
-    targets = masks.flatten(1)[subjects].transpose(1, 2)  # (B, T, L)
+    counted, masks = _counted(subject_ids, masks, known)
+    targets = masks[subject_ids.clamp_min(0)].transpose(1, 2)  # (B, T, L)
     peak = attention.amax(2, keepdim=True)  # (N, B, 1, L)
     maps = attention / peak.clamp_min(MIN_PEAK)
     per_token = (maps - targets.to(maps)).abs().mean((0, 2))  # (B, L)
-    count = mean_over_processes(counted.sum().to(per_token.dtype))
-    return (per_token * counted).sum() / torch.where(count > 0, count, 1)
+    return _mean((per_token * counted).sum(), counted.sum().to(per_token.dtype), mean_over_processes)
 
 
 def attention_choice_loss(
@@ -85,25 +79,36 @@ def attention_choice_loss(
     Returns:
         A scalar; 0 where no sample has two subjects.
     """
-    if len(masks) == 0:  # all processes count, those without subjects too
-        masks, known = masks.new_zeros(1, *masks.shape[1:]), None
-    counted = subject_ids >= 0
-    if known is not None:
-        counted = counted & known[subject_ids.clamp_min(0)]  # (B, L)
+    counted, masks = _counted(subject_ids, masks, known)
     # Numbers within a sample, from 0: subjects are counted over the batch.
     first = torch.where(counted, subject_ids, len(masks)).amin(1, keepdim=True)  # (B, 1)
     local = torch.where(counted, subject_ids - first, -1)  # (B, L)
-    most = int(local.max()) + 1 if local.numel() else 0
-    own = local[..., None] == torch.arange(max(1, most), device=local.device)  # (B, L, K)
+    within = torch.arange(max(1, int(local.max()) + 1), device=local.device)  # (K,)
+    own = local[..., None] == within  # (B, L, K)
     there = own.any(1)  # (B, K)
     read = torch.einsum("nbtl,blk->nbtk", attention, own.to(attention))
     p = read / read.sum(-1, keepdim=True).clamp_min(MIN_PEAK)
-    numbers = (first + torch.arange(own.shape[-1], device=local.device)).clamp_max(len(masks) - 1)  # (B, K)
-    covered = masks.flatten(1)[numbers].transpose(1, 2).to(p) * there[:, None]  # (B, T, K)
+    numbers = (first + within).clamp_max(len(masks) - 1)  # (B, K)
+    covered = masks[numbers].transpose(1, 2).to(p) * there[:, None]  # (B, T, K)
     covered = covered * (there.sum(1) > 1)[:, None, None]
     per_location = -(covered * p.clamp_min(MIN_PEAK).log()).mean(0)  # (B, T, K)
-    count = mean_over_processes(covered.sum())
-    return per_location.sum() / torch.where(count > 0, count, 1)
+    return _mean(per_location.sum(), covered.sum(), mean_over_processes)
+
+
+def _counted(subject_ids: Tensor, masks: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which tokens count, (B, L) bool, and masks (S, T) of at least one subject: all processes count, those without any too."""
+    if len(masks) == 0:
+        masks, known = masks.new_zeros(1, *masks.shape[1:]), None
+    counted = subject_ids >= 0
+    if known is not None:
+        counted = counted & known[subject_ids.clamp_min(0)]
+    return counted, masks.flatten(1)
+
+
+def _mean(total: Tensor, count: Tensor, mean_over_processes: Callable[[Tensor], Tensor]) -> Tensor:
+    """total / count, 0 where nothing counts in any process."""
+    count = mean_over_processes(count)
+    return total / torch.where(count > 0, count, 1)
 
 
 ATTENTION_LOSSES: dict[str, Callable[..., Tensor]] = {"mask": attention_mask_loss, "choice": attention_choice_loss}
