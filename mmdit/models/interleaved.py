@@ -5,7 +5,7 @@ Words and images are in one sequence.
 
 from __future__ import annotations
 
-from mmdit.models.prompted import MAX_SUBJECTS, PromptConditioner
+from mmdit.models.prompted import PromptConditioner
 
 
 class InterleavedConditioner(PromptConditioner):
@@ -18,25 +18,10 @@ class InterleavedConditioner(PromptConditioner):
     Args:
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W, width of the LLM.
-        max_subjects: the most images that a prompt was trained with, and may have.
-        refiner_depth: layers of ``TokenRefiner``.
+        settings: those of ``PromptConditioner``.
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        hidden_size: int,
-        dropout_prob: float = 0.1,
-        *,
-        text_width: int = 4096,
-        max_subjects: int = MAX_SUBJECTS,
-        refiner_depth: int = 0,
+        self, num_classes: int, hidden_size: int, dropout_prob: float = 0.1, *, text_width: int = 4096, **settings: int
     ) -> None:
-        super().__init__(
-            num_classes,
-            hidden_size,
-            dropout_prob,
-            text_width=text_width,
-            max_subjects=max_subjects,
-            refiner_depth=refiner_depth,
-        )
+        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width, **settings)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdit.conditioning import EncodedPrompts
-from mmdit.models.prompted import MAX_SUBJECTS, PromptConditioner, PromptInputs
+from mmdit.models.prompted import PromptConditioner, PromptInputs
 
 __all__ = ["PromptInputs", "TIUEConditioner"]
 
@@ -29,9 +29,8 @@ class TIUEConditioner(PromptConditioner):
         num_classes, hidden_size, dropout_prob: as in ``ClassConditioner``; D.
         text_width: W.
         image_width: P.
-        max_subjects: the most images that a prompt was trained with, and may have.
-        refiner_depth: layers of ``TokenRefiner``.
         text_share: share of the samples that training gives the text alone (UMM-Diffusion: none 0.1, text 0.36, both 0.54).
+        settings: those of ``PromptConditioner``.
     """
 
     fuses_subjects: ClassVar[bool] = True
@@ -44,18 +43,10 @@ class TIUEConditioner(PromptConditioner):
         *,
         text_width: int = 768,
         image_width: int = 768,
-        max_subjects: int = MAX_SUBJECTS,
         text_share: float = 0.36,
-        refiner_depth: int = 0,
+        **settings: int,
     ) -> None:
-        super().__init__(
-            num_classes,
-            hidden_size,
-            dropout_prob,
-            text_width=text_width,
-            max_subjects=max_subjects,
-            refiner_depth=refiner_depth,
-        )
+        super().__init__(num_classes, hidden_size, dropout_prob, text_width=text_width, **settings)
         self.text_share = text_share
         self.pseudo_word = nn.Sequential(
             nn.Linear(image_width, 2 * text_width), nn.GELU(), nn.Linear(2 * text_width, text_width)
