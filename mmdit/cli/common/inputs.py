@@ -33,7 +33,7 @@ class ImageFile:
 
 def source_name(path: Path) -> str:
     """Name a condition's source: the file's stem, or its folder where the stem only says the modality (torus_0/depth.npy)."""
-    stem = path.stem if path.stem not in MODALITIES else path.resolve().parent.name
+    stem = path.stem if path.stem not in MODALITIES else real_path(path).parent.name
     return safe_name(text_of(stem))
 
 
@@ -62,7 +62,7 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
             raise UserError(f"{path}: is a pipe, a socket or a device; give an image or a folder")
         else:
             raise UserError(f"{path}: no such image or folder")
-    unique = {_real(path): (path, explicit) for path, explicit in found}
+    unique = {real_path(path): (path, explicit) for path, explicit in found}
     files = list(unique.values())
     names = tell_apart([*(path for path, _ in files), *beside])[: len(files)]
     return [ImageFile(path, name, explicit) for (path, explicit), name in zip(files, names, strict=True)]
@@ -85,7 +85,7 @@ def find_videos(
     rest: list[str] = []
     for path in map(_local, paths):
         if (folders and path.is_dir()) or (path.is_file() and is_video(path)):
-            found.setdefault(_real(path), path)
+            found.setdefault(real_path(path), path)
         else:
             rest.append(str(path))
     if fps is not None and not any(path.is_dir() for path in found.values()):
@@ -105,7 +105,7 @@ def _local(path: str | Path) -> Path:
     return Path(path)
 
 
-def _real(path: Path) -> Path:
+def real_path(path: Path) -> Path:
     """Where a path leads; links in a circle are left as they are, where ``Path.resolve`` fails before Python 3.13."""
     return Path(os.path.realpath(path))
 
@@ -114,8 +114,8 @@ def tell_apart(paths: Sequence[Path]) -> list[str]:
     """A name for each file or folder: its stem; those that share one by their folder's name, their suffix, a number."""
     names = [safe_name(text_of(path.stem)) for path in paths]
     more_specific = (
-        lambda path: safe_name(text_of(f"{_real(path).parent.name}_{path.stem}")),
-        lambda path: safe_name(text_of(f"{_real(path).parent.name}_{path.stem}_{path.suffix[1:]}")),
+        lambda path: safe_name(text_of(f"{real_path(path).parent.name}_{path.stem}")),
+        lambda path: safe_name(text_of(f"{real_path(path).parent.name}_{path.stem}_{path.suffix[1:]}")),
     )
     for rename in more_specific:
         counts = Counter(name.casefold() for name in names)  # some file systems ignore case

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmdit.cli.common.inputs import real_path
 from mmdit.cli.common.model import note
 from mmdit.data.description import FILE, is_rendered
 from mmdit.errors import UserError
@@ -24,7 +24,7 @@ def note_photographs(pipe: MultimodalDiTPipeline, model: str, paths: Sequence[Pa
 
 def _is_rendered(path: Path) -> bool:
     """Whether a picture lies in a dataset, ROOT/SPLIT/rgb/FILE, that ``mmdit data render`` made."""
-    places = Path(os.path.realpath(path)).parents  # resolve() fails for links in a circle
+    places = real_path(path).parents
     if len(places) < 3 or not (places[2] / FILE).is_file():
         return False
     try:
