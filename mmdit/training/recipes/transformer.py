@@ -27,7 +27,7 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
 from mmdit.training.captions import check_captions
-from mmdit.training.config import TrainingConfig
+from mmdit.training.config import PromptsConfig, TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
@@ -194,6 +194,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
+    grounding = config.prompts or PromptsConfig()
     module = TransformerModule(
         network,
         objective,
@@ -205,10 +206,10 @@ def transformer_run(config: TrainingConfig) -> Run:
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
         teacher=data.teacher,
         prompts=prompts,
-        attention_weight=0.0 if config.prompts is None else config.prompts.attention_loss_weight,
+        attention_weight=grounding.attention_loss_weight,
         attention_blocks=attention_blocks(config, network),
-        attention_on="subjects" if config.prompts is None else config.prompts.attention_loss_on,
-        attention_kind="mask" if config.prompts is None else config.prompts.attention_loss,
+        attention_on=grounding.attention_loss_on,
+        attention_kind=grounding.attention_loss,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 
