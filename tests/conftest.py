@@ -18,7 +18,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # official_networks.py, processes.py
+from diffusers_checkout import marks
 from processes import Processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in marks():
+        config.addinivalue_line("markers", mark)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,9 @@
-"""What diffusers' own testers ask of a pipeline, as far as no other file asks it.
+"""What diffusers' own testers ask of a pipeline, as far as no other file asks it; ``test_diffusers_testers`` runs them themselves.
 
 Held elsewhere: saving and loading, variants, shards, optional components, dtypes (``test_loading*``); batches, tuples, callbacks,
 half precision, VAE slicing, sequential offloading (``test_pipeline_multimodal_dit``); caches, layerwise casting, another VAE
 (``test_calls``); LoRA (``test_lora``); prompts encoded alone (``test_prompts``); the Hub (``test_saving``); the model
 (``tests/models/test_transformer.py``, ``test_hooks.py``, ``test_adapters.py``).
-
-Not held, for what they assume: labels as nested lists ``[[1], [1]]``; a DDIM scheduler, which is no flow-matching one; a callback
-that zeroes latents that are given, which stay on their path; Pyramid, Faster and Mag caches, which look for diffusers' attention
-layers; DDUF files, which are no safetensors folder; tests that need an accelerator.
 """
 
 from __future__ import annotations
