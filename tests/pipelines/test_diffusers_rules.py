@@ -1,4 +1,4 @@
-"""What diffusers' own testers ask of a pipeline, as far as no other file asks it; ``test_diffusers_testers`` runs them themselves.
+"""What diffusers' own testers ask of a pipeline, as far as no other file asks it; ``test_diffusers_testers`` runs them.
 
 Held elsewhere: saving and loading, variants, shards, optional components, dtypes (``test_loading*``); batches, tuples, callbacks,
 half precision, VAE slicing, sequential offloading (``test_pipeline_multimodal_dit``); caches, layerwise casting, another VAE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from mmdit.storage.digests import digest_file
 SUFFIXES = (".exr", ".hdr")
 MAX_BYTES = 2**28
 MAX_PIXELS = 2**26
-WHITE = 0.9  # radiance of a white floor with nothing on it
+UP = np.array([0.0, 0.0, 1.0])
+WHITE = 0.9  # radiance of a white floor or wall with nothing before it
 MAX_BOOST = 100.0  # of the exposure, where nearly all light is behind the wall
 
 
@@ -29,24 +31,27 @@ class Environment:
     turn: float
     digest: str
 
-    def emitter(self, mi: Any) -> dict[str, Any]:
-        """The Mitsuba light, as bright as the sun and the other light of the scenes are together."""
+    def emitter(self, mi: Any, wall_normal: Sequence[float]) -> dict[str, Any]:
+        """The Mitsuba light, as bright as the sun and the other light of the scenes are together.
+
+        ``wall_normal``: of the wall behind the objects, world frame, towards the camera.
+        """
         to_world = mi.ScalarTransform4f().rotate([0, 0, 1], self.turn) @ mi.ScalarTransform4f().rotate([1, 0, 0], 90)
         radiance = _read(self.file, self.digest)
         return {
             "type": "envmap",
             "bitmap": mi.Bitmap(radiance),
-            "scale": self._exposure(radiance),
+            "scale": self._exposure(radiance, np.asarray(wall_normal)),
             "to_world": to_world,
         }
 
-    def _exposure(self, radiance: np.ndarray) -> float:
-        """The factor after which a white floor before the wall, which keeps light out, has the radiance ``WHITE``."""
-        width = radiance.shape[1]
-        azimuth = np.radians((np.arange(width) + 0.5) / width * 360 - self.turn)  # from behind the wall, world +y
-        before = _floor_irradiance(radiance, (np.cos(azimuth) < 0).astype(float))
-        everywhere = _floor_irradiance(radiance, np.ones(width))
-        return WHITE * math.pi / max(before, everywhere / MAX_BOOST)
+    def _exposure(self, radiance: np.ndarray, wall_normal: np.ndarray) -> float:
+        """The factor after which the brighter of a white floor and a white wall, each before the other, has ``WHITE``."""
+        to_light = _directions(*radiance.shape[:2], self.turn)
+        before = (to_light @ UP > 0) & (to_light @ wall_normal > 0)
+        lit = max(_irradiance(radiance, before, to_light @ normal) for normal in (UP, wall_normal))
+        everywhere = _irradiance(radiance, to_light @ UP > 0, to_light @ UP)
+        return WHITE * math.pi / max(lit, everywhere / MAX_BOOST)
 
 
 def read_environment(path: Path) -> Environment:
@@ -76,14 +81,23 @@ def _read(file: str, digest: str) -> np.ndarray:
     except Exception as error:  # whatever the readers raise
         raise UserError(f"hdri {file}: can't be read: {first_line(error)}") from None
     radiance = np.where(np.isfinite(radiance), np.maximum(radiance, 0), 0).astype(np.float32)
-    if _floor_irradiance(radiance, np.ones(radiance.shape[1])) <= 0:
+    upwards = _directions(*radiance.shape[:2]) @ UP
+    if _irradiance(radiance, upwards > 0, upwards) <= 0:
         raise UserError(f"hdri {file}: has no light in its upper half, which is the sky")
     return radiance
 
 
-def _floor_irradiance(radiance: np.ndarray, azimuths: np.ndarray) -> float:
-    """Sum of radiance (H, W, 3) x cosine x solid angle over the upper half, with a weight (W,) for each column."""
-    height, width = radiance.shape[:2]
-    polar = (np.arange(height) + 0.5) / height * np.pi  # from straight up
-    weight = np.maximum(np.cos(polar), 0) * np.sin(polar) * (np.pi / height) * (2 * np.pi / width)
-    return float((radiance.astype(np.float64).mean(axis=-1) * weight[:, None] * azimuths).sum())
+def _directions(height: int, width: int, turn: float = 0.0) -> np.ndarray:
+    """Unit vectors (H, W, 3), world frame, to the texels of a picture that is turned about the vertical by degrees."""
+    polar = ((np.arange(height) + 0.5) / height * np.pi)[:, None]  # from straight up
+    azimuth = np.radians((np.arange(width) + 0.5) / width * 360 - turn)  # from world +y
+    across = np.sin(polar)
+    return np.stack([across * np.sin(azimuth), across * np.cos(azimuth), np.cos(polar) + 0 * azimuth], axis=-1)
+
+
+def _irradiance(radiance: np.ndarray, seen: np.ndarray, cosine: np.ndarray) -> float:
+    """Sum of radiance (H, W, 3) x cosine x solid angle over the texels that are seen; both (H, W)."""
+    height, width = seen.shape
+    solid_angle = np.sin((np.arange(height) + 0.5) / height * np.pi) * (np.pi / height) * (2 * np.pi / width)
+    weight = seen * np.maximum(cosine, 0) * solid_angle[:, None]
+    return float((radiance.astype(np.float64).mean(axis=-1) * weight).sum())

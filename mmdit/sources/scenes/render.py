@@ -155,7 +155,7 @@ def _build(mi: Any, layout: Layout, meshes: list[Mesh], size: int) -> tuple[Any,
     wall_origin = -wall_normal * layout.wall_distance
     light = {"type": "directional", "irradiance": {"type": "rgb", "value": 1.0}}
     if layout.environment is not None:
-        light = layout.environment.emitter(mi)
+        light = layout.environment.emitter(mi, layout.wall_normal)
     description: dict[str, Any] = {
         "type": "scene",
         "light": light,

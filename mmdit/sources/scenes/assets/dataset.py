@@ -24,6 +24,7 @@ from mmdit.sources.scenes.source import SceneSource
 
 # Raised when the same (seed, split, index) and meshes give another picture.
 GENERATOR_VERSION = 1
+ENVIRONMENT_VERSION = 2  # of scenes that an environment lights
 DEPTH_REACH = 20.0  # depth that 16 bits hold, in longest sides of the largest asset
 
 
@@ -83,7 +84,7 @@ class AssetScenes(SceneSource):
     def settings(self) -> dict[str, Any]:
         return {
             "generator": "mmdit data render --assets",
-            "generator_version": GENERATOR_VERSION,
+            "generator_version": GENERATOR_VERSION if self.environment is None else ENVIRONMENT_VERSION,
             "seed": self.seed,
             "size": self.size,
             "variety": self.variety,
