@@ -9,7 +9,8 @@ import gradio as gr
 from PIL import Image
 
 from mmdit.apps.ui.errors import shown
-from mmdit.apps.ui.inputs import PRIVATE, WordInputs, canvas, make_examples, make_painted, make_picture
+from mmdit.apps.ui.inputs import PRIVATE, WordInputs, canvas, make_examples, make_painted, make_picture, name_rest
+from mmdit.apps.ui.uploads import Drawing
 from mmdit.modalities import IMAGE
 
 if TYPE_CHECKING:
@@ -45,18 +46,16 @@ def make_translate(page: Page) -> gr.Image:
         fusing_scale: float | None = None,
         strength: float = 1.0,
         match_input: bool = False,
-        picture_1: dict[str, Any] | None = None,
-        picture_2: dict[str, Any] | None = None,
-        picture_3: dict[str, Any] | None = None,
+        *pictures: Drawing | None,
     ) -> Iterator[Any]:
         settings = page.settings.read(steps, guidance, new_seed, seed, num_images)
-        pictures = (picture_1, picture_2, picture_3)
         asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
         yield from page.panel.show(
             page.tasks.translate(settings, asked, image, keep, strength=strength, match_input=match_input)
         )
 
     inputs = [*page.settings.components, source, keep, *words.components, strength, match, *words.pictures]
+    name_rest(translate, words.picture_names)
     page.listen(run, "translate", translate, inputs)
     return source
 
@@ -85,18 +84,16 @@ def make_edit(page: Page) -> gr.ImageEditor:
         fusing_scale: float | None = None,
         strength: float = 1.0,
         match_input: bool = False,
-        picture_1: dict[str, Any] | None = None,
-        picture_2: dict[str, Any] | None = None,
-        picture_3: dict[str, Any] | None = None,
+        *pictures: Drawing | None,
     ) -> Iterator[Any]:
         settings = page.settings.read(steps, guidance, new_seed, seed, num_images)
-        pictures = (picture_1, picture_2, picture_3)
         asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
         yield from page.panel.show(
             page.tasks.edit(settings, asked, drawing, strength=strength, match_input=match_input)
         )
 
     inputs = [*page.settings.components, editor, *words.components, strength, match, *words.pictures]
+    name_rest(edit, words.picture_names)
     page.listen(run, "edit", edit, inputs)
     return editor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,11 @@ class WordInputs:
         """Fields of subjects' pictures."""
         return self.subjects.pictures
 
+    @property
+    def picture_names(self) -> list[str]:
+        """What the web API calls ``pictures``."""
+        return [f"picture_{number + 1}" for number in range(len(self.pictures))]
+
     @staticmethod
     def read(
         category: str | None, prompt: str | None, negative: str | None, fusing: float | None, *pictures: Drawing | None
@@ -128,6 +134,14 @@ class WordInputs:
         """What they say."""
         chosen = "" if category in (None, NO_CATEGORY) else category
         return Words(chosen or "", prompt or "", negative or "", pictures, fusing)
+
+
+def name_rest(handler: Callable[..., Any], names: Sequence[str]) -> None:
+    """Give the ``*rest`` of a handler names, for the web API; all of them may be left out."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = [each for each in inspect.signature(handler).parameters.values() if each.kind is kind]
+    more = [inspect.Parameter(name, kind, default=None) for name in names]
+    handler.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
 
 
 def make_examples(examples: Sequence[Example], label: str, choose: Callable[[Example], Any], outputs: Any) -> None:

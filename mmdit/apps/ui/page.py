@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,11 +19,12 @@ from mmdit.apps.ui.inputs import (
     make_examples,
     make_picture,
     make_sheet,
+    name_rest,
 )
 from mmdit.apps.ui.local_blocks import LocalBlocks
 from mmdit.apps.ui.panel import ResultPanel
 from mmdit.apps.ui.tasks import Tasks
-from mmdit.apps.ui.uploads import DEPTH_LABEL, DEPTH_WORDS
+from mmdit.apps.ui.uploads import DEPTH_LABEL, DEPTH_WORDS, Drawing
 from mmdit.modalities import IMAGE
 from mmdit.modalities.depth_values import DEPTH_VALUES
 
@@ -110,15 +110,13 @@ class Page:
             prompt: str,
             negative_prompt: str,
             fusing_scale: float,
-            picture_1: dict[str, Any] | None = None,
-            picture_2: dict[str, Any] | None = None,
-            picture_3: dict[str, Any] | None = None,
+            *pictures: Drawing | None,
         ) -> Iterator[Any]:
             settings = self.settings.read(steps, guidance, new_seed, seed, num_images)
-            pictures = (picture_1, picture_2, picture_3)
             asked = words.read(category, prompt, negative_prompt, fusing_scale, *pictures)
             yield from self.panel.show(tasks.generate(settings, asked))
 
+        name_rest(generate, words.picture_names)
         self.listen(run, "generate", generate, [*self.settings.components, *words.components, *words.pictures])
 
     def _make_understand(self) -> gr.Image:
@@ -199,15 +197,7 @@ class Page:
             yield from self.panel.show(self.tasks.condition(settings, asked, chosen, drawings, depth_values))
 
         fields = [*files, *sheets, *words.pictures]
-        pictures = [f"picture_{number + 1}" for number in range(len(words.pictures))]
-        _name_rest(condition, [f"{name}_{kind}" for kind in ("file", "drawing") for name in names] + pictures)
+        uploaded = [f"{name}_{kind}" for kind in ("file", "drawing") for name in names]
+        name_rest(condition, [*uploaded, *words.picture_names])
         inputs = [*self.settings.components, given, values, *words.components, *fields]
         self.listen(run, "condition", condition, inputs)
-
-
-def _name_rest(handler: Callable[..., Any], names: Sequence[str]) -> None:
-    """Give the ``*rest`` of a handler names, for the web API; all of them may be left out."""
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = [each for each in inspect.signature(handler).parameters.values() if each.kind is kind]
-    more = [inspect.Parameter(name, kind, default=None) for name in names]
-    handler.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
