@@ -275,12 +275,13 @@ class DepthCodec(Codec, name="depth"):
 
     def check_given(self, reading: Reading) -> list[str]:
         """List what is wrong with a given file; negative distances are refused too."""
-        reasons, array = super().check_given(reading), reading.values
-        if not reasons and not reading.relative and (negative := int((array < 0).sum())):
+        array = reading.values
+        metric = array.dtype.kind in "fi" and not (reading.relative or self.shape_reasons(array))
+        if metric and (negative := int((array < 0).sum())):
             return [
                 f"{negative} of {array.size} pixels are negative: give distances, 0 = invalid, or --depth_values relative"
             ]
-        return reasons
+        return super().check_given(reading)
 
     def has_values(self, raw: np.ndarray) -> bool:
         """Whether any pixel is finite and positive."""

@@ -129,6 +129,9 @@ def test_negative_distances_are_refused_and_relative_ones_are_not(tmp_path):
         read(tmp_path / "d.npy", EXACT)
     relative = understood(tmp_path / "d.npy", EXACT, depth_values="relative")
     np.testing.assert_allclose(relative, np.array([[3, 6], [7, 0]]) / 7, atol=1e-6)
+    np.save(tmp_path / "z.npy", np.full((2, 2), -3.0))  # along a camera's own axis
+    with pytest.raises(UserError, match=r"z\.npy: 4 of 4 pixels are negative"):
+        read(tmp_path / "z.npy", EXACT)
 
 
 def test_depth_values_option_wins(tmp_path):
