@@ -47,7 +47,8 @@ class Environment:
 
     def _exposure(self, radiance: np.ndarray, wall_normal: np.ndarray) -> float:
         """The factor after which the brighter of a white floor and a white wall, each before the other, has ``WHITE``."""
-        to_light = _directions(*radiance.shape[:2], self.turn)
+        height, width = radiance.shape[:2]
+        to_light = _directions(height, width, self.turn)
         before = (to_light @ UP > 0) & (to_light @ wall_normal > 0)
         lit = max(_irradiance(radiance, before, to_light @ normal) for normal in (UP, wall_normal))
         everywhere = _irradiance(radiance, to_light @ UP > 0, to_light @ UP)
@@ -81,7 +82,8 @@ def _read(file: str, digest: str) -> np.ndarray:
     except Exception as error:  # whatever the readers raise
         raise UserError(f"hdri {file}: can't be read: {first_line(error)}") from None
     radiance = np.where(np.isfinite(radiance), np.maximum(radiance, 0), 0).astype(np.float32)
-    upwards = _directions(*radiance.shape[:2]) @ UP
+    height, width = radiance.shape[:2]
+    upwards = _directions(height, width) @ UP
     if _irradiance(radiance, upwards > 0, upwards) <= 0:
         raise UserError(f"hdri {file}: has no light in its upper half, which is the sky")
     return radiance
