@@ -203,7 +203,8 @@ class TransformerModule(SteppedModule):
         grid = (latent_size[0] // p, latent_size[1] // p)
         ids, masks = self.attention_on(batch, conditioning, self.frozen)
         pooled, known = masks_on_grid(masks, grid, attention.device)
-        return self.attention_kind(attention, ids, pooled, known, self._mean_over_processes)
+        most = max(map(len, masks), default=0)
+        return self.attention_kind(attention, ids, pooled, known, self._mean_over_processes, max_subjects=most)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
