@@ -175,7 +175,9 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             c = c + self.next_time_embed(timesteps_next)
 
         tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
-        unadded = self._unadded(x, {tapped, *(number - 1 for number in output_attention)})  # their output is a ``Residual``
+        unadded = self._unadded(
+            x, {tapped, *(number - 1 for number in output_attention)}
+        )  # their output is a ``Residual``
         alignment, maps = None, []
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
