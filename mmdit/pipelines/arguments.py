@@ -58,7 +58,7 @@ def check_counts(num_images: Any, num_inference_steps: Any, num_estimation_steps
             check_steps(int(value), name)
 
 
-def check_choices(condition_time: Any, output_type: Any) -> None:
+def check_choices(condition_time: float, output_type: str) -> None:
     """Raise UserError for a time outside [0, 1], or an unknown type."""
     if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
         raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")

@@ -166,7 +166,7 @@ class TransformerModule(SteppedModule):
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
         network = partial(
-            self.network,
+            self.network.__call__,  # the same as self.network, which mypy takes for no function
             output_alignment=self.alignment_weight > 0,
             output_attention=self.attention.blocks,
         )
