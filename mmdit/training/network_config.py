@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdit.bounds import Layers, NonNegativeNumber, Width
+from mmdit.bounds import ClosedUnitInterval, Layers, NonNegativeNumber, Width
 
 
 @dataclass
@@ -61,10 +61,14 @@ class CLIPConfig:
         projection_dim: width of the embeddings.
         max_length: tokens of the longest text, with the two that mark its ends.
         subject_weight: weight of the loss between two pictures of one subject.
+        name_weight: weight of the loss between these pictures and the subject's name, such as "red torus".
+        pair_share: share of the samples that bring two pictures of one of their subjects.
         teacher: folder of a teacher (recipe "teacher") whose weights and sizes the image tower starts from; null = none.
         pretrained: folder of a CLIP model to start from, with its words and sizes; null = a new one.
         freeze_text: train the image tower alone (as in LiT, arXiv 2111.07991, with the towers' parts swapped), so that models
             that read the text tower's states stay valid.
+        freeze_text_layers: with freeze_text, the words and the first so many layers alone are kept: enough for models that
+            read the states of one of these (``prompts.hidden_layer``); null = the whole tower.
     """
 
     image_size: Layers = 64
@@ -75,9 +79,12 @@ class CLIPConfig:
     projection_dim: Width = 192
     max_length: Layers = 40
     subject_weight: NonNegativeNumber = 0.5
+    name_weight: NonNegativeNumber = 0.0
+    pair_share: ClosedUnitInterval = 0.25
     teacher: str | None = None
     pretrained: str | None = None
     freeze_text: bool = False
+    freeze_text_layers: Layers | None = None
 
 
 @dataclass

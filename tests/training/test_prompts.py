@@ -242,6 +242,14 @@ def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_
     assert before.keys() == after.keys()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"vision_model", "visual_projection", "logit_scale"}
+    settings = replace(settings, freeze_text_layers=1, name_weight=0.5, pair_share=1.0)
+    folder = run_to_end(tiny_config(recipe="clip", clip=settings, data=data, alignment=None), tmp_path / "in_part")
+    after = load_file(folder / "model.safetensors")
+    kept = {name for name in before if name.startswith("text_model") and torch.equal(before[name], after[name])}
+    assert {name.split(".")[3] for name in kept if ".layers." in name} == {"0"}
+    assert {name for name in kept if ".layers." not in name} == {
+        name for name in before if ".embeddings." in name and "text" in name
+    }
     vocabularies = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in (clip, folder)]
     assert vocabularies[0] == vocabularies[1]
     with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
