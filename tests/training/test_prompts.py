@@ -25,6 +25,7 @@ from mmdit.training.config import (
     PromptsConfig,
     TrainingConfig,
 )
+from mmdit.training.grounding import GROUNDED
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -263,7 +264,7 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     module, batch = run.module, next(iter(run.data.train_dataloader()))
     encoded = module.frozen.encode_prompts(batch, torch.device("cpu"))
     conditioning = module.network.conditioner(module.network.conditioner.of_batch(encoded))
-    ids, masks = module.attention_on(batch, conditioning, module.frozen)
+    ids, masks = GROUNDED[module.attention.on](batch, conditioning, module.frozen)
     assert sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subjects"]))
     tokenizer, first = module.frozen.prompts.text.tokenizer, 0
     for row, (template, spans) in enumerate(zip(batch["caption"], batch["mentions"], strict=True)):
