@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128)
 WIDTHS = (48, 384, 768, 1152, 1408, 4096, 8192)
 FEATURES = ("plain", "transforms", "mask", "all")
-# Versions of triton that the whole grid was compiled with (kernels/README.md).
+# Versions of triton that the tiles were chosen with (kernels/README.md).
 TRIED = ("3.5", "3.6", "3.7", "3.8", "3.9")
 
 
