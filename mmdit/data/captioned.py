@@ -23,7 +23,8 @@ class CaptionedImages(Dataset):
     """RGB images with a caption each, drawn anew at every position of the run.
 
     A batch holds ``rgb`` (B, 3, H, W) float32 in [-1, 1], ``caption`` (list of B texts), ``id``, and where samples
-    have entities with other pictures ``pairs`` (P, 2, 3, H, W): a subject cut out of its picture, and another picture of it.
+    have entities with other pictures ``pairs`` (P, 2, 3, H, W): a subject cut out of its picture, and another picture of it, and
+    ``phrases`` (list of P texts), what it is called.
     Mirrored images have mirrored captions.
 
     Args:
@@ -62,7 +63,7 @@ class CaptionedImages(Dataset):
 
     def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
         """Read a batch; ``positions`` are those of the samples in the run, None = ``indices``."""
-        items, captions, pairs = [], [], []
+        items, captions, pairs, phrases = [], [], [], []
         for index, position in zip(indices, indices if positions is None else positions, strict=True):
             item = self.images[index]
             items.append({key: item[key] for key in ("id", IMAGE)})
@@ -71,19 +72,21 @@ class CaptionedImages(Dataset):
             prompt = draw_prompt(sample, self.draw, rng, has_picture=True).mentions
             is_mirrored = index >= len(self.images.samples)
             captions.append(prompt.mirrored().text if is_mirrored else prompt.text)
-            pairs += self._pair(sample, index, rng)
+            if (found := self._pair(sample, index, rng)) is not None:
+                pairs.append(found[0])
+                phrases.append(found[1])
         batch = {**default_collate(items), "caption": captions}
-        return batch | ({"pairs": torch.stack(pairs)} if pairs else {})
+        return batch | ({"pairs": torch.stack(pairs), "phrases": phrases} if pairs else {})
 
-    def _pair(self, sample: CaptionedSample, index: int, rng: np.random.Generator) -> list[torch.Tensor]:
+    def _pair(self, sample: CaptionedSample, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, str] | None:
         entities = [entity for entity in sample.entities if entity.images]
         if not entities or rng.random() >= self.pair_share:
-            return []
+            return None
         entity = entities[int(rng.integers(len(entities)))]
         path = self.images.samples[index % len(self.images.samples)].files[IMAGE]
         assert path is not None
         other = Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
-        return [torch.stack([self._pixels(crop(read_picture(path), entity)), self._pixels(other)])]
+        return torch.stack([self._pixels(crop(read_picture(path), entity)), self._pixels(other)]), entity.phrase
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         """(3, H, W) in [-1, 1] at the size of the images."""

@@ -1,10 +1,12 @@
 """A CLIP model of our own size, trained on captioned images (CLIP, arXiv 2103.00020).
 
-B images, P pairs of pictures of one subject, H W pixels, D width of the embeddings.
+B images, P pairs of pictures of one subject, L tokens, H W pixels, D width of the embeddings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,23 @@ def copy_layers(layers: Any, blocks: Any) -> None:
                 getattr(own, part).copy_(getattr(given, part))
 
 
+def freeze_text(model: CLIPModel, layers: int | None = None) -> None:
+    """Keep the text tower as it is: all of it, or the words and the first ``layers`` layers.
+
+    Raises:
+        UserError: more layers than the tower has.
+    """
+    tower = model.text_model
+    if layers is None:
+        tower.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+        return
+    if layers > len(tower.encoder.layers):
+        raise UserError(f"clip.freeze_text_layers is {layers}: the text tower has {len(tower.encoder.layers)}")
+    tower.embeddings.requires_grad_(False)
+    tower.encoder.layers[:layers].requires_grad_(False)
+
+
 def image_processor(image_size: int) -> CLIPImageProcessor:
     """The processor that brings pictures to the tower's size and to [-1, 1]."""
     size = {"height": image_size, "width": image_size}
@@ -143,7 +162,7 @@ def save_clip(folder: Path, model: CLIPModel, tokenizer: PreTrainedTokenizerFast
 
 
 class ContrastiveObjective:
-    """CLIP's symmetric loss, and the same between two pictures of each subject.
+    """CLIP's symmetric loss, the same between two pictures of each subject, and between these and what the subject is called.
 
     Equal captions in a batch are all right answers for each other's images (as in SupCon, arXiv 2004.11362), for a scene's
     caption fits many scenes.
@@ -151,41 +170,74 @@ class ContrastiveObjective:
     Args:
         subject_weight: weight of the loss between pictures of a subject: it makes the image embedding tell subjects apart
             that one caption fits.
+        name_weight: weight of the loss between these pictures and the subject's name: a scene's caption leaves open which of
+            its things has which colour.
     """
 
-    def __init__(self, subject_weight: float = 0.5) -> None:
-        self.subject_weight = subject_weight
+    def __init__(self, subject_weight: float = 0.5, name_weight: float = 0.0) -> None:
+        self.subject_weight, self.name_weight = subject_weight, name_weight
 
     def __call__(
-        self, model: CLIPModel, rgb: Tensor, tokens: dict[str, Tensor], captions: list[str], pairs: Tensor | None
+        self, model: CLIPModel, rgb: Tensor, captions: Texts, pairs: Tensor | None = None, names: Texts | None = None
     ) -> dict[str, Tensor]:
-        """Compute the losses "loss", "text" and, with pairs, "subject"; "accuracy": the share of images nearest to their caption.
+        """Compute the losses "loss", "text", with pairs "subject", and with their names "name".
+
+        "accuracy" is the share of images nearest to their caption.
 
         Args:
             model: both towers.
             rgb: (B, 3, H, W) in [-1, 1].
-            tokens: the tokenizer's output for ``captions``.
             captions: B texts.
             pairs: (P, 2, 3, H, W), two pictures of each of P subjects; None = none.
+            names: P texts, what these are called; None = not known.
         """
         scale = model.logit_scale.exp().clamp(max=MAX_SCALE)
         pictures = rgb if pairs is None else torch.cat([rgb, pairs.flatten(0, 1)])
         embedded = _unit(model.get_image_features(pixel_values=pictures))
         images = embedded[: len(rgb)]  # (B, D)
-        texts = _unit(model.get_text_features(**tokens))  # (B, D)
-        kinds = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
-        numbers = torch.tensor([kinds[caption] for caption in captions], device=rgb.device)
-        same = numbers[:, None] == numbers[None, :]  # (B, B)
-        logits = scale * images @ texts.T
+        same = captions.same()
+        logits = scale * images @ captions.embedded(model).T
         losses = {"text": symmetric_loss(logits, same)}
         losses["accuracy"] = same.gather(1, logits.argmax(1, keepdim=True)).float().mean()
         losses["loss"] = losses["text"]
-        if pairs is not None:
-            one, other = embedded[len(rgb) :].unflatten(0, (-1, 2)).unbind(1)  # (P, D)
-            itself = torch.eye(len(one), dtype=torch.bool, device=one.device)
-            losses["subject"] = symmetric_loss(scale * one @ other.T, itself)
-            losses["loss"] = losses["loss"] + self.subject_weight * losses["subject"]
+        if pairs is None:
+            return losses
+        subjects = embedded[len(rgb) :].unflatten(0, (-1, 2))  # (P, 2, D)
+        one, other = subjects.unbind(1)
+        itself = torch.eye(len(one), dtype=torch.bool, device=one.device)
+        losses["subject"] = symmetric_loss(scale * one @ other.T, itself)
+        losses["loss"] = losses["loss"] + self.subject_weight * losses["subject"]
+        if names is not None:
+            called, same = names.embedded(model), names.same()
+            losses["name"] = (
+                symmetric_loss(scale * one @ called.T, same) + symmetric_loss(scale * other @ called.T, same)
+            ) / 2
+            losses["loss"] = losses["loss"] + self.name_weight * losses["name"]
         return losses
+
+
+@dataclass(frozen=True)
+class Texts:
+    """B texts and the tokenizer's output for them: "input_ids" and "attention_mask", (B, L)."""
+
+    texts: Sequence[str]
+    tokens: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, device: torch.device) -> Texts:
+        """Tokenize texts; what is longer than the model's longest text is cut."""
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return cls(texts, {key: tokens[key].to(device) for key in ("input_ids", "attention_mask")})
+
+    def embedded(self, model: CLIPModel) -> Tensor:
+        """Their embeddings on the unit sphere, (B, D)."""
+        return _unit(model.get_text_features(**self.tokens))
+
+    def same(self) -> Tensor:
+        """Which of them are equal, bool (B, B)."""
+        kinds = {text: number for number, text in enumerate(dict.fromkeys(self.texts))}
+        numbers = torch.tensor([kinds[text] for text in self.texts], device=self.tokens["input_ids"].device)
+        return numbers[:, None] == numbers[None, :]
 
 
 def symmetric_loss(logits: Tensor, same: Tensor) -> Tensor:

@@ -17,37 +17,35 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch import nn
 
-from mmdit.data.folder import AlignedFolder, stack_modalities
+from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
-from mmdit.encoders.guarded import GuardedFolder, check_image_size, collate
+from mmdit.encoders.guarded import GuardedFolder, check_image_size
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.shard_jobs import (
+    Encoders,
     ShardJob,
     check_disk,
-    content_key,
     is_complete,
     is_of_an_older_version,
     shard_jobs,
     write_json,
 )
 from mmdit.encoders.shard_sources import ShardRecord
+from mmdit.encoders.shard_writing import ShardWriter
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Modality
 from mmdit.progress import Progress
 from mmdit.storage.digests import digest_tensors
-from mmdit.storage.files import share_weights, write_atomically
+from mmdit.storage.files import share_weights
 from mmdit.storage.lock import FolderLock
 from mmdit.storage.requests import Request
 
 THREADS = 16
-DTYPES = {"present": torch.bool, "category": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -133,62 +131,80 @@ def encode_dataset(
     with FolderLock(output, "mmdit data encode") if processes.rank == 0 else nullcontext():
         info = _merge_with_existing(output, info)
         jobs = [job for split in splits for job in shard_jobs(output, split, folders[split], info, shard_size)]
-        with ThreadPoolExecutor(THREADS) as pool:  # it mostly waits for the file system
-            done = list(pool.map(lambda job: is_complete(job, info, folders[job.split], skip_bad), jobs))
-        todo = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+        todo = _incomplete(jobs, info, folders, skip_bad)
         if processes.rank == 0:
             check_disk(output, todo, say)
             if older := sum(is_of_an_older_version(job) for job in todo):
                 say(f"{output}: {older} files of an older version don't say what they were made from: written again")
             _unfinish(output, todo)
         processes.barrier()
-        bad: dict[str, str] = {}
-        # One process writes a shard and its features, because both leave out the same bad samples.
-        together = list(dict.fromkeys(job.record_path for job in todo))[processes.rank :: processes.world_size]
-        own = [job for job in todo if job.record_path in set(together)]
-        with Progress(sum(job.count for job in own), "encode", "sample", enabled=bool(own)) as progress:
-            for job in own:
-                samples = GuardedFolder(folders[job.split], like)
-                loader = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": collate}
-                found: dict[str, str] = {}
-                _write_shard(
-                    job,
-                    samples,
-                    codec,
-                    teacher=teacher,
-                    info=info,
-                    loader_args=loader,
-                    skip_bad=skip_bad,
-                    bad=found,
-                    progress=progress,
-                )
-                for sample_id, reason in found.items():
-                    if f"{job.split}/{sample_id}" not in bad:  # not once more for its features
-                        bad[f"{job.split}/{sample_id}"] = reason
-                        say(f"{job.split}: {reason}")
+        writer = ShardWriter(Encoders(codec, teacher), info, batch_size, num_workers, skip_bad)
+        _write_own(
+            todo, {split: GuardedFolder(folder, like) for split, folder in folders.items()}, writer, processes, say
+        )
         processes.barrier()
         records = {job.record_path: ShardRecord.read(job.record_path) for job in jobs}
         if left := [reason for record in records.values() for reason in record.bad.values()]:
             raise UserError(_many_bad(left))
         if processes.rank == 0:
-            counts = {}
-            for split in splits:
-                shards = [job for job in jobs if job.split == split and job.kind == "shard"]
-                ids = [[i for i in job.ids if i not in records[job.record_path].left_out] for job in shards]
-                write_json(output / split / "index.json", {"shards": [{"ids": kept} for kept in ids]})
-                counts[split] = sum(map(len, ids))
-            if any(m.latents_mean is None for m in info.modalities.values()):
-                info = _with_statistics(
-                    output, splits[0], info, [j for j in jobs if j.split == splits[0] and j.kind == "shard"]
-                )
-            vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
-            share_weights(output / "vae")
-            write_json(output / "latents.json", info.to_dict())
-            say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
-            if skipped := sum(len(record.left_out) for record in records.values()):
-                say(f"{output}: {skipped} bad samples are left out")
+            _finish(output, splits, jobs, records, info, vae, say)
         processes.barrier()
     return read_latents_info(output)
+
+
+def _incomplete(
+    jobs: Sequence[ShardJob], info: LatentsInfo, folders: Mapping[str, AlignedFolder], skip_bad: bool
+) -> list[ShardJob]:
+    with ThreadPoolExecutor(THREADS) as pool:  # it mostly waits for the file system
+        done = list(pool.map(lambda job: is_complete(job, info, folders[job.split], skip_bad), jobs))
+    return [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
+
+
+def _write_own(
+    todo: Sequence[ShardJob],
+    folders: Mapping[str, GuardedFolder],
+    writer: ShardWriter,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> None:
+    """Write this process's share of the files, and name each bad sample once."""
+    # One process writes a shard and its features, because both leave out the same bad samples.
+    together = list(dict.fromkeys(job.record_path for job in todo))[processes.rank :: processes.world_size]
+    own = [job for job in todo if job.record_path in set(together)]
+    named: set[tuple[str, str]] = set()
+    with Progress(sum(job.count for job in own), "encode", "sample", enabled=bool(own)) as progress:
+        for job in own:
+            for sample_id, reason in writer.write(job, folders[job.split], progress).items():
+                if (job.split, sample_id) not in named:  # not once more for its features
+                    named.add((job.split, sample_id))
+                    say(f"{job.split}: {reason}")
+
+
+def _finish(
+    output: Path,
+    splits: Sequence[str],
+    jobs: Sequence[ShardJob],
+    records: Mapping[Path, ShardRecord],
+    info: LatentsInfo,
+    vae: AutoencoderKL,
+    say: Callable[[str], None],
+) -> None:
+    """Write what makes the shards a set of latents: indices, statistics, the VAE, and at last ``latents.json``."""
+    counts = {}
+    for split in splits:
+        shards = [job for job in jobs if job.split == split and job.lists_samples]
+        ids = [[i for i in job.ids if i not in records[job.record_path].left_out] for job in shards]
+        write_json(output / split / "index.json", {"shards": [{"ids": kept} for kept in ids]})
+        counts[split] = sum(map(len, ids))
+    if any(modality.latents_mean is None for modality in info.modalities.values()):
+        first = [job for job in jobs if job.split == splits[0] and job.lists_samples]
+        info = _with_statistics(splits[0], info, first)
+    vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
+    share_weights(output / "vae")
+    write_json(output / "latents.json", info.to_dict())
+    say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
+    if skipped := sum(len(record.left_out) for record in records.values()):
+        say(f"{output}: {skipped} bad samples are left out")
 
 
 def _many_bad(bad: Sequence[str]) -> str:
@@ -199,75 +215,8 @@ def _many_bad(bad: Sequence[str]) -> str:
 
 def _unfinish(output: Path, todo: Sequence[ShardJob]) -> None:
     """Remove the index of splits to be written again, so that nobody trains on a mix of old and new shards."""
-    for split in {job.split for job in todo if job.kind == "shard"}:
+    for split in {job.split for job in todo if job.lists_samples}:
         (output / split / "index.json").unlink(missing_ok=True)
-
-
-@torch.no_grad()
-def _write_shard(
-    job: ShardJob,
-    samples: GuardedFolder,
-    codec: LatentCodec,
-    *,
-    teacher: FeatureTeacher | SceneTeacher | None,
-    info: LatentsInfo,
-    loader_args: Mapping[str, Any],
-    skip_bad: bool,
-    bad: dict[str, str],
-    progress: Progress,
-) -> None:
-    """Write one file, and add its bad samples to ``bad``, id -> reason; with any, and without ``skip_bad``, none is written."""
-    folder = samples.folder
-    record = ShardRecord.read(job.record_path) if job.kind == "features" else ShardRecord(job.record_path)
-    rows = [row for row, sample_id in enumerate(job.ids, job.start) if sample_id not in record.left_out]
-    loader = DataLoader(Subset(samples, rows), shuffle=False, **loader_args)
-    parts: dict[str, list[Tensor]] = {key: [] for key in job.shapes}
-    states = dict(record.files) if job.kind == "features" else {}
-    for items, batch in loader:
-        states |= {item.id: item.state for item in items}
-        bad |= {item.id: item.problem for item in items if item.problem}
-        progress.update(len(items))
-        if batch is None:
-            continue
-        views = [{name: batch[name] for name in info.modalities}]
-        if info.num_views == 2:
-            views.append({name: folder.codecs[name].flip(images) for name, images in views[0].items()})
-        if job.kind == "features":
-            assert teacher is not None
-            found = [teacher.features(view[IMAGE]).half().cpu() for view in views]
-            values = torch.stack(found, dim=1) * batch["present"][:, _rgb_row(info), None, None, None]
-        else:
-            found = [codec.encode_all(stack_modalities(view, info.modalities)).half().cpu() for view in views]
-            values = torch.stack(found, dim=2) * batch["present"][:, :, None, None, None, None]  # (B, M, V, 2C, h, w)
-        kept = values.flatten(1).isfinite().all(dim=1)
-        what = "the VAE gave moments" if job.kind == "shard" else "the teacher gave features"
-        for row in (~kept).nonzero().flatten().tolist():
-            name = batch["id"][row]
-            bad[name] = f"sample {name!r}: {what} beyond half precision: it does not fit this data"
-        if job.kind == "features":
-            parts["features"].append(values[kept])
-            continue
-        for column, name in enumerate(info.modalities):
-            parts[name].append(values[kept, column])
-        parts["present"].append(batch["present"][kept])
-        parts["category"].append(torch.as_tensor(batch["category"])[kept])
-    is_left_out = skip_bad and job.kind == "shard"
-    if job.kind == "shard":
-        record.files, record.left_out = states, bad if is_left_out else {}
-    record.bad = {} if is_left_out else bad
-    record.write()
-    if record.bad:
-        return
-    empty = {
-        key: torch.empty((0, *shape[1:]), dtype=DTYPES.get(key, torch.float16)) for key, shape in job.shapes.items()
-    }
-    tensors = {key: torch.cat([empty[key], *values]).contiguous() for key, values in parts.items()}
-    key = content_key(job, info, folder, states, record.left_out)
-    write_atomically(job.path, save(tensors, metadata={"content": key}))
-
-
-def _rgb_row(info: LatentsInfo) -> int:
-    return list(info.modalities).index(IMAGE)
 
 
 @torch.no_grad()
@@ -313,7 +262,7 @@ def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
     return LatentsInfo(**{**vars(info), "modalities": old.modalities, "features": info.features or old.features})
 
 
-def _with_statistics(output: Path, split: str, info: LatentsInfo, jobs: Sequence[ShardJob]) -> LatentsInfo:
+def _with_statistics(split: str, info: LatentsInfo, jobs: Sequence[ShardJob]) -> LatentsInfo:
     """Whitening statistics of z = mean + std * noise: the posterior's variance is part of what the transformer sees."""
     channels = info.moments_shape[0] // 2
     modalities = dict(info.modalities)

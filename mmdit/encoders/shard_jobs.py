@@ -1,22 +1,28 @@
-"""The files of an encoded dataset: which are complete, which must be written, and the disk they need."""
+"""The files of an encoded dataset: what they hold, which are complete, which must be written, and the disk they need."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from mmdit.data.folder import AlignedFolder
+from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentsInfo, features_name, shard_name
 from mmdit.data.manifest import Sample
+from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import FeatureTeacher
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.shard_sources import SampleState, ShardRecord, sample_state
 from mmdit.errors import UserError
+from mmdit.modalities import IMAGE
 from mmdit.storage.digests import digest_json
 from mmdit.storage.files import write_atomically
 
@@ -24,19 +30,33 @@ from mmdit.storage.files import write_atomically
 DISK_MARGIN = 64 * 2**20
 # Before each key, so that shards of versions that did not know what they were made from are told apart.
 KEY = "2:"
+DTYPES = {"present": torch.bool, "category": torch.int64}  # of the tensors of a file that are not half precision
 
 
 @dataclass(frozen=True)
-class ShardJob:
-    """One file: moments (kind "shard") or a teacher's "features" of samples ``start`` … ``start + count - 1``."""
+class Encoders:
+    """The frozen networks that make what files hold: the VAE's codec, and a teacher, None = no features."""
 
-    kind: str
+    codec: LatentCodec
+    teacher: FeatureTeacher | SceneTeacher | None = None
+
+
+@dataclass(frozen=True)
+class ShardJob(ABC):
+    """One file, of samples ``start`` … ``start + count - 1``. Subclasses say what it holds of them.
+
+    B samples of a batch, M modalities, V views, C latent channels.
+    """
+
     split: str
     path: Path
     record_path: Path
     start: int
     ids: list[str]
     shapes: Mapping[str, tuple[int, ...]]
+
+    lists_samples: ClassVar[bool]  # whether the file says which samples the split has
+    said: ClassVar[str]  # how messages begin that say what a network gave
 
     @property
     def count(self) -> int:
@@ -52,6 +72,109 @@ class ShardJob:
         """Return the samples of the file."""
         return folder.samples[self.start : self.start + self.count]
 
+    @abstractmethod
+    def made_by(self, info: LatentsInfo) -> Any:
+        """The network that makes its content, as JSON."""
+
+    @abstractmethod
+    def reads(self, info: LatentsInfo) -> list[str]:
+        """Modalities whose files decide its content."""
+
+    @abstractmethod
+    def labels(self, sample: Sample) -> Any:
+        """What else of a sample decides it, as JSON."""
+
+    @abstractmethod
+    def facts(self, folder: AlignedFolder) -> dict[str, Any] | None:
+        """What ``dataset.json`` says of the values that are read."""
+
+    @abstractmethod
+    def encode(self, views: Sequence[Mapping[str, Tensor]], present: Tensor, encoders: Encoders) -> Tensor:
+        """Half precision (B, ...) of V views, each modality -> (B, 3, H, W); zeros where ``present``, (B, M), is False."""
+
+    @abstractmethod
+    def parts(self, values: Tensor, batch: Mapping[str, Any], kept: Tensor) -> dict[str, Tensor]:
+        """The tensors of the file from what ``encode`` returned, of the rows that are ``kept``, (B,) bool."""
+
+    @abstractmethod
+    def begin_record(self) -> ShardRecord:
+        """What is known of its samples before it is written."""
+
+    @abstractmethod
+    def end_record(self, record: ShardRecord, states: dict[str, SampleState], bad: dict[str, str], skip: bool) -> None:
+        """Note what it was made from, and its bad samples: those are left out where ``skip``."""
+
+
+class MomentsJob(ShardJob):
+    """Moments, labels, and what is missing: the samples themselves."""
+
+    lists_samples = True
+    said = "the VAE gave moments"
+
+    def made_by(self, info: LatentsInfo) -> Any:
+        return info.vae["fingerprint"]
+
+    def reads(self, info: LatentsInfo) -> list[str]:
+        return list(info.modalities)
+
+    def labels(self, sample: Sample) -> Any:
+        return sample.category
+
+    def facts(self, folder: AlignedFolder) -> dict[str, Any] | None:
+        # A depth_scale that dataset.json leaves out is the default one.
+        return {**folder.info.facts, "depth_scale": folder.info.depth_scale}
+
+    def encode(self, views: Sequence[Mapping[str, Tensor]], present: Tensor, encoders: Encoders) -> Tensor:
+        codec = encoders.codec
+        found = [codec.encode_all(stack_modalities(view, codec.modalities)).half().cpu() for view in views]
+        return torch.stack(found, dim=2) * present[:, :, None, None, None, None]  # (B, M, V, 2C, h, w)
+
+    def parts(self, values: Tensor, batch: Mapping[str, Any], kept: Tensor) -> dict[str, Tensor]:
+        names = [name for name in self.shapes if name not in DTYPES]
+        found = {name: values[kept, column] for column, name in enumerate(names)}
+        category = torch.as_tensor(batch["category"])[kept]
+        return {**found, "present": batch["present"][kept], "category": category}
+
+    def begin_record(self) -> ShardRecord:
+        return ShardRecord(self.record_path)
+
+    def end_record(self, record: ShardRecord, states: dict[str, SampleState], bad: dict[str, str], skip: bool) -> None:
+        record.files, record.left_out, record.bad = states, bad if skip else {}, {} if skip else bad
+
+
+class FeaturesJob(ShardJob):
+    """A teacher's features of RGB, beside the moments of the same samples: without those that they leave out."""
+
+    lists_samples = False
+    said = "the teacher gave features"
+
+    def made_by(self, info: LatentsInfo) -> Any:
+        return info.features
+
+    def reads(self, info: LatentsInfo) -> list[str]:
+        return [IMAGE]
+
+    def labels(self, sample: Sample) -> Any:
+        return None
+
+    def facts(self, folder: AlignedFolder) -> dict[str, Any] | None:
+        return None
+
+    def encode(self, views: Sequence[Mapping[str, Tensor]], present: Tensor, encoders: Encoders) -> Tensor:
+        assert encoders.teacher is not None
+        found = [encoders.teacher.features(view[IMAGE]).half().cpu() for view in views]
+        row = list(encoders.codec.modalities).index(IMAGE)
+        return torch.stack(found, dim=1) * present[:, row, None, None, None]  # (B, V, T, D)
+
+    def parts(self, values: Tensor, batch: Mapping[str, Any], kept: Tensor) -> dict[str, Tensor]:
+        return {"features": values[kept]}
+
+    def begin_record(self) -> ShardRecord:
+        return ShardRecord.read(self.record_path)
+
+    def end_record(self, record: ShardRecord, states: dict[str, SampleState], bad: dict[str, str], skip: bool) -> None:
+        record.bad = bad
+
 
 def shard_jobs(
     output: Path, split: str, folder: AlignedFolder, info: LatentsInfo, shard_size: int
@@ -63,10 +186,10 @@ def shard_jobs(
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(info.modalities, (n, views, *info.moments_shape))
         shapes |= {"present": (n, len(info.modalities)), "category": (n,)}
         record = output / split / f"sources-{number:05d}.json"
-        yield ShardJob("shard", split, output / split / shard_name(number), record, start, ids, shapes)
+        yield MomentsJob(split, output / split / shard_name(number), record, start, ids, shapes)
         if info.features is not None:
             shapes = {"features": (n, views, *info.features["shape"])}
-            yield ShardJob("features", split, output / split / features_name(number), record, start, ids, shapes)
+            yield FeaturesJob(split, output / split / features_name(number), record, start, ids, shapes)
 
 
 def is_complete(job: ShardJob, info: LatentsInfo, folder: AlignedFolder, skip_bad: bool = False) -> bool:
@@ -116,18 +239,15 @@ def content_key(
     One entry, because safetensors writes several in any order and equal shards should be equal files.
     """
     codecs = {name: [modality.codec, dict(modality.settings)] for name, modality in info.modalities.items()}
-    made_by = info.vae["fingerprint"] if job.kind == "shard" else info.features
-    read = list(info.modalities) if job.kind == "shard" else ["rgb"]
-    sources = []
+    read, sources = job.reads(info), []
     for sample in job.samples(folder):
         # Of one that was left out all counts: it may be good now.
         is_out = sample.id in left_out
         names = list(info.modalities) if is_out else read
         files = {name: state and state[2] for name, state in states[sample.id].items() if name in names}
-        sources.append([sample.id, is_out, sample.category if job.kind == "shard" else None, files])
-    # What dataset.json says of the values in the files; a depth_scale that it leaves out is the default one.
-    facts = {**folder.info.facts, "depth_scale": folder.info.depth_scale} if job.kind == "shard" else None
-    return KEY + digest_json([sources, made_by, codecs, facts, info.source.get("size"), info.num_views])
+        sources.append([sample.id, is_out, job.labels(sample), files])
+    decisive = [sources, job.made_by(info), codecs, job.facts(folder), info.source.get("size"), info.num_views]
+    return KEY + digest_json(decisive)
 
 
 def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None]) -> None:
@@ -139,7 +259,7 @@ def check_disk(output: Path, todo: Sequence[ShardJob], say: Callable[[str], None
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
-    samples = sum(job.count for job in todo if job.kind == "shard")
+    samples = sum(job.count for job in todo if job.lists_samples)
     say(
         f"{output}: {samples} samples to encode, {len(todo)} files, {needed / 2**20:.1f} MiB; "
         f"{free / 2**30:.1f} GiB are free"

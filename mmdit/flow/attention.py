@@ -28,6 +28,8 @@ def attention_mask_loss(
     masks: Tensor,
     known: Tensor | None = None,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+    *,
+    max_subjects: int | None = None,
 ) -> Tensor:
     """Return the mean of |CA(z_t, v_k) - M_k| over the subjects' tokens k, the locations and the blocks.
 
@@ -44,6 +46,7 @@ def attention_mask_loss(
         masks: (S, h, w) in [0, 1], the share of each location that the subject covers; h w = T.
         known: (S,) bool, False = where the subject is isn't known, so its tokens are not in the loss; None = all are.
         mean_over_processes: averages counts, so that averaging gradients over processes equals one process with all samples.
+        max_subjects: largest number of subjects of a sample, None = not known; it changes no value of any loss.
 
     Returns:
         A scalar; 0 where no token counts.
@@ -62,6 +65,8 @@ def attention_choice_loss(
     masks: Tensor,
     known: Tensor | None = None,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+    *,
+    max_subjects: int | None = None,
 ) -> Tensor:
     """Return the cross-entropy of the subject that each location reads, among those of its prompt, against what is there.
 
@@ -75,6 +80,8 @@ def attention_choice_loss(
 
     Args:
         attention, subject_ids, masks, known, mean_over_processes: as in ``attention_mask_loss``.
+        max_subjects: largest number of subjects of a sample, which is how many are looked at for each of them; None = not
+            known, so as many as the batch has. (Asking ``subject_ids`` would let the host wait for the device in each step.)
 
     Returns:
         A scalar; 0 where no sample has two subjects.
@@ -83,7 +90,7 @@ def attention_choice_loss(
     # Numbers within a sample, from 0: subjects are counted over the batch.
     first = torch.where(counted, subject_ids, len(masks)).amin(1, keepdim=True)  # (B, 1)
     local = torch.where(counted, subject_ids - first, -1)  # (B, L)
-    within = torch.arange(max(1, int(local.max()) + 1), device=local.device)  # (K,)
+    within = torch.arange(max(1, len(masks) if max_subjects is None else max_subjects), device=local.device)  # (K,)
     own = local[..., None] == within  # (B, L, K)
     there = own.any(1)  # (B, K)
     read = torch.einsum("nbtl,blk->nbtk", attention, own.to(attention))

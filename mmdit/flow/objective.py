@@ -203,21 +203,24 @@ class FlowObjective(Objective):
         path = linear_path(clean, draw.noise, draw.timesteps)
         output = network(path.x_t, path.timesteps, draw.roles, conditioning)
         error = (output.sample.float() - self.prediction.target(path, clean).float()).square()
-        mask = supervised_mask(draw.roles)
-        if draw.known is None:
-            per_entry = error.flatten(2).mean(-1)
-        else:
-            unknown = ~draw.known  # (B, M, H, W)
-            counted = unknown.flatten(2).sum(-1)
-            per_entry = (error.mean(2) * unknown).flatten(2).sum(-1) / counted.clamp(min=1)
-            mask = mask & (counted > 0)
-        per_entry = per_entry * self.prediction.weight(path.timesteps)  # (B, M)
+        per_entry, has_unknown = _mean_where_unknown(error, draw.known)  # (B, M)
+        per_entry = per_entry * self.prediction.weight(path.timesteps)
+        mask = supervised_mask(draw.roles) & has_unknown
         counts = mean_over_processes(mask.sum(0).to(per_entry.dtype))  # (M,)
         means = (per_entry * mask).sum(0) / torch.where(counts > 0, counts, 1)  # (M,)
         weights = means.new_tensor(list(self.loss_weights.values()))
         losses = {"loss": (weights * means).sum()}
         losses.update({f"loss/{name}": means[i] for i, name in enumerate(self.loss_weights)})
         return ObjectiveOutput(losses, output)
+
+
+def _mean_where_unknown(error: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean of the error (B, M, C, H, W) over the locations that are not known, and whether there are any, both (B, M)."""
+    if known is None:
+        return error.flatten(2).mean(-1), torch.ones(error.shape[:2], dtype=torch.bool, device=error.device)
+    unknown = ~known  # (B, M, H, W)
+    count = unknown.flatten(2).sum(-1)
+    return (error.mean(2) * unknown).flatten(2).sum(-1) / count.clamp(min=1), count > 0
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"flow": FlowObjective}

@@ -7,7 +7,7 @@ benchmark's range, ten errors, and their mean over images. Normals: angles over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,65 @@ class AnglesOfPixels:
         }
 
 
+class AnglesOfImages:
+    """``angle_errors`` of each image, and their mean over images."""
+
+    def __init__(self) -> None:
+        self.images = MeanOfImages()
+
+    def add(self, angles: Array) -> None:
+        self.images.add(angle_errors(angles))
+
+    def compute(self) -> dict[str, float]:
+        return self.images.compute()
+
+
+# ``GeometryBenchmark.average`` -> what angles are averaged by
+ANGLE_AVERAGES: dict[str, type[AnglesOfImages] | type[AnglesOfPixels]] = {
+    "images": AnglesOfImages,
+    "pixels": AnglesOfPixels,
+}
+
+
+class DepthErrors:
+    """Errors of predicted depth, each image aligned by itself, the mean over images."""
+
+    def __init__(self, benchmark: GeometryBenchmark, space: str) -> None:
+        self.benchmark, self.space, self.images = benchmark, space, MeanOfImages()
+
+    def add(self, prediction: Array, sample: GeometrySample) -> None:
+        """Measure depth (H, W). Raises UserError, which names the sample, where it can't be aligned."""
+        try:
+            estimate = align(
+                prediction,
+                sample.target,
+                sample.valid,
+                space=self.space,
+                depth_range=self.benchmark.depth_range,
+                max_fit_width=self.benchmark.max_fit_width,
+            )
+        except UserError as error:
+            raise UserError(f"{sample.id}: {error}") from None
+        self.images.add(depth_errors(estimate[sample.valid], sample.target[sample.valid]))
+
+    def compute(self) -> dict[str, float]:
+        return self.images.compute()
+
+
+class NormalErrors:
+    """Errors of predicted normals, averaged as the benchmark does."""
+
+    def __init__(self, benchmark: GeometryBenchmark) -> None:
+        self.average = ANGLE_AVERAGES[benchmark.average]()
+
+    def add(self, prediction: Array, sample: GeometrySample) -> None:
+        """Measure normals (H, W, 3)."""
+        self.average.add(angle_degrees(prediction[sample.valid], sample.target[sample.valid]))
+
+    def compute(self) -> dict[str, float]:
+        return self.average.compute()
+
+
 def evaluate_geometry(
     pipe: MultimodalDiTPipeline,
     samples: GeometrySamples,
@@ -182,28 +241,20 @@ def evaluate_geometry(
             raise UserError(f"the model has no {name}: it has {', '.join(pipe.modalities)}")
     space = (alignment or str(depth_space(pipe))) if benchmark.channels is None else None
     tasks = TaskRunner(pipe, num_inference_steps, seed=seed)
-    images, pixels, num_skipped, valid_pixels = MeanOfImages(), AnglesOfPixels(), 0, 0
+    errors: NormalErrors | DepthErrors
+    errors = NormalErrors(benchmark) if space is None else DepthErrors(benchmark, space)
+    num_skipped, valid_pixels = 0, 0
     with tqdm(total=len(samples), unit="image", disable=not progress) as bar:
-        for indices in batched(range(len(samples)), batch_size):
-            batch = [samples[index] for index in indices]
-            predictions = _predict(tasks, batch, indices, benchmark.modality, size)
-            for prediction, sample in zip(predictions, batch, strict=True):
-                valid_pixels += int(sample.valid.sum())
-                if sample.valid.sum() < 2:
-                    num_skipped += 1
-                elif space is not None:
-                    images.add(_depth_errors_of(prediction, sample, benchmark, space))
-                else:
-                    angles = angle_degrees(prediction[sample.valid], sample.target[sample.valid])
-                    if benchmark.average == "pixels":
-                        pixels.add(angles)
-                    else:
-                        images.add(angle_errors(angles))
-            bar.update(len(batch))
-    measured = pixels.compute() if benchmark.average == "pixels" else images.compute()
+        for prediction, sample in _predictions(tasks, samples, size, batch_size):
+            bar.update()
+            valid_pixels += int(sample.valid.sum())
+            if sample.valid.sum() < 2:
+                num_skipped += 1
+            else:
+                errors.add(prediction, sample)
     return {
         benchmark.modality: {
-            **measured,
+            **errors.compute(),
             "num_images": len(samples) - num_skipped,
             "num_skipped": num_skipped,
             "valid_pixels": valid_pixels,
@@ -218,21 +269,12 @@ def evaluate_geometry(
     }
 
 
-def _depth_errors_of(
-    prediction: Array, sample: GeometrySample, benchmark: GeometryBenchmark, space: str
-) -> dict[str, float]:
-    try:
-        estimate = align(
-            prediction,
-            sample.target,
-            sample.valid,
-            space=space,
-            depth_range=benchmark.depth_range,
-            max_fit_width=benchmark.max_fit_width,
-        )
-    except UserError as error:
-        raise UserError(f"{sample.id}: {error}") from None
-    return depth_errors(estimate[sample.valid], sample.target[sample.valid])
+def _predictions(
+    tasks: TaskRunner, samples: GeometrySamples, size: tuple[int, int] | None, batch_size: int
+) -> Iterator[tuple[Array, GeometrySample]]:
+    for indices in batched(range(len(samples)), batch_size):
+        batch = [samples[index] for index in indices]
+        yield from zip(_predict(tasks, batch, indices, samples.benchmark.modality, size), batch, strict=True)
 
 
 def _predict(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.codec import CODECS, Codec
@@ -47,6 +48,21 @@ def get_modalities(names: Iterable[str]) -> dict[str, Modality]:
             raise unknown_name("modality", name, MODALITIES)
         chosen[name] = MODALITIES[name]
     return chosen
+
+
+def ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:
+    """Modalities, or their ``to_dict()``, by name, in the order of ``names``: JSON sorts the keys of a saved config.
+
+    None = those of ``MODALITIES``. Raises UserError for other names, or for none of an unknown name.
+    """
+    if modalities is None:
+        return get_modalities(names)
+    if set(modalities) != set(names):
+        raise UserError(f"modalities are {', '.join(modalities)}: the transformer has {', '.join(names)}")
+    return {
+        name: modalities[name] if isinstance(modalities[name], Modality) else Modality.from_dict(modalities[name])
+        for name in names
+    }
 
 
 def codec_class(modality: Modality) -> type[Codec]:

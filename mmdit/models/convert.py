@@ -1,19 +1,11 @@
 """State dicts of MMGen, REPA and SiT -> ours, exactly: same function of the same inputs, up to rounding.
 
-Time runs the same way in MMGen and REPA as here, t = 0 data and t = 1 noise. SiT's runs the other way and is folded into
-the weights. Its velocity, data - noise, changes sign with the head. Its timestep is s = 1 - t, and by the angle-addition
-formulas the sinusoids of 1 - t are a linear map of those of t,
-
-    cos((1 - t) w) = cos w cos(t w) + sin w sin(t w),    sin((1 - t) w) = sin w cos(t w) - cos w sin(t w),
-
-which the first linear layer of the timestep MLP absorbs. So a converted model is like any other, with no flag.
-
 D width, M modalities, C latent channels, p patch size, T tokens, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -22,17 +14,13 @@ import torch
 from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
+from mmdit.models.checkpoint_formats import FORMATS, CheckpointFormat, NetworkShape, expected_shapes
 from mmdit.models.config import SIZES
-from mmdit.models.embeddings import SinCosPosition, SummedTimestepEmbedding, sinusoid_frequencies
+from mmdit.models.embeddings import SinCosPosition
 from mmdit.task import Role
 
 # MMGen's order; a checkpoint with fewer modalities has the first ones.
 MMGEN_MODALITIES = ("rgb", "depth", "normal", "segmentation")
-FORMATS: dict[str, str] = {
-    "mmgen": "MMGen, several modalities (arXiv 2503.20644)",
-    "repa": "REPA, RGB alone (arXiv 2410.06940)",
-    "sit": "SiT, RGB alone (arXiv 2401.08740)",
-}
 # From REPA's and MMGen's training commands; used for files that don't say.
 DEFAULT_ALIGNMENT_DEPTH = 8
 # float64 sine and cosine rounded to float32, by two libraries; more where the checkpoint has half precision
@@ -45,22 +33,6 @@ class ConvertedModel:
 
     config: dict[str, Any]
     state_dict: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Numbers read off a state dict; ``head_channels`` is 2C where the head also predicts a variance (learn_sigma)."""
-
-    hidden_size: int
-    num_modalities: int
-    in_channels: int
-    head_channels: int
-    patch_size: int
-    num_tokens: int
-    depth: int
-    mlp_size: int
-    num_labels: int
-    projector: tuple[int, int] | None  # hidden and output width
 
 
 def convert_state_dict(
@@ -83,11 +55,12 @@ def convert_state_dict(
     _check_arguments(args)
     state = _without_wrappers(state)
     _check_format(format, state)
-    if format == "repa":
-        state, first_part = _join_parts(state)
-        args |= {"encoder_depth": first_part} if first_part else {}
-    shape = _read_shape(format, state)
-    _check_keys(format, state, _expected_shapes(format, shape))
+    official = FORMATS[format]
+    state, first_part = official.joined(state)
+    args |= {"encoder_depth": first_part} if first_part else {}
+    heads = official.heads(state)
+    shape = _read_shape(official, state, heads)
+    _check_keys(format, state, expected_shapes(official, shape, heads))
     side = isqrt(shape.num_tokens)
     _check_positions(state["pos_embed"], side)
     if int(args.get("num_classes") or shape.num_labels - 1) != shape.num_labels - 1:
@@ -106,7 +79,7 @@ def convert_state_dict(
         "mlp_ratio": shape.mlp_size / shape.hidden_size,
         "num_classes": shape.num_labels - 1,
         "class_dropout_prob": float(args.get("cfg_prob", 0.1)),
-        "time_embedding": "fused" if format == "mmgen" else "sum",
+        "time_embedding": official.time_embedding,
     }
     if config["hidden_size"] % config["num_heads"]:
         raise UserError(f"hidden size {config['hidden_size']} is not a multiple of num_heads {config['num_heads']}")
@@ -115,7 +88,7 @@ def convert_state_dict(
         config["alignment_hidden_size"], config["alignment_dim"] = shape.projector
         if config["alignment_depth"] > shape.depth:
             raise UserError(f"encoder_depth is {config['alignment_depth']}, the model has {shape.depth} blocks")
-    return ConvertedModel(config, _convert(format, state, shape))
+    return ConvertedModel(config, _convert(official, state, shape, heads))
 
 
 def _check_arguments(args: Mapping[str, Any]) -> None:
@@ -135,38 +108,17 @@ def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _join_parts(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
-    """Number the blocks of REPA's first release through: those after the alignment were ``decoder_blocks``, from 0.
-
-    Returns the state and the number of blocks before the alignment, 0 where the blocks are in one part already.
-    """
-    if not any(key.startswith("decoder_blocks.") for key in state):
-        return state, 0
-    first_part = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-    joined = {}
-    for key, tensor in state.items():
-        part, _, rest = key.partition(".")
-        number, _, name = rest.partition(".")
-        is_second = part == "decoder_blocks" and number.isdigit()
-        joined[f"blocks.{int(number) + first_part}.{name}" if is_second else key] = tensor
-    return joined, first_part
-
-
 def _check_format(format: str, state: Mapping[str, Tensor]) -> None:
-    if any(key.startswith("lis_final_layer.") for key in state):
-        actual = "mmgen"
-    elif any(key.startswith("projectors.") for key in state):
-        actual = "repa"
-    elif "final_layer.linear.weight" in state:
-        actual = "sit"
-    else:
+    found = (name for name, known in FORMATS.items() if any(key.startswith(known.mark) for key in state))
+    actual = next(found, None)
+    if actual is None:
         first = ", ".join(sorted(state)[:3])
         raise UserError(f"not a network of MMGen, REPA or SiT: no final layer is among its keys ({first}, …)")
     if actual != format:
-        raise UserError(f"this is a checkpoint in format {actual!r} ({FORMATS[actual]}), not {format!r}")
+        raise UserError(f"this is a checkpoint in format {actual!r} ({FORMATS[actual].title}), not {format!r}")
 
 
-def _read_shape(format: str, state: Mapping[str, Tensor]) -> _Shape:
+def _read_shape(format: CheckpointFormat, state: Mapping[str, Tensor], heads: Sequence[str]) -> NetworkShape:
     """Read sizes off the few keys that tell them. Raises UserError where those are missing or misshapen."""
 
     def size(key: str, ndim: int) -> tuple[int, ...]:
@@ -176,20 +128,16 @@ def _read_shape(format: str, state: Mapping[str, Tensor]) -> _Shape:
             raise UserError(f"wrong shape: {key} is {tuple(state[key].shape)}, expected {ndim} dimensions")
         return tuple(state[key].shape)
 
-    head = "lis_final_layer.0" if format == "mmgen" else "final_layer"
     hidden_size, channels, patch_size, _ = size("x_embedder.proj.weight", 4)
-    heads = {key.split(".")[1] for key in state if key.startswith("lis_final_layer.")}
-    num_modalities = len(heads) if format == "mmgen" else 1
-    in_channels = channels // num_modalities
-    head_channels = in_channels
-    if format != "mmgen" and size(f"{head}.linear.weight", 2)[0] == patch_size**2 * 2 * in_channels:
+    in_channels = head_channels = channels // len(heads)
+    if format.may_have_variance and size(f"{heads[0]}.linear.weight", 2)[0] == patch_size**2 * 2 * in_channels:
         head_channels = 2 * in_channels
     projector = None
-    if format != "sit":
+    if format.has_projector:
         projector = (size("projectors.0.0.weight", 2)[0], size("projectors.0.4.weight", 2)[0])
-    return _Shape(
+    return NetworkShape(
         hidden_size,
-        num_modalities,
+        len(heads),
         in_channels,
         head_channels,
         patch_size,
@@ -199,38 +147,6 @@ def _read_shape(format: str, state: Mapping[str, Tensor]) -> _Shape:
         num_labels=size("y_embedder.embedding_table.weight", 2)[0],
         projector=projector,
     )
-
-
-def _expected_shapes(format: str, s: _Shape) -> dict[str, tuple[int, ...]]:
-    """Every key of the official network and its shape."""
-    d, p, m = s.hidden_size, s.patch_size, s.num_modalities
-    linears = {"t_embedder.mlp.0": (d, SummedTimestepEmbedding.frequency_dim)}
-    if format == "mmgen":
-        linears |= {"t_embedder.mlp.2": (d // 2, d)}
-        linears |= {"t_embedder.mlp_fused.0": (d, m * (d // 2)), "t_embedder.mlp_fused.2": (d, d)}
-    else:
-        linears |= {"t_embedder.mlp.2": (d, d)}
-    for i in range(s.depth):
-        block = f"blocks.{i}."
-        linears |= {block + "attn.qkv": (3 * d, d), block + "attn.proj": (d, d)}
-        linears |= {block + "mlp.fc1": (s.mlp_size, d), block + "mlp.fc2": (d, s.mlp_size)}
-        linears |= {block + "adaLN_modulation.1": (6 * d, d)}
-    if s.projector is not None:
-        wide, out = s.projector
-        linears |= {"projectors.0.0": (wide, d), "projectors.0.2": (wide, wide), "projectors.0.4": (out, wide)}
-    for head in [f"lis_final_layer.{i}" for i in range(m)] if format == "mmgen" else ["final_layer"]:
-        linears |= {f"{head}.linear": (p * p * s.head_channels, d), f"{head}.adaLN_modulation.1": (2 * d, d)}
-    shapes: dict[str, tuple[int, ...]] = {
-        "pos_embed": (1, s.num_tokens, d),
-        "x_embedder.proj.weight": (d, m * s.in_channels, p, p),
-        "x_embedder.proj.bias": (d,),
-        "y_embedder.embedding_table.weight": (s.num_labels, d),
-    }
-    if format == "mmgen":
-        shapes["taskcond_embedder.embedding_table.weight"] = (m + 1, d)
-    for name, (rows, columns) in linears.items():
-        shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-    return shapes
 
 
 def _check_keys(format: str, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -269,20 +185,21 @@ def _heads_of_width(hidden_size: int) -> int:
     return known[hidden_size]
 
 
-def _convert(format: str, state: Mapping[str, Tensor], s: _Shape) -> dict[str, Tensor]:
+def _convert(
+    format: CheckpointFormat, state: Mapping[str, Tensor], s: NetworkShape, heads: Sequence[str]
+) -> dict[str, Tensor]:
     renamed = {
         "x_embedder.": "patch_embed.",
         "y_embedder.": "conditioner.",
         "t_embedder.mlp_fused.": "time_embed.fuse.",
-        "t_embedder.mlp.": "time_embed.mlp." if format == "mmgen" else "time_embed.mlps.0.",
+        "t_embedder.mlp.": format.time_mlp,
         "projectors.0.": "projector.layers.",
         "blocks.": "blocks.",
     }
-    heads = {f"lis_final_layer.{i}." if format == "mmgen" else "final_layer.": i for i in range(s.num_modalities)}
-    for prefix, i in heads.items():
+    for i, head in enumerate(heads):
         renamed |= {
-            f"{prefix}adaLN_modulation.": f"head.norms.{i}.modulation.",
-            f"{prefix}linear.": f"head.linears.{i}.",
+            f"{head}.adaLN_modulation.": f"head.norms.{i}.modulation.",
+            f"{head}.linear.": f"head.linears.{i}.",
         }
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -292,33 +209,11 @@ def _convert(format: str, state: Mapping[str, Tensor], s: _Shape) -> dict[str, T
                 out[name] = tensor.float() if tensor.dtype == torch.float64 else tensor
                 break
     out["patch_embed.proj.weight"] = out["patch_embed.proj.weight"].flatten(1)  # (D, M C p p)
-    out["role_embed.base"], out["role_embed.table"] = _roles(
-        state.get("taskcond_embedder.embedding_table.weight"), out["patch_embed.proj.bias"], s.num_modalities
-    )
+    base = torch.zeros_like(out["patch_embed.proj.bias"])
+    table = base.new_zeros(s.num_modalities, len(Role), len(base))
+    out["role_embed.base"], out["role_embed.table"] = format.roles(state, base, table)
     if s.head_channels != s.in_channels:  # the variance's channels are the second half, and never sampled from
         for key in ("head.linears.0.weight", "head.linears.0.bias"):
             out[key] = out[key].unflatten(0, (-1, s.head_channels))[:, : s.in_channels].flatten(0, 1).contiguous()
-    if format == "sit":
-        for key in ("head.linears.0.weight", "head.linears.0.bias"):
-            out[key] = -out[key]
-        out["time_embed.mlps.0.0.weight"] = _reverse_time(out["time_embed.mlps.0.0.weight"])
+    format.in_our_time(out)
     return out
-
-
-def _roles(tasks: Tensor | None, like: Tensor, num_modalities: int) -> tuple[Tensor, Tensor]:
-    """MMGen's task table (M + 1, D), 0 = joint, m + 1 = modality m is the condition -> base (D,), table (M, roles, D)."""
-    base = torch.zeros_like(like)
-    table = like.new_zeros(num_modalities, len(Role), len(like))
-    if tasks is not None:
-        base = tasks[0].to(like).clone()
-        table[:, Role.CONDITION] = (tasks[1:] - tasks[0]).to(like)
-    return base, table
-
-
-def _reverse_time(weight: Tensor) -> Tensor:
-    """First layer over [cos(s w), sin(s w)], s = 1 - t -> the same function of [cos(t w), sin(t w)]; (D, 2F)."""
-    w = sinusoid_frequencies(weight.shape[1]).double()
-    of_cos, of_sin = weight.double().chunk(2, dim=1)
-    reversed_cos = of_cos * w.cos() + of_sin * w.sin()
-    reversed_sin = of_cos * w.sin() - of_sin * w.cos()
-    return torch.cat([reversed_cos, reversed_sin], dim=1).to(weight.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -174,13 +175,16 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             c = c + self.next_time_embed(timesteps_next)
 
         tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
-        unadded = self._unadded(x, {tapped, *(number - 1 for number in output_attention)})
+        unadded = self._unadded(
+            x, {tapped, *(number - 1 for number in output_attention)}
+        )  # their output is a ``Residual``
         alignment, maps = None, []
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             if index in output_attention and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
-            x = self._run(block, x, c, rope, conditioning, *((False,) if index in unadded else ()))
+            layer = partial(block, add=False) if index in unadded else block
+            x = self._run(layer, x, c, rope, conditioning)
             if self.projector is not None and index == tapped:
                 alignment = self.projector(x)  # (B, T, alignment_dim)
 

@@ -1,4 +1,4 @@
-"""What a call of the pipeline is given, judged before any work: counts, sizes, noise."""
+"""What a call of the pipeline is given, judged before any work: counts, seeds, noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from mmdit.bounds import MAX_SEED
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
-from mmdit.pipelines.limits import check_size, check_steps
+from mmdit.pipelines.limits import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -33,7 +33,7 @@ def split_images(first: Any, conditions: Any) -> tuple[Any, Any]:
             raise UserError(
                 "the first argument holds arrays: give PIL images to understand, or arrays as conditions={'rgb': array}"
             )
-        return first, conditions
+        return first, {} if conditions is None else conditions
     if not all(isinstance(each, Image.Image) for each in listed):
         other = next(type(each).__name__ for each in listed if not isinstance(each, Image.Image))
         raise UserError(f"the first argument holds images and a {other}: give images alone, or class labels alone")
@@ -44,43 +44,26 @@ def split_images(first: Any, conditions: Any) -> tuple[Any, Any]:
     return None, {IMAGE: listed, **(conditions or {})}
 
 
-def check_arguments(
-    counts: Mapping[str, Any],
-    *,
-    condition_time: float,
-    output_type: str,
-    tensor_inputs: Sequence[str],
-    known_tensors: Sequence[str],
-) -> None:
-    """Raise UserError for a count below 1, too many steps, a time outside [0, 1], or an unknown name."""
+def check_counts(num_images: Any, num_inference_steps: Any, num_estimation_steps: Any) -> None:
+    """Raise UserError for a count that is no whole number from 1, or too many steps; None = the model's own steps."""
+    counts = {
+        "num_images": num_images,
+        "num_inference_steps": 1 if num_inference_steps is None else num_inference_steps,
+        "num_estimation_steps": num_estimation_steps,
+    }
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise UserError(f"{name} is {value!r}: give a whole number, at least 1")
         if name.endswith("_steps"):
             check_steps(int(value), name)
+
+
+def check_choices(condition_time: float, output_type: str) -> None:
+    """Raise UserError for a time outside [0, 1], or an unknown type."""
     if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
         raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
     if output_type not in OUTPUT_TYPES:
         raise unknown_name("output_type", output_type, OUTPUT_TYPES)
-    for name in tensor_inputs:
-        if name not in known_tensors:
-            raise unknown_name("name in callback_on_step_end_tensor_inputs", name, known_tensors)
-
-
-def output_size(height: int | None, width: int | None, *, native: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Height and width in pixels, ``native`` where they are None. Raises UserError unless they are multiples of ``unit``."""
-    sizes = {"height": height, "width": width}
-    for name, size in sizes.items():
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise UserError(f"{name} is {size!r}: give a whole number of pixels, a multiple of {unit}")
-        if size < 1 or size % unit:
-            nearest = max(unit, round(size / unit) * unit)
-            raise UserError(f"{name} is {size}: give a multiple of {unit} pixels, such as {nearest}")
-    height, width = height or native[0], width or native[1]
-    check_size(height, width)
-    return height, width
 
 
 def initial_noise(
@@ -125,23 +108,6 @@ def seeded(
         raise UserError(f"seed is a list of {len(seeds)} for {batch} samples: give one per sample, or one for all")
     made = [torch.Generator().manual_seed(int(each)) for each in seeds]
     return made if isinstance(seed, list | tuple) else made[0]
-
-
-def processing_size(resolution: int, given: tuple[int, int] | None, unit: int) -> tuple[int, int]:
-    """Height and width whose longer side is ``resolution``, in the proportions of what is ``given`` (None = square).
-
-    Both are rounded to multiples of ``unit``. Raises UserError for a resolution that is no such multiple.
-    """
-    if isinstance(resolution, bool) or not isinstance(resolution, int | np.integer) or resolution < 1:
-        raise UserError(f"processing_resolution is {resolution!r}: give a whole number of pixels, a multiple of {unit}")
-    if resolution % unit:
-        nearest = max(unit, round(resolution / unit) * unit)
-        raise UserError(f"processing_resolution is {resolution}: give a multiple of {unit} pixels, such as {nearest}")
-    height, width = given or (1, 1)
-    shorter = max(unit, round(resolution * min(height, width) / max(height, width) / unit) * unit)
-    size = (shorter, int(resolution)) if width >= height else (int(resolution), shorter)
-    check_size(*size)
-    return size
 
 
 def images_per_prompt(num_images: int, num_images_per_prompt: int | None) -> int:

@@ -56,6 +56,12 @@ def card_facts(folder: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
+def saw_photographs(folder: Path) -> bool | None:
+    """Whether the model saw any in training, as its card says; None = unknown."""
+    saw = card_facts(folder).get(PHOTOGRAPHS)
+    return saw if isinstance(saw, bool) else None
+
+
 def model_card(
     modalities: Mapping[str, Modality],
     categories: Mapping[int, str],

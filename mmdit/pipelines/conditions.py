@@ -22,6 +22,7 @@ from mmdit.modalities.codec import NOTHING, Codec
 from mmdit.modalities.orientation import turn_together
 from mmdit.modalities.reading import Reading
 from mmdit.pipelines.region import Region
+from mmdit.task import Role
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +38,32 @@ class GivenImages:
         images: modality -> (N, 3, height, width) float32 in [-1, 1] at the size of the output; zeros for a sample without it.
         present: modality -> (N,) bool, which samples have it.
         originals: the same images at their own size, where they are asked for.
+        listed: how many samples a list of conditions names, which may give nothing.
     """
 
     images: dict[str, Tensor] = field(default_factory=dict)
     present: dict[str, Tensor] = field(default_factory=dict)
     originals: dict[str, Tensor] = field(default_factory=dict)
+    listed: int = 1
 
     @classmethod
     def of_all(cls, images: dict[str, Tensor]) -> GivenImages:
         """Images that every sample has."""
         return cls(images, {name: torch.ones(len(x), dtype=torch.bool) for name, x in images.items()})
+
+    def counts(self) -> dict[str, int]:
+        """How many there are, by modality; of a list that gives none its length."""
+        if not self.images and self.listed > 1:
+            return {"conditions": self.listed}
+        return {name: len(x) for name, x in self.images.items()}
+
+    def roles(self, modalities: Collection[str], batch: int) -> Tensor:
+        """(B, M): what a sample is given is a condition, the rest is generated."""
+        roles = torch.full((batch, len(modalities)), int(Role.GENERATE))
+        for index, name in enumerate(modalities):
+            if name in self.present:
+                roles[self.present[name], index] = int(Role.CONDITION)
+        return roles
 
     def repeat(self, batch: int, num_images: int) -> GivenImages:
         """One sample counts for the whole batch, and each is there ``num_images`` times."""
@@ -161,6 +178,7 @@ def encode_conditions(
         {name: _stack(name, samples, codecs[name], (height, width)) for name in names},
         {name: torch.tensor([name in sample for sample in samples]) for name in names},
         {name: _stack(name, samples, codecs[name], None) for name in names} if originals else {},
+        len(samples),
     )
 
 

@@ -3,45 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, unknown_name
+from mmdit.flow.path import Given
+from mmdit.pipelines.conditions import GivenImages
 from mmdit.pipelines.region import Region, read_region
+from mmdit.task import Role
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A request to change a picture that is given.
+    """A request to change a picture that is given; as it is built without arguments, it asks for nothing.
 
     Args:
         mask: of what is generated anew, not read yet; None = everywhere.
         keep: modalities that stay as they are, everywhere.
         strength: from 0, the picture as it is, to 1, which starts from pure noise.
+        asked_by: the argument that asked for it, for messages; None = no picture is edited.
+        region: what the mask says at the size of the output, see ``at``; None = everywhere.
     """
 
-    mask: Any
-    keep: frozenset[str]
-    strength: float
+    mask: Any = None
+    keep: frozenset[str] = frozenset()
+    strength: float = 1.0
+    asked_by: str | None = None
+    region: Region | None = None
 
-    @property
-    def asked_by(self) -> str:
-        """The argument that asked for it, for messages."""
-        return "keep" if self.mask is None else "mask"
+    def at(self, height: int, width: int) -> Edit:
+        """The same with its region at the size of the output. Raises UserError for a bad mask."""
+        return self if self.mask is None else replace(self, region=read_region(self.mask, height, width))
 
-    @property
-    def needs_all(self) -> bool:
-        """Whether every modality of the picture is used, given or estimated; else those that are kept are."""
-        return self.mask is not None or self.strength < 1
+    def used(self, modalities: Collection[str]) -> Collection[str]:
+        """Modalities of the picture that it uses, given or estimated: all, or those that are kept."""
+        return modalities if self.mask is not None or self.strength < 1 else self.keep
 
-    def region(self, height: int, width: int) -> Region | None:
-        """The region at the size of the output; None = everywhere. Raises UserError for a bad mask."""
-        return None if self.mask is None else read_region(self.mask, height, width)
+    def kept(self, given: GivenImages) -> GivenImages:
+        """Images that are returned as they are given, everywhere."""
+        return given if self.asked_by is None else given.only(self.keep)
+
+    def pin(self, given: Given, roles: Tensor, codec: LatentCodec) -> tuple[Given, Tensor]:
+        """What a sampler of B samples is given and keeps, and the roles (B, M) of the edited picture's modalities."""
+        if self.asked_by is None:
+            return given, roles
+        kept = torch.tensor([name in self.keep for name in codec.modalities], device=roles.device)
+        roles = torch.where(kept, int(Role.CONDITION), int(Role.GENERATE)).expand_as(roles)
+        if self.region is None:
+            return given, roles
+        known = self.region.known(codec.downsampling).to(roles.device)  # (h, w)
+        return replace(given, known=known.expand(*roles.shape, -1, -1)), roles
 
 
-def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) -> Edit | None:
-    """Judge what a call says of an edit; None = it asks for none.
+def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) -> Edit:
+    """Judge what a call says of an edit.
 
     Args:
         mask: see ``read_region``.
@@ -60,7 +80,7 @@ def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) 
                 f"strength is {strength}, and no picture is edited: give mask, or keep, the modalities that stay as they are "
                 "([] = none, as in image-to-image)"
             )
-        return None
+        return Edit()
     names = [keep] if isinstance(keep, str) else list(keep or ()) if isinstance(keep, Sequence | None | set) else None
     if names is None:
         raise UserError(f"keep is a {type(keep).__name__}: give a list of modalities, of {', '.join(modalities)}")
@@ -71,4 +91,4 @@ def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) 
         raise UserError(f"keep holds all modalities ({', '.join(modalities)}): leave out at least one to be generated")
     if mask is None and not names and strength == 1:
         raise UserError("keep is empty and strength is 1, which uses nothing of the picture: give a smaller strength")
-    return Edit(mask, frozenset(names), float(strength))
+    return Edit(mask, frozenset(names), float(strength), "keep" if mask is None else "mask")

@@ -10,13 +10,14 @@ import numpy as np
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Codec
 from mmdit.pipelines.conditions import GivenImages
+from mmdit.pipelines.editing import Edit
 
 Raw = dict[str, np.ndarray]
 MAX_MEMBERS = 1000
 
 
 def check_ensemble(
-    ensemble_size: Any, output_uncertainty: bool, *, given: GivenImages, edit: Any, latents: Any
+    ensemble_size: Any, output_uncertainty: bool, *, given: GivenImages, edit: Edit, latents: Any, output_type: str
 ) -> None:
     """Raise UserError for a size that is no count, or for a call whose samples have no common truth to agree on."""
     if isinstance(ensemble_size, bool) or not isinstance(ensemble_size, int | np.integer):
@@ -27,7 +28,7 @@ def check_ensemble(
         if output_uncertainty:
             raise UserError("output_uncertainty is True, and ensemble_size is 1: give at least 2 estimates to compare")
         return
-    if edit is not None or not given.everywhere(IMAGE):
+    if edit.asked_by is not None or not given.everywhere(IMAGE):
         raise UserError(
             f"ensemble_size is {ensemble_size}: estimates of a whole picture are ensembled: give "
             f"conditions={{'{IMAGE}': image}}, and neither mask nor keep"
@@ -36,6 +37,8 @@ def check_ensemble(
         raise UserError(
             f"ensemble_size is {ensemble_size}, and latents are given: each estimate draws noise of its own"
         )
+    if output_type == "latent":
+        raise UserError(f"ensemble_size is {ensemble_size}, and output_type 'latent': latents are not ensembled")
 
 
 def combine(members: Sequence[Raw], codecs: Mapping[str, Codec], given: GivenImages) -> tuple[Raw, Raw]:
@@ -47,8 +50,11 @@ def combine(members: Sequence[Raw], codecs: Mapping[str, Codec], given: GivenIma
         given: what needs no estimate.
 
     Returns:
-        name -> combined raw arrays, and name -> (N, H, W) float32 where the estimates disagree, 0 = nowhere.
+        name -> combined raw arrays, and name -> (N, H, W) float32 where the estimates disagree, 0 = nowhere; a single
+        estimate as it is, and nothing.
     """
+    if len(members) == 1:
+        return members[0], {}
     combined, uncertainty = dict(members[0]), {}
     for name, codec in codecs.items():
         if given.everywhere(name):

@@ -15,10 +15,10 @@ from torch import Tensor
 from mmdit.encoders.codec import LatentCodec
 from mmdit.modalities import Codec
 from mmdit.modalities.codec import Output
+from mmdit.modalities.resizing import antialiased
 from mmdit.pipelines.conditions import GivenImages
 from mmdit.pipelines.editing import Edit
 from mmdit.pipelines.limits import in_batches, refuse_decoded
-from mmdit.pipelines.region import Region
 
 
 def clean_latents(codec: LatentCodec, given: GivenImages, noise: Tensor) -> Tensor:
@@ -51,18 +51,17 @@ def decode(
     codecs: Mapping[str, Codec],
     latents: Tensor,
     given: GivenImages,
-    edit: Edit | None,
-    region: Region | None,
+    edit: Edit,
 ) -> dict[str, np.ndarray]:
     """Raw arrays (B, H, W[, channels]) of every modality at the model's size.
 
     Given images stand as they are; in an edit those that are kept, and all of them outside the region.
     """
-    kept = given if edit is None else given.only(edit.keep)
+    kept = edit.kept(given)
     raw_of = {}
     for name, image in completed(codec, latents, kept).items():
-        if region is not None and name not in kept.present:
-            image = torch.where(region.inside.to(image.device), image, given.images[name].to(image))
+        if edit.region is not None and name not in kept.present:
+            image = torch.where(edit.region.inside.to(image.device), image, given.images[name].to(image))
         raw_of[name] = codecs[name].decode(image)
     return raw_of
 
@@ -71,16 +70,15 @@ def at_size(
     raw_of: Mapping[str, np.ndarray],
     codecs: Mapping[str, Codec],
     given: GivenImages,
-    edit: Edit | None,
-    region: Region | None,
+    edit: Edit,
     size: tuple[int, int],
 ) -> dict[str, np.ndarray]:
     """The same at ``size``, (height, width) of the ``originals``, which stand where ``decode`` leaves given images."""
-    kept = given if edit is None else given.only(edit.keep)
+    kept = edit.kept(given)
     resized = {}
     for name, raw in raw_of.items():
         raw = np.stack([codecs[name].resize_output(each, *size) for each in raw])
-        changed = None if name in kept.present else region
+        changed = None if name in kept.present else edit.region
         if name in given.originals and (changed is not None or name in kept.present):
             present = given.present[name].numpy()
             original = codecs[name].decode(given.originals[name][given.present[name]])
@@ -90,6 +88,11 @@ def at_size(
             raw[present] = original
         resized[name] = raw
     return resized
+
+
+def spread_at_size(spread: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Maps of uncertainty (N, H, W) at ``size``, (height, width)."""
+    return {name: np.stack([antialiased(each, *size) for each in maps]) for name, maps in spread.items()}
 
 
 def as_outputs(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ def resolve_model(name: str | os.PathLike[str]) -> Path | str:
     raise UserError(
         f"no model {str(name)!r}: give a bundled name ({known}), an existing folder, or a Hub id owner/name"
     )
+
+
+def safe_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of diffusers' ``from_pretrained`` with which it reads safetensors only, and runs no code of a folder.
+
+    Raises:
+        UserError: they ask for one of the two.
+    """
+    if kwargs.get("use_safetensors") is False:
+        raise UserError("use_safetensors is False: weights are read from safetensors only")
+    if kwargs.get("custom_pipeline") is not None:
+        raise UserError("custom_pipeline is given: no code of a folder is run here; leave it out")
+    kept = {name: value for name, value in kwargs.items() if name not in ("trust_remote_code", "custom_pipeline")}
+    return {**kept, "use_safetensors": True}
 
 
 def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> None:
@@ -235,6 +250,16 @@ def load_optional(folder: Path, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         has_variant = variant is not None and any((folder / name).glob(f"*.{variant}*.safetensors"))
         loaded[name] = source.load_model(cls, dtype, variant if has_variant else None, alone=True)
     return loaded
+
+
+@contextmanager
+def naming_model(name: str) -> Iterator[None]:
+    """Let errors be UserErrors that say which model can't be loaded: a folder is data, whatever it makes libraries raise."""
+    try:
+        yield
+    except Exception as error:
+        why = str(error) if isinstance(error, UserError) else first_line(error)
+        raise UserError(f"model {name!r} can't be loaded: {why}") from error
 
 
 def _dtype_of(name: str, kwargs: Mapping[str, Any]) -> torch.dtype:

@@ -1,74 +1,60 @@
-"""The pipeline, and the only denoising loop of the repository.
+"""The pipeline: what a call of it does, from arguments to outputs. The denoising loop is in ``denoising``.
 
 Shapes: B samples, M modalities, C latent channels, h w latent size, H W pixels.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import is_accelerate_available, logging
+from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 
-from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.errors import UserError, first_line
-from mmdit.flow.guidance import Guidance, guided_velocity
-from mmdit.flow.path import Given, linear_path, place, settle
-from mmdit.flow.prediction import PREDICTIONS
-from mmdit.flow.schedulers import begin_at, set_timesteps, steps_taken
-from mmdit.modalities import IMAGE, Codec, Modality, build_codecs, get_modalities
-from mmdit.modalities.resizing import antialiased
+from mmdit.errors import UserError
+from mmdit.flow.guidance import Guidance
+from mmdit.flow.path import Given
+from mmdit.flow.schedulers import steps_taken
+from mmdit.modalities import IMAGE, Codec, Modality, build_codecs
+from mmdit.modalities.table import ordered_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import (
-    check_arguments,
+    check_choices,
+    check_counts,
     images_per_prompt,
     initial_noise,
-    output_size,
-    processing_size,
-    repeated,
     seeded,
     split_images,
 )
+from mmdit.pipelines.callbacks import OnStepEnd, StepCallback
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
-from mmdit.pipelines.card import PHOTOGRAPHS, card_facts
-from mmdit.pipelines.conditions import common_count, encode_conditions, given_size, read_conditions
+from mmdit.pipelines.conditions import encode_conditions, read_conditions
 from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
+from mmdit.pipelines.denoising import Denoiser
 from mmdit.pipelines.editing import read_edit
 from mmdit.pipelines.ensembling import check_ensemble, combine
-from mmdit.pipelines.images import as_outputs, at_size, clean_latents, completed, decode
-from mmdit.pipelines.labels import ClassLabel, label_ids, resolve_labels
-from mmdit.pipelines.limits import (
-    FiniteWatch,
-    check_call,
-    predict_in_batches,
-)
-from mmdit.pipelines.loading import OPTIONAL, check_folder, download, load_optional, resolve_model
+from mmdit.pipelines.folder import FolderMixin
+from mmdit.pipelines.images import as_outputs, at_size, clean_latents, completed, decode, spread_at_size
+from mmdit.pipelines.labels import ClassLabel, label_ids
+from mmdit.pipelines.limits import check_call
+from mmdit.pipelines.loading import OPTIONAL
 from mmdit.pipelines.lora import LoraMixin
 from mmdit.pipelines.pipeline_output import MultimodalDiTPipelineOutput
 from mmdit.pipelines.prompted import PromptsMixin
-from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of, read_prompts
-from mmdit.pipelines.saving import SavingMixin
+from mmdit.pipelines.prompts import Branches, check_labels, fusing_scale_of
+from mmdit.pipelines.sizes import read_sizes
 from mmdit.storage.digests import digest_tensors
-from mmdit.storage.weights import refuse_non_finite
-from mmdit.task import Role
 
 logger = logging.get_logger(__name__)
 
 
-class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, DiffusionPipeline):
+class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, DiffusionPipeline):
     """Generates all modalities of an image from a class or a prompt, or from any subset of the modalities the rest.
 
     Args:
@@ -101,7 +87,6 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
 
     transformer: MultimodalDiT
     vae: AutoencoderKL
-    photographs: bool | None = None  # whether the model saw any in training, as its card says; None = unknown
 
     def __init__(
         self,
@@ -127,7 +112,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
             image_processor=image_processor,
             processor=processor,
         )
-        self._modalities = _ordered_modalities(transformer.config.modalities, modalities)
+        self._modalities = ordered_modalities(transformer.config.modalities, modalities)
         names = {int(key): str(name) for key, name in (id2label or {}).items()}  # JSON makes the keys strings
         self._id2label = dict(sorted(names.items()))
         self.register_to_config(
@@ -197,49 +182,6 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
         """Steps of a call that names none; ``understanding``: RGB is given whole, and neither category nor prompt."""
         return UNDERSTANDING_STEPS if understanding else self.defaults.num_inference_steps
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
-    ) -> MultimodalDiTPipeline:
-        """Load a bundled model by name, a local folder, or a Hub repository (looked up in this order).
-
-        Takes diffusers' keyword arguments (``torch_dtype``, ``variant``, ``device_map``, components to replace, ...).
-        Weights are read from safetensors only, and no code of the folder is run, whatever is trusted.
-        ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` loads it too, by the folder's ``pipeline.py``,
-        without the checks that are made here.
-
-        Raises:
-            UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged, holds a pickle.
-        """
-        if kwargs.get("use_safetensors") is False:
-            raise UserError("use_safetensors is False: weights are read from safetensors only")
-        kwargs["use_safetensors"] = True
-        kwargs.pop("trust_remote_code", None)
-        if kwargs.pop("custom_pipeline", None) is not None:
-            raise UserError("custom_pipeline is given: no code of a folder is run here; leave it out")
-        if not is_accelerate_available():  # diffusers would fall back to this, with advice on the terminal
-            kwargs.setdefault("low_cpu_mem_usage", False)
-        name = str(pretrained_model_name_or_path)
-        folder = resolve_model(name)
-        if isinstance(folder, str):
-            folder = download(super().download, folder, kwargs)
-        check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
-        given = dict(kwargs)
-        if kwargs.get("device_map") is None:  # else diffusers places them, and loads them too
-            kwargs |= load_optional(folder, kwargs)
-        try:
-            pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)
-        except UserError as error:
-            raise UserError(f"model {name!r} can't be loaded: {error}") from error
-        except Exception as error:  # a folder is data: whatever it makes the libraries raise is about it
-            raise UserError(f"model {name!r} can't be loaded: {first_line(error)}") from error
-        for component in {"transformer", "vae"} - set(given):
-            refuse_non_finite(getattr(pipeline, component), folder / component)
-        pipeline.register_to_config(_name_or_path=name)
-        saw = card_facts(Path(folder)).get(PHOTOGRAPHS)
-        pipeline.photographs = saw if isinstance(saw, bool) else None
-        return pipeline
-
     def enable_vae_slicing(self) -> None:
         """Decode one sample at a time: less memory for large batches."""
         self.vae.enable_slicing()
@@ -274,7 +216,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: OnStepEnd = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         *,
         prompt: Any = None,
@@ -361,231 +303,86 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, SavingMixin, LoraMixin, Di
         Raises:
             UserError: anything above that is out of range, unknown, or doesn't fit together.
         """
-        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        num_images = images_per_prompt(num_images, num_images_per_prompt)
+        check_counts(num_images, num_inference_steps, num_estimation_steps)
+        check_choices(condition_time, output_type)
+        on_step_end = StepCallback.of(
+            callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        )
         if guidance_scale is None:
             guidance_scale = self.defaults.guidance_scale
-        num_images = images_per_prompt(num_images, num_images_per_prompt)
-        counts = {
-            "num_images": num_images,
-            "num_inference_steps": 1 if num_inference_steps is None else num_inference_steps,
-            "num_estimation_steps": num_estimation_steps,
-        }
-        check_arguments(
-            counts,
-            condition_time=condition_time,
-            output_type=output_type,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-            known_tensors=self._callback_tensor_inputs,
-        )
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
-        guidance = (condition_guidance_scale, guidance_interval, alpha)
-        Guidance(guidance_scale, *guidance)  # refuses bad values before any work
-        given_labels, conditions = split_images(class_labels, conditions)
+        guidance = Guidance(guidance_scale, condition_guidance_scale, guidance_interval, alpha)
 
-        # 1. The request: labels, given images, roles
+        # 1. What is asked for, judged before any network computes: given images, sizes, words
         device = self._execution_device
         codec = LatentCodec(self.vae, self._modalities, device=device)
-        may_differ = height is not None and width is not None
-        unit = codec.downsampling * self.transformer.config.patch_size
-        conditions = {} if conditions is None else conditions
-        options = {"depth_values": depth_values}
+        given_labels, conditions = split_images(class_labels, conditions)
         edit = read_edit(mask, keep, strength, self._modalities)
-        samples = read_conditions(
-            conditions, self.codecs, edit=None if edit is None else edit.asked_by, options=options
+        samples = read_conditions(conditions, self.codecs, edit=edit.asked_by, options={"depth_values": depth_values})
+        unit = codec.downsampling * self.transformer.config.patch_size
+        sizes = read_sizes(
+            height, width, processing_resolution, match_input_resolution, samples, native=self.native_shape, unit=unit
         )
-        input_size = None
-        if match_input_resolution or processing_resolution is not None:
-            input_size = given_size(samples)
-        if processing_resolution is not None:
-            if height is not None or width is not None:
-                raise UserError("processing_resolution is given beside height or width: give one of the two")
-            height, width = processing_size(processing_resolution, input_size, unit)
-        height, width = output_size(height, width, native=self.native_shape, unit=unit)
-        if match_input_resolution and input_size is None:
-            raise UserError("match_input_resolution is True, but nothing is given: leave it out")
-        region = None if edit is None else edit.region(height, width)
-        labels = resolve_labels(given_labels, self.transformer.config.num_classes, self._id2label)
-        words = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
+        edit = edit.at(*sizes.made)
+        words = self._read_words(given_labels, prompt, subjects, negative_prompt)
         images = encode_conditions(
-            samples, self.codecs, height, width, may_differ, region=region, originals=match_input_resolution
+            samples, self.codecs, *sizes.made, sizes.may_differ, region=edit.region, originals=match_input_resolution
         )
-        numbers = {"class_labels": len(labels), **{name: len(x) for name, x in images.images.items()}}
-        if len(samples) > 1 and not numbers.keys() - {"class_labels"}:  # a list, of which none gives anything
-            numbers["conditions"] = len(samples)
-        batch = common_count({**numbers, **words.counts()}, "inputs")
-        check_labels(words, labels, self._id2label)
-        check_call(batch * num_images, *max((height, width), input_size or (1, 1)))
+        batch = words.count(images.counts())
+        check_labels(words, self._id2label)
+        check_call(batch * num_images, *sizes.largest)
         if num_inference_steps is None:
-            asked = words.counts() or any(label is not None for label in labels)
-            understanding = edit is None and not asked and images.everywhere(IMAGE)
+            understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
             num_inference_steps = self.default_steps(understanding=understanding)
-        strength = 1.0 if edit is None else edit.strength
-        steps_taken(num_inference_steps, strength)  # refuses before any work
-        check_ensemble(ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents)
-        if ensemble_size > 1 and output_type == "latent":
-            raise UserError(f"ensemble_size is {ensemble_size}, and output_type 'latent': latents are not ensembled")
-        labels = repeated(labels, batch, num_images)
-        images = images.repeat(batch, num_images)
+        steps_taken(num_inference_steps, edit.strength)  # refuses before any work
+        check_ensemble(
+            ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents, output_type=output_type
+        )
+        words, images = words.repeat(batch, num_images), images.repeat(batch, num_images)
         batch = batch * num_images
         generator = seeded(seed, generator, batch)
-        roles = torch.full((batch, len(self._modalities)), int(Role.GENERATE))  # (B, M)
-        for index, name in enumerate(self._modalities):
-            if name in images.present:
-                roles[images.present[name], index] = int(Role.CONDITION)
-        roles = roles.to(device)
+        roles = images.roles(self._modalities, batch).to(device)  # (B, M)
 
         # 2. Prompt, noise, clean latents of the given modalities
-        shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(height, width))
-        call, alone = Call(guidance_scale=guidance_scale), has_hooks(self.components.values())
+        shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(*sizes.made))
+        call, alone = Call(guidance.scale), has_hooks(self.components.values())
         with self._calls.begin(call, alone=alone):
-            branches = self._make_branches(words, labels)
+            branches = self._make_branches(words)
             noise = initial_noise(latents, shape, generator, device)
             given = Given(clean_latents(codec, images, noise), noise, condition_time)
-            used = () if edit is None else self._modalities if edit.needs_all else edit.keep
-            if not all(images.everywhere(name) for name in used):
-                # What is kept of a picture is kept in all its modalities: those that are not given are estimated, with no prompt.
-                estimated = self._denoise(
-                    call,
-                    Branches(self.transformer.conditioner.null(batch).to(device)),
-                    given,
-                    roles,
-                    guidance=guidance,
-                    num_inference_steps=num_estimation_steps,
-                    generator=generator,
-                )
+            denoise = Denoiser(self, call, guidance, generator)
+
+            # 3. What an edit uses of the picture, and is not given, is estimated with no prompt
+            if not all(images.everywhere(name) for name in edit.used(self._modalities)):
+                nothing = Branches(self.transformer.conditioner.null(batch).to(device))
+                estimated = denoise(nothing, given, roles, num_estimation_steps)
                 images = images.filled(completed(codec, estimated, images))
                 given = replace(given, clean=estimated)
-            if edit is not None:
-                kept = torch.tensor([name in edit.keep for name in self._modalities], device=device)
-                roles = torch.where(kept, int(Role.CONDITION), int(Role.GENERATE)).expand_as(roles)
-            if region is not None:
-                known = region.known(codec.downsampling).to(device).expand(batch, len(self._modalities), -1, -1)
-                given = replace(given, known=known)
+            given, roles = edit.pin(given, roles, codec)
 
-            # 3. Denoise and decode, once for each member of the ensemble
+            # 4. Denoise and decode, once for each member of the ensemble
             members = []
             for number in range(ensemble_size):
                 if number > 0:
                     given = replace(given, noise=initial_noise(None, shape, generator, device))
-                latents = self._denoise(
-                    call,
-                    branches,
-                    given,
-                    roles,
-                    guidance=guidance,
-                    num_inference_steps=num_inference_steps,
-                    strength=strength,
-                    generator=generator,
-                    callback_on_step_end=callback_on_step_end,
-                    callback_tensor_inputs=callback_on_step_end_tensor_inputs,
+                latents = denoise(
+                    branches, given, roles, num_inference_steps, strength=edit.strength, on_step_end=on_step_end
                 )
                 if output_type != "latent":
-                    members.append(decode(codec, self.codecs, latents, images, edit, region))
+                    members.append(decode(codec, self.codecs, latents, images, edit))
 
-            # 4. What the caller wants of it
+            # 5. What the caller wants of it
             if output_type == "latent":
                 output = MultimodalDiTPipelineOutput(latents=latents)
             else:
-                made, spread = (members[0], {}) if ensemble_size == 1 else combine(members, self.codecs, images)
-                if match_input_resolution and input_size is not None:
-                    made = at_size(made, self.codecs, images, edit, region, input_size)
-                    spread = {
-                        name: np.stack([antialiased(x, *input_size) for x in each]) for name, each in spread.items()
-                    }
+                made, spread = combine(members, self.codecs, images)
+                if match_input_resolution and sizes.given is not None:
+                    made = at_size(made, self.codecs, images, edit, sizes.given)
+                    spread = spread_at_size(spread, sizes.given)
                 outputs = as_outputs(made, self.codecs, output_type, device)
                 uncertainty = as_outputs(spread, self.codecs, output_type, device) if output_uncertainty else None
                 output = MultimodalDiTPipelineOutput.from_modalities(outputs, self.codecs, uncertainty)
             if alone:
                 self.maybe_free_model_hooks()
         return output if return_dict else output.to_tuple()
-
-    def _denoise(
-        self,
-        call: Call,
-        asked: Branches,
-        given: Given,
-        roles: Tensor,
-        *,
-        guidance: tuple[float, tuple[float, float], float],
-        num_inference_steps: int,
-        strength: float = 1.0,
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
-        callback_tensor_inputs: Sequence[str] = (),
-    ) -> Tensor:
-        """The denoising loop: from ``given.noise`` to latents (B, M, C, h, w), the given ones in place.
-
-        ``guidance``: the scale on the conditions, the interval, and α; the scale on the prompt is the call's, and may change
-        in a callback. ``strength`` below 1 starts on the path from ``given.clean``, which is then all there.
-        """
-
-        def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
-            x_t, timesteps = place(latents, given, roles, t)
-            x_in = x_t.to(self.transformer.dtype)
-            output = predict_in_batches(self.transformer, x_in, timesteps, roles, conditioning)
-            return PREDICTIONS[self.transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
-
-        if getattr(self.transformer, "is_cache_enabled", False):
-            self.transformer._reset_stateful_cache()
-        scheduler = call.scheduler = copy.deepcopy(self.__dict__["scheduler"])
-        set_timesteps(scheduler, num_inference_steps, given.noise.device)
-        step_arguments: dict[str, Any] = {"return_dict": False}
-        if "generator" in inspect.signature(scheduler.step).parameters:
-            step_arguments["generator"] = generator
-        first = begin_at(scheduler, num_inference_steps, strength)
-        sigmas, timesteps = scheduler.sigmas.tolist()[first:], scheduler.timesteps[first:]
-        start = given.noise
-        if strength < 1:
-            times = torch.full_like(roles, sigmas[0], dtype=torch.float32)
-            start = linear_path(given.clean, given.noise, times).x_t
-        latents, _ = place(start, given, roles, sigmas[0] if first else 1.0)
-        call.num_timesteps = len(timesteps)
-        finite = FiniteWatch(call.num_timesteps, self.transformer.dtype)
-        with self.progress_bar(total=-(-len(timesteps) // scheduler.order)) as progress_bar:
-            for i, timestep in enumerate(timesteps):
-                if call.interrupt:
-                    continue
-                t = sigmas[i]
-                scales = Guidance(call.guidance_scale, *guidance)  # a callback may have changed the first
-                guided = guided_velocity(
-                    velocity, asked.conditioning, asked.null, roles, guidance=scales, t=t, text=asked.text
-                )
-                latents = scheduler.step(guided, timestep, latents, **step_arguments)[0]
-                finite.see(latents, i)
-                # The scheduler moved the given latents too: put them back on their path, at the time reached.
-                latents, _ = place(latents, given, roles, sigmas[i + 1])
-                if callback_on_step_end is not None:
-                    latents = self._call_back(callback_on_step_end, callback_tensor_inputs, i, timestep, latents)
-                if i == call.num_timesteps - 1 or (i + 1) % scheduler.order == 0:
-                    progress_bar.update()
-        finite.check()
-        return settle(latents, given, roles)
-
-    def _call_back(
-        self,
-        callback: Callable[..., dict[str, Any]],
-        names: Sequence[str],
-        step: int,
-        timestep: Tensor,
-        latents: Tensor,
-    ) -> Tensor:
-        """Call ``callback_on_step_end``; returns the latents to go on with."""
-        tensors = {"latents": latents} if "latents" in names else {}
-        changed = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
-        if changed.shape != latents.shape:
-            given_shape, own_shape = tuple(changed.shape), tuple(latents.shape)
-            raise UserError(f"callback_on_step_end returned latents of shape {given_shape}: return {own_shape}")
-        return changed
-
-
-def _ordered_modalities(names: Sequence[str], modalities: Mapping[str, Any] | None) -> dict[str, Modality]:
-    """In the transformer's order: JSON sorts the keys of a saved config."""
-    if modalities is None:
-        return get_modalities(names)
-    if set(modalities) != set(names):
-        raise UserError(f"modalities are {', '.join(modalities)}: the transformer has {', '.join(names)}")
-    return {
-        name: modalities[name] if isinstance(modalities[name], Modality) else Modality.from_dict(modalities[name])
-        for name in names
-    }

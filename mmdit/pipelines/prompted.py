@@ -11,13 +11,11 @@ import torch
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.flow.guidance import Guidance
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.pipelines.arguments import repeated
-from mmdit.pipelines.conditions import common_count
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.loading import OPTIONAL
 from mmdit.pipelines.prompts import (
     Branches,
-    GivenPrompts,
+    Words,
     check_labels,
     encoder_of,
     fusing_scale_of,
@@ -75,24 +73,27 @@ class PromptsMixin:
         fusing_scale: float | None = None,
     ) -> None:
         """Raise the UserError that a call with these arguments would, without running a network."""
-        labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        given = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
-        common_count({"class_labels": len(labels), **given.counts()}, "inputs")
-        check_labels(given, labels, self._id2label)
+        words = self._read_words(class_labels, prompt, subjects, negative_prompt)
+        words.count()
+        check_labels(words, self._id2label)
         Guidance(fusing_scale=fusing_scale_of(self.transformer.conditioner, fusing_scale))
-        if not given.counts():
-            return
-        with _READING:
-            self._check_encodable(given)
+        if words.has_prompts:
+            with _READING:
+                self._check_encodable(words)
 
-    def _check_encodable(self, given: GivenPrompts) -> None:
+    def _read_words(self, class_labels: Any, prompt: Any, subjects: Any, negative_prompt: Any) -> Words:
+        config = self.transformer.config
+        labels = resolve_labels(class_labels, config.num_classes, self._id2label)
+        return read_prompts(config.conditioner, labels, prompt, subjects, negative_prompt)
+
+    def _check_encodable(self, words: Words) -> None:
         encoder = self.prompt_encoder()
         if encoder is None:  # the conditioner's own judgement
-            for prompts in (given.prompts, given.negative):
+            for prompts in (words.prompts, words.negative):
                 if prompts is not None:
                     self.transformer.conditioner.of_inputs([None] * len(prompts), prompts)
         else:
-            encoder.check([*(given.prompts or ()), *(given.negative or ())])
+            encoder.check([*(words.prompts or ()), *(words.negative or ())])
 
     def fusing_scale(self, given: float | None = None) -> float | None:
         """α that a call uses for the one it is given; None = its prompts are not fused. Raises UserError as a call."""
@@ -118,13 +119,12 @@ class PromptsMixin:
         Raises:
             UserError: as in a call.
         """
-        labels = resolve_labels(class_labels, self.transformer.config.num_classes, self._id2label)
-        given = read_prompts(self.transformer.config.conditioner, prompt, subjects, negative_prompt)
-        batch = common_count({"class_labels": len(labels), **given.counts()}, "inputs")
-        check_labels(given, labels, self._id2label)
-        return self._make_branches(given, repeated(labels, batch, num_images))
+        words = self._read_words(class_labels, prompt, subjects, negative_prompt)
+        batch = words.count()
+        check_labels(words, self._id2label)
+        return self._make_branches(words.repeat(batch, num_images))
 
-    def _make_branches(self, given: GivenPrompts, labels: list[int | None]) -> Branches:
-        with _READING if given.counts() else nullcontext():
-            encoder = self.prompt_encoder() if given.counts() else None
-            return make_branches(self.transformer.conditioner, encoder, given, labels, self._execution_device)
+    def _make_branches(self, words: Words) -> Branches:
+        with _READING if words.has_prompts else nullcontext():
+            encoder = self.prompt_encoder() if words.has_prompts else None
+            return make_branches(self.transformer.conditioner, encoder, words, self._execution_device)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from mmdit.conditioning import Conditioner, Conditioning, EncodedPrompts
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.prompts import PROMPT_ENCODERS, make_prompt_encoder
 from mmdit.errors import UserError
+from mmdit.modalities.codec import NOTHING
 from mmdit.models.prompted import PromptConditioner
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.arguments import repeated
+from mmdit.pipelines.conditions import common_count
 from mmdit.prompt import Prompt, parse
 
 DEFAULT_FUSING_SCALE = 0.5  # UMM-Diffusion's (arXiv 2303.09319, section 4.1)
@@ -41,21 +43,41 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class GivenPrompts:
-    """What a call says beside its labels: one for each sample or one for all, None = none at all.
+class Words:
+    """What a call asks for in words: of each, one for each sample or one for all.
 
     Args:
-        prompts: ``Prompt`` or None each; of a conditioner that reads prompts itself, what the call holds.
+        labels: class ids, None = none.
+        prompts: ``Prompt`` or None each; of a conditioner that reads prompts itself, what the call holds. None = none at all.
         negative: what guidance leads away from, in the same form.
     """
 
+    labels: list[int | None]
     prompts: list[Any] | None = None
     negative: list[Any] | None = None
 
-    def counts(self) -> dict[str, int]:
-        """How many there are, by argument."""
+    def prompt_counts(self) -> dict[str, int]:
+        """How many prompts there are, by argument."""
         given = {"prompt": self.prompts, "negative_prompt": self.negative}
         return {name: len(values) for name, values in given.items() if values is not None}
+
+    def count(self, others: Mapping[str, int] = NOTHING) -> int:
+        """The number of samples that words, and ``others`` by argument, ask for. Raises UserError where they differ."""
+        return common_count({"class_labels": len(self.labels), **others, **self.prompt_counts()}, "inputs")
+
+    def repeat(self, batch: int, num_images: int) -> Words:
+        """B labels, of B = ``batch`` x ``num_images`` samples; prompts, which cost more, are repeated once they are encoded."""
+        return replace(self, labels=repeated(self.labels, batch, num_images))
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether there is a prompt or a negative one."""
+        return bool(self.prompt_counts())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a label nor a prompt."""
+        return not self.has_prompts and all(label is None for label in self.labels)
 
     @property
     def has_images(self) -> bool:
@@ -63,10 +85,11 @@ class GivenPrompts:
         return any(isinstance(prompt, Prompt) and prompt.images for prompt in self.prompts or ())
 
 
-def read_prompts(conditioner: str, prompt: Any, subjects: Any, negative_prompt: Any) -> GivenPrompts:
+def read_prompts(conditioner: str, labels: list[int | None], prompt: Any, subjects: Any, negative_prompt: Any) -> Words:
     """Read the arguments of a call for a conditioner, by its name.
 
     Args:
+        labels: class ids, as resolved.
         prompt: a text with braces, or a list of texts, one sample each; None = none.
         subjects: of one prompt word -> image, or images in the order of the braces; of a list of prompts a list of these.
         negative_prompt: a text, or a list; None and "" = none.
@@ -79,7 +102,7 @@ def read_prompts(conditioner: str, prompt: Any, subjects: Any, negative_prompt: 
             raise UserError(
                 "this model takes no subjects' images: leave subjects out, or take a model that reads prompts with them"
             )
-        return GivenPrompts(_listed(prompt), _listed(negative_prompt))
+        return Words(labels, _listed(prompt), _listed(negative_prompt))
     if prompt is None and subjects is not None:
         raise UserError("subjects are given without a prompt: give one that names them, such as 'a {torus}'")
     given = [subjects]
@@ -91,7 +114,7 @@ def read_prompts(conditioner: str, prompt: Any, subjects: Any, negative_prompt: 
     negative = _listed(negative_prompt)
     if negative is not None:
         negative = [None if each in (None, "") else parse(each) for each in negative]
-    return GivenPrompts(prompts, None if negative is None or not any(negative) else negative)
+    return Words(labels, prompts, None if negative is None or not any(negative) else negative)
 
 
 def _listed(value: Any) -> list[Any] | None:
@@ -112,13 +135,14 @@ def _of_each(subjects: Any, count: int) -> list[Any]:
     return list(subjects)
 
 
-def check_labels(inputs: GivenPrompts, labels: Sequence[int | None], id2label: Mapping[int, str]) -> None:
+def check_labels(words: Words, id2label: Mapping[int, str]) -> None:
     """A prompt and a class label are both used, so they must not contradict each other.
 
     Raises:
         UserError: a prompt names categories of the model, and not that of its sample's label.
     """
-    if inputs.prompts is None or not any(label is not None for label in labels):
+    labels, prompts = words.labels, words.prompts
+    if prompts is None or not any(label is not None for label in labels):
         return
     ids_of: dict[str, set[int]] = {}
     for index, names in id2label.items():
@@ -129,8 +153,8 @@ def check_labels(inputs: GivenPrompts, labels: Sequence[int | None], id2label: M
         return
     longest_first = "|".join(re.escape(name) for name in sorted(ids_of, key=len, reverse=True))
     named = re.compile(rf"(?<!\w)({longest_first})(?:e?s)?(?!\w)")
-    count = max(len(labels), len(inputs.prompts))
-    for label, prompt in zip(repeated(list(labels), count, 1), repeated(inputs.prompts, count, 1), strict=False):
+    count = max(len(labels), len(prompts))
+    for label, prompt in zip(repeated(labels, count, 1), repeated(prompts, count, 1), strict=False):
         if label is None or not isinstance(prompt, Prompt):
             continue
         found = list(dict.fromkeys(named.findall(prompt.text.casefold())))
@@ -176,8 +200,7 @@ def encoder_of(transformer: MultimodalDiT, components: Mapping[str, Any]) -> Fro
 def make_branches(
     conditioner: Conditioner,
     encoder: FrozenPromptEncoder | None,
-    inputs: GivenPrompts,
-    labels: list[int | None],
+    words: Words,
     device: torch.device,
 ) -> Branches:
     """Encode what B samples are asked for.
@@ -185,11 +208,10 @@ def make_branches(
     Args:
         conditioner: of the transformer.
         encoder: of its prompts; None = the conditioner reads them itself.
-        inputs: prompts, N or 1.
-        labels: (B,) class ids, None = none.
+        words: B labels; N prompts or 1.
         device: of the result.
     """
-    batch = len(labels)
+    labels, batch = words.labels, len(words.labels)
 
     def conditioning(labels: list[int | None], prompts: Any) -> Conditioning:
         return conditioner(conditioner.of_inputs(labels, prompts)).to(device)
@@ -201,14 +223,14 @@ def make_branches(
             return [prompt for prompt in prompts for _ in range(batch // len(prompts))]
         return _moved(encoder(prompts).repeat(batch // len(prompts)), conditioner, device)
 
-    prompts = encoded(inputs.prompts)
+    prompts = encoded(words.prompts)
     full = conditioning(labels, prompts)
     text = None
-    if conditioner.fuses_subjects and inputs.has_images:
+    if conditioner.fuses_subjects and words.has_images:
         text = conditioning(labels, prompts.text_only())
     null = None
-    if inputs.negative is not None:
-        null = conditioning([None] * batch, encoded(inputs.negative))
+    if words.negative is not None:
+        null = conditioning([None] * batch, encoded(words.negative))
     elif prompts is not None or any(label is not None for label in labels):
         null = conditioner.null(batch).to(device)
     return Branches(full, text, null)

@@ -1,21 +1,19 @@
-"""Networks that training uses and leaves as they are, and which of a prompt's tokens the attention-mask loss is about."""
+"""Networks that training uses and leaves as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmdit.conditioning import NO_SUBJECT, Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
-from mmdit.prompt import Prompt, Span, parse, parse_text
+from mmdit.prompt import parse
 from mmdit.training.captions import check_named
 
 Batch = dict[str, Any]
@@ -51,27 +49,3 @@ class FrozenNetworks:
         if self.teacher is None:
             return batch["features"]
         return self.teacher.to(device).features(batch["rgb"])
-
-
-def _subjects(batch: Batch, conditioning: Conditioning, frozen: FrozenNetworks) -> tuple[Tensor, Any]:
-    assert conditioning.subject_ids is not None
-    return conditioning.subject_ids, batch["subject_masks"]
-
-
-def _words(batch: Batch, conditioning: Conditioning, frozen: FrozenNetworks) -> tuple[Tensor, Any]:
-    assert frozen.prompts is not None
-    assert conditioning.token_mask is not None
-    mentions: list[Prompt | None] = []
-    for template, spans in zip(batch["caption"], batch["mentions"], strict=True):
-        text = parse_text(template) if template else ""
-        marked = tuple(Span(start, end, i) for i, (start, end) in enumerate(spans))
-        mentions.append(Prompt(text, marked) if template else None)
-    ids = frozen.prompts.locate(mentions).to(conditioning.token_mask.device)
-    return ids.masked_fill(~conditioning.token_mask, NO_SUBJECT), batch["mention_masks"]
-
-
-# Which tokens the attention-mask loss is about -> (their numbers (B, L), masks of what they name, by sample).
-GROUNDED: dict[str, Callable[[Batch, Conditioning, FrozenNetworks], tuple[Tensor, Any]]] = {
-    "subjects": _subjects,  # those that a picture stands for (UNIMO-G's visual tokens)
-    "words": _words,  # and all others that name something whose place in the picture is known
-}

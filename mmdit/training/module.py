@@ -6,7 +6,6 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,20 +13,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mmdit.conditioning import Conditioning
 from mmdit.data.datamodule import numbered_generator
-from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.features import FeatureTeacher
-from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
-from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.flow.alignment import alignment_loss
-from mmdit.flow.attention import ATTENTION_LOSSES, masks_on_grid
 from mmdit.flow.objective import FlowDraw, Objective
-from mmdit.modalities.segmentation import SegmentationCodec
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
-from mmdit.training.frozen import GROUNDED, Batch, FrozenNetworks
+from mmdit.training.frozen import Batch, FrozenNetworks
+from mmdit.training.grounding import AttentionLoss
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.sharding import shard_module
 
@@ -119,6 +112,9 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
     return torch.Generator(device).manual_seed(seed)
 
 
+NO_ATTENTION_LOSS = AttentionLoss()
+
+
 class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
@@ -129,15 +125,11 @@ class TransformerModule(SteppedModule):
     Args:
         network: the transformer.
         objective: the loss.
-        codec: whitens latents.
+        frozen: the codec, which whitens latents; the teacher, None = the batch holds its features; the encoders of captions
+            and subjects, None = the batch has none.
         alignment_weight: weight of the alignment loss; 0 = off.
         hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
-        teacher: frozen network whose features are computed in each step; None = the batch holds them.
-        prompts: frozen encoders of captions and subjects; None = the batch has none.
-        attention_weight: weight of the attention-mask loss; 0 = off.
-        attention_blocks: numbers of the blocks whose attention to the prompt it compares.
-        attention_on: name in ``GROUNDED``: of which tokens.
-        attention_kind: name in ``ATTENTION_LOSSES``.
+        attention: the loss between attention to the prompt and where things are.
     """
 
     network: MultimodalDiT
@@ -147,25 +139,18 @@ class TransformerModule(SteppedModule):
         network: MultimodalDiT,
         objective: Objective,
         *,
-        codec: LatentCodec,
+        frozen: FrozenNetworks,
         optimizer: OptimizerConfig,
         seed: int,
         max_steps: int,
         alignment_weight: float = 0.0,
         hide_prompt_beside: str | None = None,
-        teacher: FeatureTeacher | SceneTeacher | None = None,
-        prompts: FrozenPromptEncoder | None = None,
-        attention_weight: float = 0.0,
-        attention_blocks: Sequence[int] = (),
-        attention_on: str = "subjects",
-        attention_kind: str = "mask",
+        attention: AttentionLoss = NO_ATTENTION_LOSS,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
-        self.objective, self.alignment_weight = objective, alignment_weight
-        self.attention_weight, self.attention_blocks = attention_weight, tuple(attention_blocks)
-        self.attention_on, self.attention_kind = GROUNDED[attention_on], ATTENTION_LOSSES[attention_kind]
+        self.objective, self.frozen = objective, frozen
+        self.alignment_weight, self.attention = alignment_weight, attention
         self.hide_prompt_beside = hide_prompt_beside
-        self.frozen = FrozenNetworks(codec, teacher, prompts)
 
     @property
     def codec(self) -> LatentCodec:
@@ -181,9 +166,9 @@ class TransformerModule(SteppedModule):
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
         network = partial(
-            self.network.__call__,
+            self.network.__call__,  # the same as self.network, which mypy takes for no function
             output_alignment=self.alignment_weight > 0,
-            output_attention=self.attention_blocks if self.attention_weight > 0 else (),
+            output_attention=self.attention.blocks,
         )
         step = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
         losses = dict(step.losses)
@@ -192,18 +177,17 @@ class TransformerModule(SteppedModule):
             losses["alignment"] = alignment_loss(step.network_output.alignment, features)
             losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
         if step.network_output.attention is not None:
-            losses["attention"] = self._attention_loss(step.network_output.attention, conditioning, batch, (h, w))
-            losses["loss"] = losses["loss"] + self.attention_weight * losses["attention"]
+            p = self.network.config.patch_size
+            losses["attention"] = self.attention(
+                step.network_output.attention,
+                batch,
+                conditioning,
+                frozen=self.frozen,
+                grid=(h // p, w // p),
+                mean_over_processes=self._mean_over_processes,
+            )
+            losses["loss"] = losses["loss"] + self.attention.weight * losses["attention"]
         return losses
-
-    def _attention_loss(
-        self, attention: Tensor, conditioning: Conditioning, batch: Batch, latent_size: tuple[int, int]
-    ) -> Tensor:
-        p = self.network.config.patch_size
-        grid = (latent_size[0] // p, latent_size[1] // p)
-        ids, masks = self.attention_on(batch, conditioning, self.frozen)
-        pooled, known = masks_on_grid(masks, grid, attention.device)
-        return self.attention_kind(attention, ids, pooled, known, self._mean_over_processes)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
@@ -216,76 +200,3 @@ class TransformerModule(SteppedModule):
                 prompt, draw.roles[:, modalities.index(self.hide_prompt_beside)] == Role.CONDITION
             )
         return prompt
-
-
-class AutoencoderModule(SteppedModule):
-    """Trains the VAE on images of all modalities.
-
-    The batch: an entry (B, 3, H, W) in [-1, 1] per modality, ``present`` (B, M) bool, ``id``.
-    """
-
-    def __init__(
-        self,
-        codec: LatentCodec,
-        objective: AutoencoderObjective,
-        *,
-        optimizer: OptimizerConfig,
-        seed: int,
-        max_steps: int,
-    ) -> None:
-        super().__init__(codec.vae, optimizer=optimizer, seed=seed, max_steps=max_steps)
-        self.codec, self.objective = codec, objective
-
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        images = torch.stack([batch[name] for name in self.codec.modalities], dim=1)  # (B, M, 3, H, W)
-        present = batch["present"]
-        modality_ids = torch.arange(images.shape[1], device=images.device).expand(present.shape)[present]
-        return self.objective(self.codec, images[present], modality_ids, generator)
-
-
-class LabelledModule(SteppedModule):
-    """Trains a network on labels of pixels; the batch has ``segmentation`` (B, 3, H, W), the labels' colours.
-
-    Args:
-        network: what is trained.
-        objective: the loss.
-        segmentation: knows the labels by their colours.
-        optimizer, seed, max_steps: as in ``SteppedModule``.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        objective: Any,
-        segmentation: SegmentationCodec,
-        *,
-        optimizer: OptimizerConfig,
-        seed: int,
-        max_steps: int,
-    ) -> None:
-        super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
-        self.objective, self.segmentation = objective, segmentation
-
-    def labels(self, batch: Batch) -> Tensor:
-        """(B, H, W), rows of the codec's palette."""
-        return self.segmentation.logits(batch["segmentation"]).argmax(dim=1)
-
-
-class TeacherModule(LabelledModule):
-    """Trains the small ViT teacher on scenes: category, per-pixel classes and normals from RGB.
-
-    The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
-    """
-
-    network: SceneTeacher
-    objective: SceneTeacherObjective
-
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        return self.objective(
-            self.network,
-            batch["rgb"],
-            categories=batch["category"],
-            labels=self.labels(batch),
-            normals=batch["normal"],
-            generator=generator,
-        )

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from mmdit.encoders.contrastive import ContrastiveObjective, image_processor, make_clip, symmetric_loss
+from mmdit.encoders.contrastive import (
+    ContrastiveObjective,
+    Texts,
+    freeze_text,
+    image_processor,
+    make_clip,
+    symmetric_loss,
+)
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
@@ -45,10 +52,10 @@ def test_equal_captions_are_no_negatives(tokenizer):
     torch.manual_seed(0)
     model = make_clip(tokenizer, 16, **SIZES).eval()
     rgb, pairs = torch.rand(3, 3, 16, 16) * 2 - 1, torch.rand(2, 2, 3, 16, 16) * 2 - 1
-    tokens = dict(tokenizer(CAPTIONS, padding=True, return_tensors="pt"))
-    tokens.pop("token_type_ids", None)
+    texts = Texts.read(CAPTIONS, tokenizer, torch.device("cpu"))
+    tokens = texts.tokens
     with torch.no_grad():
-        losses = ContrastiveObjective(0.5)(model, rgb, tokens, CAPTIONS, pairs)
+        losses = ContrastiveObjective(0.5)(model, rgb, texts, pairs)
         output = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=rgb)
         one, other = (model(**tokens, pixel_values=pairs[:, i]).image_embeds for i in (0, 1))
     same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
@@ -59,7 +66,37 @@ def test_equal_captions_are_no_negatives(tokenizer):
     assert float(losses["loss"]) == pytest.approx(float(losses["text"] + 0.5 * losses["subject"]), rel=1e-6)
     right = [bool(same[i, int(row.argmax())]) for i, row in enumerate(output.logits_per_image)]
     assert float(losses["accuracy"]) == pytest.approx(sum(right) / 3)
-    assert "subject" not in ContrastiveObjective()(model, rgb, tokens, CAPTIONS, None)
+    assert "subject" not in ContrastiveObjective()(model, rgb, texts)
+
+
+@torch.no_grad()
+def test_subjects_against_their_names(tokenizer):
+    """Both pictures of a subject against all names; equal names are right answers for each other's pictures."""
+    torch.manual_seed(0)
+    model = make_clip(tokenizer, 16, **SIZES).eval()
+    rgb, pairs = torch.rand(3, 3, 16, 16) * 2 - 1, torch.rand(3, 2, 3, 16, 16) * 2 - 1
+    texts = Texts.read(CAPTIONS, tokenizer, torch.device("cpu"))
+    losses = ContrastiveObjective(0.5, 0.25)(model, rgb, texts, pairs, texts)
+    same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
+    expected = [symmetric_loss(model(**texts.tokens, pixel_values=pairs[:, i]).logits_per_image, same) for i in (0, 1)]
+    assert float(losses["name"]) == pytest.approx(float(sum(expected) / 2), rel=1e-5)
+    total = losses["text"] + 0.5 * losses["subject"] + 0.25 * losses["name"]
+    assert float(losses["loss"]) == pytest.approx(float(total), rel=1e-6)
+
+
+def test_text_tower_frozen_up_to_a_layer(tokenizer):
+    model = make_clip(tokenizer, 16, **SIZES)
+    freeze_text(model, 1)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    text = {name for name in trained if name.startswith("text")}
+    assert {name.split(".")[1] for name in text} == {"encoder", "final_layer_norm", "weight"}
+    assert {name.split(".")[3] for name in text if ".layers." in name} == {"1"}
+    with pytest.raises(UserError, match=r"clip\.freeze_text_layers is 3: the text tower has 2"):
+        freeze_text(model, 3)
+    freeze_text(model)
+    assert not [
+        name for name, parameter in model.named_parameters() if name.startswith("text") and parameter.requires_grad
+    ]
 
 
 @torch.no_grad()

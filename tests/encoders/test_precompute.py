@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import mmdit.encoders.precompute as precompute
 from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentShards, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.precompute import Processes, encode_dataset
 from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.encoders.shard_writing import ShardWriter
 from mmdit.errors import UserError
 from mmdit.storage.lock import FolderLock
 
@@ -116,26 +116,24 @@ class _Killed(Exception):
 def test_an_interrupted_run_goes_on_and_writes_the_same_files(make_dataset, vae, tmp_path, monkeypatch):
     root = make_dataset()
     _encode(root, tmp_path / "whole", vae)
-    write, written = precompute._write_shard, []
+    write, written = ShardWriter.write, []
 
-    def write_and_die(job, *args, **options):
+    def write_and_die(writer, job, *args):
         if len(written) == 2:
             # What SIGKILL leaves: a temporary file of a shard that was not finished.
             (job.path.parent / f".{job.path.name}.tmp").write_bytes(b"half")
             raise _Killed
         written.append(job.path.name)
-        write(job, *args, **options)
+        return write(writer, job, *args)
 
-    monkeypatch.setattr(precompute, "_write_shard", write_and_die)
+    monkeypatch.setattr(ShardWriter, "write", write_and_die)
     with pytest.raises(_Killed):
         _encode(root, tmp_path / "out", vae)
     with pytest.raises(UserError, match=r"latents\.json"):
         LatentShards(tmp_path / "out")
     resumed = []
     monkeypatch.setattr(
-        precompute,
-        "_write_shard",
-        lambda job, *args, **options: (resumed.append(job.path.name), write(job, *args, **options)),
+        ShardWriter, "write", lambda writer, job, *args: resumed.append(job.path.name) or write(writer, job, *args)
     )
     _encode(root, tmp_path / "out", vae)
     assert resumed == ["shard-00002.safetensors"]

@@ -66,6 +66,10 @@ def test_choice_against_a_loop(attention, masks):
                 weight += covered
     assert float(attention_choice_loss(attention, SUBJECTS, masks)) == pytest.approx(loss / weight, rel=1e-9)
     assert attention_choice_loss(attention, SUBJECTS, masks, torch.tensor([True, True, False])) == 0
+    torch.testing.assert_close(  # as many columns as a sample has subjects, or more
+        attention_choice_loss(attention, SUBJECTS, masks, max_subjects=2),
+        attention_choice_loss(attention, SUBJECTS, masks),
+    )
     doubled = attention * torch.rand(N, B, T, 1, dtype=torch.float64)  # how much of the softmax it is doesn't matter
     torch.testing.assert_close(
         attention_choice_loss(doubled, SUBJECTS, masks), attention_choice_loss(attention, SUBJECTS, masks)
@@ -101,6 +105,15 @@ def test_without_subjects_it_is_zero_and_has_a_gradient(attention_loss, attentio
         assert loss == 0
         (gradient,) = torch.autograd.grad(loss, attention)
         assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("attention_loss", ATTENTION_LOSSES.values())
+@pytest.mark.parametrize("max_subjects", [None, 2])
+def test_no_loss_asks_the_device_for_a_number(attention_loss, max_subjects, attention, masks):
+    """The meta device has none to give: whatever waits for one fails."""
+    known = torch.ones(S, dtype=torch.bool)
+    inputs = [x.to("meta") for x in (attention, SUBJECTS, masks, known)]
+    assert attention_loss(*inputs, max_subjects=max_subjects).shape == ()
 
 
 def test_gradient_moves_attention_to_the_mask(attention, masks):

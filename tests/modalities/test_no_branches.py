@@ -13,14 +13,6 @@ from mmdit.modalities import CODECS, MODALITIES
 PACKAGE = Path(__file__).resolve().parents[2] / "mmdit"
 NAMES = {*MODALITIES, *CODECS}
 CLASSES = {codec.__name__ for codec in CODECS.values()}
-# file -> how many, and why
-EXCEPTIONS: dict[str, tuple[int, str]] = {
-    "sources/folders/dataset.py": (
-        3,
-        "the kind of depth is asked for, and labels are collected: to become the codecs'",
-    ),
-    "sources/folders/description.py": (3, "what dataset.json says of depth and of labels: to become the codecs'"),
-}
 SEARCHES = {"index", "startswith", "endswith", "count", "remove", "find"}
 
 
@@ -68,8 +60,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if PACKAGE / "modalities
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_branch_on_a_name(path):
     found = [f"line {node.lineno}: {ast.unparse(node)}" for node in branches(ast.parse(path.read_text("utf-8")))]
-    allowed, _ = EXCEPTIONS.get(path.relative_to(PACKAGE).as_posix(), (0, ""))
-    assert len(found) <= allowed, found
+    assert not found
 
 
 @pytest.mark.parametrize(

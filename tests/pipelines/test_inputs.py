@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.pipelines.arguments import processing_size, seeded
+from mmdit.pipelines.arguments import seeded
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.pipelines.sizes import processing_size
 from mmdit.task import Role
 
 MakePipeline = Callable[..., MultimodalDiTPipeline]

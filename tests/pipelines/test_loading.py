@@ -264,7 +264,7 @@ def test_quiet_without_accelerate(
 ) -> None:
     for module in ("diffusers.models.modeling_utils", "diffusers.pipelines.pipeline_utils"):
         monkeypatch.setattr(f"{module}.is_accelerate_available", lambda: False)
-    monkeypatch.setattr("mmdit.pipelines.pipeline_multimodal_dit.is_accelerate_available", lambda: False)
+    monkeypatch.setattr("mmdit.pipelines.folder.is_accelerate_available", lambda: False)
     MultimodalDiTPipeline.from_pretrained(folder)
     assert "accelerate" not in capfd.readouterr().err
 

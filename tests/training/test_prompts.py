@@ -25,6 +25,7 @@ from mmdit.training.config import (
     PromptsConfig,
     TrainingConfig,
 )
+from mmdit.training.grounding import GROUNDED
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -241,6 +242,14 @@ def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_
     assert before.keys() == after.keys()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"vision_model", "visual_projection", "logit_scale"}
+    settings = replace(settings, freeze_text_layers=1, name_weight=0.5, pair_share=1.0)
+    folder = run_to_end(tiny_config(recipe="clip", clip=settings, data=data, alignment=None), tmp_path / "in_part")
+    after = load_file(folder / "model.safetensors")
+    kept = {name for name in before if name.startswith("text_model") and torch.equal(before[name], after[name])}
+    assert {name.split(".")[3] for name in kept if ".layers." in name} == {"0"}
+    assert {name for name in kept if ".layers." not in name} == {
+        name for name in before if ".embeddings." in name and "text" in name
+    }
     vocabularies = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in (clip, folder)]
     assert vocabularies[0] == vocabularies[1]
     with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
@@ -255,7 +264,7 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     module, batch = run.module, next(iter(run.data.train_dataloader()))
     encoded = module.frozen.encode_prompts(batch, torch.device("cpu"))
     conditioning = module.network.conditioner(module.network.conditioner.of_batch(encoded))
-    ids, masks = module.attention_on(batch, conditioning, module.frozen)
+    ids, masks = GROUNDED[module.attention.on](batch, conditioning, module.frozen)
     assert sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subjects"]))
     tokenizer, first = module.frozen.prompts.text.tokenizer, 0
     for row, (template, spans) in enumerate(zip(batch["caption"], batch["mentions"], strict=True)):

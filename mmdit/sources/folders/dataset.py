@@ -13,14 +13,12 @@ from typing import Any
 from mmdit.data.lines import MANIFEST
 from mmdit.data.writer import DatasetWriter, read_description, write_description
 from mmdit.errors import UserError, one_line
-from mmdit.modalities import IMAGE, Reading, build_codec, get_modalities
+from mmdit.modalities import IMAGE, Reading
 from mmdit.modalities.codec import Codec
 from mmdit.modalities.orientation import turn_together
-from mmdit.modalities.segmentation import SegmentationCodec
-from mmdit.modalities.table import codec_class
 from mmdit.progress import Progress
-from mmdit.sources.folders.depth_kind import DepthKind, depth_kind
 from mmdit.sources.folders.description import GENERATOR, describe
+from mmdit.sources.folders.kinds import FolderOptions, imported_files
 from mmdit.sources.folders.matching import BadFile, MatchedSample, match_folders
 from mmdit.sources.folders.storing import AsItIs
 from mmdit.sources.records import SourceRecords
@@ -30,7 +28,6 @@ from mmdit.storage.lock import FolderLock
 from mmdit.storage.names import nested_name
 
 BATCH = 256  # samples between two looks at Ctrl-C
-_UNNAMED = "; --classes names others than 0 to 63"
 
 
 @dataclass(frozen=True)
@@ -86,14 +83,12 @@ def import_folders(
     writer = DatasetWriter(output, split)
     _refuse_nested(output, sources)
     matches = match_folders(sources)
-    kind: DepthKind | None = None
-    if "depth" in sources:
-        paths = [sample.files["depth"] for sample in matches.samples if "depth" in sample.files]
-        kind = depth_kind(paths, depth_values, depth_scale)
-    stores = _stores(sources, kind, classes)
+    paths = {name: [sample.files[name] for sample in matches.samples if name in sample.files] for name in sources}
+    kinds = imported_files(paths, FolderOptions(depth_values, depth_scale, classes))
+    stores = {name: kind.store() for name, kind in kinds.items()}
     with FolderLock(output, GENERATOR):
-        values = describe(output, split, sources, depth=kind, classes=classes, licence=licence)
-        for note in (*matches.notes, *([kind.note] if kind is not None and kind.note else [])):
+        values = describe(output, split, sources, kinds=kinds, licence=licence)
+        for note in (*matches.notes, *(kind.note for kind in kinds.values() if kind.note)):
             say(note)
         if read_description(output) != values:
             write_description(output, values)  # before the first file, so that nothing else can be mixed in
@@ -122,20 +117,6 @@ def _refuse_nested(output: Path, sources: Mapping[str, Path]) -> None:
                 f"--{name} {folder} and --output {output} lie one in the other: files of one would be taken for the other's; "
                 "give a folder beside it"
             )
-
-
-def _stores(
-    folders: Mapping[str, Path], kind: DepthKind | None, classes: Sequence[Mapping[str, Any]] | None
-) -> dict[str, AsItIs]:
-    facts = {"segmentation_classes": classes}
-    made = {}
-    for name, modality in get_modalities(folders).items():
-        settings = codec_class(modality).dataset_settings(facts)
-        hint = _UNNAMED if modality.codec == SegmentationCodec.name and not settings else ""
-        made[name] = AsItIs(build_codec(modality.replace(**settings)), hint=hint)
-    if kind is not None:
-        made["depth"] = kind.store()
-    return made
 
 
 def _import_all(

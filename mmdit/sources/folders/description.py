@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmdit.data.writer import read_description
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES
-from mmdit.sources.folders.depth_kind import DepthKind
+from mmdit.sources.folders.kinds import ImportedFiles
 from mmdit.storage.names import text_of
 from mmdit.storage.requests import Request
 
 GENERATOR = "mmdit data import"
 # Raised when the same files give other ones.
 GENERATOR_VERSION = 1
+_KEPT = ("segmentation_classes", "depth_scale", "licence")  # of other splits, in the order of the file
 
 
 def describe(
@@ -23,8 +24,7 @@ def describe(
     split: str,
     folders: Mapping[str, Path],
     *,
-    depth: DepthKind | None = None,
-    classes: Sequence[Mapping[str, Any]] | None = None,
+    kinds: Mapping[str, ImportedFiles],
     licence: str | None = None,
 ) -> dict[str, Any]:
     """Return ``dataset.json`` for a split that is about to be added to a dataset, which may have others already.
@@ -33,8 +33,7 @@ def describe(
         root: the dataset.
         split: that is added, or gone on with.
         folders: modality -> where its files come from.
-        depth: what depth files hold, if there are any.
-        classes: segmentation classes, if they are named.
+        kinds: modality -> what its files are.
         licence: of the images; None = that which is there, if any.
 
     Raises:
@@ -51,24 +50,13 @@ def describe(
     splits = {**before, split: {name: text_of(str(folder)) for name, folder in folders.items()}}
     used = {name for names in splits.values() for name in names}
     values: dict[str, Any] = {"modalities": [name for name in MODALITIES if name in used]}
-    kept: dict[str, Any] = {key: old[key] for key in ("segmentation_classes", "depth_scale", "licence") if key in old}
-    had_labels = any("segmentation" in names for names in before.values())
-    if "segmentation" in folders and (classes is not None or had_labels):
-        given = None if classes is None else [dict(entry) for entry in classes]
-        if had_labels:
-            asked = {"segmentation_classes": given}
-            Request(asked).refuse_other({"segmentation_classes": kept.get("segmentation_classes")}, root, "labels")
-        if given is not None:
-            kept["segmentation_classes"] = given
+    kept: dict[str, Any] = {key: old[key] for key in _KEPT if key in old}
     labels = dict(provenance.get("labels", {}))
-    if depth is not None:
-        facts = {**depth.facts(), "depth_scale": depth.scale}
-        if "depth" in labels:
-            Request(facts).refuse_other({**labels["depth"], "depth_scale": kept.get("depth_scale")}, root, "depth")
-        kept["depth_scale"], labels["depth"] = depth.scale, depth.facts()
+    for name, kind in kinds.items():
+        kind.describe(kept, labels, root, had=any(name in names for names in before.values()))
     if licence is not None:
         kept["licence"] = licence
-    values |= kept
+    values |= {key: kept[key] for key in _KEPT if key in kept}
     values["provenance"] = {**settings, "folders": splits, **({"labels": labels} if labels else {})}
     return values
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmdit.sources.scenes.layout import Camera, Layout, aim
+from mmdit.sources.scenes.camera import Camera, aim
+from mmdit.sources.scenes.layout import Layout
 
 STEP_BACK = 1.15  # of the scene's own distance: the main object stays in view
 SWAY = 0.15  # half the way from side to side, in half image widths

@@ -13,7 +13,8 @@ import numpy as np
 
 from mmdit.colours import colour_name, encode_srgb
 from mmdit.names import BACKGROUND_CLASSES, RELATION_WORDS, STYLE_WORD
-from mmdit.sources.scenes.layout import Layout, Material, PlacedObject
+from mmdit.sources.scenes.layout import Layout, PlacedObject
+from mmdit.sources.scenes.material import Material
 from mmdit.sources.scenes.subjects import OPPOSITE, SIZE_RATIO
 
 Span = tuple[int, int]

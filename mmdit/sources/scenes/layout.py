@@ -1,40 +1,26 @@
 """What stands where in a procedural scene: a description in plain numbers, drawn from (seed, split, index) alone.
 
-World frame: z up, the floor is z = 0, metres. The camera looks along +y and down, never rolled, so the camera frame is
-x right = world x, y up, z towards the viewer. The wall is a vertical plane behind the objects.
+World frame: z up, the floor is z = 0, metres (``mmdit.sources.scenes.camera``). The wall is a vertical plane behind the objects.
 """
 
 from __future__ import annotations
 
-import colorsys
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmdit.colours import colour_name, encode_srgb
+from mmdit.sources.scenes.camera import Camera, frame, silhouette, visible_shares
 from mmdit.sources.scenes.environment import Environment
+from mmdit.sources.scenes.material import Material, draw_background, draw_colour_unlike, draw_material
 from mmdit.sources.scenes.shapes import CATEGORIES, Mesh, category_mesh, place_mesh
 
 CATEGORY_NAMES: tuple[str, ...] = tuple(CATEGORIES)
-SILHOUETTE_SIZE = 64  # resolution at which the layout looks at itself, whatever the size of the images
 MIN_VISIBLE_MAIN = 0.65
 MIN_VISIBLE_DISTRACTOR = 0.3
 Vector = tuple[float, float, float]
-TEXTURES: tuple[str, ...] = ("plain", "checker", "stripes", "noise")
-
-
-@dataclass(frozen=True)
-class Material:
-    """albedo: diffuse reflectance, linear RGB in [0, 1]; second: the other colour of a texture; gloss: 0 = matte."""
-
-    albedo: Vector
-    second: Vector | None = None
-    texture: str = "plain"
-    texture_scale: float = 1.0
-    gloss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,27 +53,6 @@ class PlacedObject:
             self.yaw_degrees,
             np.asarray(self.position),
         )
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera at `eye` (metres), pitched down by `elevation` degrees; `fov` is the full angle in degrees."""
-
-    eye: Vector
-    elevation: float
-    fov: float
-
-    @property
-    def world_to_camera(self) -> np.ndarray:
-        """(3, 3), rows: right, up, towards the viewer."""
-        sine, cosine = math.sin(math.radians(self.elevation)), math.cos(math.radians(self.elevation))
-        return np.array([[1.0, 0.0, 0.0], [0.0, sine, cosine], [0.0, -cosine, sine]])
-
-    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """World points (N, 3) -> (x right, y up) in [-1, 1] across the image (N, 2), and their depth (N,) in metres."""
-        local = (points - np.asarray(self.eye)) @ self.world_to_camera.T
-        depth = -local[:, 2]
-        return local[:, :2] / (depth * math.tan(math.radians(self.fov) / 2))[:, None], depth
 
 
 @dataclass(frozen=True)
@@ -132,31 +97,6 @@ def category_of(seed: int, split: str, index: int) -> str:
     return CATEGORY_NAMES[int(scene_generator(seed, split, 0, block).permutation(len(CATEGORY_NAMES))[place])]
 
 
-def silhouette(mesh: Mesh, camera: Camera, size: int = SILHOUETTE_SIZE) -> np.ndarray:
-    """Boolean (size, size): the pixels the mesh covers when nothing stands before it."""
-    from PIL import Image, ImageDraw
-
-    plane, _ = camera.project(mesh.vertices)
-    pixels = (plane * (1, -1) + 1) * (size / 2) - 0.5
-    image = Image.new("1", (size, size))
-    draw = ImageDraw.Draw(image)
-    triangles = pixels[mesh.faces]  # (F, 3, 2)
-    if mesh.two_sided:
-        # Of many small triangles the corners are enough; polygons are drawn one by one.
-        small = (np.ptp(triangles, axis=1) < 1).all(axis=1)
-        drawn, corners = triangles[~small], np.round(triangles[small].reshape(-1, 2)).astype(int)
-    else:
-        first, second = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-        drawn = triangles[first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0]
-        corners = np.empty((0, 2), dtype=int)
-    for triangle in drawn.reshape(-1, 6).tolist():
-        draw.polygon(triangle, fill=1)
-    mask = np.array(image)
-    corners = corners[((corners >= 0) & (corners < size)).all(axis=1)]
-    mask[corners[:, 1], corners[:, 0]] = True
-    return mask
-
-
 def sample_layout(
     seed: int, split: str, index: int, variety: bool = False, max_distractors: int | None = None
 ) -> Layout:
@@ -189,48 +129,6 @@ def sample_layout(
     return layout
 
 
-def _linear(red: float, green: float, blue: float) -> Vector:
-    """sRGB -> linear (IEC 61966-2-1)."""
-    return tuple(c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue))  # type: ignore[return-value]
-
-
-def colour_distance(first: Vector, second: Vector) -> float:
-    """Euclidean distance of linear colours in gamma-compressed RGB, about what the eye tells apart."""
-    return float(np.linalg.norm(np.asarray(first) ** (1 / 2.2) - np.asarray(second) ** (1 / 2.2)))
-
-
-def draw_colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
-    return _linear(*colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value)))
-
-
-def draw_colour_unlike(rng: np.random.Generator, palette: Sequence[Vector]) -> Vector:
-    """A strong colour unlike all of ``palette``, as far as fifty draws allow."""
-    for _ in range(50):
-        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
-        if min((colour_distance(albedo, other) for other in palette), default=1.0) > 0.38:
-            break
-    return albedo
-
-
-def draw_material(rng: np.random.Generator, albedo: Vector, variety: bool, background: bool = False) -> Material:
-    if not variety:
-        return Material(albedo)
-    texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
-    second = tuple(float(c) * rng.uniform(0.35, 0.75) for c in albedo)
-    gloss = 0.0 if background or rng.random() < 0.4 else float(rng.uniform(0.3, 1.0))
-    return Material(albedo, second, texture, float(rng.uniform(2.0, 5.0)), gloss)  # type: ignore[arg-type]
-
-
-def draw_background(rng: np.random.Generator, variety: bool) -> tuple[Material, Material]:
-    floor = draw_colour(rng, (0.0, 0.4), (0.5, 0.9))
-    while True:
-        wall = draw_colour(rng, (0.0, 0.4), (0.55, 0.95))
-        if colour_distance(floor, wall) > 0.15:
-            return draw_material(rng, floor, variety, background=True), draw_material(
-                rng, wall, variety, background=True
-            )
-
-
 def _object(
     rng: np.random.Generator,
     name: str,
@@ -255,34 +153,6 @@ def draw_sun(rng: np.random.Generator) -> Vector:
     azimuth = math.radians(rng.uniform(20, 75)) * (1 if rng.random() < 0.5 else -1)
     elevation = math.radians(rng.uniform(32, 62))
     return (math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation))
-
-
-def frame(rng: np.random.Generator, mesh: Mesh, elevations: tuple[float, float], unit: float = 1.0) -> Camera:
-    """A camera that shows the whole mesh, ``unit`` metres large, near the middle, over a drawn share of the image."""
-    fov, elevation = rng.uniform(32, 48), rng.uniform(*elevations)
-    target_cover, target_extent = rng.uniform(0.17, 0.33), rng.uniform(0.72, 0.86)
-    shift = rng.uniform(-1, 1, 2)
-    centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
-    distance = 3.0 * unit
-    for _ in range(5):
-        camera = aim(centre, distance, elevation, fov)
-        plane, _ = camera.project(mesh.vertices)
-        extent = (plane.max(axis=0) - plane.min(axis=0)).max() / 2
-        covered = silhouette(mesh, camera).mean()
-        distance *= max(math.sqrt(covered / target_cover), extent / target_extent)
-        # Slide the aim so that the bounding box, not the projected centre, is at the wanted place.
-        lowest, highest = plane.min(axis=0), plane.max(axis=0)
-        slack = np.clip(0.92 - (highest - lowest) / 2, 0, 0.2)
-        offset = ((lowest + highest) / 2 - shift * slack) * distance * math.tan(math.radians(fov) / 2)
-        centre = centre + offset @ camera.world_to_camera[:2]
-    return aim(centre, distance, elevation, fov)
-
-
-def aim(centre: np.ndarray, distance: float, elevation: float, fov: float) -> Camera:
-    """A camera that has ``centre`` (3,) in its middle, ``distance`` metres away, pitched down by ``elevation`` degrees."""
-    angle = math.radians(elevation)
-    eye = centre + distance * np.array([0.0, -math.cos(angle), math.sin(angle)])
-    return Camera((float(eye[0]), float(eye[1]), float(eye[2])), float(elevation), float(fov))
 
 
 def add_distractor(
@@ -350,16 +220,3 @@ def footprint(mesh: Mesh) -> tuple[np.ndarray, float]:
     corners = mesh.vertices[:, :2]
     centre = (corners.min(axis=0) + corners.max(axis=0)) / 2
     return centre, float(np.linalg.norm(corners - centre, axis=1).max())
-
-
-def visible_shares(circles: list[tuple[np.ndarray, float]], masks: list[np.ndarray], camera: Camera) -> list[float]:
-    """Share of each silhouette not hidden by nearer objects; objects stand apart, so the nearer centre is in front."""
-    distances = [float(np.linalg.norm(centre - np.asarray(camera.eye)[:2])) for centre, _ in circles]
-    shares = []
-    for k, mask in enumerate(masks):
-        hidden = np.zeros_like(mask)
-        for j, other in enumerate(masks):
-            if distances[j] < distances[k]:
-                hidden |= other
-        shares.append(1 - float((mask & hidden).sum() / max(1, mask.sum())))
-    return shares

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from mmdit.colours import decode_srgb, encode_srgb
-from mmdit.sources.scenes.layout import Layout, Material
+from mmdit.sources.scenes.layout import Layout
+from mmdit.sources.scenes.material import Material
 from mmdit.sources.scenes.renderer import load_mitsuba
 from mmdit.sources.scenes.shapes import Mesh, Part
 

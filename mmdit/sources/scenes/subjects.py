@@ -13,8 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmdit.colours import colour_name, encode_srgb
-from mmdit.sources.scenes import layout as scenes
-from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, Material, PlacedObject, scene_generator
+from mmdit.sources.scenes.camera import SILHOUETTE_SIZE, frame, silhouette, visible_shares
+from mmdit.sources.scenes.layout import (
+    CATEGORY_NAMES,
+    Layout,
+    PlacedObject,
+    add_distractor,
+    draw_sun,
+    footprint,
+    scene_generator,
+)
+from mmdit.sources.scenes.material import Material, colour_distance, draw_background, draw_colour, draw_material
 from mmdit.sources.scenes.shapes import CATEGORIES, Mesh
 
 SCENES_PER_BLOCK = 8
@@ -66,11 +75,11 @@ def _subject(rng: np.random.Generator, number: int, category: str, other: Subjec
     jitter = CATEGORIES[category].proportion_jitter
     proportions = tuple(float(1 + p) for p in rng.uniform(-jitter, jitter, 3))
     while True:
-        albedo = scenes.draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
-        subject = Subject(number, category, proportions, scenes.draw_material(rng, albedo, variety))  # type: ignore[arg-type]
+        albedo = draw_colour(rng, (0.45, 0.95), (0.6, 1.0))
+        subject = Subject(number, category, proportions, draw_material(rng, albedo, variety))  # type: ignore[arg-type]
         if other is None:
             return subject
-        if subject.colour != other.colour and scenes.colour_distance(albedo, other.material.albedo) > 0.38:
+        if subject.colour != other.colour and colour_distance(albedo, other.material.albedo) > 0.38:
             return subject
 
 
@@ -116,7 +125,7 @@ def _alone(rng: np.random.Generator, subject: Subject, has_company: bool, variet
     if has_company and rng.random() < 0.6:
         others = [name for name in CATEGORY_NAMES if name != subject.category]
         palette = [layout.floor.albedo, layout.wall.albedo, main.material.albedo]
-        layout = scenes.add_distractor(rng, layout, others, palette, variety)
+        layout = add_distractor(rng, layout, others, palette, variety)
     return replace(layout, subjects=(subject.number,))
 
 
@@ -145,7 +154,7 @@ def _apart(
 ) -> tuple[PlacedObject, ...]:
     """Set the first object beside the second along the relation's axis, a little off it, and centre both."""
     sideways = RELATIONS[relation][1] == 0
-    radii = [scenes.footprint(placed.mesh(sections=16))[1] for placed in objects]
+    radii = [footprint(placed.mesh(sections=16))[1] for placed in objects]
     distance = sum(radii) + rng.uniform(0.05, 0.4 if sideways else 0.9)
     turn = math.radians(rng.uniform(-22, 22) if sideways else rng.uniform(-38, 38))
     x, y = RELATIONS[relation]
@@ -160,8 +169,8 @@ def _apart(
 def _draw_ground(rng: np.random.Generator, objects: list[Material], variety: bool) -> tuple[Material, Material]:
     """Floor and wall against which the objects stand out."""
     while True:
-        ground = scenes.draw_background(rng, variety)
-        if min(scenes.colour_distance(one.albedo, other.albedo) for one in objects for other in ground) > 0.38:
+        ground = draw_background(rng, variety)
+        if min(colour_distance(one.albedo, other.albedo) for one in objects for other in ground) > 0.38:
             return ground
 
 
@@ -182,12 +191,12 @@ def _surroundings(
     reach = np.linalg.norm(whole.vertices[:, :2], axis=1).max()
     return Layout(
         objects=objects,
-        camera=scenes.frame(rng, whole, elevations),
+        camera=frame(rng, whole, elevations),
         wall_normal=(math.sin(turn), -math.cos(turn), 0.0),
         wall_distance=reach + rng.uniform(0.4, 1.9),
         floor=floor,
         wall=wall,
-        sun_direction=scenes.draw_sun(rng),
+        sun_direction=draw_sun(rng),
         sun_strength=rng.uniform(0.85, 1.1),
     )
 
@@ -199,11 +208,11 @@ def _offsets(meshes: list[Mesh]) -> list[int]:
 def _least_visible(layout: Layout, relation: str) -> float:
     """Share of the worse hidden object that can be seen; 0 where the picture does not show the relation."""
     meshes = [placed.mesh(sections=16) for placed in layout.objects]
-    masks = [scenes.silhouette(mesh, layout.camera) for mesh in meshes]
+    masks = [silhouette(mesh, layout.camera) for mesh in meshes]
     if min(mask.mean() for mask in masks) < 0.02:
         return 0.0
     if RELATIONS[relation][1] == 0:
         columns = [float(np.nonzero(mask)[1].mean()) for mask in masks]
-        if (columns[0] - columns[1]) * RELATIONS[relation][0] < 0.15 * scenes.SILHOUETTE_SIZE:
+        if (columns[0] - columns[1]) * RELATIONS[relation][0] < 0.15 * SILHOUETTE_SIZE:
             return 0.0
-    return min(scenes.visible_shares([scenes.footprint(mesh) for mesh in meshes], masks, layout.camera))
+    return min(visible_shares([footprint(mesh) for mesh in meshes], masks, layout.camera))

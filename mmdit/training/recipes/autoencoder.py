@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.training.config import TrainingConfig
-from mmdit.training.module import AutoencoderModule
+from mmdit.training.frozen import Batch
+from mmdit.training.module import SteppedModule
+from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
+
+
+class AutoencoderModule(SteppedModule):
+    """Trains the VAE on images of all modalities.
+
+    The batch: an entry (B, 3, H, W) in [-1, 1] per modality, ``present`` (B, M) bool, ``id``.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        objective: AutoencoderObjective,
+        *,
+        optimizer: OptimizerConfig,
+        seed: int,
+        max_steps: int,
+    ) -> None:
+        super().__init__(codec.vae, optimizer=optimizer, seed=seed, max_steps=max_steps)
+        self.codec, self.objective = codec, objective
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        images = torch.stack([batch[name] for name in self.codec.modalities], dim=1)  # (B, M, 3, H, W)
+        present = batch["present"]
+        modality_ids = torch.arange(images.shape[1], device=images.device).expand(present.shape)[present]
+        return self.objective(self.codec, images[present], modality_ids, generator)
 
 
 def autoencoder_run(config: TrainingConfig) -> Run:

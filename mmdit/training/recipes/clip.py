@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
 from mmdit.data.captioned import CaptionedImages
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
-from mmdit.encoders.contrastive import ContrastiveObjective, make_clip, save_clip
+from mmdit.encoders.contrastive import ContrastiveObjective, Texts, freeze_text, make_clip, save_clip
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
@@ -46,9 +46,12 @@ class CLIPModule(SteppedModule):
         self.tokenizer, self.objective = tokenizer, objective
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        tokens = self.tokenizer(batch["caption"], padding=True, truncation=True, return_tensors="pt")
-        inputs = {key: tokens[key].to(batch["rgb"].device) for key in ("input_ids", "attention_mask")}
-        return self.objective(self.network, batch["rgb"], inputs, batch["caption"], batch.get("pairs"))
+        device, phrases = batch["rgb"].device, batch.get("phrases")
+        captions = Texts.read(batch["caption"], self.tokenizer, device)
+        names = (
+            None if phrases is None or not self.objective.name_weight else Texts.read(phrases, self.tokenizer, device)
+        )
+        return self.objective(self.network, batch["rgb"], captions, batch.get("pairs"), names)
 
 
 def clip_run(config: TrainingConfig) -> Run:
@@ -64,12 +67,11 @@ def clip_run(config: TrainingConfig) -> Run:
         val = _captioned(config, config.data.val_split, settings.image_size)
     network, tokenizer = _new(config, train) if settings.pretrained is None else _trained(settings)
     if settings.freeze_text:
-        network.text_model.requires_grad_(False)
-        network.text_projection.requires_grad_(False)
+        freeze_text(network, settings.freeze_text_layers)
     module = CLIPModule(
         network,
         tokenizer,
-        ContrastiveObjective(settings.subject_weight),
+        ContrastiveObjective(settings.subject_weight, settings.name_weight),
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
@@ -110,4 +112,4 @@ def _captioned(config: TrainingConfig, split: str, size: int, mirrored: bool = F
     path, outside = str(config.data.path), config.data.allow_outside
     modalities: Any = modalities_from_dataset(read_dataset_info(path), [IMAGE])
     images = AlignedFolder(path, split, modalities, size=size, mirrored=mirrored, allow_outside=outside)
-    return CaptionedImages(images, config.seed)
+    return CaptionedImages(images, config.seed, pair_share=config.clip.pair_share)

@@ -11,7 +11,8 @@ from mmdit.encoders.scene_detector import SceneDetector, SceneDetectorObjective
 from mmdit.errors import UserError
 from mmdit.names import BACKGROUND_CLASSES
 from mmdit.training.config import TrainingConfig
-from mmdit.training.module import Batch, LabelledModule
+from mmdit.training.frozen import Batch
+from mmdit.training.labelled import LabelledModule
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
 

@@ -1,4 +1,4 @@
-"""What recipe "transformer" needs for prompts: their frozen encoders, and the blocks whose attention is supervised."""
+"""What recipe "transformer" needs for prompts: their frozen encoders, and the loss of attention to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmdit.pipelines.loading import check_folder, load_optional
 from mmdit.storage.component import read_config
 from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
-from mmdit.training.frozen import GROUNDED
+from mmdit.training.grounding import GROUNDED, AttentionLoss
 from mmdit.training.recipes.data import pretrained_folder
 
 
@@ -64,15 +64,15 @@ def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
     return make_prompt_encoder(theirs, load_optional(folder, {}))
 
 
-def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[int, ...]:
-    """Numbers of the blocks that the attention-mask loss compares, () where it is off.
+def attention_loss(config: TrainingConfig, network: MultimodalDiT) -> AttentionLoss:
+    """The attention loss of a configuration; where it is off, of no block.
 
     Raises:
         UserError: blocks that attend to no prompt, or numbers beyond the depth.
     """
     settings = config.prompts
     if settings is None or settings.attention_loss_weight == 0:
-        return ()
+        return AttentionLoss()
     if not BLOCKS[config.model.block].attends_to_prompt:
         able = ", ".join(name for name, block in BLOCKS.items() if block.attends_to_prompt)
         raise UserError(
@@ -87,4 +87,4 @@ def attention_blocks(config: TrainingConfig, network: MultimodalDiT) -> tuple[in
     numbers = tapped_blocks(depth) if settings.attention_blocks is None else tuple(settings.attention_blocks)
     if not numbers or not all(1 <= number <= depth for number in numbers):
         raise UserError(f"prompts.attention_blocks is {list(numbers)}: give numbers from 1 to depth = {depth}, or null")
-    return numbers
+    return AttentionLoss(settings.attention_loss_weight, numbers, settings.attention_loss_on, settings.attention_loss)

@@ -5,14 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmdit.encoders.scene_teacher import SceneTeacher, SceneTeacherObjective
 from mmdit.errors import UserError
 from mmdit.names import BACKGROUND_CLASSES
 from mmdit.training.config import TrainingConfig
-from mmdit.training.module import TeacherModule
+from mmdit.training.frozen import Batch
+from mmdit.training.labelled import LabelledModule
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
+
+
+class TeacherModule(LabelledModule):
+    """Trains the small ViT teacher on scenes: category, per-pixel classes and normals from RGB.
+
+    The batch: ``rgb``, ``normal`` (B, 3, H, W) in [-1, 1], ``segmentation`` (B, 3, H, W) colours, ``category`` (B,), ``id``.
+    """
+
+    network: SceneTeacher
+    objective: SceneTeacherObjective
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.objective(
+            self.network,
+            batch["rgb"],
+            categories=batch["category"],
+            labels=self.labels(batch),
+            normals=batch["normal"],
+            generator=generator,
+        )
 
 
 def teacher_run(config: TrainingConfig) -> Run:

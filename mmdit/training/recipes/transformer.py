@@ -27,13 +27,14 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
 from mmdit.training.captions import check_captions
-from mmdit.training.config import PromptsConfig, TrainingConfig
+from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
+from mmdit.training.frozen import FrozenNetworks
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
 from mmdit.training.recipes.lora import lora_base
-from mmdit.training.recipes.prompts import attention_blocks, prompt_encoder
+from mmdit.training.recipes.prompts import attention_loss, prompt_encoder
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -194,22 +195,16 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
-    grounding = config.prompts or PromptsConfig()
     module = TransformerModule(
         network,
         objective,
-        codec=codec,
+        frozen=FrozenNetworks(codec, data.teacher, prompts),
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         alignment_weight=0.0 if config.alignment is None else config.alignment.weight,
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
-        teacher=data.teacher,
-        prompts=prompts,
-        attention_weight=grounding.attention_loss_weight,
-        attention_blocks=attention_blocks(config, network),
-        attention_on=grounding.attention_loss_on,
-        attention_kind=grounding.attention_loss,
+        attention=attention_loss(config, network),
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 
 from mmdit.metrics.flicker import Correspondence, View
+from mmdit.sources.scenes.camera import silhouette
 from mmdit.sources.scenes.camera_path import camera_path, path_layouts
-from mmdit.sources.scenes.layout import sample_layout, silhouette
+from mmdit.sources.scenes.layout import sample_layout
 
 
 def test_path_is_closed_smooth_and_keeps_the_object_in_view():

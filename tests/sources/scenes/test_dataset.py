@@ -21,6 +21,7 @@ from mmdit.data.check import check_dataset
 from mmdit.errors import UserError
 from mmdit.sources.processes import map_in_processes
 from mmdit.sources.scenes import dataset as dataset_module
+from mmdit.sources.scenes.camera import silhouette
 from mmdit.sources.scenes.dataset import (
     DEPTH_SCALE,
     MODALITIES,
@@ -29,7 +30,7 @@ from mmdit.sources.scenes.dataset import (
     render_dataset,
     render_scene,
 )
-from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, category_of, sample_layout, silhouette
+from mmdit.sources.scenes.layout import CATEGORY_NAMES, Layout, category_of, sample_layout
 from mmdit.sources.scenes.render import render_layout
 from mmdit.sources.scenes.shapes import CATEGORIES, category_mesh
 from mmdit.storage.lock import FolderLock

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mmdit.colours import HUES, colour_name, encode_srgb
-from mmdit.sources.scenes.layout import CATEGORY_NAMES, colour_distance, footprint, sample_layout, silhouette
+from mmdit.sources.scenes.camera import silhouette
+from mmdit.sources.scenes.layout import CATEGORY_NAMES, footprint, sample_layout
+from mmdit.sources.scenes.material import colour_distance
 from mmdit.sources.scenes.subjects import (
     OPPOSITE,
     RELATIONS,

@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmdit.sources.scenes import layout as scenes
 from mmdit.sources.scenes.assets.asset import Asset, PlacedAsset
+from mmdit.sources.scenes.camera import frame
 from mmdit.sources.scenes.environment import Environment
-from mmdit.sources.scenes.layout import Layout, Material, PlacedObject, Vector, scene_generator
+from mmdit.sources.scenes.layout import Layout, PlacedObject, Vector, draw_sun, place_beside, scene_generator
+from mmdit.sources.scenes.material import Material, colour_distance, draw_background, draw_colour_unlike, draw_material
 from mmdit.sources.scenes.subjects import RELATIONS
 
 # Longest side of another object, as a share of the main one's: beyond that it hides the main one or is a dot.
@@ -50,7 +51,7 @@ def sample_asset_layout(
     unit = main.size
     floor, wall = _ground(rng, main.material.albedo, unit, variety)
     mesh = main.mesh(sections=16)
-    camera = scenes.frame(rng, mesh, main.asset.elevations, unit)
+    camera = frame(rng, mesh, main.asset.elevations, unit)
     turn = math.radians(rng.uniform(-30, 30))
     reach = float(np.linalg.norm(mesh.vertices[:, :2], axis=1).max())
     if environment is not None:
@@ -62,7 +63,7 @@ def sample_asset_layout(
         wall_distance=reach + rng.uniform(0.4, 1.9) * unit,
         floor=floor,
         wall=wall,
-        sun_direction=scenes.draw_sun(rng),
+        sun_direction=draw_sun(rng),
         sun_strength=rng.uniform(0.85, 1.1),
         says_sizes=False,  # of its kind a thing may be small, beside another large
         environment=environment,
@@ -76,9 +77,7 @@ def sample_asset_layout(
         if not choice:
             break
         extra = _place(rng, _one_of(rng, choice), palette, variety)
-        placed = scenes.place_beside(
-            rng, layout, extra, unit=unit, largest_share=LARGEST_SHARE, highest=HIGHEST, apart=APART
-        )
+        placed = place_beside(rng, layout, extra, unit=unit, largest_share=LARGEST_SHARE, highest=HIGHEST, apart=APART)
         layout = placed or layout
     return replace(layout, relation=relation_of(layout))
 
@@ -97,8 +96,8 @@ def _place(rng: np.random.Generator, asset: Asset, palette: Sequence[Vector], va
     if asset.has_colour:
         material = Material(asset.albedo)
     else:
-        albedo = scenes.draw_colour_unlike(rng, palette)
-        material = scenes.draw_material(rng, albedo, variety)
+        albedo = draw_colour_unlike(rng, palette)
+        material = draw_material(rng, albedo, variety)
         material = replace(material, texture_scale=material.texture_scale / asset.size)
     return PlacedAsset(asset.category, (1.0, 1.0, 1.0), 0.0, yaw, (0.0, 0.0), material, asset)
 
@@ -107,8 +106,8 @@ def _ground(rng: np.random.Generator, albedo: Vector, unit: float, variety: bool
     """Floor and wall, as unlike the main object's mean colour as twenty draws allow."""
     drawn = []
     for _ in range(20):
-        ground = scenes.draw_background(rng, variety)
-        contrast = min(scenes.colour_distance(albedo, surface.albedo) for surface in ground)
+        ground = draw_background(rng, variety)
+        contrast = min(colour_distance(albedo, surface.albedo) for surface in ground)
         drawn.append((contrast, ground))
         if contrast > MIN_CONTRAST:
             break

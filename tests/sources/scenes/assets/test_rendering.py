@@ -17,8 +17,10 @@ from mmdit.errors import UserError
 from mmdit.sources.scenes.assets.asset import PlacedAsset, build_mesh, corner_normals, describe
 from mmdit.sources.scenes.assets.layout import sample_asset_layout
 from mmdit.sources.scenes.assets.reading import RawMesh, Units
+from mmdit.sources.scenes.camera import Camera, silhouette
 from mmdit.sources.scenes.environment import read_environment
-from mmdit.sources.scenes.layout import Camera, Layout, Material, silhouette
+from mmdit.sources.scenes.layout import Layout
+from mmdit.sources.scenes.material import Material
 from mmdit.sources.scenes.render import render_layout
 from mmdit.sources.scenes.renderer import load_mitsuba, read_radiance
 

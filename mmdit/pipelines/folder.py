@@ -1,26 +1,38 @@
-"""The pipeline's part that saves: diffusers' folder, with a model card and what lets diffusers itself load it."""
+"""The pipeline's folder: diffusers' own, saved with a model card and what lets diffusers itself load it, checked when loaded."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffusers.utils import logging
+from diffusers.utils import is_accelerate_available, logging
 
 from mmdit.encoders.pretrained import quiet
 from mmdit.modalities import Modality
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.pipelines.card import CARD, CODE, model_card, write_card, write_code
-from mmdit.pipelines.loading import INDEX
+from mmdit.pipelines.card import CARD, CODE, model_card, saw_photographs, write_card, write_code
+from mmdit.pipelines.loading import (
+    INDEX,
+    check_folder,
+    download,
+    load_optional,
+    naming_model,
+    resolve_model,
+    safe_arguments,
+)
 from mmdit.storage.files import share_weights
 from mmdit.storage.json_object import read_object, write_json
+from mmdit.storage.weights import refuse_non_finite
+
+if TYPE_CHECKING:
+    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 logger = logging.get_logger(__name__)
 
 
-class SavingMixin:
+class FolderMixin:
     """Base of ``MultimodalDiTPipeline``, before diffusers' own."""
 
     transformer: MultimodalDiT
@@ -29,10 +41,43 @@ class SavingMixin:
     text_encoder: Any
     native_size: Any
     native_shape: Any
-    photographs: bool | None
+    photographs: bool | None = None  # whether the model saw any in training, as its card says; None = unknown
     _modalities: dict[str, Modality]
     _id2label: dict[int, str]
     config_name: ClassVar[str] = INDEX
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> MultimodalDiTPipeline:
+        """Load a bundled model by name, a local folder, or a Hub repository (looked up in this order).
+
+        Takes diffusers' keyword arguments (``torch_dtype``, ``variant``, ``device_map``, components to replace, ...).
+        Weights are read from safetensors only, and no code of the folder is run, whatever is trusted.
+        ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` loads it too, by the folder's ``pipeline.py``,
+        without the checks that are made here.
+
+        Raises:
+            UserError: no such model, the Hub can't be reached, or the folder lacks a file, is damaged, holds a pickle.
+        """
+        kwargs = safe_arguments(kwargs)
+        if not is_accelerate_available():  # diffusers would fall back to this, with advice on the terminal
+            kwargs.setdefault("low_cpu_mem_usage", False)
+        name = str(pretrained_model_name_or_path)
+        folder = resolve_model(name)
+        if isinstance(folder, str):
+            folder = download(super().download, folder, kwargs)  # type: ignore[misc]
+        check_folder(folder, "MultimodalDiTPipeline", passed=kwargs)
+        own = {"transformer", "vae"} - set(kwargs)
+        if kwargs.get("device_map") is None:  # else diffusers places them, and loads them too
+            kwargs |= load_optional(folder, kwargs)
+        with naming_model(name):
+            pipeline: MultimodalDiTPipeline = super().from_pretrained(str(folder), **kwargs)  # type: ignore[misc]
+        for component in own:
+            refuse_non_finite(getattr(pipeline, component), folder / component)
+        pipeline.register_to_config(_name_or_path=name)
+        pipeline.photographs = saw_photographs(folder)
+        return pipeline
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], safe_serialization: bool = True, **kwargs: Any
