@@ -56,7 +56,8 @@ class Attention(NamedTuple):
         if self.kernel == "rotation_backward":
             return rotation_backward_launch(torch.empty_like(q), q, weight, table, table, torch.empty_like(q))[0]
         if self.kernel == "jvp":
-            return jvp_launch(inputs, *torch.empty_like(qkv), self.target)[0]
+            q_dot, k_dot, v_dot = torch.empty_like(qkv)
+            return jvp_launch(inputs, q_dot, k_dot, v_dot, self.target)[0]
         forward, out, stats = forward_launch(inputs, self.target)
         if self.kernel == "backward":
             found = one_pass_launch(inputs, torch.empty_like(out), out, stats, self.target, config=ONE_PASS)
