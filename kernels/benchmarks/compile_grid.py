@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmdit_kernels.compile_cases import GRID, TRIED, WORK, XL2, Case
+from mmdit_kernels.compile_cases import GRID, JVP_GRID, TRIED, WORK, XL2, Case
 from mmdit_kernels.launch import compile_ahead
 from mmdit_kernels.testing import SHARED_MEMORY, Code, Resources, code, resources
 
@@ -97,7 +97,7 @@ def table(rows: list[dict[str, str]]) -> Iterator[str]:
 
 
 def selected(options: argparse.Namespace) -> list[Case]:
-    cases: list[Case] = XL2 if options.grid == "xl2" else GRID
+    cases: list[Case] = XL2 if options.grid == "xl2" else [*GRID, *JVP_GRID]
     for place, field in enumerate(FILTERS):
         wanted = getattr(options, field)
         cases = [case for case in cases if wanted is None or str(case[place]) in wanted]
@@ -106,7 +106,7 @@ def selected(options: argparse.Namespace) -> list[Case]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--grid", choices=["xl2", "whole"], default="xl2", help="XL/2's shapes, or all (an hour)")
+    parser.add_argument("--grid", choices=["xl2", "whole"], default="xl2", help="XL/2's shapes, or all (hours)")
     parser.add_argument("--label", default="after", help='a name for the state of the code, as "before"')
     parser.add_argument("--output", type=Path, default=RESULTS, help="the CSV file")
     parser.add_argument("--table", action="store_true", help="print the file as Markdown, and compile nothing")

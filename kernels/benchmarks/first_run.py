@@ -88,6 +88,10 @@ def run_section(section: str, until: float, report: Report, sizes: Sizes) -> Non
             text = str(error).strip().splitlines()
             state["status"] = f"failed: {type(error).__name__}: {text[0] if text else ''}"
             state["traceback"] = traceback.format_exc()
+        except KeyboardInterrupt:
+            state["status"] = "interrupted"
+            report.save()
+            raise
     state["seconds"] = round(time.time() - begin, 1)
     print(f"== {section}: {state['status']}, {state['seconds']} s", flush=True)
     report.save()
@@ -157,15 +161,20 @@ def main(arguments: list[str] | None = None) -> None:
     if options.rehearse:
         os.environ["TRITON_INTERPRET"] = "1"
     from first_run_rows import GPU, REHEARSAL, Report
-    from harness import require_gpu
+    from harness import require_gpu, require_triton
 
     if options.rehearse:
+        require_triton()
         from mmdit_kernels.testing import patch_language_once
 
         patch_language_once()
     else:
         require_gpu()
-    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"error: --output {options.output} cannot be a folder: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
     os.environ["MMDIT_KERNELS_TUNED"] = str(options.output / "tiles.json")  # written by the tuning, read after it
     sizes = REHEARSAL if options.rehearse else GPU
     if options.resume:
@@ -174,7 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
         (options.output / "tiles.json").unlink(missing_ok=True)
         report = Report(options.output, environment(options.rehearse), time.time(), options.minutes)
     print(", ".join(f"{key} {value}" for key, value in report.environment.items()), flush=True)
-    sections = list(options.only or (("step",) if options.wheels else SHARES))
+    wanted = options.only or (("step",) if options.wheels else SHARES)
+    sections = [section for section in SHARES if section in wanted]
     if options.wheels is not None:
         unpack(options.wheels, options.output / "wheels")
     whole = max(SHARES[section] for section in sections)
@@ -182,7 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
         if section in report.sections:
             continue
         until = report.started + 60 * report.minutes * SHARES[section] / whole
-        run_section(section, until, report, sizes)
+        try:
+            run_section(section, until, report, sizes)
+        except KeyboardInterrupt:
+            print("\n".join(summary(report)))
+            print(f"interrupted: saved what there is in {options.output / 'first_run.csv'} and .json", flush=True)
+            raise SystemExit(130) from None
         if unusable():
             again = sys.argv[1:] if arguments is None else arguments
             sys.stdout.flush()

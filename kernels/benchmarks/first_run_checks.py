@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from first_run_rows import OURS, Row, Sizes, short
-from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
 from mmdit_kernels.adaln import reference as adaln
 from mmdit_kernels.attention import configs
 from mmdit_kernels.attention.reference import attention_reference, attention_torch
@@ -19,6 +19,7 @@ from mmdit_kernels.testing import relative_rms
 from torch import Tensor
 from torch.func import jvp
 
+WIDE = 4352  # columns whose backward takes a piece at a time
 FLOAT32_LIMIT, RATIO_LIMIT, TANGENT_RATIO_LIMIT = 2e-6, 1.2, 1.6
 
 
@@ -74,6 +75,22 @@ def _one_pass(sizes: Sizes, dtype: torch.dtype, d: int) -> Check:
     return Check("attention", f"N512 S256 d{d}, one pass", str(dtype)[6:], ("q", "k", "v"), (q, k, v), *functions)
 
 
+def _packed(sizes: Sizes, dtype: torch.dtype, d: int) -> Check:
+    """Attention of a packed projection, whose gradient is written packed."""
+    generator = torch.Generator().manual_seed(d)
+    b, h, n = 2, min(4, sizes.heads), sizes.lengths[0]
+    qkv = torch.randn(b, n, 3, h, d, generator=generator).to(sizes.device, dtype)
+
+    def views(op: Callable[..., Tensor], qkv: Tensor) -> Tensor:
+        return op(*qkv.permute(2, 0, 3, 1, 4))
+
+    functions = (
+        functools.partial(attention_packed, backend="triton"),
+        *(functools.partial(views, op) for op in (attention_torch, attention_reference)),
+    )
+    return Check("attention_packed", f"B{b} H{h} N{n} d{d}", str(dtype)[6:], ("qkv",), (qkv,), *functions)
+
+
 @contextlib.contextmanager
 def one_pass_runs() -> Iterator[None]:
     """Let the backward be the one in one pass for 512 queries and 256 keys, as if that had been measured."""
@@ -90,9 +107,9 @@ def one_pass_runs() -> Iterator[None]:
         configs.tuned = original
 
 
-def _adaln(sizes: Sizes, dtypes: tuple[torch.dtype, torch.dtype], gated: bool) -> Check:
+def _adaln(sizes: Sizes, dtypes: tuple[torch.dtype, torch.dtype], gated: bool, width: int = 0) -> Check:
     generator = torch.Generator().manual_seed(0)
-    b, t, d = 2, sizes.adaln[1] - 1, sizes.width
+    b, t, d = 2, sizes.adaln[1] - 1, width or sizes.width
     stream, half = dtypes
     x = torch.randn(b, t, d, generator=generator).to(sizes.device, stream)
     y = torch.randn(b, t, d, generator=generator).to(sizes.device, half)
@@ -156,7 +173,7 @@ def rows_of(check: Check) -> Iterator[Row]:
             row = Row("correctness", check.op, check.shape, check.dtype, name, OURS)
             row.error, row.theirs = relative_rms(value, exact[name]), relative_rms(theirs[name], exact[name])
             # In half precision PyTorch's tangent of attention is computed in float32 and rounded once.
-            tangent = check.op == "attention" and name.startswith("tangent")
+            tangent = check.op.startswith("attention") and name.startswith("tangent")
             single = check.dtype == "float32"
             row.bound = FLOAT32_LIMIT if single else (TANGENT_RATIO_LIMIT if tangent else RATIO_LIMIT) * row.theirs
             row.verdict = "met" if row.error <= max(row.bound, 1e-7) else "MISSED"
@@ -169,13 +186,16 @@ def rows_of(check: Check) -> Iterator[Row]:
 
 def checks_of(sizes: Sizes) -> list[Check]:
     f32, bf16 = torch.float32, torch.bfloat16
-    if sizes.device == "cpu":  # a rehearsal: each of the two kinds, each dtype
-        return [_attention(sizes, f32, sizes.head_dims[0], True), _adaln(sizes, (f32, bf16), True)]
+    if sizes.device == "cpu":  # a rehearsal: each of the kinds
+        d = sizes.head_dims[0]
+        return [_attention(sizes, f32, d, True), _packed(sizes, f32, d), _adaln(sizes, (f32, bf16), True)]
     attentions = [_attention(sizes, t, d, full) for d in sizes.head_dims for t in (bf16, f32) for full in (False, True)]
     attentions += [_attention(sizes, bf16, d, True, longer=512) for d in sizes.head_dims]  # norm and rotation ahead
     attentions += [_one_pass(sizes, bf16, d) for d in sizes.head_dims]
+    attentions += [_packed(sizes, t, d) for d in sizes.head_dims for t in (bf16, f32)]
     dtypes = ((bf16, bf16), (f32, f32), (f32, bf16))
-    return attentions + [_adaln(sizes, pair, gated) for pair in dtypes for gated in (True, False)]
+    norms = [_adaln(sizes, pair, gated) for pair in dtypes for gated in (True, False)]
+    return attentions + norms + [_adaln(sizes, pair, True, WIDE) for pair in dtypes[:2]]
 
 
 def _touch(check: Check) -> None:

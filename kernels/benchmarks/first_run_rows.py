@@ -94,12 +94,13 @@ class Report:
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in self.rows]
-        with (self.folder / "first_run.csv").open("w", newline="") as file:
+        temporary = self.folder / "first_run.tmp"  # a run that is killed while it writes leaves the files before
+        with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, [column.name for column in fields(Row)])
             writer.writeheader()
             writer.writerows(rows)
+        temporary.replace(self.folder / "first_run.csv")
         state = {name: value for name, value in vars(self).items() if name not in ("folder", "rows")}
-        temporary = self.folder / "first_run.tmp"
         temporary.write_text(json.dumps({**state, "rows": rows}, indent=1))
         temporary.replace(self.folder / "first_run.json")
 

@@ -29,11 +29,16 @@ PAUSE_CYCLES = 2_000_000  # about a millisecond: longer than Python takes to lau
 
 def require_gpu() -> None:
     """Exit with code 2 and one line without a GPU or without triton."""
-    from mmdit_kernels.dispatch import triton_version
-
     if not torch.cuda.is_available():
         print("error: this benchmark needs a CUDA or ROCm GPU, and torch sees none", file=sys.stderr)
         raise SystemExit(2)
+    require_triton()
+
+
+def require_triton() -> None:
+    """Exit with code 2 and one line without triton."""
+    from mmdit_kernels.dispatch import triton_version
+
     if triton_version() is None:
         print("error: this benchmark needs triton, which is not installed", file=sys.stderr)
         raise SystemExit(2)

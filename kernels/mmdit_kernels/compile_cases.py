@@ -1,6 +1,6 @@
 """The kernels as they would be launched on targets that are not here: what is compiled ahead of time, and what came out.
 
-Shared by ``tests/kernels/test_compile.py`` and ``benchmarks/compile_grid.py``.
+Shared by ``tests/kernels/test_compile.py``, ``test_jvp_compile.py`` and ``benchmarks/compile_grid.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 128)
 WIDTHS = (48, 384, 768, 1152, 1408, 4096, 8192)
 FEATURES = ("plain", "transforms", "mask", "all")
-# Versions of triton that the whole grid was compiled with (kernels/README.md).
+# Versions of triton that the tiles were chosen with (kernels/README.md).
 TRIED = ("3.5", "3.6", "3.7", "3.8", "3.9")
 
 
@@ -25,7 +25,7 @@ class Attention(NamedTuple):
     """One attention kernel: ``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all".
 
     ``kernel``: one of ``KERNELS``; "backward", the one that does it in one pass, for 256 tokens; "rotation" and
-    "rotation_backward", which do the transforms ahead of the others.
+    "rotation_backward", which do the transforms ahead of the others; "jvp", output and tangent.
     """
 
     kernel: str
@@ -36,6 +36,7 @@ class Attention(NamedTuple):
 
     def launch(self) -> Launch:
         from mmdit_kernels.attention.configs import ONE_PASS
+        from mmdit_kernels.attention.jvp import jvp_launch
         from mmdit_kernels.attention.launches import Inputs, backward_launches, forward_launch, one_pass_launch
         from mmdit_kernels.attention.rotation import rotation_backward_launch, rotation_launch
 
@@ -54,6 +55,9 @@ class Attention(NamedTuple):
             return rotation_launch(q, weight, table, table)[0]
         if self.kernel == "rotation_backward":
             return rotation_backward_launch(torch.empty_like(q), q, weight, table, table, torch.empty_like(q))[0]
+        if self.kernel == "jvp":
+            q_dot, k_dot, v_dot = torch.empty_like(qkv)
+            return jvp_launch(inputs, q_dot, k_dot, v_dot, self.target)[0]
         forward, out, stats = forward_launch(inputs, self.target)
         if self.kernel == "backward":
             found = one_pass_launch(inputs, torch.empty_like(out), out, stats, self.target, config=ONE_PASS)
@@ -64,7 +68,7 @@ class Attention(NamedTuple):
 
 
 class AdaLN(NamedTuple):
-    """One adaptive layer norm kernel."""
+    """One adaptive layer norm kernel: "forward", "backward" or "jvp"."""
 
     kernel: str
     target: str
@@ -73,11 +77,15 @@ class AdaLN(NamedTuple):
     gated: bool = True
 
     def launch(self) -> Launch:
+        from mmdit_kernels.adaln.jvp import jvp_launch
         from mmdit_kernels.adaln.launches import backward_launch, forward_launch
 
         dtype = getattr(torch, self.dtype)
         x, y = (torch.empty(8, 256, self.d, dtype=dtype, device="meta") for _ in range(2))
         gate, shift, scale = torch.empty(8, 3 * self.d, dtype=dtype, device="meta").chunk(3, 1)
+        if self.kernel == "jvp":
+            tensors = (x, y, gate, shift, scale) if self.gated else (x, shift, scale)
+            return jvp_launch(tensors, tensors, 1e-6, dtype, dtype, self.target)[0]
         y_or_none, gate_or_none = (y, gate) if self.gated else (None, None)
         forward, _, _, stats = forward_launch(x, y_or_none, gate_or_none, shift, scale, 1e-6, dtype, dtype, self.target)
         if self.kernel == "forward":
@@ -92,6 +100,10 @@ GRID: list[Case] = [
     *itertools.starmap(Attention, itertools.product(KERNELS, TARGETS, DTYPES, HEAD_DIMS, FEATURES)),
     *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, DTYPES, WIDTHS, (False, True))),
 ]
+JVP_GRID: list[Case] = [
+    *itertools.starmap(Attention, itertools.product(("jvp",), TARGETS, DTYPES, HEAD_DIMS, FEATURES)),
+    *itertools.starmap(AdaLN, itertools.product(("jvp",), TARGETS, DTYPES, WIDTHS, (False, True))),
+]
 # The kernels of an XL/2 model on the four targets, and of its neighbours on the first.
 XL2: list[Case] = [
     *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_90",), ("bfloat16",), (64, 72, 128), FEATURES[:2])),
@@ -99,6 +111,9 @@ XL2: list[Case] = [
     *itertools.starmap(Attention, itertools.product(ROTATIONS, TARGETS, ("bfloat16",), (72,), ("transforms",))),
     *itertools.starmap(Attention, itertools.product(KERNELS, ("sm_80", "sm_100", "gfx942"), ("bfloat16",), (72,))),
     *itertools.starmap(AdaLN, itertools.product(("forward", "backward"), TARGETS, ("bfloat16", "float32"), (1152,))),
+    *itertools.starmap(Attention, itertools.product(("jvp",), ("sm_90",), ("bfloat16",), (64, 72, 128), FEATURES[:2])),
+    *itertools.starmap(Attention, itertools.product(("jvp",), ("sm_80", "sm_100", "gfx942"), ("bfloat16",), (72,))),
+    *itertools.starmap(AdaLN, itertools.product(("jvp",), TARGETS, ("bfloat16", "float32"), (1152,))),
 ]
 # Tensors of q's size (of x's) that each kernel reads or writes at least once, and matrix products of the method.
 WORK = {
@@ -108,8 +123,10 @@ WORK = {
     ("attention", "backward"): (10, 5),  # two of them are sums of dQ in float32
     ("attention", "rotation"): (2, ""),
     ("attention", "rotation_backward"): (3, ""),
+    ("attention", "jvp"): (8, 6),
     ("adaln", "forward"): (4, ""),
     ("adaln", "backward"): (6, ""),
+    ("adaln", "jvp"): (8, ""),
 }
 
 

@@ -90,6 +90,19 @@ def shared_memory_problem(device_type: str, index: int | None, needed: int) -> s
     return f"the GPU has {available >> 10} KiB of shared memory for a block, and the tiles need {needed >> 10}"
 
 
+def transforms() -> list[str]:
+    """Return the transforms of torch.func that are open, the innermost last: "grad" (vjp and jacrev too), "jvp", "vmap"."""
+    return [str(layer.key()).rpartition(".")[2].lower() for layer in torch._C._functorch.get_interpreter_stack() or ()]
+
+
+@constant_in_graphs
+def transform_problem() -> str | None:
+    """Return why the Triton kernels cannot run inside the transforms of torch.func that are open, or None when they can."""
+    if "grad" not in transforms():
+        return None
+    return "torch.func.grad, vjp and jacrev do not see through operators of torch.library, as torch.autograd does"
+
+
 def use_triton(op: str, backend: str, device: torch.device, find_problem: Callable[[], str | None]) -> bool:
     """Decide for one call. ``find_problem`` returns why the kernel does not take these arguments, or None.
 
@@ -101,7 +114,7 @@ def use_triton(op: str, backend: str, device: torch.device, find_problem: Callab
         backend = default_backend()
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return False
-    problem = device_problem(device.type, device.index) or find_problem()
+    problem = device_problem(device.type, device.index) or transform_problem() or find_problem()
     if problem is not None and backend == "triton":
         raise ValueError(f"{op} cannot run on the Triton backend: {problem}; use backend='auto' or 'torch'")
     return problem is None

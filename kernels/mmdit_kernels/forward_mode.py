@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mmdit_kernels.dispatch import constant_in_graphs
+from mmdit_kernels.dispatch import constant_in_graphs, transforms
 
 
 @constant_in_graphs
@@ -27,7 +26,7 @@ def hidden_by() -> str | None:
 
     A tangent is seen if the innermost transform is the only jvp; other transforms wrap it.
     """
-    names = [str(layer.key()).rpartition(".")[2].lower() for layer in torch._C._functorch.get_interpreter_stack() or ()]
+    names = transforms()
     if names and (names[-1] != "jvp" or names.count("jvp") > 1):
         return names[-1]
     return None
@@ -52,8 +51,24 @@ def split(op: str, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor | None
     return [primal for primal, _ in pairs], [tangent for _, tangent in pairs]
 
 
-def refuse_gradient_of_tangent(op: str, gradient: Tensor | None) -> None:
-    """Raise NotImplementedError where reverse mode arrives at a tangent."""
+def refuse_tangent_of_gradient(op: str, gradients: Sequence[Tensor | None]) -> None:
+    """Raise NotImplementedError where what reverse mode begins with has a tangent, which the backward would drop."""
+    if forward_mode() and any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in gradients):
+        raise NotImplementedError(
+            f"{op} on the Triton backend has no forward-mode derivative of its gradient: use backend='torch'"
+        )
+
+
+def refuse_reverse_mode_of_duals(op: str, gradient: Tensor | None) -> None:
+    """Raise NotImplementedError where reverse mode arrives at an operator of duals: at its tangent, or before their level ends.
+
+    While it is open the gradient has a tangent, too, which the backward would drop.
+    """
+    if forward_mode():
+        raise NotImplementedError(
+            f"{op} on the Triton backend has no forward-mode derivative of its gradient: differentiate after the forward-mode "
+            "level has ended, or use backend='torch'"
+        )
     if gradient is not None:
         raise NotImplementedError(
             f"{op} on the Triton backend has no gradient of its tangent, only of its output: detach the tangent "

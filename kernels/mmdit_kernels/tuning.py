@@ -55,9 +55,12 @@ def _table(path: Path) -> dict[str, list[int]]:
         return {}
     try:
         table = json.loads(path.read_text())
+        return {key: [int(value) for value in values] for key, values in table["configs"].items()}
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the tile sizes in {path}: {error}; delete the file or tune again") from error
-    return {key: [int(value) for value in values] for key, values in table["configs"].items()}
+        problem = str(error)
+    except (AttributeError, KeyError, TypeError):
+        problem = 'it is not {"configs": {name: numbers}}'
+    raise ValueError(f"cannot read the tile sizes in {path}: {problem}; delete the file or tune again")
 
 
 @functools.cache

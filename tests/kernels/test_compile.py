@@ -114,6 +114,15 @@ def test_views_are_read_in_place() -> None:
     assert not keys.constants["ALIGNED"]
 
 
+def test_a_size_of_one_compiles() -> None:
+    """triton makes a constant of an argument that is 1, without a tensor's methods; the interpreter does not."""
+    from mmdit_kernels.adaln.launches import backward_launch
+
+    x, vector, stats = (torch.empty(shape, device="meta") for shape in ((1, 1, 1), (1, 1), (2, 1, 1)))
+    launch, _ = backward_launch(x, x, x, x, vector, vector, stats, x.dtype, "sm_90")
+    assert resources(compile_ahead(launch, "sm_90")).spilled == 0
+
+
 def test_two_blocks_share_a_multiprocessor_and_copies_run_ahead() -> None:
     """What the tiles of XL/2 on sm_90 were chosen for: while a step is computed, the copies of the next are under way."""
     cases: list[tuple[Case, int]] = [

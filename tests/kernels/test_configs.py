@@ -56,10 +56,11 @@ def test_a_tuned_file_is_read_once_and_wins_for_its_bucket(tmp_path: Path, monke
         path.unlink()
         assert select(256) == attention.Config(64, 32, 4, 5)
         assert select(257) == attention.shipped("forward", "sm_90", torch.bfloat16, 72, False, True)
-        path.write_text("{")
-        tuning._table.cache_clear()
-        with pytest.raises(ValueError, match=r"cannot read the tile sizes in .*tiles\.json"):
-            select(256)
+        for text in ("{", "{}", "[]", '{"configs": {"a": 3}}'):
+            path.write_text(text)
+            tuning._table.cache_clear()
+            with pytest.raises(ValueError, match=r"cannot read the tile sizes in .*tiles\.json: .*; delete the file"):
+                select(256)
     finally:
         tuning._table.cache_clear()
         tuning._path.cache_clear()

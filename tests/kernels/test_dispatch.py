@@ -21,7 +21,7 @@ from mmdit_kernels import (
 )
 from mmdit_kernels.adaln.registration import find_problem as adaln_problem
 from mmdit_kernels.attention.registration import find_problem as attention_problem
-from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, interpreting, shared_memory_problem
+from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, interpreting, shared_memory_problem, transform_problem
 
 Q = torch.ones(2, 3, 5, 8)
 X, C = torch.ones(2, 5, 6), torch.ones(2, 6)
@@ -82,10 +82,14 @@ def test_status_names_every_operator() -> None:
         ((Q, Q[:, :2], Q[:, :2]), {}, "agree in B, H and d"),
         ((Q, Q.half(), Q), {}, "one floating dtype"),
         ((Q.int(), Q.int(), Q.int()), {}, "one floating dtype"),
-        ((Q, Q, Q), {"q_weight": torch.ones(7)}, r"q_weight of attention must have the shape \(d,\) = \(8,\)"),
+        ((Q, Q, Q), {"q_weight": torch.ones(7)}, r"q_weight of .* floating with the shape \(d,\) = \(8,\)"),
+        ((Q, Q, Q), {"k_weight": torch.ones(8).long()}, r"k_weight of attention must be floating.*got torch.int64"),
         ((Q, Q, Q), {"k_weight": torch.ones(1, 8)}, "k_weight"),
         ((Q, Q[:, :, :4], Q[:, :, :4]), {"rope": TABLES}, "as many queries as keys; got 5 queries and 4 keys"),
-        ((Q, Q, Q), {"rope": (TABLES[0], torch.ones(5, 4))}, r"sin of rope must have shape \(5, 8\) or \(2, 5, 8\)"),
+        ((Q, Q, Q), {"rope": (TABLES[0], torch.ones(5, 4))}, r"sin of rope .* shape \(5, 8\) or \(2, 5, 8\)"),
+        ((Q, Q, Q), {"rope": TABLES[:1]}, r"a pair of tables \(cos, sin\); got 1 tables"),
+        ((Q, Q, Q), {"rope": torch.ones(2, 5, 8)}, r"a pair of tables \(cos, sin\); got a Tensor"),
+        ((Q, Q, Q), {"rope": (TABLES[0].to(torch.complex64),) * 2}, "cos of rope must be floating.*complex64"),
         ((Q[..., :3], Q[..., :3], Q[..., :3]), {"rope": (torch.ones(5, 3),) * 2}, "must be even"),
         ((Q, Q, Q), {"key_mask": torch.ones(2, 5)}, "key_mask of attention must be bool"),
         ((Q, Q, Q), {"key_mask": torch.ones(5, 2, dtype=torch.bool)}, r"shape \(2, 5\)"),
@@ -115,6 +119,8 @@ def test_packed_attention_on_pytorch_has_the_bits_of_the_views() -> None:
         (lambda: layernorm_modulate(X, C[:1], C), r"shift of .* must be floating \(B, D\) = \(2, 6\)"),
         (lambda: layernorm_modulate(X, C, X), "scale of"),
         (lambda: gated_residual_layernorm_modulate(X, X[:, :3], C, C, C), r"the shape of x, \(2, 5, 6\)"),
+        (lambda: gated_residual_layernorm_modulate(X, X.int(), C, C, C), "y of .* must be floating.*torch.int32"),
+        (lambda: layernorm_modulate(X, C, C, out_dtype=torch.int32), "out_dtype of .* floating dtype; got torch.int32"),
         (lambda: gated_residual_layernorm_modulate(X, X, C.long(), C, C), "gate of"),
     ],
 )
@@ -207,3 +213,22 @@ for call in (lambda: kernels.attention(q, q, q, backend="triton"), lambda: kerne
     environment.pop("MMDIT_KERNELS", None)
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_transforms_of_torch_func_that_the_kernels_do_not_have_are_seen() -> None:
+    """grad, vjp and jacrev at any depth; "auto" takes PyTorch there, "triton" says why not."""
+    seen: list[str | None] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(transform_problem())
+        return x.sum()
+
+    func = torch.func
+    for transform in (func.grad, func.jacrev, lambda f: func.vmap(func.grad(f)), lambda f: func.grad(lambda x: f(x))):
+        transform(function)(X)
+    func.jvp(func.grad(function), (X,), (X,))
+    assert all("torch.func.grad" in str(problem) for problem in seen)
+    seen.clear()
+    func.vmap(function)(X)
+    func.jvp(function, (X,), (X,))
+    assert [*seen, transform_problem()] == [None] * 3

@@ -64,6 +64,47 @@ def test_bad_options(
 
 
 @needs_triton
+def test_output_that_cannot_be_a_folder(
+    first_run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import harness
+
+    monkeypatch.setattr(harness, "require_gpu", lambda: None)
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises(SystemExit) as leave:
+            first_run.main(["--output", str(path)])
+        assert leave.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: --output {path} cannot be a folder: ")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_run_that_is_interrupted_keeps_its_rows(
+    first_run: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sections run in their own order, whatever that of ``--only``; the first row is saved, the rest is not begun."""
+    import harness
+    from first_run_rows import Report, Row
+
+    def rows_of(section: str, *_: Any) -> Iterator[Row]:
+        yield Row(section, "op", "shape", "float32", "forward", "mmdit_kernels", milliseconds=1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "require_gpu", lambda: None)
+    monkeypatch.setattr(first_run, "environment", lambda rehearse: {"gpu": "none"})
+    monkeypatch.setattr(first_run, "rows_of", rows_of)
+    with pytest.raises(SystemExit) as leave:
+        first_run.main(["--output", str(tmp_path), "--only", "step", "adaln"])
+    assert leave.value.code == 130
+    saved = Report.load(tmp_path)
+    assert [row.section for row in saved.rows] == ["adaln"]
+    assert {name: state["status"] for name, state in saved.sections.items()} == {"adaln": "interrupted"}
+    with (tmp_path / "first_run.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+    assert "interrupted: saved what there is in" in capsys.readouterr().out
+
+
+@needs_triton
 @pytest.mark.skipif(interpreting(), reason="the script starts the interpreter itself")
 def test_rehearsal(tmp_path: Path) -> None:
     """Every section runs to its end at toy sizes; what cannot run on the CPU (cuDNN) leaves a row that says why."""
@@ -71,7 +112,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     path = os.pathsep.join((str(root), str(root / "kernels")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment.pop("MMDIT_KERNELS", None)
-    command = [sys.executable, str(FOLDER / "first_run.py"), "--rehearse", "--minutes", "9", "--output", str(tmp_path)]
+    command = [sys.executable, str(FOLDER / "first_run.py"), "--rehearse", "--minutes", "99", "--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     state = json.loads((tmp_path / "first_run.json").read_text())
@@ -84,7 +125,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert len(rows) == len(state["rows"])
     checks = [row for row in rows if row["section"] == "correctness"]
     assert {row["verdict"] for row in checks} == {"met"}
-    assert {"output 0", "d q", "d q_weight", "tangent 0", "tangent 1", "d gate", "repeat"} <= {
+    assert {"output 0", "d q", "d qkv", "d q_weight", "tangent 0", "tangent 1", "d gate", "repeat"} <= {
         row["direction"] for row in checks
     }
     timed = {(row["section"], row["implementation"]) for row in rows if row["milliseconds"]}

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import NamedTuple
 
 import pytest
 import torch
-from mmdit_kernels.compile_cases import TRIED
+from mmdit_kernels.compile_cases import JVP_GRID, TRIED, AdaLN, Attention, Case, name
 from mmdit_kernels.dispatch import interpreting, triton_version
-from mmdit_kernels.launch import Launch, compile_ahead
+from mmdit_kernels.launch import compile_ahead
 from mmdit_kernels.testing import SHARED_MEMORY, resources
 
 pytestmark = [
@@ -22,57 +21,9 @@ pytestmark = [
     pytest.mark.skipif(interpreting(), reason="the interpreter does not compile"),
 ]
 FULL_GRID = bool(os.environ.get("MMDIT_KERNELS_FULL_GRID"))
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
-class Attention(NamedTuple):
-    """``features``: "plain", "transforms" (norm, rope), "mask" (and rests of blocks), "all"."""
-
-    target: str
-    dtype: str
-    d: int
-    features: str = "plain"
-
-    def launch(self) -> Launch:
-        from mmdit_kernels.attention.jvp import jvp_launch
-        from mmdit_kernels.attention.launches import Inputs
-
-        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device="meta")
-
-        b, h, n = 2, 16, 1000 if self.features in ("mask", "all") else 1024
-        qkv, tangents = (
-            empty(b, n, 3, h, self.d, dtype=getattr(torch, self.dtype)).permute(2, 0, 3, 1, 4) for _ in range(2)
-        )
-        transforms = self.features in ("transforms", "all")
-        weight, table = (empty(self.d), empty(n, self.d)) if transforms else (None, None)
-        mask = empty(b, n, dtype=torch.bool) if self.features in ("mask", "all") else None
-        inputs = Inputs(*qkv, weight, weight, table, table, mask, self.d**-0.5)
-        return jvp_launch(inputs, *tangents, target=self.target)[0]
-
-
-class AdaLN(NamedTuple):
-    """The adaptive layer norm, plain or gated."""
-
-    target: str
-    dtype: str
-    d: int
-    gated: bool = True
-
-    def launch(self) -> Launch:
-        from mmdit_kernels.adaln.jvp import jvp_launch
-
-        dtype = getattr(torch, self.dtype)
-
-        def five() -> tuple[torch.Tensor, ...]:
-            x, y = (torch.empty(8, 256, self.d, dtype=dtype, device="meta") for _ in range(2))
-            gate, shift, scale = torch.empty(8, 3 * self.d, dtype=dtype, device="meta").chunk(3, 1)
-            return (x, y, gate, shift, scale) if self.gated else (x, shift, scale)
-
-        return jvp_launch(five(), five(), 1e-6, dtype, dtype, self.target)[0]
-
-
-def allowed_to_spill(case: Attention | AdaLN) -> int:
+def allowed_to_spill(case: Case) -> int:
     """Return 0, but for a compiler newer than those tried, and for float32 before 3.8, whose products take more registers."""
     version = tuple(int(part) for part in (triton_version() or "0").split("+")[0].split(".")[:2])
     if version > max(tuple(map(int, tried.split("."))) for tried in TRIED):
@@ -80,7 +31,7 @@ def allowed_to_spill(case: Attention | AdaLN) -> int:
     return 512 if isinstance(case, Attention) and case.dtype == "float32" and version < (3, 8) else 0
 
 
-def check(case: Attention | AdaLN) -> None:
+def check(case: Case) -> None:
     compiled = compile_ahead(case.launch(), case.target)
     used = resources(compiled)
     assert 0 < used.shared + 1 <= SHARED_MEMORY[case.target], used
@@ -93,40 +44,23 @@ def check(case: Attention | AdaLN) -> None:
             assert "tcgen05.mma" in compiled.asm["ptx"]
 
 
-SAMPLE: list[Attention | AdaLN] = [
-    Attention("sm_90", "bfloat16", 72),
-    Attention("sm_90", "float32", 72),
-    Attention("sm_80", "float16", 40, "mask"),
-    AdaLN("sm_90", "bfloat16", 1152),
-    AdaLN("sm_80", "float32", 8192),
+SAMPLE: list[Case] = [
+    Attention("jvp", "sm_90", "bfloat16", 72),
+    Attention("jvp", "sm_90", "float32", 72),
+    Attention("jvp", "sm_80", "float16", 40, "mask"),
+    AdaLN("jvp", "sm_90", "bfloat16", 1152),
+    AdaLN("jvp", "sm_80", "float32", 8192),
 ]
-GRID: list[Attention | AdaLN] = [
-    Attention(target, dtype, d, features)
-    for target in TARGETS
-    for dtype in ("float32", "float16", "bfloat16")
-    for d in (8, 32, 40, 64, 72, 80, 96, 128)
-    for features in ("plain", "transforms", "mask", "all")
-] + [
-    AdaLN(target, dtype, d, gated)
-    for target in TARGETS
-    for dtype in ("float32", "bfloat16")
-    for d in (48, 384, 768, 1152, 1408, 4096, 8192)
-    for gated in (False, True)
-]
-
-
-def name(case: Attention | AdaLN) -> str:
-    return f"{type(case).__name__.lower()}-" + "-".join(str(field) for field in case)
 
 
 @pytest.mark.parametrize("case", SAMPLE, ids=name)
-def test_sample(case: Attention | AdaLN) -> None:
+def test_sample(case: Case) -> None:
     check(case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(case, id=name(case)) for case in GRID if FULL_GRID])
-def test_grid(case: Attention | AdaLN) -> None:
+@pytest.mark.parametrize("case", [pytest.param(case, id=name(case)) for case in JVP_GRID if FULL_GRID])
+def test_grid(case: Case) -> None:
     check(case)
 
 

@@ -111,7 +111,8 @@ def adaln_backward_kernel(
                 gate_tail += part
 
     partial += tl.program_id(0).to(tl.int64) * WIDTH
-    plane = partial_size.to(tl.int64)  # 2 * partial_size may pass 2^31 where partial_size does not
+    # 2 * partial_size may pass 2^31 where partial_size does not, which is a constant where it is 1
+    plane = tl.full([], 0, tl.int64) + partial_size
     store_vector(partial, tl.sum(shift_main, axis=0), 0, MAIN, WIDTH)
     store_vector(partial + plane, tl.sum(scale_main, axis=0), 0, MAIN, WIDTH)
     if HAS_GATE:

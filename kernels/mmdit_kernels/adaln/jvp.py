@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from mmdit_kernels.adaln.configs import column_parts, key
 from mmdit_kernels.adaln.launches import _aligned, _strides
 from mmdit_kernels.adaln.registration import gated_residual_layernorm_modulate_backward, layernorm_modulate_backward
-from mmdit_kernels.forward_mode import refuse_gradient_of_tangent, split
+from mmdit_kernels.forward_mode import refuse_reverse_mode_of_duals, split
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import target_of, tuned
 
@@ -145,7 +145,7 @@ def _setup_plain(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 def _backward_plain(
     ctx: Any, d_out: Tensor | None, d_out_dot: Tensor | None, d_stats: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    refuse_gradient_of_tangent(PLAIN, d_out_dot)
+    refuse_reverse_mode_of_duals(PLAIN, d_out_dot)
     if d_out is None:
         return (None,) * 8
     x, scale, stats = ctx.saved_tensors
@@ -166,7 +166,7 @@ def _backward_gated(
     d_stats: Tensor | None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     for gradient in (d_h_dot, d_out_dot):
-        refuse_gradient_of_tangent(GATED, gradient)
+        refuse_reverse_mode_of_duals(GATED, gradient)
     if d_h is None and d_out is None:
         return (None,) * 13
     h, y, gate, scale, stats = ctx.saved_tensors

@@ -15,9 +15,11 @@ from mmdit_kernels.adaln.registration import (
 from mmdit_kernels.dispatch import use_triton
 
 
-def _check(op: str, x: Tensor, vectors: tuple[tuple[str, Tensor], ...]) -> None:
+def _check(op: str, x: Tensor, vectors: tuple[tuple[str, Tensor], ...], out_dtype: torch.dtype | None) -> None:
     if x.dim() != 3 or not x.is_floating_point():
         raise ValueError(f"x of {op} must be floating (B, T, D); got {x.dtype} {tuple(x.shape)}")
+    if out_dtype is not None and not out_dtype.is_floating_point:
+        raise ValueError(f"out_dtype of {op} must be a floating dtype; got {out_dtype}")
     expected = (x.shape[0], x.shape[2])
     for name, vector in vectors:
         if vector.shape != expected or not vector.is_floating_point():
@@ -61,7 +63,7 @@ def layernorm_modulate(
     Raises:
         ValueError: shapes that do not fit together; backend "triton" where it cannot run.
     """
-    _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)))
+    _check("layernorm_modulate", x, (("shift", shift), ("scale", scale)), out_dtype)
     if use_triton("layernorm_modulate", backend, x.device, lambda: find_problem(x, shift, scale, out_dtype=out_dtype)):
         out_dtype = out_dtype or _out_dtype(x.dtype, x.device.type, shift, scale)
         dual = layernorm_modulate_of_duals(x, shift, scale, eps, out_dtype)
@@ -96,9 +98,11 @@ def gated_residual_layernorm_modulate(
         ValueError: shapes that do not fit together; backend "triton" where it cannot run.
     """
     op = "gated_residual_layernorm_modulate"
-    _check(op, x, (("gate", gate), ("shift", shift), ("scale", scale)))
-    if y.shape != x.shape:
-        raise ValueError(f"y of {op} must have the shape of x, {tuple(x.shape)}; got {tuple(y.shape)}")
+    _check(op, x, (("gate", gate), ("shift", shift), ("scale", scale)), out_dtype)
+    if y.shape != x.shape or not y.is_floating_point():
+        raise ValueError(
+            f"y of {op} must be floating with the shape of x, {tuple(x.shape)}; got {y.dtype} {tuple(y.shape)}"
+        )
     if use_triton(op, backend, x.device, lambda: find_problem(x, y, gate, shift, scale, out_dtype=out_dtype)):
         h_dtype = _promote(x.dtype, gate.dtype, y.dtype)
         out_dtype = out_dtype or _out_dtype(h_dtype, x.device.type, shift, scale)

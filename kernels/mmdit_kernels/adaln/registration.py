@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdit_kernels.adaln.configs import MAXIMUM_WIDTH
 from mmdit_kernels.adaln.launches import backward_launch, forward_launch
+from mmdit_kernels.forward_mode import refuse_tangent_of_gradient
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -102,6 +103,7 @@ def _setup_plain(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _backward_plain(ctx: Any, d_out: Tensor | None, d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out is None:
         return (None,) * 5
+    refuse_tangent_of_gradient("layernorm_modulate", (d_out,))
     x, scale, stats = ctx.saved_tensors
     d_x, vectors = layernorm_modulate_backward(d_out, x, scale, stats)
     return d_x, vectors[0].to(ctx.shift_dtype), vectors[1].to(scale.dtype), None, None
@@ -120,6 +122,7 @@ def _backward_gated(
 ) -> tuple[Tensor | None, ...]:
     if d_h is None and d_out is None:
         return (None,) * 8
+    refuse_tangent_of_gradient("gated_residual_layernorm_modulate", (d_h, d_out))
     h, y, gate, scale, stats = ctx.saved_tensors
     if d_out is None:
         d_out = torch.zeros_like(h, dtype=ctx.out_dtype)

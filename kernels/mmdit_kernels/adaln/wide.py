@@ -58,7 +58,8 @@ def adaln_backward_wide_kernel(
         means_gu = tl.where(places == index, tl.sum(total_gu, axis=0) / WIDTH, means_gu)
 
     partial += tl.program_id(0).to(tl.int64) * WIDTH
-    plane = partial_size.to(tl.int64)  # 2 * partial_size may pass 2^31 where partial_size does not
+    # 2 * partial_size may pass 2^31 where partial_size does not, which is a constant where it is 1
+    plane = tl.full([], 0, tl.int64) + partial_size
     for first in range(0, WIDTH, PIECE):
         columns = first + tl.arange(0, PIECE)
         valid = columns < WIDTH

@@ -14,7 +14,12 @@ from mmdit_kernels.attention.launches import MAXIMUM_STRIDE, Inputs, _Call, alig
 from mmdit_kernels.attention.reference import Rope, norm_and_rotate
 from mmdit_kernels.attention.registration import attention_backward
 from mmdit_kernels.attention.rotation import old_compiler
-from mmdit_kernels.forward_mode import refuse_gradient_of_tables, refuse_gradient_of_tangent, split
+from mmdit_kernels.forward_mode import (
+    forward_mode,
+    refuse_gradient_of_tables,
+    refuse_reverse_mode_of_duals,
+    split,
+)
 from mmdit_kernels.launch import Launch
 from mmdit_kernels.tuning import bucket, tuned
 
@@ -110,7 +115,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(
     ctx: Any, d_out: Tensor | None, d_out_dot: Tensor | None, d_stats: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    refuse_gradient_of_tangent("attention", d_out_dot)
+    refuse_reverse_mode_of_duals("attention", d_out_dot)
     if d_out is None:
         return (None,) * 12
     refuse_gradient_of_tables(ctx.needs_input_grad[8:10])
@@ -132,6 +137,8 @@ def attention_of_duals(
 
     The kernel takes tangents of q, k and v; where norm weights or rope tables have some, PyTorch does norm and rotation.
     """
+    if not forward_mode():
+        return None
     tables = () if rope is None else rope
     if split("attention", (q_weight, k_weight, *tables)) is not None or (q.dtype == torch.float32 and old_compiler()):
         q, k = norm_and_rotate(q, k, q_weight, k_weight, rope)

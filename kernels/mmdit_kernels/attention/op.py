@@ -30,8 +30,11 @@ def _check(
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
         raise ValueError(f"q, k and v of attention must have one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
     for name, weight in (("q_weight", q_weight), ("k_weight", k_weight)):
-        if weight is not None and weight.shape != (d,):
-            raise ValueError(f"{name} of attention must have the shape (d,) = ({d},); got {tuple(weight.shape)}")
+        if weight is not None and (weight.shape != (d,) or not weight.is_floating_point()):
+            raise ValueError(
+                f"{name} of attention must be floating with the shape (d,) = ({d},); "
+                f"got {weight.dtype} {tuple(weight.shape)}"
+            )
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (b, k.shape[2])):
         raise ValueError(
             f"key_mask of attention must be bool with shape ({b}, {k.shape[2]}), True = attend; "
@@ -39,13 +42,19 @@ def _check(
         )
     if rope is None:
         return
+    if not isinstance(rope, tuple | list) or len(rope) != 2:
+        given = f"{len(rope)} tables" if isinstance(rope, tuple | list) else f"a {type(rope).__name__}"
+        raise ValueError(f"rope of attention must be a pair of tables (cos, sin); got {given}")
     if d % 2:
         raise ValueError(f"rope rotates pairs, so the head dimension must be even; got {d}")
     if k.shape[2] != n:
         raise ValueError(f"rope needs as many queries as keys; got {n} queries and {k.shape[2]} keys")
     for name, table in zip(("cos", "sin"), rope, strict=True):
-        if table.shape not in ((n, d), (b, n, d)):
-            raise ValueError(f"{name} of rope must have shape ({n}, {d}) or ({b}, {n}, {d}); got {tuple(table.shape)}")
+        if table.shape not in ((n, d), (b, n, d)) or not table.is_floating_point():
+            raise ValueError(
+                f"{name} of rope must be floating with shape ({n}, {d}) or ({b}, {n}, {d}); "
+                f"got {table.dtype} {tuple(table.shape)}"
+            )
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -132,6 +141,7 @@ def attention_packed(
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"attention_packed needs qkv (B, N, 3, H, d); got {tuple(qkv.shape)}")
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    _check(q, k, v, q_weight, k_weight, rope, key_mask)
     problem = functools.partial(find_problem, q, k, v, q_weight, k_weight, rope, key_mask, scale)
     ours = use_triton("attention_packed", backend, qkv.device, problem)
     if not ours or _differentiates(rope) or forward_mode():  # the operator of three views has those rules
@@ -139,7 +149,6 @@ def attention_packed(
             q, k, v, q_weight=q_weight, k_weight=k_weight, rope=rope, key_mask=key_mask, scale=scale, backend=backend
         )
     qkv = _autocast(qkv)
-    _check(q, k, v, q_weight, k_weight, rope, key_mask)
     cos, sin = (None, None) if rope is None else rope
     factor = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
     return attention_packed_forward(qkv, q_weight, k_weight, cos, sin, key_mask, factor)[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdit_kernels.attention.launches import Inputs, empty_like_tokens
 from mmdit_kernels.attention.rotation import run_backward, run_forward
+from mmdit_kernels.forward_mode import refuse_gradient_of_tables, refuse_tangent_of_gradient
 
 
 def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,6 +64,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, d_out: Tensor | None, d_stats: Tensor | None) -> tuple[Tensor | None, ...]:
     if d_out is None:
         return (None,) * 7
+    refuse_gradient_of_tables(ctx.needs_input_grad[3:5])
+    refuse_tangent_of_gradient("attention_packed", (d_out,))
     tensors = ctx.saved_tensors
     d_qkv, *d_weights = attention_packed_backward(d_out, *tensors, ctx.scale)
     pairs = zip(tensors[1:3], d_weights, strict=True)

@@ -13,7 +13,7 @@ from mmdit_kernels.attention.launches import MAXIMUM_STRIDE, Inputs, empty_like_
 from mmdit_kernels.attention.reference import Rope
 from mmdit_kernels.attention.rotation import run_backward, run_forward
 from mmdit_kernels.dispatch import ATTENTION_SHARED_MEMORY, shared_memory_problem
-from mmdit_kernels.forward_mode import refuse_gradient_of_tables
+from mmdit_kernels.forward_mode import refuse_gradient_of_tables, refuse_tangent_of_gradient
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -82,6 +82,7 @@ def _backward(ctx: Any, d_out: Tensor | None, d_stats: Tensor | None) -> tuple[T
     if d_out is None:
         return (None,) * 9
     refuse_gradient_of_tables(ctx.needs_input_grad[5:7])
+    refuse_tangent_of_gradient("attention", (d_out,))
     tensors = ctx.saved_tensors
     d_q, d_k, d_v, *d_weights = attention_backward(d_out, *tensors, ctx.scale)
     pairs = zip(tensors[3:5], d_weights, strict=True)

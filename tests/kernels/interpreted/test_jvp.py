@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from attention_cases import BF16, F16, F32, FLOAT32_LIMIT, Case, qkv_of
 from jvp_cases import check_adaln_jvp, check_jvp
-from mmdit_kernels import attention, gated_residual_layernorm_modulate, layernorm_modulate
+from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
 from mmdit_kernels.adaln import jvp as adaln_jvp
 from mmdit_kernels.adaln.reference import (
     gated_residual_layernorm_modulate_reference,
@@ -220,12 +221,67 @@ def test_other_transforms_of_a_jvp_are_refused() -> None:
 
     calls: list[Any] = [
         lambda: jvp(slope, (q,), (q,)),
-        lambda: jvp(torch.func.grad(lambda q: function(q).sum()), (q,), (q,)),
         lambda: jvp(torch.func.vmap(function), (q[None],), (q[None],)),
     ]
-    for call, name in zip(calls, ("jvp", "grad", "vmap"), strict=True):
+    for call, name in zip(calls, ("jvp", "vmap"), strict=True):
         with pytest.raises(NotImplementedError, match=rf"through torch.func.{name} inside another"):
             call()
+    grad = torch.func.grad(lambda q: function(q).sum())
+    for call in (lambda: grad(q), lambda: jvp(grad, (q,), (q,)), lambda: torch.func.grad(lambda q: slope(q).sum())(q)):
+        with pytest.raises(ValueError, match=r"Triton backend: torch.func.grad, vjp and jacrev do not see through"):
+            call()
+
+
+OPERATORS = {
+    "attention": (lambda q: attention(q, q, q, backend="triton"), (1, 1, 3, 8)),
+    "attention_packed": (lambda qkv: attention_packed(qkv, backend="triton"), (1, 3, 3, 1, 8)),
+    "layernorm_modulate": (lambda x: layernorm_modulate(x, x[:, 0], x[:, 1], backend="triton"), (1, 3, 8)),
+    "gated_residual_layernorm_modulate": (
+        lambda x: gated_residual_layernorm_modulate(x, x, x[:, 0], x[:, 1], x[:, 2], backend="triton")[1],
+        (1, 3, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_the_tangent_of_a_gradient_is_refused(op: str) -> None:
+    """Forward over reverse with dual tensors, where a moving gradient would lose its tangent; still ones go through."""
+    function, shape = OPERATORS[op]
+    leaf = torch.randn(shape, requires_grad=True)
+
+    def refuse(run: Callable[[], object]) -> None:
+        with pytest.raises(NotImplementedError, match="backend has no forward-mode derivative of its gradient"):
+            run()
+
+    plain = function(leaf)
+    with forward_ad.dual_level():
+        for loss in (torch.sum, lambda out: out.square().sum()):
+            out = function(forward_ad.make_dual(leaf, torch.ones(shape)))
+            refuse(lambda: torch.autograd.grad(loss(out), leaf))  # noqa: B023
+        still = torch.ones_like(plain)
+        refuse(lambda: torch.autograd.grad(plain, leaf, forward_ad.make_dual(still, still), retain_graph=True))
+        (inside,) = torch.autograd.grad(plain, leaf, still, retain_graph=True)
+    assert torch.equal(inside, torch.autograd.grad(plain, leaf, still)[0])
+
+
+def test_without_a_tangent_pytorch_norms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For compilers that need float32's norm ahead of the tangent: a plain call leaves it to the kernels."""
+    module = import_module("mmdit_kernels.attention.jvp")
+    calls = []
+    norm = module.norm_and_rotate
+    monkeypatch.setattr(module, "old_compiler", lambda: True)
+    monkeypatch.setattr(module, "norm_and_rotate", lambda *arguments: calls.append(1) or norm(*arguments))
+    q, weight = torch.randn(1, 1, 3, 8), torch.rand(8)
+
+    def function(q: Tensor, backend: str = "triton") -> Tensor:
+        return attention(q, q, q, q_weight=weight, backend=backend)
+
+    out = function(q)
+    assert calls == []
+    results = jvp(function, (q,), (q,))
+    assert calls == [1]
+    torch.testing.assert_close(results, jvp(lambda q: function(q, "torch"), (q,), (q,)))
+    torch.testing.assert_close(results[0], out)
 
 
 def test_repeats_are_identical_and_the_output_is_that_of_the_forward() -> None:
