@@ -71,6 +71,20 @@ def norm_rotate_dual(
 
 
 @triton.jit
+def tangent_of_sum(sum_dot, acc, weights, rates, values, values_dot, correction, moved, PRECISE: tl.constexpr):
+    """Add a block of keys to o.; acc is o before this block, moved what the step of the mean takes off, per row of it."""
+    sum_dot = sum_dot * correction[:, None]
+    if not PRECISE:
+        sum_dot -= acc * moved
+    sum_dot = dot(weights, values_dot, dot(rates, values, sum_dot))
+    if (
+        PRECISE
+    ):  # taken off first, it makes the LLVM of triton 3.9 abort on sm_90 and sm_100; bfloat16 spills if it is last
+        sum_dot -= acc * moved
+    return sum_dot
+
+
+@triton.jit
 def attention_jvp_kernel(
     q, k, v, q_dot, k_dot, v_dot, out, out_dot, stats, q_weight, k_weight, cos, sin, key_mask,
     q_sb, q_sh, q_sn, q_sd, k_sb, k_sh, k_sn, k_sd, v_sb, v_sh, v_sn, v_sd,
@@ -168,12 +182,10 @@ def attention_jvp_kernel(
         vd_main, vd_tail = load_tile(v_dot, v_dot_sn, v_dot_sd, columns, left, MAIN, TAIL, HEAD_DIM, EVEN_N, ALIGNED)
         weights = narrow(weights, v_main.dtype)
         rates = narrow(rates, v_main.dtype)
-        dot_main = dot(rates, v_main, dot_main * correction[:, None] - acc_main * moved)
-        dot_main = dot(weights, vd_main, dot_main)
+        dot_main = tangent_of_sum(dot_main, acc_main, weights, rates, v_main, vd_main, correction, moved, PRECISE)
         acc_main = dot(weights, v_main, acc_main * correction[:, None])
         if TAIL > 0:
-            dot_tail = dot(rates, v_tail, dot_tail * correction[:, None] - acc_tail * moved)
-            dot_tail = dot(weights, vd_tail, dot_tail)
+            dot_tail = tangent_of_sum(dot_tail, acc_tail, weights, rates, v_tail, vd_tail, correction, moved, PRECISE)
             acc_tail = dot(weights, v_tail, acc_tail * correction[:, None])
         k += BLOCK_N * k_sn
         v += BLOCK_N * v_sn
