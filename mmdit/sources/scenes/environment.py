@@ -37,21 +37,20 @@ class Environment:
         ``wall_normal``: of the wall behind the objects, world frame, towards the camera.
         """
         to_world = mi.ScalarTransform4f().rotate([0, 0, 1], self.turn) @ mi.ScalarTransform4f().rotate([1, 0, 0], 90)
-        radiance = _read(self.file, self.digest)
+        radiance, power = _read(self.file, self.digest)
         return {
             "type": "envmap",
             "bitmap": mi.Bitmap(radiance),
-            "scale": self._exposure(radiance, np.asarray(wall_normal)),
+            "scale": self._exposure(power, np.asarray(wall_normal)),
             "to_world": to_world,
         }
 
-    def _exposure(self, radiance: np.ndarray, wall_normal: np.ndarray) -> float:
+    def _exposure(self, power: np.ndarray, wall_normal: np.ndarray) -> float:
         """The factor after which the brighter of a white floor and a white wall, each before the other, has ``WHITE``."""
-        height, width = radiance.shape[:2]
-        to_light = _directions(height, width, self.turn)
-        before = (to_light @ UP > 0) & (to_light @ wall_normal > 0)
-        lit = max(_irradiance(radiance, before, to_light @ normal) for normal in (UP, wall_normal))
-        everywhere = _irradiance(radiance, to_light @ UP > 0, to_light @ UP)
+        floor, wall = (_cosines(power.shape, normal, self.turn) for normal in (UP, wall_normal))
+        before = power * ((floor > 0) & (wall > 0))
+        lit = max(float((before * cosine).sum()) for cosine in (floor, wall))
+        everywhere = float((power * np.maximum(floor, 0)).sum())
         return WHITE * math.pi / max(lit, everywhere / MAX_BOOST)
 
 
@@ -71,8 +70,8 @@ def read_environment(path: Path) -> Environment:
 
 
 @lru_cache(maxsize=1)
-def _read(file: str, digest: str) -> np.ndarray:
-    """Radiance float32 (H, W, 3), at least 0, with some in the upper half."""
+def _read(file: str, digest: str) -> tuple[np.ndarray, np.ndarray]:
+    """Radiance float32 (H, W, 3), at least 0, with some in the upper half; and its mean over colours x solid angle, (H, W)."""
     try:
         if digest_file(Path(file)) != digest:
             raise UserError(f"hdri {file}: has changed since the rendering began")
@@ -83,23 +82,16 @@ def _read(file: str, digest: str) -> np.ndarray:
         raise UserError(f"hdri {file}: can't be read: {first_line(error)}") from None
     radiance = np.where(np.isfinite(radiance), np.maximum(radiance, 0), 0).astype(np.float32)
     height, width = radiance.shape[:2]
-    upwards = _directions(height, width) @ UP
-    if _irradiance(radiance, upwards > 0, upwards) <= 0:
+    solid_angle = np.sin((np.arange(height) + 0.5) / height * np.pi) * (np.pi / height) * (2 * np.pi / width)
+    power = radiance.astype(np.float64).mean(axis=-1) * solid_angle[:, None]
+    if (power * np.maximum(_cosines(power.shape, UP), 0)).sum() <= 0:
         raise UserError(f"hdri {file}: has no light in its upper half, which is the sky")
-    return radiance
+    return radiance, power
 
 
-def _directions(height: int, width: int, turn: float = 0.0) -> np.ndarray:
-    """Unit vectors (H, W, 3), world frame, to the texels of a picture that is turned about the vertical by degrees."""
+def _cosines(shape: tuple[int, ...], normal: np.ndarray, turn: float = 0.0) -> np.ndarray:
+    """Cosines (H, W) between a normal (3,), world frame, and the ways to a picture's texels; ``turn`` as in ``Environment``."""
+    height, width = shape
     polar = ((np.arange(height) + 0.5) / height * np.pi)[:, None]  # from straight up
     azimuth = np.radians((np.arange(width) + 0.5) / width * 360 - turn)  # from world +y
-    across = np.sin(polar)
-    return np.stack([across * np.sin(azimuth), across * np.cos(azimuth), np.cos(polar) + 0 * azimuth], axis=-1)
-
-
-def _irradiance(radiance: np.ndarray, seen: np.ndarray, cosine: np.ndarray) -> float:
-    """Sum of radiance (H, W, 3) x cosine x solid angle over the texels that are seen; both (H, W)."""
-    height, width = seen.shape
-    solid_angle = np.sin((np.arange(height) + 0.5) / height * np.pi) * (np.pi / height) * (2 * np.pi / width)
-    weight = seen * np.maximum(cosine, 0) * solid_angle[:, None]
-    return float((radiance.astype(np.float64).mean(axis=-1) * weight).sum())
+    return np.sin(polar) * (normal[0] * np.sin(azimuth) + normal[1] * np.cos(azimuth)) + np.cos(polar) * normal[2]
