@@ -202,16 +202,13 @@ class ContrastiveObjective:
         losses["loss"] = losses["text"]
         if pairs is None:
             return losses
-        subjects = embedded[len(rgb) :].unflatten(0, (-1, 2))  # (P, 2, D)
-        one, other = subjects.unbind(1)
-        itself = torch.eye(len(one), dtype=torch.bool, device=one.device)
-        losses["subject"] = symmetric_loss(scale * one @ other.T, itself)
+        sides = embedded[len(rgb) :].unflatten(0, (-1, 2)).unbind(1)  # two of (P, D)
+        itself = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
+        losses["subject"] = symmetric_loss(scale * sides[0] @ sides[1].T, itself)
         losses["loss"] = losses["loss"] + self.subject_weight * losses["subject"]
-        if names is not None:
+        if names is not None and self.name_weight:
             called, same = names.embedded(model), names.same()
-            losses["name"] = (
-                symmetric_loss(scale * one @ called.T, same) + symmetric_loss(scale * other @ called.T, same)
-            ) / 2
+            losses["name"] = torch.stack([symmetric_loss(scale * side @ called.T, same) for side in sides]).mean()
             losses["loss"] = losses["loss"] + self.name_weight * losses["name"]
         return losses
 
