@@ -252,6 +252,8 @@ def test_clip_goes_on_with_its_text_tower_frozen(dataset: Path, clip: Path, tmp_
     }
     vocabularies = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in (clip, folder)]
     assert vocabularies[0] == vocabularies[1]
+    with pytest.raises(UserError, match=r"clip.freeze_text_layers is 1, and clip.freeze_text is false"):
+        build_run(tiny_config(recipe="clip", clip=replace(settings, freeze_text=False), data=data, alignment=None))
     with pytest.raises(UserError, match=r"reads 64 pixels, clip.image_size is 32"):
         build_run(tiny_config(recipe="clip", clip=replace(settings, image_size=32), data=data, alignment=None))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,9 @@ class CLIPModule(SteppedModule):
         self.tokenizer, self.objective = tokenizer, objective
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        device, phrases = batch["rgb"].device, batch.get("phrases")
-        captions = Texts.read(batch["caption"], self.tokenizer, device)
-        names = (
-            None if phrases is None or not self.objective.name_weight else Texts.read(phrases, self.tokenizer, device)
-        )
-        return self.objective(self.network, batch["rgb"], captions, batch.get("pairs"), names)
+        read = partial(Texts.read, tokenizer=self.tokenizer, device=batch["rgb"].device)
+        names = read(batch["phrases"]) if "phrases" in batch else None
+        return self.objective(self.network, batch["rgb"], read(batch["caption"]), batch.get("pairs"), names)
 
 
 def clip_run(config: TrainingConfig) -> Run:
@@ -66,6 +64,11 @@ def clip_run(config: TrainingConfig) -> Run:
     if config.data.val_split is not None and config.trainer.validate_every > 0:
         val = _captioned(config, config.data.val_split, settings.image_size)
     network, tokenizer = _new(config, train) if settings.pretrained is None else _trained(settings)
+    if settings.freeze_text_layers is not None and not settings.freeze_text:
+        raise UserError(
+            f"clip.freeze_text_layers is {settings.freeze_text_layers}, and clip.freeze_text is false, which keeps none: "
+            "set it to true, or leave the layers out"
+        )
     if settings.freeze_text:
         freeze_text(network, settings.freeze_text_layers)
     module = CLIPModule(
