@@ -179,7 +179,8 @@ def _build(mi: Any, layout: Layout, meshes: list[Mesh], size: int) -> tuple[Any,
         for shape in _object_shapes(mi, number, mesh, placed.material, size):
             description[shape.id()] = shape
             surfaces[shape.id()] = 2 + number
-    return mi.load_dict(description), surfaces
+    # Not optimized: shapes that are alike would be merged, and lose their ids.
+    return mi.load_dict(description, optimize=False), surfaces
 
 
 def _sensor(mi: Any, layout: Layout, size: int, samples: int) -> Any:

@@ -171,6 +171,13 @@ def test_distractors_are_of_another_category_and_occlusion_occurs():
     assert np.mean(hidden) > 0.5
 
 
+def test_floor_and_wall_of_one_material_stay_two_surfaces():
+    layout = sample_layout(0, "train", 0)
+    *_, surface = render_layout(layout, 64)
+    *_, alike = render_layout(replace(layout, wall=layout.floor), 64)
+    np.testing.assert_array_equal(alike, surface)
+
+
 def test_rendered_ids_show_the_silhouettes_and_what_hides_them():
     layout = next(
         layout
