@@ -14,7 +14,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, Codec, Reading
 from mmdit.modalities.codec import NOTHING
 from mmdit.modalities.rgb import read_picture
-from mmdit.storage.listing import IMAGE_SUFFIXES, list_images, visible
+from mmdit.storage.listing import IMAGE_SUFFIXES, list_folders, list_images, visible
 from mmdit.storage.names import number_repeats, safe_name, text_of
 from mmdit.video.file import VideoFile
 from mmdit.video.folder import FRAME_RATE, FrameFolder
@@ -38,7 +38,7 @@ def source_name(path: Path) -> str:
 
 
 def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> list[ImageFile]:
-    """List the images of files and folders (not of their subfolders), each with its own name.
+    """List the images of files and folders (not of their subfolders, which is noted), each with its own name.
 
     A name is the file's stem; files that share one are told apart by their folder's name, then by their suffix, then by a number.
     ``beside``: files that get names too, and share none.
@@ -56,6 +56,11 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
                 hint = f"name its videos, such as {video}" if video else f"give a folder of {kinds}"
                 raise UserError(f"{path}: the folder holds no image (subfolders are not searched); {hint}")
             found += [(p, False) for p in inside]
+            deeper = [path / name for name in list_folders(path) if list_images(path / name)]
+            if deeper:
+                note(
+                    f"{path}: images of subfolders are not read; name the folders whose images you want, such as {deeper[0]}"
+                )
         elif path.is_file():
             found.append((path, True))
         elif path.exists():

@@ -47,13 +47,14 @@ def test_images_whose_full_names_agree_are_numbered(tmp_path):
     assert [file.name for file in find_images(paths)] == ["in_cat_png", "in_cat_png_2"]
 
 
-def test_folder_is_listed_without_subfolders_and_suffixes_may_be_upper_case(tmp_path):
+def test_folder_is_listed_without_subfolders_and_suffixes_may_be_upper_case(tmp_path, capsys):
     _image(tmp_path / "in" / "b.png")
     _image(tmp_path / "in" / "a.JPG")
     _image(tmp_path / "in" / "sub" / "c.png")
     (tmp_path / "in" / "notes.txt").write_text("no image")
     files = find_images([tmp_path / "in"])
     assert [(file.name, file.explicit) for file in files] == [("a", False), ("b", False)]
+    assert f"name the folders whose images you want, such as {tmp_path / 'in' / 'sub'}" in capsys.readouterr().err
 
 
 def test_no_images(tmp_path):
