@@ -132,7 +132,9 @@ class MuonWithAdamW(Optimizer):
             assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-            blocks = _to_blocks(whole_tensor(update), self._cut)  # where it is sharded: gathered, and the same on every process
+            blocks = _to_blocks(
+                whole_tensor(update), self._cut
+            )  # where it is sharded: gathered, and the same on every process
             updates.setdefault((blocks.shape[1], blocks.shape[2]), []).append((p, blocks))
         for (rows, columns), members in updates.items():
             stacked = orthogonalize(torch.cat([blocks for _, blocks in members]), group["num_steps"])

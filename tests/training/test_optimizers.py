@@ -108,7 +108,9 @@ def test_whole_matrices_are_orthogonalised_as_they_are(shape: tuple[int, int], s
     assert (diagonal - torch.diag(diagonal.diagonal())).abs().max() < 1e-4
     assert diagonal.diagonal().min() > 0.65
     assert diagonal.diagonal().max() < 1.25
-    squares = MuonWithAdamW([{"params": [other := nn.Parameter(torch.zeros(shape))], "muon": True, "lr": 0.1}], num_steps=8)
+    squares = MuonWithAdamW(
+        [{"params": [other := nn.Parameter(torch.zeros(shape))], "muon": True, "lr": 0.1}], num_steps=8
+    )
     other.grad = gradient
     squares.step()  # the same size of the entries, whatever is cut
     assert float(weight.detach().norm() / other.detach().norm()) == pytest.approx(1, abs=0.15)
@@ -130,7 +132,9 @@ def test_fewer_steps_and_matrices_for_adamw_are_settings() -> None:
     optimizer.step()
     change = {name: p.detach() - before[name] for name, p in ours.named_parameters()}
     # Nesterov's first update is (1 - 0.95²) of the gradient, whose size the orthogonalisation takes away
-    expected = torch.cat([orthogonalize(half[None], num_steps=3)[0] for half in gradients["blocks.0.mlp.weight"].split(4)])
+    expected = torch.cat(
+        [orthogonalize(half[None], num_steps=3)[0] for half in gradients["blocks.0.mlp.weight"].split(4)]
+    )
     torch.testing.assert_close(change["blocks.0.mlp.weight"], -0.1 * 0.2 * 4**0.5 * expected, atol=1e-6, rtol=1e-4)
     name = "blocks.0.modulation.weight"
     torch.testing.assert_close(change[name], -0.01 * gradients[name].sign(), atol=1e-5, rtol=0)
