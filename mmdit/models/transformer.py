@@ -28,6 +28,7 @@ from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, Ro
 from mmdit.models.hooks import HooksMixin
 from mmdit.models.layers import reset_linears
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
+from mmdit.models.routing import Route
 
 
 @dataclass
@@ -160,6 +161,7 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         timesteps_next: Tensor | None = None,
         output_attention: Collection[int] = (),
         output_internal: bool = False,
+        route: Route | None = None,
     ) -> MultimodalDiTOutput | tuple[Tensor | None, ...]:
         """Predict the velocity (or the clean latent) of every modality.
 
@@ -173,11 +175,13 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
                 depends on ``timesteps`` alone, as without ``second_time``.
             output_attention: numbers of the blocks (1 = the first) whose attention to the prompt's tokens is returned too.
             output_internal: also return what the head on the middle block predicts, third where ``return_dict`` is False.
+            route: of tokens that skip a span of blocks, in training; None = all go through all. Inside of the span the tap's
+                ``alignment`` is of the K tokens that go through, (B, K, alignment_dim).
 
         Raises:
             ValueError: shapes that don't fit the config, or attention or a prediction asked for of blocks that have none.
         """
-        self._check_attention(output_attention)
+        self._check_attention(output_attention, route)
         grid = self._token_grid(latents, timesteps, roles, timesteps_next)
         x = self.patch_embed(latents)  # (B, T, D)
         x, rope = self.position_embed(x, grid)
@@ -190,15 +194,20 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         middle = self.config.internal_guidance_depth if output_internal else None
         tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
         unadded = self._unadded(
-            x, {tapped, middle, *(number - 1 for number in output_attention)}
+            x, {tapped, middle, *(number - 1 for number in output_attention), *_ends(route)}
         )  # their output is a ``Residual``
         alignment, internal, maps = None, None, []
+        everywhere, all_tokens = rope, x
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
+            if route is not None and index == route.first:
+                all_tokens, x, rope = x, route.leave(x), route.of_rope(rope)  # (B, K, D)
             if index in output_attention and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
             layer = partial(block, add=False) if index in unadded else block
             x = self._run(layer, x, c, rope, conditioning)
+            if route is not None and index == route.last:
+                x, rope = route.come_back(all_tokens, x), everywhere  # (B, T, D)
             if self.projector is not None and index == tapped:
                 alignment = self.projector(x, grid)  # (B, T, alignment_dim)
             if self.internal_head is not None and index == middle:
@@ -223,7 +232,9 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _check_attention(self, numbers: Collection[int]) -> None:
+    def _check_attention(self, numbers: Collection[int], route: Route | None) -> None:
+        if route is not None and any(route.first <= number <= route.last for number in numbers):
+            raise ValueError(f"output_attention is {list(numbers)}: tokens skip blocks {route.first} to {route.last}")
         if not numbers:
             return
         depth = len(self.blocks)
@@ -274,3 +285,8 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             self.next_time_embed.start_at_zero()
         if self.internal_head is not None:
             self.internal_head.reset_parameters()
+
+
+def _ends(route: Route | None) -> tuple[int, ...]:
+    """Numbers of the blocks whose output a route reads: before its span, and the last of it."""
+    return () if route is None else (route.first - 1, route.last)

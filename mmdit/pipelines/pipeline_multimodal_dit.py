@@ -300,9 +300,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             ensemble_size: estimates of a given picture, each from noise of its own, that are combined into one (Marigold, arXiv
                 2312.02145): depth by the median after alignment by scale and shift, normals by the mean, labels by votes.
             output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
-            internal_guidance_scale: w of internal guidance (arXiv 2512.24176), away from what a middle block predicts, in the same
-                evaluation of the network; 1 = off. It needs a model with such a head. None = the model's own, ``defaults``,
-                and off in understanding.
+            internal_guidance_scale: w of internal guidance (arXiv 2512.24176), away from what a middle block predicts, in the
+                same evaluation of the network; 1 = off. It needs a model with such a head. None = the model's own,
+                ``defaults``, and off in understanding.
             internal_guidance_interval: (low, high), the timesteps between which that is on; None = the model's own.
 
         Returns:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import unknown_name
 from mmdit.flow.alignment import DISTANCES, alignment_loss, latent_tokens, spatially_normalized
 from mmdit.task import Role
@@ -56,23 +56,29 @@ class AlignmentLoss:
         roles: Tensor,
         frozen: FrozenNetworks,
         patch_size: int,
+        kept: Tensor | None = None,
         mean_over_processes: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Return the loss of projected tokens (B, T, D) of samples with ``roles`` (B, M)."""
+        """Return the loss of projected tokens (B, T, D) of samples with ``roles`` (B, M).
+
+        ``kept``: (B, K), the tokens that (B, K, D) are of, where the others skip the tap; None = all.
+        """
         if not self.of_latents:
             features = frozen.features(batch, projected.device)  # (B, T, D)
-            return alignment_loss(projected, self._normalized(features), distance=self.distance)
+            return alignment_loss(projected, self._target(features, kept), distance=self.distance)
         features = latent_tokens(frozen.codec.latents_all(batch["moments"].float()), patch_size)  # (B, T, M, C p p)
         return alignment_loss(
             projected.unflatten(-1, features.shape[2:]),
-            self._normalized(features),
+            self._target(features, kept),
             distance=self.distance,
             known=roles != Role.ABSENT,
             mean_over_processes=mean_over_processes,
         )
 
-    def _normalized(self, features: Tensor) -> Tensor:
-        return features if self.spatial_norm is None else spatially_normalized(features, self.spatial_norm)
+    def _target(self, features: Tensor, kept: Tensor | None) -> Tensor:
+        if self.spatial_norm is not None:
+            features = spatially_normalized(features, self.spatial_norm)  # over all tokens, whichever are compared
+        return features if kept is None else features[torch.arange(len(kept), device=kept.device)[:, None], kept]
 
 
 NO_ALIGNMENT = AlignmentLoss()

@@ -47,6 +47,7 @@ __all__ = [
     "OptimizerConfig",
     "PreviewConfig",
     "PromptsConfig",
+    "RoutingConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
@@ -79,8 +80,8 @@ class ModelConfig:
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
         trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"]; null = all.
-        internal_guidance_depth: number of blocks before a second head with a loss of its own, from whose prediction sampling can be
-            led away (internal guidance); null = none.
+        internal_guidance_depth: number of blocks before a second head with a loss of its own, away from whose prediction
+            sampling can be led (internal guidance); null = none.
     """
 
     size: str = "nano"
@@ -275,6 +276,21 @@ class AlignmentConfig:
 
 
 @dataclass
+class RoutingConfig:
+    """Token routing in training (TREAD): tokens drawn anew in each step skip blocks; sampling has all tokens everywhere.
+
+    Args:
+        share: of each sample's tokens.
+        first: number of the first block that they skip, 1 = the first of the network.
+        last: number of the last one; null = as many blocks after it as before ``first``.
+    """
+
+    share: ClosedUnitInterval = 0.5
+    first: Layers = 3
+    last: Layers | None = None
+
+
+@dataclass
 class TrainerConfig:
     """How long and on what.
 
@@ -367,6 +383,7 @@ class TrainingConfig:
         preview: sample grids.
         prompts: captions and subjects, for conditioners that read them; null = none.
         lora: train low-rank updates of model.pretrained in place of a model; null = off.
+        routing: tokens that skip blocks in training; null = none.
     """
 
     recipe: str = "transformer"
@@ -387,3 +404,4 @@ class TrainingConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     prompts: PromptsConfig | None = None
     lora: LoRAConfig | None = None
+    routing: RoutingConfig | None = None

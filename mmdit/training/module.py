@@ -23,6 +23,7 @@ from mmdit.training.frozen import Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
+from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
 
 
@@ -131,6 +132,7 @@ class TransformerModule(SteppedModule):
         alignment: the loss between tapped tokens and a teacher's features.
         hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
         attention: the loss between attention to the prompt and where things are.
+        routing: of tokens past blocks, in training; None = none.
         internal_weight: weight of the objective's loss on the middle head of a network that has one.
     """
 
@@ -149,11 +151,13 @@ class TransformerModule(SteppedModule):
         hide_prompt_beside: str | None = None,
         attention: AttentionLoss = NO_ATTENTION_LOSS,
         internal_weight: float = 0.5,
+        routing: TokenRouting | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.frozen = objective, frozen
         self.alignment, self.attention = alignment, attention
         self.hide_prompt_beside, self.internal_weight = hide_prompt_beside, internal_weight
+        self.routing = routing
 
     @property
     def codec(self) -> LatentCodec:
@@ -165,6 +169,11 @@ class TransformerModule(SteppedModule):
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
         draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
         draw = draw.shard(rank, world_size).without_missing(batch["present"]).to(moments.device)
+        p = self.network.config.patch_size
+        route = None
+        if self.routing is not None and self.training:
+            kept = self.routing.draw(size, (h // p) * (w // p), generator)  # after all other draws: they stay the same
+            route = self.routing.route(kept[rank::world_size].to(moments.device))
 
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
@@ -172,6 +181,7 @@ class TransformerModule(SteppedModule):
             self.network.__call__,  # the same as self.network, which mypy takes for no function
             output_alignment=self.alignment.weight > 0,
             output_attention=self.attention.blocks,
+            **({} if route is None else {"route": route}),
         )
         recorded = InternalPredictions(network)
         has_internal = self.network.config.internal_guidance_depth is not None
@@ -181,14 +191,15 @@ class TransformerModule(SteppedModule):
         if has_internal:
             losses["internal"] = self.objective(recorded.replay, *inputs).losses["loss"]
             losses["loss"] = losses["loss"] + self.internal_weight * losses["internal"]
-        p = self.network.config.patch_size
         if self.alignment.weight > 0:
+            sparse = route is not None and route.is_sparse_behind(self.network.config.alignment_depth)
             losses["alignment"] = self.alignment(
                 step.network_output.alignment,
                 batch,
                 roles=draw.roles,
                 frozen=self.frozen,
                 patch_size=p,
+                kept=route.kept if route is not None and sparse else None,
                 mean_over_processes=self._mean_over_processes,
             )
             losses["loss"] = losses["loss"] + self.alignment.weight * losses["alignment"]

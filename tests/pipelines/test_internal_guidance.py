@@ -87,7 +87,7 @@ def test_models_that_can_not_refuse_in_one_line(make_pipeline: MakePipeline) -> 
     pipe = make_pipeline()
     with pytest.raises(UserError, match=r"internal_guidance_scale is 1.5: this model has no head on a middle block"):
         sample(pipe, internal_guidance_scale=1.5)
-    with pytest.raises(UserError, match="defaults: internal_guidance_scale is 1.5: this model has no head"):
+    with pytest.raises(UserError, match=r"defaults: internal_guidance_scale is 1.5: this model has no head"):
         MultimodalDiTPipeline(**pipe.components, **pipe.parameters, defaults={"internal_guidance_scale": 1.5})
     pipe = make_pipeline(internal_guidance_depth=1)
     for arguments, message in (

@@ -199,7 +199,8 @@ def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLate
         raise UserError("prompts.path is null: give the dataset folder that the latents were encoded from")
     if config.alignment is not None and config.alignment.sees_images:
         raise UserError(
-            "alignment.teacher is not for runs with prompts: give \"latents\", or store its features with 'mmdit data encode --teacher'"
+            "alignment.teacher is not for runs with prompts: give 'latents', or store its features with "
+            "'mmdit data encode --teacher'"
         )
     same = {field.name for field in fields(PromptDraw)} & vars(settings).keys()
     draw = PromptDraw(**{name: getattr(settings, name) for name in same}, masks=settings.attention_loss_weight > 0)

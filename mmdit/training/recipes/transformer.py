@@ -37,6 +37,7 @@ from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
 from mmdit.training.recipes.lora import lora_base
 from mmdit.training.recipes.prompts import attention_loss, prompt_encoder
+from mmdit.training.routing import token_routing
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -201,6 +202,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
+    attention = attention_loss(config, network)
     module = TransformerModule(
         network,
         objective,
@@ -210,7 +212,8 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_steps=config.trainer.max_steps,
         alignment=AlignmentLoss.of(config.alignment),
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
-        attention=attention_loss(config, network),
+        attention=attention,
+        routing=token_routing(config, network, attention.blocks),
         internal_weight=config.objective.internal_guidance_weight,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
