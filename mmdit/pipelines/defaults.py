@@ -30,6 +30,11 @@ class Defaults:
     internal_guidance_scale: float = 1.0
     internal_guidance_interval: tuple[float, float] = (0.0, 1.0)
 
+    def described(self) -> str:
+        """What a model card says of them."""
+        internal = f", internal guidance {self.internal_guidance_scale:g}" if self.internal_guidance_scale != 1 else ""
+        return f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}{internal}"
+
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Defaults:
         """Read them as a folder has them; what is left out is as above. Raises UserError for other names and values."""

@@ -91,3 +91,16 @@ def test_attention_of_a_block_that_tokens_skip_is_refused(make_model, make_input
     model = make_model(depth=3, block="cross")
     with pytest.raises(ValueError, match=r"output_attention is \[2\]: tokens skip blocks 2 to 3"):
         model(*make_inputs(model), route=Route(KEPT, 2, 3), output_attention=[2])
+
+
+def test_blocks_around_the_span_add_their_own_sums(make_model, make_inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a kernel does a block's last sum with the next one's norm, no sum is left over at the ends of the span."""
+    model = make_model(depth=5, alignment_depth=4, alignment_dim=6, internal_guidance_depth=2)
+    inputs = make_inputs(model)
+    arguments = {"route": Route(KEPT, 3, 3), "output_alignment": True, "output_internal": True}
+    expected = model(*inputs, **arguments)
+    monkeypatch.setattr("mmdit.models.blocks.residual_is_fused", lambda x: True)
+    assert model._unadded(torch.zeros(1, 1, 32), set()) == {1, 2, 3, 4}
+    out = model(*inputs, **arguments)
+    for name in ("sample", "alignment", "internal_sample"):
+        torch.testing.assert_close(out[name], expected[name], atol=1e-5, rtol=1e-4)

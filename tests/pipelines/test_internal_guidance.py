@@ -70,6 +70,7 @@ def test_scale_is_saved_with_the_model_and_off_in_understanding(make_pipeline: M
     assert torch.equal(sample(own, internal_guidance_scale=1.0), sample(pipe))
     rgb = {"conditions": {"rgb": torch.rand(2, 3, 32, 32)}, "class_labels": None}
     assert torch.equal(sample(own, **rgb), sample(pipe, **rgb))
+    assert "25 steps, guidance 2, internal guidance 1.4" in (tmp_path / "own" / "README.md").read_text()
     assert internal_scale_of(own) == 1.0  # no graph has an interval
 
 
