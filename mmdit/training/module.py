@@ -6,6 +6,7 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -98,6 +99,10 @@ class SteppedModule(LightningModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _progress(self) -> float:
+        """How much of the run is done, in [0, 1]; 0 outside of one."""
+        return 0.0 if self._trainer is None else min(1.0, self.trainer.global_step / max(1, self.max_steps))
+
     def _mean_over_processes(self, counts: Tensor) -> Tensor:
         if self._processes()[1] == 1:
             return counts
@@ -161,7 +166,8 @@ class TransformerModule(SteppedModule):
         rank, world_size = self._processes()
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
         draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
-        draw = draw.shard(rank, world_size).without_missing(batch["present"]).to(moments.device)
+        draw = replace(draw.shard(rank, world_size), progress=self._progress())
+        draw = draw.without_missing(batch["present"]).to(moments.device)
 
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
@@ -170,7 +176,11 @@ class TransformerModule(SteppedModule):
             output_alignment=self.alignment_weight > 0,
             output_attention=self.attention.blocks,
         )
-        step = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
+        asked: dict[str, Any] = {}
+        if self.objective.needs_null:
+            with torch.no_grad():
+                asked["null"] = self.network.conditioner.null(len(clean)).to(moments.device)
+        step = self.objective(network, clean, conditioning, draw, self._mean_over_processes, **asked)
         losses = dict(step.losses)
         if self.alignment_weight > 0:
             features = self.frozen.features(batch, self.device)

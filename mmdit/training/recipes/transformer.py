@@ -195,6 +195,12 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
+    if objective.needs_second_time and not network.config.second_time:
+        raise UserError(
+            f"objective.name {config.objective.name} trains steps from one time to another, and the network has one time: set "
+            "model.second_time: true"
+            + ("" if base is None else f", which model.pretrained {base.name} lacks: train it so first")
+        )
     module = TransformerModule(
         network,
         objective,
@@ -211,8 +217,11 @@ def transformer_run(config: TrainingConfig) -> Run:
     def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
-        scheduler = make_scheduler("euler", config.objective.sampling_shift)
-        pipe = MultimodalDiTPipeline(transformer, data.vae, scheduler, modalities, id2label, **encoders)
+        scheduler = make_scheduler(objective.scheduler, config.objective.sampling_shift)
+        defaults = None if objective.sampling_defaults is None else dict(objective.sampling_defaults)
+        pipe = MultimodalDiTPipeline(
+            transformer, data.vae, scheduler, modalities, id2label, defaults=defaults, **encoders
+        )
         if data.rendered and config.model.pretrained is None:  # the card says so
             pipe.photographs = False
         return pipe
