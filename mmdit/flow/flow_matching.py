@@ -116,12 +116,14 @@ class Objective(ABC):
 
     Attributes:
         needs_second_time: whether the network must take ``timesteps_next``.
+        takes_derivative: whether it differentiates the network in its inputs.
         needs_null: whether a call is also given ``null``, the conditioning of "no prompt" of its B samples.
         scheduler: name in ``SCHEDULERS`` of what samples from the trained model.
         sampling_defaults: steps and guidance of the trained model's pipeline, as its ``defaults``; None = the pipeline's own.
     """
 
     needs_second_time: ClassVar[bool] = False
+    takes_derivative: ClassVar[bool] = False
     needs_null: bool = False
     scheduler: ClassVar[str] = "euler"
     sampling_defaults: Mapping[str, Any] | None = None

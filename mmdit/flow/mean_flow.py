@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ class MeanFlowObjective(FlowMapObjective):
     modulation have rules of their own for the product (kernels/README.md, "Forward mode"). Modalities that are given or
     absent don't move: their tangents are 0, in x and in t.
     """
+
+    takes_derivative: ClassVar[bool] = True
 
     def jump(self, network: Network, jumps: Jumps) -> tuple[Tensor, float]:
         """v - (t - s) du/dt, and 1."""

@@ -73,8 +73,9 @@ class Denoiser:
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, given, roles, t)
             x_in = x_t.to(transformer.dtype)
+            internal_scale = self.guidance.internal_scale_at(t)
             later = None if steps is None else steps.timesteps_next(roles, timesteps, t_next, given.condition_time)
-            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning, later)
+            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning, internal_scale, later)
             return PREDICTIONS[transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
         if getattr(transformer, "is_cache_enabled", False):
