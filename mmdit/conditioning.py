@@ -45,6 +45,23 @@ class Conditioning:
             self.vector.to(device, dtype), move(self.tokens), move(self.token_mask), move(self.subject_ids)
         )
 
+    def rows(self, index: slice | Tensor) -> Conditioning:
+        """Those samples alone; what one row says for all, (1, D), stays."""
+
+        def part(value: Any) -> Any:
+            return value[index] if isinstance(value, Tensor) and len(value) > 1 else value
+
+        return type(self)(**{field.name: part(getattr(self, field.name)) for field in fields(self)})
+
+    def differs_from(self, null: Conditioning) -> Tensor:
+        """(B,) bool, whose prompt says more than ``null`` does: another vector, or tokens that are attended to."""
+        different = (self.vector != null.vector).any(-1)
+        if self.tokens is None:
+            return different
+        if self.token_mask is None:
+            return torch.ones_like(different)
+        return different | self.token_mask.any(-1)
+
 
 torch.export.register_dataclass(Conditioning, serialized_type_name="mmdit.conditioning.Conditioning")
 

@@ -56,3 +56,18 @@ def test_is_a_pytree() -> None:
     assert isinstance(doubled, Conditioning)
     assert doubled.vector.tolist() == [[1, 1]]
     assert doubled.token_mask is None
+
+
+def test_rows_and_who_asks_for_something() -> None:
+    vector, tokens = torch.tensor([[0.0], [1.0], [0.0]]), torch.arange(6.0).view(3, 2, 1)
+    mask = torch.tensor([[False, False], [False, False], [True, False]])
+    null = Conditioning(torch.zeros(1, 1))
+    asked = Conditioning(vector, tokens, mask)
+    assert asked.differs_from(null).tolist() == [False, True, True]
+    assert Conditioning(vector).differs_from(null).tolist() == [False, True, False]
+    assert Conditioning(vector, tokens).differs_from(null).tolist() == [True] * 3
+    chosen = asked.rows(torch.tensor([2, 0]))
+    assert chosen.vector.tolist() == [[0.0], [0.0]]
+    assert chosen.tokens is not None
+    assert chosen.tokens[:, :, 0].tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert null.rows(slice(2, 3)).vector.tolist() == [[0.0]]  # one for all

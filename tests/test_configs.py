@@ -25,7 +25,10 @@ LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "ima
 CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
-PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + ["scenes64_gpu"]
+PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + [
+    "scenes64_fewsteps",
+    "scenes64_gpu",
+]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
 --trainer.strategy auto --trainer.precision 32-true --trainer.compile false --data.batch_size 4 --data.num_workers 0

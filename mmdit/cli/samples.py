@@ -47,7 +47,8 @@ def samples(
         lora_scale: How much of them; 0 = none, 1 = all.
         labels: balanced (each class equally often), random (drawn with the seed), or none.
         num_inference_steps: Denoising steps.
-        scheduler: euler_maruyama is the SDE; euler, heun, unipc and dpmsolver++ are solvers of the ODE.
+        scheduler: euler_maruyama is the SDE; euler, heun, unipc and dpmsolver++ are solvers of the ODE, flow_map takes
+            the steps that a model learned.
         guidance_scale: How strongly the class is followed; 1 = no guidance.
         guidance_interval: Timesteps (0 = data, 1 = noise) between which guidance is on.
         seed: Of labels and noise.

@@ -56,7 +56,8 @@ def sweep(
         lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
         lora_scale: How much of them; 0 = none, 1 = all.
         tasks: Any of understanding, conditioning, generation; by default all.
-        schedulers: Any of euler, heun, unipc, dpmsolver++, euler_maruyama; by default all.
+        schedulers: Any of euler, heun, unipc, dpmsolver++, euler_maruyama, flow_map; by default all, flow_map where the model's
+            own is that.
         steps: Numbers of denoising steps; by default 1, 2, 5, 10, 25, 50, 250.
         num_samples: Samples drawn from the split with the seed; null = all.
         guidance_scale: On the category, in generation; 1 = no guidance.
@@ -73,21 +74,25 @@ def sweep(
     from mmdit.cli.common.charts import figure_class
     from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.output import prepare_folder
-    from mmdit.flow.schedulers import SCHEDULERS, make_scheduler, shift_of
+    from mmdit.flow.schedulers import SCHEDULERS, jumps, make_scheduler, shift_of
     from mmdit.metrics.feature_networks import find_teacher
     from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.sweep import STEPS, TASKS, StepSweep, sweep_rows
     from mmdit.storage.versions import versions
 
-    chosen = list(SCHEDULERS) if schedulers is None else schedulers
+    own = [name for name, kind in SCHEDULERS.items() if kind.jumps]  # of models that learned them
+    chosen = [name for name in SCHEDULERS if name not in own] if schedulers is None else schedulers
     for name in chosen:
         make_scheduler(name)
-    rows = sweep_rows(TASKS if tasks is None else tasks, chosen, STEPS if steps is None else steps)
+    asked = TASKS if tasks is None else tasks, STEPS if steps is None else steps
+    rows = sweep_rows(asked[0], chosen, asked[1])
     figure_class()  # found out now, not after the last line
     prepare_folder(output)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
+    if schedulers is None and jumps(pipe.scheduler):
+        rows = sweep_rows(asked[0], [*chosen, *own], asked[1])
     network = find_teacher(pipe, teacher)
     samples = EvaluationSamples(
         data, split, pipe.modalities, pipe.native_shape, num_samples=num_samples, seed=seed, allow_outside=allow_outside

@@ -46,7 +46,8 @@ def ui(
         port: Port to listen on; 0 = any free one.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        scheduler: euler, heun, unipc, dpmsolver++, euler_maruyama, or flow_map for a model that learned its steps; by default
+            the model's own.
         examples: Dataset folder with a split named test, whose samples are offered where they fit the model; null = none.
         max_upload_megabytes: Size of an upload.
         max_side: Longer side in pixels of images; larger ones are shrunk.

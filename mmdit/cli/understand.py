@@ -49,7 +49,8 @@ def understand(
     Args:
         pictures: Image files, folders of them (subfolders are not searched), or video files.
         num_inference_steps: Denoising steps; prediction needs few.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        scheduler: euler, heun, unipc, dpmsolver++, euler_maruyama, or flow_map for a model that learned its steps; by default
+            the model's own.
         seed: Seed of the noise, the same for each image and frame.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.

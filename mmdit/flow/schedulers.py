@@ -105,6 +105,17 @@ class EulerMaruyamaScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
 
+class FlowMapScheduler(FlowMatchEulerDiscreteScheduler):
+    """Steps of a model that was trained to take them: x_s = x_t + (s - t) u(x_t, t, s), u its mean velocity between s and t.
+
+    Euler's step, but the transformer is told where it leads (``timesteps_next``), so that it is exact at any length as far as
+    the model has learned it (``mmdit.flow.flow_map``). With any other scheduler the same model gives its velocity.
+
+    Where RGB is given and one step is taken, the model is asked for the velocity all the same: its step ends in the mean of
+    what may be there, which is the better estimate; a sample of it takes two steps.
+    """
+
+
 Device = torch.device | str | None
 
 
@@ -142,6 +153,7 @@ class SchedulerKind:
         lay_out: (scheduler, times from 1 to 1/n, device): sets its timesteps.
         settings: what it is built with.
         shift: what it calls the shift of its times, ``shifted``.
+        jumps: whether it takes the mean velocity of its step, which only a model with a second time has.
     """
 
     cls: type[Any]
@@ -151,6 +163,7 @@ class SchedulerKind:
     lay_out: Callable[[SchedulerMixin, np.ndarray, Device], None] = _lay_out_as_they_do
     settings: Mapping[str, Any] = field(default_factory=dict)
     shift: str = "shift"
+    jumps: bool = False
 
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -162,6 +175,7 @@ SCHEDULERS: dict[str, SchedulerKind] = {
         DPMSolverMultistepScheduler, "ODE", "#CC79A7", "D", settings=_FLOW, shift="flow_shift"
     ),
     "euler_maruyama": SchedulerKind(EulerMaruyamaScheduler, "SDE", "#555555", "v"),
+    "flow_map": SchedulerKind(FlowMapScheduler, "ODE", "#D55E00", "P", _lay_out_given, jumps=True),
 }
 
 
@@ -184,8 +198,16 @@ def shift_of(scheduler: SchedulerMixin) -> float:
     return 1.0 if kind is None else float(scheduler.config.get(kind.shift, 1.0))
 
 
+def jumps(scheduler: SchedulerMixin) -> bool:
+    """Whether its steps take the mean velocity between two times (``FlowMapScheduler``)."""
+    kind = _kind_of(scheduler)
+    return kind is not None and kind.jumps
+
+
 def _kind_of(scheduler: SchedulerMixin) -> SchedulerKind | None:
-    return next((kind for kind in SCHEDULERS.values() if isinstance(scheduler, kind.cls)), None)
+    kinds = [kind for kind in SCHEDULERS.values() if isinstance(scheduler, kind.cls)]
+    exact = [kind for kind in kinds if type(scheduler) is kind.cls]
+    return next(iter(exact + kinds), None)
 
 
 def set_timesteps(scheduler: SchedulerMixin, num_inference_steps: int, device: Device = None) -> None:

@@ -171,8 +171,8 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             roles: (B, M), values of ``Role``.
             conditioning: vector (B, D) or (1, D). Tokens are for blocks that attend to them; the block "dit" reads none.
             output_alignment: also return the projected tokens of the tap.
-            timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None = the output
-                depends on ``timesteps`` alone, as without ``second_time``.
+            timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None, or ``timesteps``
+                themselves = the output depends on ``timesteps`` alone, as without ``second_time``.
             output_attention: numbers of the blocks (1 = the first) whose attention to the prompt's tokens is returned too.
             output_internal: also return what the head on the middle block predicts, third where ``return_dict`` is False.
             route: of tokens that skip a span of blocks, in training; None = all go through all. Inside of the span the tap's
@@ -187,7 +187,8 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         x, rope = self.position_embed(x, grid)
         c = self.time_embed(timesteps) + self.role_embed(roles) + conditioning.vector  # (B, D)
         if self.next_time_embed is not None and timesteps_next is not None:
-            c = c + self.next_time_embed(timesteps_next)
+            # A difference: a step to the time that it is at is no step, exactly, and the same as no second time.
+            c = c + (self.next_time_embed(timesteps_next) - self.next_time_embed(timesteps))
 
         if output_internal and self.internal_head is None:
             raise ValueError("output_internal is asked of a model without such a head: set internal_guidance_depth")

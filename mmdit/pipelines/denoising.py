@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from mmdit.conditioning import Conditioning
+from mmdit.errors import UserError
 from mmdit.flow.guidance import Guidance, guided_velocity
 from mmdit.flow.path import Given, linear_path, place, settle
 from mmdit.flow.prediction import PREDICTIONS
-from mmdit.flow.schedulers import begin_at, set_timesteps
+from mmdit.flow.schedulers import begin_at, jumps, set_timesteps
+from mmdit.modalities import IMAGE
 from mmdit.pipelines.callbacks import NO_CALLBACK, StepCallback
 from mmdit.pipelines.calls import Call
 from mmdit.pipelines.limits import FiniteWatch, predict_in_batches
 from mmdit.pipelines.prompts import Branches
+from mmdit.task import Role, role_timesteps
 
 if TYPE_CHECKING:
     from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -65,12 +68,14 @@ class Denoiser:
             on_step_end: is told of each step.
         """
         transformer, call = self.pipe.transformer, self.call
+        steps = self._steps(roles, num_inference_steps)
 
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, given, roles, t)
             x_in = x_t.to(transformer.dtype)
             internal_scale = self.guidance.internal_scale_at(t)
-            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning, internal_scale)
+            later = None if steps is None else steps.timesteps_next(roles, timesteps, t_next, given.condition_time)
+            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning, internal_scale, later)
             return PREDICTIONS[transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
         if getattr(transformer, "is_cache_enabled", False):
@@ -94,7 +99,7 @@ class Denoiser:
             for i, timestep in enumerate(timesteps):
                 if call.interrupt:
                     continue
-                t = sigmas[i]
+                t, t_next = sigmas[i], sigmas[i + 1]
                 scales = replace(self.guidance, scale=call.guidance_scale)
                 guided = guided_velocity(
                     velocity, asked.conditioning, asked.null, roles, guidance=scales, t=t, text=asked.text
@@ -102,9 +107,40 @@ class Denoiser:
                 latents = scheduler.step(guided, timestep, latents, **step_arguments)[0]
                 finite.see(latents, i)
                 # The scheduler moved the given latents too: put them back on their path, at the time reached.
-                latents, _ = place(latents, given, roles, sigmas[i + 1])
+                latents, _ = place(latents, given, roles, t_next)
                 latents = on_step_end(self.pipe, i, timestep, latents)
                 if i == call.num_timesteps - 1 or (i + 1) % scheduler.order == 0:
                     progress_bar.update()
         finite.check()
         return settle(latents, given, roles)
+
+    def _steps(self, roles: Tensor, num_inference_steps: int) -> _Steps | None:
+        """How the transformer is told where a step leads; None = not at all, the scheduler takes the velocity.
+
+        Raises UserError for a scheduler that needs it told, and a transformer that can't be.
+        """
+        if not jumps(self.pipe.__dict__["scheduler"]):
+            return None
+        config = self.pipe.transformer.config
+        if not config.second_time:
+            raise UserError(
+                "scheduler flow_map takes the steps that a model with a second time was trained for, and this one has none: "
+                "take another, such as euler"
+            )
+        estimated = torch.zeros_like(roles[:, 0], dtype=torch.bool)
+        if num_inference_steps == 1 and IMAGE in config.modalities:
+            estimated = roles[:, list(config.modalities).index(IMAGE)] == Role.CONDITION
+        return _Steps(estimated)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps of a flow map. ``estimated`` (B,) bool: whose single step ends in the mean of what is asked for instead."""
+
+    estimated: Tensor
+
+    def timesteps_next(self, roles: Tensor, timesteps: Tensor, t_next: float, condition_time: float) -> Tensor:
+        """(n B, M), of n copies of the batch; ``timesteps`` (n B, M) where there is no step."""
+        later = role_timesteps(roles, torch.full((len(roles),), t_next, device=roles.device), condition_time)
+        stays = self.estimated.repeat(len(roles) // len(self.estimated))
+        return torch.where(stays[:, None], timesteps, later)

@@ -5,7 +5,6 @@ H W pixels, h w latent size.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,34 +77,33 @@ def predict_in_batches(
     roles: Tensor,
     conditioning: Conditioning,
     internal_scale: float = 1.0,
+    timesteps_next: Tensor | None = None,
 ) -> Tensor:
     """``network(...).sample``, (B, M, C, h, w), on as many samples at a time as fit; guided from inside by ``internal_scale``."""
     size = batch_size(latents.shape[-2] * latents.shape[-1], MAX_BATCH_LATENTS)
     if len(latents) <= size:
-        return _predict(network, slice(0, len(latents)), internal_scale, latents, timesteps, roles, conditioning)
+        whole = slice(0, len(latents))
+        return _predict(network, whole, internal_scale, timesteps_next, latents, timesteps, roles, conditioning)
     made = []
     for rows in parts(len(latents), size):
-        own = {
-            field.name: _rows_of(getattr(conditioning, field.name), rows) for field in dataclasses.fields(conditioning)
-        }
-        given = (latents[rows], timesteps[rows], roles[rows], type(conditioning)(**own))
-        made.append(_predict(network, slice(rows.start, min(rows.stop, len(latents))), internal_scale, *given))
+        given = (latents[rows], timesteps[rows], roles[rows], conditioning.rows(rows))
+        later = None if timesteps_next is None else timesteps_next[rows]
+        made.append(_predict(network, slice(rows.start, min(rows.stop, len(latents))), internal_scale, later, *given))
     return torch.cat(made)
 
 
-def _predict(network: Callable[..., Any], rows: slice, internal_scale: float, *inputs: Any) -> Tensor:
+def _predict(
+    network: Callable[..., Any], rows: slice, internal_scale: float, timesteps_next: Tensor | None, *inputs: Any
+) -> Tensor:
     """Call the network; a cache of its blocks is told which rows these are: only the same ones, of another step, are alike."""
+    later = {} if timesteps_next is None else {"timesteps_next": timesteps_next}
     if internal_scale != 1:
-        output = network(*inputs, output_internal=True)
+        output = network(*inputs, output_internal=True, **later)
         return internally_guided(output.sample, output.internal_sample, internal_scale)
     if not getattr(network, "is_cache_enabled", False):
-        return network(*inputs).sample
+        return network(*inputs, **later).sample
     with network.cache_context(f"rows {rows.start} to {rows.stop}"):  # type: ignore[attr-defined]
-        return network(*inputs).sample
-
-
-def _rows_of(value: Any, rows: slice) -> Any:
-    return value[rows] if isinstance(value, Tensor) and len(value) > 1 else value
+        return network(*inputs, **later).sample
 
 
 class FiniteWatch:

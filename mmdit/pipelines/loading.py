@@ -44,7 +44,11 @@ FAST_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 COMPONENTS: dict[str, dict[str, str]] = {
     "transformer": {"MultimodalDiT": "mmdit.models.transformer"},
     "vae": {"AutoencoderKL": "diffusers"},
-    SCHEDULER: {"FlowMatchEulerDiscreteScheduler": "diffusers", "EulerMaruyamaScheduler": "mmdit.flow.schedulers"},
+    SCHEDULER: {
+        "FlowMatchEulerDiscreteScheduler": "diffusers",
+        "EulerMaruyamaScheduler": "mmdit.flow.schedulers",
+        "FlowMapScheduler": "mmdit.flow.schedulers",
+    },
 }
 # Components that a model may lack, all of transformers -> the classes that a folder's index may name.
 TRANSFORMERS = "transformers"

@@ -22,6 +22,7 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, first_line
 from mmdit.flow.guidance import internally_guided
 from mmdit.flow.prediction import PREDICTIONS
+from mmdit.flow.schedulers import jumps
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.class_conditioner import ClassConditioner
 from mmdit.models.transformer import MultimodalDiT
@@ -69,12 +70,19 @@ class LabelStep(nn.Module):
         """The velocity dx / dt, whatever the network predicts."""
         return self._velocity(latents, timesteps, roles, self.transformer.conditioner(class_labels))
 
-    def _velocity(self, latents: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
+    def _velocity(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        roles: Tensor,
+        conditioning: Conditioning,
+        timesteps_next: Tensor | None = None,
+    ) -> Tensor:
         inputs = (latents, timesteps, roles, conditioning)
         if self.internal_scale == 1:
-            output = self.transformer(*inputs, return_dict=False)[0]
+            output = self.transformer(*inputs, return_dict=False, timesteps_next=timesteps_next)[0]
         else:
-            made = self.transformer(*inputs, output_internal=True, return_dict=False)
+            made = self.transformer(*inputs, output_internal=True, return_dict=False, timesteps_next=timesteps_next)
             output = internally_guided(made[0], made[2], self.internal_scale)
         return self.to_velocity(output, latents, timesteps)
 
@@ -96,6 +104,34 @@ class PromptStep(LabelStep):
     ) -> Tensor:
         """The velocity dx / dt, whatever the network predicts."""
         return self._velocity(latents, timesteps, roles, Conditioning(vector, tokens, token_mask))
+
+
+class LabelMapStep(LabelStep):
+    """``LabelStep`` of a model that learned its steps: the mean velocity to timesteps_next (B, M)."""
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timesteps: Tensor, timesteps_next: Tensor, roles: Tensor, class_labels: Tensor
+    ) -> Tensor:
+        """The mean velocity of the step; with ``timesteps`` twice the velocity."""
+        conditioning = self.transformer.conditioner(class_labels)
+        return self._velocity(latents, timesteps, roles, conditioning, timesteps_next)
+
+
+class PromptMapStep(PromptStep):
+    """``PromptStep`` of a model that learned its steps."""
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        timesteps_next: Tensor,
+        roles: Tensor,
+        vector: Tensor,
+        tokens: Tensor | None = None,
+        token_mask: Tensor | None = None,
+    ) -> Tensor:
+        """As ``LabelMapStep``."""
+        return self._velocity(latents, timesteps, roles, Conditioning(vector, tokens, token_mask), timesteps_next)
 
 
 class Encoder(nn.Module):
@@ -131,7 +167,7 @@ def internal_scale_of(pipe: MultimodalDiTPipeline) -> float:
 def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
     """The three graphs of a pipeline in float32 on the CPU, at the size that it is trained on."""
     transformer, codec = pipe.transformer, LatentCodec(pipe.vae, pipe.modalities)
-    m, (height, width) = len(pipe.modalities), pipe.native_shape
+    m, (height, width), steps = len(pipe.modalities), pipe.native_shape, jumps(pipe.scheduler)
     latent_shape = (m, codec.latent_channels, *codec.latent_size(height, width))
 
     def draw(*shape: int) -> Tensor:
@@ -146,11 +182,9 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
     def noisy(count: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1)
         timesteps = _EARLIEST + (1 - _EARLIEST) * torch.rand(count, m, generator=generator)
-        return {
-            **latents(count),
-            "timesteps": timesteps,
-            "roles": torch.randint(len(Role), (count, m), generator=generator),
-        }
+        roles = torch.randint(len(Role), (count, m), generator=generator)
+        later = {"timesteps_next": timesteps * torch.rand(count, 1, generator=generator)} if steps else {}
+        return {**latents(count), "timesteps": timesteps, **later, "roles": roles}
 
     def labelled(count: int) -> dict[str, Tensor]:
         return {**noisy(count), "class_labels": torch.arange(count) % (transformer.config.num_classes + 1) - 1}
@@ -164,10 +198,12 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
         return inputs
 
     if isinstance(transformer.conditioner, ClassConditioner):
-        step = Graph("transformer", LabelStep(transformer, internal_scale_of(pipe)), labelled, "velocity", {})
+        label_step = (LabelMapStep if steps else LabelStep)(transformer, internal_scale_of(pipe))
+        step = Graph("transformer", label_step, labelled, "velocity", {})
     else:
         dynamic = {name: {1: "tokens"} for name in ("tokens", "token_mask")} if attends else {}
-        step = Graph("transformer", PromptStep(transformer, internal_scale_of(pipe)), prompted, "velocity", dynamic)
+        prompt_step = (PromptMapStep if steps else PromptStep)(transformer, internal_scale_of(pipe))
+        step = Graph("transformer", prompt_step, prompted, "velocity", dynamic)
     return [
         step,
         Graph("vae_encoder", Encoder(codec), pictures, "latents", {}),
@@ -281,12 +317,14 @@ def _describe(graph: Graph) -> dict[str, Any]:
 
 
 def _settings(pipe: MultimodalDiTPipeline) -> dict[str, Any]:
+    steps = "; the velocity is that of the whole step to timesteps_next" if jumps(pipe.scheduler) else ""
     return {
         "model": pipe.config.get("_name_or_path"),
         "modalities": {name: modality.to_dict() for name, modality in pipe.modalities.items()},
         "id2label": {str(number): name for number, name in pipe.id2label.items()},
         "roles": {role.name: int(role) for role in Role},
-        "time": "0 is data, 1 is noise; x_t = (1 - t) data + t noise; an Euler step is x + (t_next - t) velocity",
+        "time": "0 is data, 1 is noise; x_t = (1 - t) data + t noise; an Euler step is x + (t_next - t) velocity"
+        + steps,
         "defaults": {
             "num_inference_steps": pipe.defaults.num_inference_steps,
             "guidance_scale": pipe.defaults.guidance_scale,

@@ -215,8 +215,9 @@ class ObjectiveConfig:
     """The loss.
 
     Args:
-        name: of the objective, in ``mmdit.flow.objective.OBJECTIVES``; "flow" is flow matching.
-        settings: arguments of the objective that are its own.
+        name: of the objective, in ``mmdit.flow.objective.OBJECTIVES``: "flow" is flow matching; "solution_flow" (SoFlow) and
+            "mean_flow" (MeanFlow) train few steps too, of a model with ``second_time``.
+        settings: arguments of the objective that are its own (``mmdit.flow.flow_map.FlowMapObjective``).
         prediction: "velocity" (MMGen, SiT) or "sample" (the clean latent).
         timesteps: "uniform", "logit_normal" or "mixed".
         timestep_settings: mean and std of the logit-normal, uniform_share of the mixed.

@@ -6,6 +6,7 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -100,6 +101,10 @@ class SteppedModule(LightningModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _progress(self) -> float:
+        """How much of the run is done, in [0, 1]; 0 outside of one."""
+        return 0.0 if self._trainer is None else min(1.0, self.trainer.global_step / max(1, self.max_steps))
+
     def _mean_over_processes(self, counts: Tensor) -> Tensor:
         if self._processes()[1] == 1:
             return counts
@@ -168,7 +173,8 @@ class TransformerModule(SteppedModule):
         rank, world_size = self._processes()
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
         draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
-        draw = draw.shard(rank, world_size).without_missing(batch["present"]).to(moments.device)
+        draw = replace(draw.shard(rank, world_size), progress=self._progress())
+        draw = draw.without_missing(batch["present"]).to(moments.device)
         p = self.network.config.patch_size
         route = None
         if self.routing is not None and self.training:
@@ -183,13 +189,17 @@ class TransformerModule(SteppedModule):
             output_attention=self.attention.blocks,
             **({} if route is None else {"route": route}),
         )
+        asked: dict[str, Any] = {}
+        if self.objective.needs_null:
+            with torch.no_grad():
+                asked["null"] = self.network.conditioner.null(len(clean)).to(moments.device)
         recorded = InternalPredictions(network)
         has_internal = self.network.config.internal_guidance_depth is not None
         inputs = (clean, conditioning, draw, self._mean_over_processes)
-        step = self.objective(recorded if has_internal else network, *inputs)
+        step = self.objective(recorded if has_internal else network, *inputs, **asked)
         losses = dict(step.losses)
         if has_internal:
-            losses["internal"] = self.objective(recorded.replay, *inputs).losses["loss"]
+            losses["internal"] = self.objective(recorded.replay, *inputs, **asked).losses["loss"]
             losses["loss"] = losses["loss"] + self.internal_weight * losses["internal"]
         if self.alignment.weight > 0:
             sparse = route is not None and route.is_sparse_behind(self.network.config.alignment_depth)

@@ -161,6 +161,8 @@ def test_a_second_time_begins_as_nothing(make_inputs: MakeInputs) -> None:
     first = model(*inputs, timesteps_next=later).sample
     assert (first - model(*inputs).sample).abs().max() > 1e-2
     assert (first - model(*inputs, timesteps_next=later / 2).sample).abs().max() > 1e-3
+    same = model(*inputs, timesteps_next=inputs[1]).sample  # a step to where it is
+    assert torch.equal(same, model(*inputs).sample)
 
 
 @pytest.mark.parametrize("block", ["dit", "cross"])

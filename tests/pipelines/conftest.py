@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from mmdit.flow.schedulers import make_scheduler
+from mmdit.flow.schedulers import SCHEDULERS, make_scheduler
 from mmdit.modalities import get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -40,6 +40,7 @@ def make_pipeline() -> Callable[..., MultimodalDiTPipeline]:
     ) -> MultimodalDiTPipeline:
         torch.manual_seed(0)
         values = {"sample_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": len(NAMES)}
+        values["second_time"] = SCHEDULERS[scheduler].jumps
         transformer = MultimodalDiT(**(values | config)).eval()
         if not zero:
             _randomise(transformer, 0.15)

@@ -52,6 +52,7 @@ def train(
     source: str | None = None,
     prompts: list[str] | None = None,
     interleaved: bool = False,
+    steps: bool = False,
 ) -> None:
     """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
@@ -59,6 +60,7 @@ def train(
     of tokens, activation checkpointing. ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without
     the three of these that are about the image. ``interleaved``: read by a
     multimodal LLM, in joint attention and with the attention-mask loss; most batches have samples without a prompt.
+    ``steps``: with the objective of few steps, and guidance in the network; in most batches one process has no sample that steps.
     """
     model = ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True)
     data, settings, alignment, routing = DataConfig(batch_size=4), None, None, None
@@ -73,11 +75,15 @@ def train(
         if interleaved:
             model.block, model.conditioner = "joint", "interleaved"
             settings.attention_loss_weight, settings.label_share, settings.label_alone_share = 0.5, 1.0, 0.8
+    objective = ObjectiveConfig(prediction="sample", timesteps="mixed")
+    if steps:
+        model.second_time, routing = True, None
+        objective.name, objective.settings = "solution_flow", {"guidance_scale": 2.0, "guidance_mix": 0.5}
     config = TrainingConfig(
         model=model,
         data=data,
         prompts=settings,
-        objective=ObjectiveConfig(prediction="sample", timesteps="mixed"),
+        objective=objective,
         alignment=alignment,
         routing=routing,
         optimizer=OptimizerConfig(

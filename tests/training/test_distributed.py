@@ -27,18 +27,22 @@ LAST = "checkpoints/step=00000002.ckpt"
 def runs(tmp_path_factory: pytest.TempPathFactory, processes: Any, prompt_folders: Any) -> Path:
     """Folders of whole runs (one, ddp, fsdp2, bf16) and of runs that went on from another's checkpoint (a-b: from a in b).
 
-    Those named prompts… read prompts, those named interleaved… too, by a multimodal LLM and with the attention-mask loss.
+    Those named prompts… read prompts, those named interleaved… too, by a multimodal LLM and with the attention-mask loss; those
+    named steps… train few steps.
     """
     root = tmp_path_factory.mktemp("runs")
     train = runpy.run_path(str(WORKER))["train"]
     folders = [str(folder) for folder in (prompt_folders.data, prompt_folders.latents, prompt_folders.clip)]
     train(str(root / "one"))
+    train(str(root / "steps"), steps=True)
     train(str(root / "prompts"), prompts=folders)
     interleaved: dict[str, Any] = {"prompts": [*folders[:2], str(prompt_folders.captioner)], "interleaved": True}
     train(str(root / "interleaved"), **interleaved)
     jobs: list[dict[str, Any]] = [
         {"output": "ddp", "strategy": "ddp"},
         {"output": "fsdp2", "strategy": "fsdp2"},
+        {"output": "steps-ddp", "strategy": "ddp", "steps": True},
+        {"output": "steps-fsdp2", "strategy": "fsdp2", "steps": True},
         {"output": "bf16", "strategy": "fsdp2", "precision": "bf16-mixed"},
         {"output": "prompts-ddp", "strategy": "ddp", "prompts": folders},
         {"output": "prompts-fsdp2", "strategy": "fsdp2", "prompts": folders},
@@ -67,6 +71,17 @@ def test_two_processes_have_the_gradients_of_one(runs: Path, strategy: str) -> N
     assert len(one) > 30
     assert all(value.abs().max() > 0 for value in one.values())
     assert difference(one, load_file(runs / strategy / "gradients.safetensors")) < 2e-5
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_few_steps_are_shared_out_like_samples(runs: Path, strategy: str) -> None:
+    """Who steps where to is drawn by position; a process without such a sample runs the network as often as the other."""
+    one, ours = (load_file(runs / name / "gradients.safetensors") for name in ("steps", f"steps-{strategy}"))
+    assert float(one["network.next_time_embed.fuse.0.weight"].abs().max()) > 0
+    assert difference(one, ours) < 5e-5
+    weights = [read_checkpoint(runs / name / LAST)["state_dict"] for name in ("steps", f"steps-{strategy}")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=5e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

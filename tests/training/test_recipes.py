@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.flow.objective import FlowDraw
+from mmdit.flow.schedulers import jumps, shift_of
 from mmdit.modalities import MODALITIES
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -59,6 +62,18 @@ Configure = Callable[..., TrainingConfig]
             "loss_weights are 0 for all of rgb, depth, normal, segmentation",
         ),
         ({"objective": ObjectiveConfig(timesteps="cosine")}, "timestep distribution"),
+        (
+            {"objective": ObjectiveConfig(name="mean_flow")},
+            "objective.name mean_flow trains steps .*, and the network has one time: set model.second_time: true",
+        ),
+        (
+            {
+                "model": ModelConfig(size="debug", second_time=True, internal_guidance_depth=1),
+                "objective": ObjectiveConfig(name="mean_flow"),
+            },
+            "objective.name mean_flow takes the network's derivative",
+        ),
+        ({"objective": ObjectiveConfig(name="soflow")}, "unknown objective 'soflow': did you mean 'flow'"),
         ({"objective": ObjectiveConfig(timesteps="uniform", timestep_settings={"mean": 1.0})}, "does not take"),
         ({"objective": ObjectiveConfig(loss_weights={"rgbd": 1.0})}, "loss_weights"),
         ({"data": DataConfig(path="nowhere")}, r"nowhere/latents\.json: no such file"),
@@ -242,3 +257,44 @@ def test_one_modality_starts_a_run_with_four(tmp_path: Path, tiny_config: Config
     assert (out[:, :1] - expected).abs().max() < 1e-6 * expected.abs().max()
     with pytest.raises(UserError, match="time_embedding is 'sum' in the trained model and 'fused' here"):
         build_run(tiny_config(model=ModelConfig(size="debug", pretrained=folder)))
+
+
+def test_few_steps_are_trained_on_from_a_model_of_one_time(tmp_path: Path, tiny_config: Configure) -> None:
+    """Bit for bit as a run that was stopped half-way; the folder says how its model samples."""
+    first = tiny_config(max_steps=1, checkpoint_every=1, alignment=None)
+    folder = fit(build_run(first), first.trainer, first.ema, tmp_path / "first", None)
+    settings = {"guidance_scale": 2.0, "num_inference_steps": 3, "first_ratio": 0.2}
+
+    def config() -> TrainingConfig:
+        return tiny_config(
+            max_steps=2,
+            checkpoint_every=1,
+            alignment=None,
+            model=ModelConfig(size="debug", second_time=True, pretrained=str(folder)),
+            objective=ObjectiveConfig(
+                name="solution_flow", settings=settings, prediction="sample", timesteps="mixed", sampling_shift=3.0
+            ),
+        )
+
+    run = build_run(config())
+    whole = fit(run, config().trainer, config().ema, tmp_path / "whole", None)
+    assert whole is not None
+    module = run.module
+    assert isinstance(module, TransformerModule)
+    losses = module.losses(next(iter(run.data.train_dataloader())), torch.Generator().manual_seed(0))
+    assert {"loss/rgb", "jump/rgb"} < set(losses)
+    (tmp_path / "stopped/checkpoints").mkdir(parents=True)
+    name = "checkpoints/step=00000001.ckpt"
+    shutil.copy(tmp_path / "whole" / name, tmp_path / "stopped" / name)
+    resumed = fit(build_run(config()), config().trainer, config().ema, tmp_path / "stopped", "auto")
+    assert resumed is not None
+    weights = [load_file(each / "transformer/diffusion_pytorch_model.safetensors") for each in (whole, resumed)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert any("next_time_embed" in key and value.abs().max() > 0 for key, value in weights[0].items())
+
+    pipe = MultimodalDiTPipeline.from_pretrained(whole)
+    assert (jumps(pipe.scheduler), shift_of(pipe.scheduler)) == (True, 3.0)
+    assert (pipe.defaults.num_inference_steps, pipe.defaults.guidance_scale) == (3, 1.0)  # it is in the network
+    pipe.set_progress_bar_config(disable=True)
+    assert torch.isfinite(pipe(class_labels=1, output_type="latent", seed=0).latents).all()
+    assert pipe.num_timesteps == 3

@@ -79,7 +79,8 @@ class SamplingOptions(ModelOptions):
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
             own, 2 where it names none.
-        scheduler: euler, heun, unipc, dpmsolver++ or euler_maruyama; by default the model's own.
+        scheduler: euler, heun, unipc, dpmsolver++, euler_maruyama, or flow_map for a model that learned its steps; by default
+            the model's own.
         seed: Seed of the first sample.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.

@@ -202,6 +202,17 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
+    if objective.needs_second_time and not network.config.second_time:
+        raise UserError(
+            f"objective.name {config.objective.name} trains steps from one time to another, and the network has one time: set "
+            "model.second_time: true"
+            + ("" if base is None else f", which model.pretrained {base.name} lacks: train it so first")
+        )
+    if objective.takes_derivative and network.config.internal_guidance_depth is not None:
+        raise UserError(
+            f"objective.name {config.objective.name} takes the network's derivative, which the head of "
+            "model.internal_guidance_depth has no loss for: set that to null, or take solution_flow"
+        )
     attention = attention_loss(config, network)
     module = TransformerModule(
         network,
@@ -221,10 +232,13 @@ def transformer_run(config: TrainingConfig) -> Run:
     def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
-        scheduler = make_scheduler("euler", config.objective.sampling_shift)
+        scheduler = make_scheduler(objective.scheduler, config.objective.sampling_shift)
+        defaults = dict(objective.sampling_defaults or {})
         if internal_scale != 1:
-            encoders["defaults"] = {"internal_guidance_scale": internal_scale}
-        pipe = MultimodalDiTPipeline(transformer, data.vae, scheduler, modalities, id2label, **encoders)
+            defaults["internal_guidance_scale"] = internal_scale
+        pipe = MultimodalDiTPipeline(
+            transformer, data.vae, scheduler, modalities, id2label, defaults=defaults or None, **encoders
+        )
         if data.rendered and config.model.pretrained is None:  # the card says so
             pipe.photographs = False
         return pipe
