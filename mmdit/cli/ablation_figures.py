@@ -23,8 +23,8 @@ def ablation_figures(
 ) -> None:
     """Draw the table and the picture of ablations from their CSV files.
 
-    Writes OUTPUT/ablation.md (mean and spread over seeds: at the end, after equal samples and after equal time, and what it takes to
-    reach an AbsRel) and OUTPUT/ablation.png (learning curves). Trains and measures nothing.
+    Writes OUTPUT/ablation.md (mean and spread over seeds: at the end, after equal samples and after equal time, and what it
+    takes to reach an AbsRel) and OUTPUT/ablation.png (learning curves). Trains and measures nothing.
 
     Args:
         results: Files that mmdit ablate wrote, ablation.csv; several are read as one.

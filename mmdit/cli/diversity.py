@@ -31,10 +31,10 @@ def diversity(
 ) -> None:
     """Generate many RGB images for one depth map, and measure how they differ and keep to it.
 
-    Writes OUTPUT/diversity.json: the mean distance between the images of one map (root mean square of RGB in [0, 1], and 1 - cosine
-    of a network's features) beside the error of the depth that the model sees in them; as controls the error against another
-    map, and the same numbers of the true images, which show different scenes. OUTPUT/diversity.png shows some of them, with each
-    one's error.
+    Writes OUTPUT/diversity.json: the mean distance between the images of one map (root mean square of RGB in [0, 1], and
+    1 - cosine of a network's features) beside the error of the depth that the model sees in them; as controls the error against
+    another map, and the same numbers of the true images, which show different scenes. OUTPUT/diversity.png shows some of
+    them, with each one's error.
 
     Args:
         data: Dataset folder, the one that holds dataset.json.
@@ -97,9 +97,7 @@ def diversity(
     report: dict[str, Any] = {
         "images": summary(made, measure.metric),
         "controls": controls,
-        "maps": [
-            {"id": each.truth.id, "distance": each.distance, measure.metric: list(each.errors)} for each in made
-        ],
+        "maps": [{"id": each.truth.id, "distance": each.distance, measure.metric: list(each.errors)} for each in made],
         "settings": {
             "model": model,
             "weights": pipe.weights_digest(),

@@ -1,4 +1,4 @@
-"""How different the RGB images are that a model makes for one map, beside how well each keeps to it (MMGen's figure of diversity)."""
+"""How different the RGB images of one map are, beside how well each keeps to it: MMGen's figure of diversity (2503.20644)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NOISE = "diversity"
 class ImagesOfMap:
     """The images of one map.
 
-    truth: the sample whose map was given; images: uint8 (H, W, 3) each; errors: of each, between the map that the model sees in it
-    and the given one; distance, feature_distance: means over their pairs.
+    truth: the sample whose map was given; images: uint8 (H, W, 3) each; errors: of each, between the map that the model sees in
+    it and the given one; distance, feature_distance: means over their pairs.
     """
 
     truth: GroundTruth
@@ -34,7 +34,7 @@ class ImagesOfMap:
 
 
 def pairwise_distance(pictures: Sequence[Array]) -> float:
-    """Mean over all pairs of uint8 pictures (H, W, 3) of their root mean square difference, sRGB in [0, 1]; NaN without a pair."""
+    """Mean over pairs of uint8 pictures (H, W, 3) of their root mean square difference, sRGB in [0, 1]; NaN without a pair."""
     values = [np.asarray(picture, dtype=np.float64) / 255 for picture in pictures]
     mean = RunningMean()
     for one, other in combinations(values, 2):
@@ -65,7 +65,14 @@ class DiversityMeasure:
     """
 
     def __init__(
-        self, tasks: TaskRunner, given: str, num_images: int, *, batch_size: int, network: Any, span: tuple[float, float]
+        self,
+        tasks: TaskRunner,
+        given: str,
+        num_images: int,
+        *,
+        batch_size: int,
+        network: Any,
+        span: tuple[float, float],
     ) -> None:
         self.tasks, self.given, self.num_images = tasks, given, num_images
         self.batch_size, self.network, self.span = batch_size, network, span
@@ -74,8 +81,8 @@ class DiversityMeasure:
     def of(self, samples: Iterable[GroundTruth]) -> tuple[list[ImagesOfMap], dict[str, Any]]:
         """Measure each sample's map; returns the images, and the controls.
 
-        Controls: ``other_map``, the error where the map of the sample before is taken for the given one; ``real_images``, the error
-        of what the model sees in the samples' own images, and the distances between these, which show different scenes.
+        Controls: ``other_map``, the error where images are judged by the map of the sample after theirs; ``real_images``, the
+        error of what the model sees in the samples' own images, and the distances between these, which show different scenes.
         """
         made: list[ImagesOfMap] = []
         other, real, pairs = RunningMean(), RunningMean(), PreviousPairs()
@@ -83,7 +90,9 @@ class DiversityMeasure:
             images, seen = self._make(truth)
             errors = tuple(self._error(maps, truth) for maps in seen)
             made.append(
-                ImagesOfMap(truth, tuple(images), errors, pairwise_distance(images), pairwise_angle(self._features(images)))
+                ImagesOfMap(
+                    truth, tuple(images), errors, pairwise_distance(images), pairwise_angle(self._features(images))
+                )
             )
             for previous, its_truth in pairs.add(seen, truth):
                 other.update([self._error(maps, its_truth) for maps in previous])
@@ -125,7 +134,9 @@ class DiversityMeasure:
         if self.network is None:
             return np.zeros((0, 1))
         device = self.tasks.pipe.execution_device
-        parts = [pooled_features(self.network, batch, device).cpu().numpy() for batch in batched(images, self.batch_size)]
+        parts = [
+            pooled_features(self.network, batch, device).cpu().numpy() for batch in batched(images, self.batch_size)
+        ]
         return np.concatenate(parts) if parts else np.zeros((0, 1))
 
 

@@ -63,8 +63,8 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
         _table(finished, time, lambda curve, column: curve.at(column, least, time)),
         f"What it takes to {GOAL.head} {goal:g}:",
         _goal_table(finished, goal, time),
-        "Values between two points of a learning curve are interpolated over the logarithm. Before the end of a run its learning rate "
-        "has not decayed, so only what stands at a run's end is what that recipe reaches in so many samples.",
+        "Values between two points of a learning curve are interpolated over the logarithm. Before the end of a run its learning "
+        "rate has not decayed, so only what stands at a run's end is what that recipe reaches in so many samples.",
     ]
     return "\n\n".join([*parts, *filter(None, [note])]) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,8 @@ class AblationResults:
     Args:
         folder: of the results.
         settings: what all rows share, such as the scenes they are measured on.
-        variants: name -> the options of its training by dotted name, in the order of the rows; a variant of another table that is
-            on disk stays.
-        chosen: names of those that are trained now; no more are recorded.
+        variants: of those that are trained now, name -> the options of its training by dotted name.
+        order: names of variants in the order of the rows; others that are on disk stay, and come after them.
         columns: of the measures.
 
     Raises:
@@ -43,7 +42,7 @@ class AblationResults:
         folder: Path,
         settings: Mapping[str, Any],
         variants: Mapping[str, Mapping[str, Any]],
-        chosen: Sequence[str],
+        order: Iterable[str],
         columns: Sequence[str],
         versions: Mapping[str, str],
     ) -> None:
@@ -58,10 +57,13 @@ class AblationResults:
                 _refuse_other(name, options, known.get(name), folder)
         if (folder / TABLE).is_file():
             if not (folder / SETTINGS).is_file():
-                raise UserError(f"{folder}: holds {TABLE} without {SETTINGS}, which says what made it: choose another --output")
+                raise UserError(
+                    f"{folder}: holds {TABLE} without {SETTINGS}, which says what made it: choose another --output"
+                )
             self.rows = read_rows(folder / TABLE)
-        self.order = list(dict.fromkeys([*variants, *known]))
-        values = {name: dict(known.get(name) or variants[name]) for name in self.order if name in (*known, *chosen)}
+        self.order = list(dict.fromkeys([*order, *known]))
+        recorded = {**variants, **known}
+        values = {name: dict(recorded[name]) for name in self.order if name in recorded}
         write_json(folder / SETTINGS, {"settings": dict(settings), "variants": values, "versions": dict(versions)})
 
     def has(self, variant: str, seed: int, step: int) -> bool:
