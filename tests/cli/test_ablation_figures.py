@@ -9,7 +9,11 @@ import statistics
 import pytest
 from PIL import Image
 
+from mmdit.cli.ablation_figures import read_all
+from mmdit.cli.common.ablation_report import ablation_report
 from mmdit.cli.common.ablation_results import FIRST
+from mmdit.errors import UserError
+from mmdit.metrics.learning_curves import curves_of
 
 COLUMNS = ("understanding_depth_abs_rel", "generation_frechet_distance")
 
@@ -69,22 +73,20 @@ def test_tables(mmdit, tmp_path):
     assert line(report, "takes to AbsRel", "the half")[0] == "not reached by 1 of 1"
 
 
-def test_several_files_are_one_table(mmdit, tmp_path):
+def test_several_files_are_one_table(tmp_path):
     write(tmp_path / "one.csv", RUNS[:2])
     write(tmp_path / "two.csv", RUNS[2:3])
-    result = mmdit("ablation-figures", "one.csv", "two.csv", "--output", "figures", "--time", "wall_seconds")
-    assert result.code == 0, result.err
-    report = (tmp_path / "figures/ablation.md").read_text(encoding="utf-8")
+    report = ablation_report(curves_of(read_all([tmp_path / "one.csv", tmp_path / "two.csv"])), 0.03, "wall_seconds")
     assert line(report, "At the end", "the fast")[2] == "200"
-    result = mmdit("ablation-figures", "one.csv", "one.csv", "--output", "figures")
-    assert result.code == 2
-    assert "one.csv: 'base' with seed 0 is in one.csv too: give one of them" in result.error
+    assert line(report, "At the end", "the base")[2] == "420"
+    with pytest.raises(UserError, match=r"one.csv: 'base' with seed 0 is in .*one.csv too: give one of them"):
+        read_all([tmp_path / "one.csv"] * 2)
 
 
-def test_before_any_run_is_finished(mmdit, tmp_path):
+def test_before_any_run_is_finished(tmp_path):
     write(tmp_path / "ablation.csv", RUNS[4:])
-    assert mmdit("ablation-figures", "ablation.csv", "--output", "figures").code == 0
-    assert "No run is finished yet." in (tmp_path / "figures/ablation.md").read_text(encoding="utf-8")
+    report = ablation_report(curves_of(read_all([tmp_path / "ablation.csv"])), 0.03, "processor_seconds")
+    assert report == "No run is finished yet. Not finished, and left out: open (seed 0).\n"
 
 
 @pytest.mark.parametrize(
