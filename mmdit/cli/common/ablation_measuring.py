@@ -34,6 +34,7 @@ class Measuring:
         self.scenes, self.split, self.num_measured = scenes, split, num_measured
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.batch_size = batch_size
+        self._networks: dict[Any, Any] = {}  # of features, by the tokens of a model's latents
         self.settings = {
             "scenes": str(scenes),
             "split": split,
@@ -70,10 +71,14 @@ class Measuring:
         pipe = MultimodalDiTPipeline.from_pretrained(folder).to(device)
         pipe.set_progress_bar_config(disable=True)
         samples = self.samples(pipe.modalities, pipe.native_shape)
+        tokens = (*pipe.transformer.latent_shape, pipe.transformer.config.patch_size)
+        if tokens not in self._networks:
+            self._networks[tokens] = find_teacher(pipe, self.teacher)
+        network = self._networks[tokens]
         sweep = StepSweep(
             pipe,
             samples,
-            network=find_teacher(pipe, self.teacher),
+            network=network,
             guidance_scale=self.guidance_scale,
             condition="depth",
             seed=SEED,
