@@ -19,6 +19,7 @@ from mmdit.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmdit.training.config import TrainingConfig
     from mmdit.training.measured_points import TrainingCost
     from mmdit.training.run import Run
 
@@ -85,7 +86,6 @@ def ablate(
     from mmdit.metrics.learning_curves import curve_columns
     from mmdit.storage.lock import FolderLock
     from mmdit.storage.versions import versions
-    from mmdit.training.recipes import build_run
     from mmdit.training.signals import leaving_quietly
 
     figure_class()  # found out now, not after the last run
@@ -96,7 +96,7 @@ def ablate(
     measuring = Measuring(scenes, split, num_measured, num_inference_steps, guidance_scale, batch_size, teacher)
     with leaving_quietly(), FolderLock(output, "mmdit ablate"):
         for name in chosen:  # what can't be trained is found out now, not after hours
-            with_context(described, name, partial(build_run, plans[name].of(chosen_seeds[0])))
+            with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0])))
         measuring.samples()
         options = {name: each.options for name, each in plans.items()}
         results = AblationResults(output, measuring.settings, options, described.variants, curve_columns(), versions())
@@ -106,6 +106,13 @@ def ablate(
                     return
         for path in (output / TABLE, output / SETTINGS, *draw([output / TABLE], output)):
             print(path)
+
+
+def check_run(config: TrainingConfig) -> None:
+    """Build all that a run begins with. Raises UserError for what can't be trained."""
+    from mmdit.training.recipes import build_run
+
+    build_run(config).module.configure_optimizers()
 
 
 def train_one(plan: Plan, seed: int, output: Path, results: AblationResults, measuring: Measuring) -> bool:
