@@ -24,7 +24,7 @@ from mmdit.flow.schedulers import make_scheduler
 from mmdit.modalities import get_modalities
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.training.config import TrainingConfig
+from mmdit.training.config import LATENTS, TrainingConfig
 from mmdit.training.module import TransformerModule
 from mmdit.training.recipes import build_run
 from mmdit.training.recipes.transformer import make_transformer
@@ -40,7 +40,8 @@ def _random_data(config: TrainingConfig, folder: Path, num_samples: int, latent_
     """Write random latents of the configured kind, with features where the run is aligned, and point the run to them."""
     names = config.model.modalities or MODALITIES
     grid = latent_size // config.model.patch_size
-    features = None if config.alignment is None else (grid * grid, FEATURE_DIM)
+    stored = config.alignment is not None and config.alignment.teacher != LATENTS
+    features = (grid * grid, FEATURE_DIM) if stored else None
     write_random_latents(
         folder,
         modalities=get_modalities(names),
@@ -52,7 +53,7 @@ def _random_data(config: TrainingConfig, folder: Path, num_samples: int, latent_
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(folder / "vae")  # it is not timed
     config.data = replace(config.data, path=str(folder))
-    if config.alignment is not None:
+    if config.alignment is not None and stored:
         config.alignment = replace(config.alignment, teacher=None, images=None)
 
 

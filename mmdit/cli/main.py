@@ -85,6 +85,9 @@ COMMANDS: dict[str, Command] = {
         "mmdit.cli.evaluate_video:evaluate_video",
         "Measure how much a model flickers on camera paths through rendered scenes.",
     ),
+    "evaluate-captioner": Command(
+        "mmdit.cli.evaluate_captioner:evaluate_captioner", "Measure what a captioner says of rendered scenes."
+    ),
     "prompt-figures": Command(
         "mmdit.cli.prompt_figures:prompt_figures",
         "Draw what the fusing scale does, and where the pseudo-words of subjects lie.",

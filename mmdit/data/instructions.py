@@ -102,6 +102,15 @@ class Instructions(Dataset):
             found.update(dict.fromkeys([*said, *map(mirror_text, said)]))
         return list(found)
 
+    def picture(self, sample: CaptionedSample) -> Image.Image:
+        """The sample's own picture."""
+        return Image.fromarray(self._pixels(sample))
+
+    def read_out(self, sample: CaptionedSample, rng: np.random.Generator) -> tuple[tuple[str, str], list[Image.Image]]:
+        """A prompt with images, drawn by ``rng``: (text, the same in words), and the images, none for plain text."""
+        turns, pictures, _ = self._prompt(sample, self._pixels(sample), rng)
+        return turns[0], pictures
+
     def _example(self, index: int, position: int) -> dict[str, Any]:
         view, row = divmod(index, len(self.samples))
         sample = self.samples[row]
@@ -109,7 +118,7 @@ class Instructions(Dataset):
         kind = KINDS[int(rng.choice(len(KINDS), p=self.shares))]
         asked = self.questions(sample) if kind == QUESTION else []
         kind = CAPTION if kind == QUESTION and not asked else kind
-        pixels = read_picture(self._file(sample))  # (H, W, 3)
+        pixels = self._pixels(sample)
         if kind == PROMPT:
             turns, pictures, names = self._prompt(sample, pixels, rng)
         else:
@@ -123,10 +132,10 @@ class Instructions(Dataset):
             pictures, names = [Image.fromarray(pixels)], [" ".join(entity.phrase for entity in sample.entities)]
         return {"id": sample.id, "kind": kind, "turns": turns, "pictures": pictures, "names": names}
 
-    def _file(self, sample: CaptionedSample) -> Path:
+    def _pixels(self, sample: CaptionedSample) -> np.ndarray:
         path = self.files[sample.id]
         assert path is not None
-        return path
+        return read_picture(path)  # (H, W, 3)
 
     def _prompt(
         self, sample: CaptionedSample, pixels: np.ndarray, rng: np.random.Generator

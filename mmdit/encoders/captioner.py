@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import (
     Idefics3Config,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from mmdit.encoders.contrastive import copy_layers, tower_sizes
+from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 
@@ -122,6 +124,22 @@ def save_captioner(folder: Path, model: Idefics3ForConditionalGeneration, proces
     """Write model and processor, as transformers lays them out."""
     model.save_pretrained(folder, safe_serialization=True)
     processor.save_pretrained(folder)
+
+
+def load_captioner(folder: str) -> tuple[Idefics3ForConditionalGeneration, Idefics3Processor]:
+    """Load what ``save_captioner`` wrote, frozen.
+
+    Raises:
+        UserError: a folder that is missing or damaged, or holds another kind of model.
+    """
+    source = PretrainedFolder.find(folder, "captioner")
+    refusal = UserError(f"{source.title}: is no captioner of recipe 'captioner', an Idefics3 that reads whole words")
+    if source.config.get("model_type") != "idefics3":
+        raise refusal
+    processor = source.load(Idefics3Processor)
+    if not isinstance(processor.tokenizer.backend_tokenizer.model, WordLevel):
+        raise refusal
+    return source.load_model(Idefics3ForConditionalGeneration), processor
 
 
 class CaptionerObjective:
@@ -226,6 +244,8 @@ def say(model: Any, processor: Any, text: str, pictures: Sequence[Image.Image], 
     images = {"images": [list(pictures)]} if pictures else {}
     inputs = dict(processor(text=[text], **images, return_tensors="pt"))
     inputs = {key: value[:, :-1] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
+    device = next(model.parameters()).device
+    inputs = {key: value.to(device) for key, value in inputs.items()}
     end = processor.tokenizer.eos_token_id
     ids = model.generate(**inputs, max_new_tokens=max_words, do_sample=False, eos_token_id=end)
     return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -6,6 +6,9 @@ asked for, and only while t is inside the guidance interval (arXiv 2404.07724).
 Where a prompt has subjects, v_full fuses what text and images ask for together (u) with what the text asks for alone (y), all
 the time: v_full = α v_u + (1 - α) v_y. With s_y = w this is eq. 8 of UMM-Diffusion (arXiv 2303.09319),
 α w v_u + (1 - α) w v_y + (1 - w) v_none, whose coefficients sum to one, so that it holds for velocities as for noise.
+
+Each of these may itself be guided by the model's own middle (internal guidance, arXiv 2512.24176): v = v_i + w (v_f - v_i), of
+the head on a middle block and the last one, both of the same evaluation.
 """
 
 from __future__ import annotations
@@ -32,18 +35,25 @@ class Guidance:
         condition_scale: s_c, guidance on the condition modalities; 1 = none.
         interval: (low, high), the timesteps between which guidance is on, 0 = data, 1 = noise.
         fusing_scale: α, from 0 (the text alone) to 1 (text and subjects' images).
+        internal_scale: w, away from what the middle block predicts; 1 = none.
+        internal_interval: (low, high), the timesteps between which that is on.
     """
 
     scale: float = 1.0
     condition_scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     fusing_scale: float = 1.0
+    internal_scale: float = 1.0
+    internal_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        pair = tuple(self.interval) if isinstance(self.interval, Iterable) else ()
-        if len(pair) != 2 or not all(isinstance(x, Real) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
-            raise UserError(f"guidance_interval is {self.interval!r}: give (low, high) with 0 <= low <= high <= 1")
-        for name, value in (("guidance_scale", self.scale), ("condition_guidance_scale", self.condition_scale)):
+        check_interval("guidance_interval", self.interval)
+        check_interval("internal_guidance_interval", self.internal_interval)
+        for name, value in (
+            ("guidance_scale", self.scale),
+            ("condition_guidance_scale", self.condition_scale),
+            ("internal_guidance_scale", self.internal_scale),
+        ):
             if not isinstance(value, Real) or not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value!r}: give a number >= 0 (1 = no guidance)")
         if not isinstance(self.fusing_scale, Real) or not 0 <= self.fusing_scale <= 1:
@@ -54,6 +64,26 @@ class Guidance:
     def is_active(self, t: float) -> bool:
         """Whether guidance is on at time t (0 = data, 1 = noise)."""
         return self.interval[0] <= t <= self.interval[1]
+
+    def internal_scale_at(self, t: float) -> float:
+        """w at time t, 1 outside of its interval."""
+        return self.internal_scale if self.internal_interval[0] <= t <= self.internal_interval[1] else 1.0
+
+
+def check_interval(name: str, interval: object) -> None:
+    """Raise UserError for anything but two timesteps in order."""
+    pair = tuple(interval) if isinstance(interval, Iterable) else ()
+    if len(pair) != 2 or not all(isinstance(x, Real) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
+        raise UserError(f"{name} is {interval!r}: give (low, high) with 0 <= low <= high <= 1")
+
+
+def internally_guided(sample: Tensor, internal: Tensor, scale: float) -> Tensor:
+    """D_i + w (D_f - D_i): the last head's prediction, away from the middle's (arXiv 2512.24176); in fp32.
+
+    What is predicted may be the velocity or the clean latent: one follows linearly from the other.
+    """
+    sample, internal = sample.float(), internal.float()
+    return internal + scale * (sample - internal)
 
 
 def without_conditions(roles: Tensor) -> Tensor:

@@ -19,16 +19,16 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from mmdit.conditioning import Conditioning
-from mmdit.errors import UserError, unknown_name
 from mmdit.models.adapters import AdaptersMixin
-from mmdit.models.alignment import AlignmentProjector
+from mmdit.models.alignment import PROJECTORS, AlignmentProjector, ConvolutionProjector
 from mmdit.models.blocks import BLOCKS, Block, unadded_sums
-from mmdit.models.conditioners import CONDITIONERS, make_conditioner
+from mmdit.models.checks import check_config
+from mmdit.models.conditioners import make_conditioner
 from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
 from mmdit.models.hooks import HooksMixin
-from mmdit.models.layers import QK_NORMS, reset_linears
+from mmdit.models.layers import reset_linears
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
-from mmdit.names import PREDICTION_TYPES
+from mmdit.models.routing import Route
 
 
 @dataclass
@@ -40,11 +40,13 @@ class MultimodalDiTOutput(BaseOutput):
         alignment: (B, T, alignment_dim), projected tokens of block ``alignment_depth``, where they were asked for.
         attention: (N, B, T, L), how much each token attends to each of the prompt's L in N blocks, mean over heads, where
             it was asked for and the prompt has tokens.
+        internal_sample: (B, M, C, H, W), what the head behind block ``internal_guidance_depth`` predicts, where it was asked for.
     """
 
     sample: Tensor
     alignment: Tensor | None = None
     attention: Tensor | None = None
+    internal_sample: Tensor | None = None
 
 
 class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMixin):
@@ -67,9 +69,12 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         prediction: what ``sample`` of the output is: "velocity" (noise - data) or "sample" (the clean latent).
         alignment_depth: number of blocks before the alignment tap, None = no projector.
         alignment_dim, alignment_hidden_size: width of the teacher's features and of the projector.
+        alignment_projector: name in ``models.alignment.PROJECTORS``: "mlp" (REPA) or "conv" (iREPA).
         block: name in ``models.blocks.BLOCKS``: "dit", or "cross" and "joint", which also attend to the prompt's tokens.
         conditioner: name in ``models.conditioners.CONDITIONERS``: what kind of prompt the model takes.
         conditioner_settings: further arguments of the conditioner, by name.
+        internal_guidance_depth: number of blocks before a second head, which predicts the same as the last one, for internal
+            guidance (arXiv 2512.24176); None = no such head.
         second_time: whether ``forward`` takes ``timesteps_next``, as a network that jumps from one time to another needs.
 
     Raises:
@@ -106,9 +111,11 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         conditioner_settings: dict[str, Any] = {},  # noqa: B006 - never changed, and its type is what a folder's is checked by
         second_time: bool = False,
         sample_shape: list[int] | None = None,
+        alignment_projector: str = "mlp",
+        internal_guidance_depth: int | None = None,
     ) -> None:
         super().__init__()
-        _check_config(self.config)
+        check_config(self.config)
         num_modalities = len(modalities)
         self.gradient_checkpointing = False
         self.patch_embed = MultimodalPatchEmbed(num_modalities, in_channels, patch_size, hidden_size)
@@ -120,9 +127,12 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         )
         self.blocks = nn.ModuleList(BLOCKS[block](hidden_size, num_heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.head = MultimodalHead(num_modalities, in_channels, patch_size, hidden_size)
-        self.projector: AlignmentProjector | None = None
+        self.projector: AlignmentProjector | ConvolutionProjector | None = None
         if alignment_depth is not None:
-            self.projector = AlignmentProjector(hidden_size, alignment_hidden_size, alignment_dim)
+            self.projector = PROJECTORS[alignment_projector](hidden_size, alignment_hidden_size, alignment_dim)
+        self.internal_head: MultimodalHead | None = None
+        if internal_guidance_depth is not None:
+            self.internal_head = MultimodalHead(num_modalities, in_channels, patch_size, hidden_size)
         self.next_time_embed = None
         if second_time:
             self.next_time_embed = TIMESTEP_EMBEDDINGS[time_embedding](num_modalities, hidden_size)
@@ -150,7 +160,9 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         return_dict: bool = True,
         timesteps_next: Tensor | None = None,
         output_attention: Collection[int] = (),
-    ) -> MultimodalDiTOutput | tuple[Tensor, Tensor | None]:
+        output_internal: bool = False,
+        route: Route | None = None,
+    ) -> MultimodalDiTOutput | tuple[Tensor | None, ...]:
         """Predict the velocity (or the clean latent) of every modality.
 
         Args:
@@ -162,11 +174,14 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             timesteps_next: (B, M), the time that the output leads to, for a model with ``second_time``; None = the output
                 depends on ``timesteps`` alone, as without ``second_time``.
             output_attention: numbers of the blocks (1 = the first) whose attention to the prompt's tokens is returned too.
+            output_internal: also return what the head on the middle block predicts, third where ``return_dict`` is False.
+            route: of tokens that skip a span of blocks, in training; None = all go through all. Inside of the span the tap's
+                ``alignment`` is of the K tokens that go through, (B, K, alignment_dim).
 
         Raises:
-            ValueError: shapes that don't fit the config, or attention asked for of blocks that have none.
+            ValueError: shapes that don't fit the config, or attention or a prediction asked for of blocks that have none.
         """
-        self._check_attention(output_attention)
+        self._check_attention(output_attention, route)
         grid = self._token_grid(latents, timesteps, roles, timesteps_next)
         x = self.patch_embed(latents)  # (B, T, D)
         x, rope = self.position_embed(x, grid)
@@ -174,24 +189,34 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         if self.next_time_embed is not None and timesteps_next is not None:
             c = c + self.next_time_embed(timesteps_next)
 
+        if output_internal and self.internal_head is None:
+            raise ValueError("output_internal is asked of a model without such a head: set internal_guidance_depth")
+        middle = self.config.internal_guidance_depth if output_internal else None
         tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
         unadded = self._unadded(
-            x, {tapped, *(number - 1 for number in output_attention)}
+            x, {tapped, middle, *(number - 1 for number in output_attention), *_ends(route)}
         )  # their output is a ``Residual``
-        alignment, maps = None, []
+        alignment, internal, maps = None, None, []
+        everywhere, all_tokens = rope, x
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
+            if route is not None and index == route.first:
+                all_tokens, x, rope = x, route.leave(x), route.of_rope(rope)  # (B, K, D)
             if index in output_attention and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
             layer = partial(block, add=False) if index in unadded else block
             x = self._run(layer, x, c, rope, conditioning)
+            if route is not None and index == route.last:
+                x, rope = route.come_back(all_tokens, x), everywhere  # (B, T, D)
             if self.projector is not None and index == tapped:
-                alignment = self.projector(x)  # (B, T, alignment_dim)
+                alignment = self.projector(x, grid)  # (B, T, alignment_dim)
+            if self.internal_head is not None and index == middle:
+                internal = self.internal_head(x, c, grid)  # (B, M, C, H, W)
 
         sample = self.head(x, c, grid)  # (B, M, C, H, W)
         if not return_dict:
-            return sample, alignment
-        return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None)
+            return (sample, alignment, internal) if output_internal else (sample, alignment)
+        return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None, internal)
 
     def _unadded(self, x: Tensor, read: set[int | None]) -> set[int]:
         """Numbers of the blocks that leave their last sum to the next one, which does it with its norm.
@@ -207,7 +232,9 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _check_attention(self, numbers: Collection[int]) -> None:
+    def _check_attention(self, numbers: Collection[int], route: Route | None) -> None:
+        if route is not None and any(route.first <= number <= route.last for number in numbers):
+            raise ValueError(f"output_attention is {list(numbers)}: tokens skip blocks {route.first} to {route.last}")
         if not numbers:
             return
         depth = len(self.blocks)
@@ -256,38 +283,10 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             reset_linears(self.next_time_embed)
             self.next_time_embed.reset_parameters()
             self.next_time_embed.start_at_zero()
+        if self.internal_head is not None:
+            self.internal_head.reset_parameters()
 
 
-def _check_config(config: Any) -> None:
-    tables: dict[str, Any] = {
-        "qk_norm": QK_NORMS,
-        "position_embedding": POSITION_EMBEDDINGS,
-        "time_embedding": TIMESTEP_EMBEDDINGS,
-        "prediction": PREDICTION_TYPES,
-        "block": BLOCKS,
-        "conditioner": CONDITIONERS,
-    }
-    for key, table in tables.items():
-        value = getattr(config, key)
-        if value not in table:
-            raise unknown_name(key, value, [str(name) for name in table])
-    if not config.modalities or len(set(config.modalities)) != len(config.modalities):
-        raise UserError(f"modalities are {list(config.modalities)}: give one or more different names")
-    if config.hidden_size % config.num_heads:
-        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
-    if config.sample_size % config.patch_size:
-        raise UserError(f"sample_size {config.sample_size} is not a multiple of patch_size {config.patch_size}")
-    if config.sample_shape is not None:
-        _check_shape(config.sample_shape, config.sample_size, config.patch_size)
-    if config.alignment_depth is not None and not 1 <= config.alignment_depth <= config.depth:
-        raise UserError(f"alignment_depth is {config.alignment_depth}: give 1 to depth = {config.depth}, or null")
-
-
-def _check_shape(shape: Any, size: int, patch_size: int) -> None:
-    is_pair = isinstance(shape, list | tuple) and len(shape) == 2 and all(type(side) is int for side in shape)
-    if not is_pair or min(shape) < 1 or max(shape) != size:
-        raise UserError(
-            f"sample_shape is {shape}: give (height, width), the longer side as sample_size, {size}; or null"
-        )
-    if any(side % patch_size for side in shape):
-        raise UserError(f"sample_shape {list(shape)}: both must be multiples of patch_size {patch_size}")
+def _ends(route: Route | None) -> tuple[int, ...]:
+    """Numbers of the blocks whose output a route reads: before its span, and the last of it."""
+    return () if route is None else (route.first - 1, route.last)

@@ -38,7 +38,7 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
     """Copy a trained network's weights into one with the same or more modalities, in any order.
 
     Where the classes differ in number, every class begins as the null class. An alignment projector is copied where both have
-    one of the same shape; ``network`` keeps its own otherwise.
+    one of the same shape, a head for internal guidance where both have one; ``network`` keeps its own otherwise.
 
     Raises:
         UserError: the networks differ in anything but modalities, prompts, size of the latents and projector; the trained one
@@ -86,7 +86,13 @@ def _widened(
             _put_groups(out[key], value, rows, len(config.modalities))  # (D, M D / 2)
         elif key == "role_embed.table":
             out[key].zero_()[rows] = value.to(out[key])  # (M, roles, D)
-        elif key.removeprefix("next_").startswith(("head.norms.", "head.linears.", "time_embed.mlps.")):
+        elif key.startswith("internal_head.") and key not in own:
+            continue
+        elif (
+            key.removeprefix("next_")
+            .removeprefix("internal_")
+            .startswith(("head.norms.", "head.linears.", "time_embed.mlps."))
+        ):
             group, index, layer = _split_index(key)
             out[f"{group}.{rows[index]}.{layer}"].copy_(value)
         elif not key.startswith("projector.") or (key in out and out[key].shape == value.shape):
@@ -95,6 +101,8 @@ def _widened(
     for row in new:
         for name in ("weight", "bias"):
             out[f"head.linears.{row}.{name}"].zero_()
+            if f"internal_head.linears.{row}.{name}" in out:
+                out[f"internal_head.linears.{row}.{name}"].zero_()
             for last in (f"time_embed.mlps.{row}.2.{name}", f"next_time_embed.mlps.{row}.2.{name}"):
                 if last in out:
                     out[last].zero_()

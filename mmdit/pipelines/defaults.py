@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdit.errors import UserError, unknown_name
+from mmdit.flow.guidance import check_interval
 
 UNDERSTANDING_STEPS = 1
 MAX_STEPS = 10_000
@@ -20,10 +21,19 @@ class Defaults:
     Args:
         num_inference_steps: steps of the sampler, but for understanding, which takes ``UNDERSTANDING_STEPS``.
         guidance_scale: on class and prompt; 1 = off.
+        internal_guidance_scale: away from the middle block's prediction, but for understanding; 1 = off.
+        internal_guidance_interval: (low, high), the timesteps between which that is on.
     """
 
     num_inference_steps: int = 25
     guidance_scale: float = 2.0
+    internal_guidance_scale: float = 1.0
+    internal_guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    def described(self) -> str:
+        """What a model card says of them."""
+        internal = f", internal guidance {self.internal_guidance_scale:g}" if self.internal_guidance_scale != 1 else ""
+        return f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}{internal}"
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Defaults:
@@ -38,9 +48,24 @@ class Defaults:
             if name not in cls.__annotations__:
                 raise unknown_name("name in defaults", name, cls.__annotations__)
         made = cls(**values)
-        steps, scale = made.num_inference_steps, made.guidance_scale
+        steps = made.num_inference_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
             raise UserError(f"defaults: num_inference_steps is {steps!r}: give a whole number from 1 to {MAX_STEPS}")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
-            raise UserError(f"defaults: guidance_scale is {scale!r}: give a number >= 0 (1 = no guidance)")
+        for name in ("guidance_scale", "internal_guidance_scale"):
+            scale = getattr(made, name)
+            if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
+                raise UserError(f"defaults: {name} is {scale!r}: give a number >= 0 (1 = no guidance)")
+        check_interval("defaults: internal_guidance_interval", made.internal_guidance_interval)
         return made
+
+
+def check_internal(scale: float, transformer: Any, name: str = "internal_guidance_scale") -> None:
+    """Raise UserError for internal guidance of a model that can't give it."""
+    if scale == 1:
+        return
+    if transformer.config.get("internal_guidance_depth") is None:
+        raise UserError(
+            f"{name} is {scale:g}: this model has no head on a middle block (model.internal_guidance_depth trains one), give 1"
+        )
+    if getattr(transformer, "is_cache_enabled", False):
+        raise UserError(f"{name} is {scale:g}: a cache leaves out the middle block that it reads, disable it or give 1")

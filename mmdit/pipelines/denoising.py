@@ -69,7 +69,8 @@ class Denoiser:
         def velocity(conditioning: Conditioning, roles: Tensor) -> Tensor:
             x_t, timesteps = place(latents, given, roles, t)
             x_in = x_t.to(transformer.dtype)
-            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning)
+            internal_scale = self.guidance.internal_scale_at(t)
+            output = predict_in_batches(transformer, x_in, timesteps, roles, conditioning, internal_scale)
             return PREDICTIONS[transformer.config.prediction].to_velocity(output.float(), x_t, timesteps)
 
         if getattr(transformer, "is_cache_enabled", False):

@@ -178,7 +178,7 @@ class FolderMixin:
             "size in pixels": self.native_size if height == width else f"{height} x {width} (height x width)",
             "conditioner": config.conditioner,
             "components": ", ".join(f"{name} ({type(part).__name__})" for name, part in self.components.items()),
-            "defaults": f"{self.defaults.num_inference_steps} steps, guidance {self.defaults.guidance_scale:g}",  # type: ignore[attr-defined]
+            "defaults": self.defaults.described(),  # type: ignore[attr-defined]
         }
         return model_card(
             self._modalities,

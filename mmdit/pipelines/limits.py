@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError
+from mmdit.flow.guidance import internally_guided
 from mmdit.pipelines.defaults import MAX_STEPS
 from mmdit.storage.weights import is_finite
 
@@ -71,24 +72,32 @@ def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, pixels_of_o
 
 
 def predict_in_batches(
-    network: Callable[..., Any], latents: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning
+    network: Callable[..., Any],
+    latents: Tensor,
+    timesteps: Tensor,
+    roles: Tensor,
+    conditioning: Conditioning,
+    internal_scale: float = 1.0,
 ) -> Tensor:
-    """``network(...).sample``, (B, M, C, h, w), on as many samples at a time as fit."""
+    """``network(...).sample``, (B, M, C, h, w), on as many samples at a time as fit; guided from inside by ``internal_scale``."""
     size = batch_size(latents.shape[-2] * latents.shape[-1], MAX_BATCH_LATENTS)
     if len(latents) <= size:
-        return _predict(network, slice(0, len(latents)), latents, timesteps, roles, conditioning)
+        return _predict(network, slice(0, len(latents)), internal_scale, latents, timesteps, roles, conditioning)
     made = []
     for rows in parts(len(latents), size):
         own = {
             field.name: _rows_of(getattr(conditioning, field.name), rows) for field in dataclasses.fields(conditioning)
         }
         given = (latents[rows], timesteps[rows], roles[rows], type(conditioning)(**own))
-        made.append(_predict(network, slice(rows.start, min(rows.stop, len(latents))), *given))
+        made.append(_predict(network, slice(rows.start, min(rows.stop, len(latents))), internal_scale, *given))
     return torch.cat(made)
 
 
-def _predict(network: Callable[..., Any], rows: slice, *inputs: Any) -> Tensor:
+def _predict(network: Callable[..., Any], rows: slice, internal_scale: float, *inputs: Any) -> Tensor:
     """Call the network; a cache of its blocks is told which rows these are: only the same ones, of another step, are alike."""
+    if internal_scale != 1:
+        output = network(*inputs, output_internal=True)
+        return internally_guided(output.sample, output.internal_sample, internal_scale)
     if not getattr(network, "is_cache_enabled", False):
         return network(*inputs).sample
     with network.cache_context(f"rows {rows.start} to {rows.stop}"):  # type: ignore[attr-defined]

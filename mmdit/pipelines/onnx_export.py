@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, first_line
+from mmdit.flow.guidance import internally_guided
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.class_conditioner import ClassConditioner
@@ -59,9 +60,9 @@ class Graph:
 class LabelStep(nn.Module):
     """latents (B, M, C, h, w), timesteps (B, M), roles (B, M), class_labels (B,), -1 = none -> velocity (B, M, C, h, w)."""
 
-    def __init__(self, transformer: MultimodalDiT) -> None:
+    def __init__(self, transformer: MultimodalDiT, internal_scale: float = 1.0) -> None:
         super().__init__()
-        self.transformer = transformer
+        self.transformer, self.internal_scale = transformer, internal_scale
         self.to_velocity = PREDICTIONS[transformer.config.prediction].to_velocity
 
     def forward(self, latents: Tensor, timesteps: Tensor, roles: Tensor, class_labels: Tensor) -> Tensor:
@@ -69,7 +70,12 @@ class LabelStep(nn.Module):
         return self._velocity(latents, timesteps, roles, self.transformer.conditioner(class_labels))
 
     def _velocity(self, latents: Tensor, timesteps: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
-        output = self.transformer(latents, timesteps, roles, conditioning, return_dict=False)[0]
+        inputs = (latents, timesteps, roles, conditioning)
+        if self.internal_scale == 1:
+            output = self.transformer(*inputs, return_dict=False)[0]
+        else:
+            made = self.transformer(*inputs, output_internal=True, return_dict=False)
+            output = internally_guided(made[0], made[2], self.internal_scale)
         return self.to_velocity(output, latents, timesteps)
 
 
@@ -116,6 +122,12 @@ class Decoder(nn.Module):
         return self.codec.decode_all(latents)
 
 
+def internal_scale_of(pipe: MultimodalDiTPipeline) -> float:
+    """Scale of internal guidance that is part of the graph: the model's own, where it is on at all times."""
+    defaults = pipe.defaults
+    return defaults.internal_guidance_scale if tuple(defaults.internal_guidance_interval) == (0, 1) else 1.0
+
+
 def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
     """The three graphs of a pipeline in float32 on the CPU, at the size that it is trained on."""
     transformer, codec = pipe.transformer, LatentCodec(pipe.vae, pipe.modalities)
@@ -152,10 +164,10 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
         return inputs
 
     if isinstance(transformer.conditioner, ClassConditioner):
-        step = Graph("transformer", LabelStep(transformer), labelled, "velocity", {})
+        step = Graph("transformer", LabelStep(transformer, internal_scale_of(pipe)), labelled, "velocity", {})
     else:
         dynamic = {name: {1: "tokens"} for name in ("tokens", "token_mask")} if attends else {}
-        step = Graph("transformer", PromptStep(transformer), prompted, "velocity", dynamic)
+        step = Graph("transformer", PromptStep(transformer, internal_scale_of(pipe)), prompted, "velocity", dynamic)
     return [
         step,
         Graph("vae_encoder", Encoder(codec), pictures, "latents", {}),
@@ -280,5 +292,6 @@ def _settings(pipe: MultimodalDiTPipeline) -> dict[str, Any]:
             "guidance_scale": pipe.defaults.guidance_scale,
             "condition_time": 0.005,
         },
+        "internal_guidance_scale": internal_scale_of(pipe),
         "versions": versions((*PACKAGES, "multimodal-dit", "torch", "diffusers")),
     }

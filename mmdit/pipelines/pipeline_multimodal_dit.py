@@ -35,7 +35,7 @@ from mmdit.pipelines.arguments import (
 from mmdit.pipelines.callbacks import OnStepEnd, StepCallback
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
 from mmdit.pipelines.conditions import encode_conditions, read_conditions
-from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults
+from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults, check_internal
 from mmdit.pipelines.denoising import Denoiser
 from mmdit.pipelines.editing import read_edit
 from mmdit.pipelines.ensembling import check_ensemble, combine
@@ -69,7 +69,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             transformers whose conditioner takes them. "tiue" has a text encoder with its tokenizer, and for subjects' images
             CLIP's image encoder with its processor; "interleaved" a multimodal LLM as ``text_encoder``, with its processor.
 
-        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0.
+        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0. And
+            ``internal_guidance_scale`` and its ``internal_guidance_interval``, for a model with a head on a middle block.
 
     ``modalities``, ``id2label`` and ``defaults`` are saved in the folder. A second pipeline on the same weights is
     ``MultimodalDiTPipeline(**pipe.components, **pipe.parameters)``.
@@ -120,7 +121,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             id2label=self._id2label or None,
         )
         if defaults is not None:  # else the folder is as it was before there were any
-            Defaults.of(defaults)
+            check_internal(
+                Defaults.of(defaults).internal_guidance_scale, transformer, "defaults: internal_guidance_scale"
+            )
             self.register_to_config(defaults=dict(defaults))
         self.codecs: dict[str, Codec] = build_codecs(self._modalities)
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
@@ -233,6 +236,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         num_images_per_prompt: int | None = None,
         ensemble_size: int = 1,
         output_uncertainty: bool = False,
+        internal_guidance_scale: float | None = None,
+        internal_guidance_interval: tuple[float, float] | None = None,
     ) -> MultimodalDiTPipelineOutput | tuple[Any, ...]:
         """Generate every modality that is not given.
 
@@ -295,6 +300,10 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             ensemble_size: estimates of a given picture, each from noise of its own, that are combined into one (Marigold, arXiv
                 2312.02145): depth by the median after alignment by scale and shift, normals by the mean, labels by votes.
             output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
+            internal_guidance_scale: w of internal guidance (arXiv 2512.24176), away from what a middle block predicts, in the
+                same evaluation of the network; 1 = off. It needs a model with such a head. None = the model's own,
+                ``defaults``, and off in understanding.
+            internal_guidance_interval: (low, high), the timesteps between which that is on; None = the model's own.
 
         Returns:
             ``MultimodalDiTPipelineOutput``; a given modality is returned as it was understood (resized, in the
@@ -312,7 +321,16 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         if guidance_scale is None:
             guidance_scale = self.defaults.guidance_scale
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
-        guidance = Guidance(guidance_scale, condition_guidance_scale, guidance_interval, alpha)
+        internal_interval = internal_guidance_interval or self.defaults.internal_guidance_interval
+        guidance = Guidance(
+            guidance_scale,
+            condition_guidance_scale,
+            guidance_interval,
+            alpha,
+            1.0 if internal_guidance_scale is None else internal_guidance_scale,
+            internal_interval,
+        )
+        check_internal(guidance.internal_scale, self.transformer)
 
         # 1. What is asked for, judged before any network computes: given images, sizes, words
         device = self._execution_device
@@ -332,9 +350,12 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         batch = words.count(images.counts())
         check_labels(words, self._id2label)
         check_call(batch * num_images, *sizes.largest)
+        understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
         if num_inference_steps is None:
-            understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
             num_inference_steps = self.default_steps(understanding=understanding)
+        if internal_guidance_scale is None and not understanding:
+            check_internal(self.defaults.internal_guidance_scale, self.transformer)
+            guidance = replace(guidance, internal_scale=self.defaults.internal_guidance_scale)
         steps_taken(num_inference_steps, edit.strength)  # refuses before any work
         check_ensemble(
             ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents, output_type=output_type
@@ -356,7 +377,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             # 3. What an edit uses of the picture, and is not given, is estimated with no prompt
             if not all(images.everywhere(name) for name in edit.used(self._modalities)):
                 nothing = Branches(self.transformer.conditioner.null(batch).to(device))
-                estimated = denoise(nothing, given, roles, num_estimation_steps)
+                estimate = replace(denoise, guidance=replace(guidance, internal_scale=1.0))
+                estimated = estimate(nothing, given, roles, num_estimation_steps)
                 images = images.filled(completed(codec, estimated, images))
                 given = replace(given, clean=estimated)
             given, roles = edit.pin(given, roles, codec)

@@ -30,7 +30,10 @@ from mmdit.training.network_config import (
 )
 from mmdit.training.optimizers import OptimizerConfig
 
+LATENTS = "latents"  # alignment.teacher: no network, the clean latents themselves
+
 __all__ = [
+    "LATENTS",
     "AlignmentConfig",
     "AutoencoderConfig",
     "CLIPConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "OptimizerConfig",
     "PreviewConfig",
     "PromptsConfig",
+    "RoutingConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
@@ -76,6 +80,8 @@ class ModelConfig:
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
         trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"]; null = all.
+        internal_guidance_depth: number of blocks before a second head with a loss of its own, away from whose prediction
+            sampling can be led (internal guidance); null = none.
     """
 
     size: str = "nano"
@@ -97,6 +103,7 @@ class ModelConfig:
     conditioner_settings: dict[str, Any] = field(default_factory=dict)
     second_time: bool = False
     trainable: list[str] | None = None
+    internal_guidance_depth: Layers | None = None
 
 
 @dataclass
@@ -216,6 +223,8 @@ class ObjectiveConfig:
         loss_weights: weight per modality; null = each modality's own. Modalities that the data lack are ignored.
         max_condition_time: conditions are at t_c ~ U[0, this].
         pure_noise_share: share of the samples with a condition that are trained at t = 1, where a single step is taken.
+        internal_guidance_weight: of the second head's loss, with model.internal_guidance_depth; the paper's code has 0.5.
+        internal_guidance_scale: of the trained model where a call names none; 1 = off.
         sampling_shift: of the steps of the trained model's scheduler, as of diffusers' (``mmdit.flow.schedulers.shifted``); above
             1 more of them are at much noise, where a picture's layout is decided.
     """
@@ -229,19 +238,26 @@ class ObjectiveConfig:
     sampling_shift: PositiveNumber = 1.0
     name: str = "flow"
     settings: dict[str, Any] = field(default_factory=dict)
+    internal_guidance_weight: PositiveNumber = 0.5
+    internal_guidance_scale: NonNegativeNumber = 1.0
 
 
 @dataclass
 class AlignmentConfig:
-    """Representation alignment (REPA) with features of a frozen teacher, stored beside the latents or computed.
+    """Representation alignment (REPA) with features of a frozen teacher, stored beside the latents or computed; or without one.
 
     Args:
         weight: weight of the alignment loss.
         depth: number of blocks before the tap.
         hidden_size: width of the projector.
-        teacher: null = features that ``mmdit data encode --teacher`` stored; or a teacher's folder or timm name (such as
-            vit_base_patch14_dinov2), whose features are computed in each step and need no disk.
-        images: with ``teacher``: the dataset folder that the latents were encoded from.
+        teacher: null = features that ``mmdit data encode --teacher`` stored; a teacher's folder or timm name (such as
+            vit_base_patch14_dinov2), whose features are computed in each step and need no disk; "latents" = no teacher, the
+            clean latents of all modalities (SRA 2); "vae" = the last hidden layer of the VAE's encoder, from ``images``.
+        images: with a ``teacher`` that sees images: the dataset folder that the latents were encoded from.
+        projector: "mlp" (three layers, REPA) or "conv" (one 3 x 3 convolution, iREPA; it has no ``hidden_size``).
+        spatial_norm: γ of iREPA: features less this share of their mean over the image, over their deviation; its code has 0.6;
+            null = as they are.
+        distance: of projected tokens from features: "cosine" (REPA) or "smooth_l1" (SRA).
     """
 
     weight: NonNegativeNumber = 0.5
@@ -249,6 +265,29 @@ class AlignmentConfig:
     hidden_size: Width = 2048
     teacher: str | None = None
     images: str | None = None
+    projector: str = "mlp"
+    spatial_norm: ClosedUnitInterval | None = None
+    distance: str = "cosine"
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether targets are computed from images in each step."""
+        return self.teacher not in (None, LATENTS)
+
+
+@dataclass
+class RoutingConfig:
+    """Token routing in training (TREAD): tokens drawn anew in each step skip blocks; sampling has all tokens everywhere.
+
+    Args:
+        share: of each sample's tokens.
+        first: number of the first block that they skip, 1 = the first of the network.
+        last: number of the last one; null = as many blocks after it as before ``first``.
+    """
+
+    share: ClosedUnitInterval = 0.5
+    first: Layers = 3
+    last: Layers | None = None
 
 
 @dataclass
@@ -344,6 +383,7 @@ class TrainingConfig:
         preview: sample grids.
         prompts: captions and subjects, for conditioners that read them; null = none.
         lora: train low-rank updates of model.pretrained in place of a model; null = off.
+        routing: tokens that skip blocks in training; null = none.
     """
 
     recipe: str = "transformer"
@@ -364,3 +404,4 @@ class TrainingConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     prompts: PromptsConfig | None = None
     lora: LoRAConfig | None = None
+    routing: RoutingConfig | None = None

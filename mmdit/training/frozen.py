@@ -12,11 +12,13 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError
 from mmdit.prompt import parse
 from mmdit.training.captions import check_named
 
 Batch = dict[str, Any]
+Teacher = FeatureTeacher | SceneTeacher | VAETeacher
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class FrozenNetworks:
     and the optimizer don't see them."""
 
     codec: LatentCodec
-    teacher: FeatureTeacher | SceneTeacher | None = None
+    teacher: Teacher | None = None
     prompts: FrozenPromptEncoder | None = None
 
     def encode_prompts(self, batch: Batch, device: torch.device) -> Batch:

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 
 from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.codec import LatentCodec
-from mmdit.flow.alignment import alignment_loss
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
+from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
 from mmdit.training.frozen import Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
+from mmdit.training.internal import InternalPredictions
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
+from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
 
 
@@ -119,17 +121,19 @@ class TransformerModule(SteppedModule):
     """Trains a ``MultimodalDiT`` on latents.
 
     The batch: ``moments`` (B, M, 2C, h, w), ``present`` (B, M) bool, ``id``, what the conditioner reads of it (a class label:
-    ``category`` (B,); prompts: ``caption``, ``subjects`` and ``subject_masks``, see ``PromptedLatents``), and with alignment
-    ``features`` (B, T, D) of the teacher, or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
+    ``category`` (B,); prompts: ``caption``, ``subjects`` and ``subject_masks``, see ``PromptedLatents``), and with a teacher
+    ``features`` (B, T, D), or ``rgb`` (B, 3, H, W) in [-1, 1] for one that runs here.
 
     Args:
         network: the transformer.
         objective: the loss.
         frozen: the codec, which whitens latents; the teacher, None = the batch holds its features; the encoders of captions
             and subjects, None = the batch has none.
-        alignment_weight: weight of the alignment loss; 0 = off.
+        alignment: the loss between tapped tokens and a teacher's features.
         hide_prompt_beside: modality; where it is a condition the prompt is hidden. None = nowhere.
         attention: the loss between attention to the prompt and where things are.
+        routing: of tokens past blocks, in training; None = none.
+        internal_weight: weight of the objective's loss on the middle head of a network that has one.
     """
 
     network: MultimodalDiT
@@ -143,14 +147,17 @@ class TransformerModule(SteppedModule):
         optimizer: OptimizerConfig,
         seed: int,
         max_steps: int,
-        alignment_weight: float = 0.0,
+        alignment: AlignmentLoss = NO_ALIGNMENT,
         hide_prompt_beside: str | None = None,
         attention: AttentionLoss = NO_ATTENTION_LOSS,
+        internal_weight: float = 0.5,
+        routing: TokenRouting | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.frozen = objective, frozen
-        self.alignment_weight, self.attention = alignment_weight, attention
-        self.hide_prompt_beside = hide_prompt_beside
+        self.alignment, self.attention = alignment, attention
+        self.hide_prompt_beside, self.internal_weight = hide_prompt_beside, internal_weight
+        self.routing = routing
 
     @property
     def codec(self) -> LatentCodec:
@@ -162,22 +169,41 @@ class TransformerModule(SteppedModule):
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
         draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
         draw = draw.shard(rank, world_size).without_missing(batch["present"]).to(moments.device)
+        p = self.network.config.patch_size
+        route = None
+        if self.routing is not None and self.training:
+            kept = self.routing.draw(size, (h // p) * (w // p), generator)  # after all other draws: they stay the same
+            route = self.routing.route(kept[rank::world_size].to(moments.device))
 
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
         conditioning = self.network.conditioner(self._prompt(batch, draw))
         network = partial(
             self.network.__call__,  # the same as self.network, which mypy takes for no function
-            output_alignment=self.alignment_weight > 0,
+            output_alignment=self.alignment.weight > 0,
             output_attention=self.attention.blocks,
+            **({} if route is None else {"route": route}),
         )
-        step = self.objective(network, clean, conditioning, draw, self._mean_over_processes)
+        recorded = InternalPredictions(network)
+        has_internal = self.network.config.internal_guidance_depth is not None
+        inputs = (clean, conditioning, draw, self._mean_over_processes)
+        step = self.objective(recorded if has_internal else network, *inputs)
         losses = dict(step.losses)
-        if self.alignment_weight > 0:
-            features = self.frozen.features(batch, self.device)
-            losses["alignment"] = alignment_loss(step.network_output.alignment, features)
-            losses["loss"] = losses["loss"] + self.alignment_weight * losses["alignment"]
+        if has_internal:
+            losses["internal"] = self.objective(recorded.replay, *inputs).losses["loss"]
+            losses["loss"] = losses["loss"] + self.internal_weight * losses["internal"]
+        if self.alignment.weight > 0:
+            sparse = route is not None and route.is_sparse_behind(self.network.config.alignment_depth)
+            losses["alignment"] = self.alignment(
+                step.network_output.alignment,
+                batch,
+                roles=draw.roles,
+                frozen=self.frozen,
+                patch_size=p,
+                kept=route.kept if route is not None and sparse else None,
+                mean_over_processes=self._mean_over_processes,
+            )
+            losses["loss"] = losses["loss"] + self.alignment.weight * losses["alignment"]
         if step.network_output.attention is not None:
-            p = self.network.config.patch_size
             losses["attention"] = self.attention(
                 step.network_output.attention,
                 batch,

@@ -3,13 +3,16 @@
 Muon: K. Jordan et al., https://kellerjordan.github.io/posts/muon/; the scale 0.2 sqrt(max dim): arXiv 2502.16982, eq. 4.
 torch.optim.Muon treats every parameter as one matrix and can't share an optimizer with AdamW; here fused projections
 (q, k, v; the six adaLN vectors; the MLP's widths) are orthogonalised block by block, in batches of equal shape.
+
+Share of a training step in processor time (size nano, batch 32, float32, one core; medians of 5, interleaved): AdamW 2%,
+Muon 35%; with 3 steps 26%, whole matrices 26%, modulation by AdamW 25%, all three together 14%.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
-from mmdit.bounds import ClosedUnitInterval, Decay, NonNegativeInt, NonNegativeNumber, PositiveNumber
+from mmdit.bounds import ClosedUnitInterval, Decay, Layers, NonNegativeInt, NonNegativeNumber, PositiveNumber
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.sharding import shard_like, whole_tensor
 
@@ -48,15 +51,28 @@ def square_blocks(shape: torch.Size) -> tuple[int, int, int]:
     return max(rows, columns) // short, short, short
 
 
-def _to_blocks(matrix: Tensor) -> Tensor:
-    count, rows, columns = square_blocks(matrix.shape)
+def whole_block(shape: torch.Size) -> tuple[int, int, int]:
+    """(1, rows, columns): the matrix as it is.
+
+    D x kD costs 2 k + 1 products of D x D a Newton–Schulz step, its k squares cost 3 k. The update has the same root mean
+    square: 0.2 sqrt(max dim) is larger by sqrt(k), the entries of an orthogonal D x kD matrix are smaller by as much.
+    """
+    return 1, shape[0], shape[1:].numel()
+
+
+# Name -> how a fused matrix is cut before it is orthogonalised: shape -> (number of blocks, rows, columns).
+MUON_BLOCKS: dict[str, Callable[[torch.Size], tuple[int, int, int]]] = {"square": square_blocks, "whole": whole_block}
+
+
+def _to_blocks(matrix: Tensor, cut: Callable[[torch.Size], tuple[int, int, int]] = square_blocks) -> Tensor:
+    count, rows, columns = cut(matrix.shape)
     if matrix.ndim > 2 or matrix.shape[0] >= matrix.shape[1]:
         return matrix.reshape(count, rows, columns)
     return matrix.reshape(rows, count, columns).transpose(0, 1)
 
 
 def _from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:
-    if len(shape) > 2 or shape[0] >= shape[1]:
+    if len(blocks) == 1 or shape[0] >= shape[1]:
         return blocks.reshape(shape)
     return blocks.transpose(0, 1).reshape(shape)
 
@@ -67,6 +83,7 @@ class MuonWithAdamW(Optimizer):
     Args:
         groups: parameter groups with keys ``params``, ``muon`` and ``lr``.
         momentum, nesterov, num_steps: Muon's.
+        blocks: name in ``MUON_BLOCKS``: what of a fused matrix is orthogonalised apart.
         betas, eps: AdamW's.
         weight_decay: decoupled, in both.
     """
@@ -78,6 +95,7 @@ class MuonWithAdamW(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         num_steps: int = 5,
+        blocks: str = "square",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -91,6 +109,7 @@ class MuonWithAdamW(Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(groups, defaults)
+        self._cut = MUON_BLOCKS[blocks]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -116,7 +135,9 @@ class MuonWithAdamW(Optimizer):
             assert p.grad is not None
             buffer.lerp_(p.grad, 1 - group["momentum"])
             update = p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-            blocks = _to_blocks(whole_tensor(update))  # where it is sharded: gathered, and the same on every process
+            blocks = _to_blocks(
+                whole_tensor(update), self._cut
+            )  # where it is sharded: gathered, and the same on every process
             updates.setdefault((blocks.shape[1], blocks.shape[2]), []).append((p, blocks))
         for (rows, columns), members in updates.items():
             stacked = orthogonalize(torch.cat([blocks for _, blocks in members]), group["num_steps"])
@@ -157,6 +178,10 @@ class OptimizerConfig:
         name: "adamw" or "muon" (hidden matrices of the blocks by Muon, the rest by AdamW).
         lr: learning rate of AdamW's parameters.
         muon_lr: learning rate of Muon's matrices, times 0.2 sqrt(max dim).
+        muon_steps: Newton–Schulz steps; the cost of Muon goes with them.
+        muon_blocks: "square" (q, k and v, the adaLN vectors and the MLP's widths orthogonalised apart) or "whole" (each matrix
+            as it is, which costs less).
+        muon_except: parts of the names of hidden matrices that AdamW updates instead, such as ["modulation"].
         betas: AdamW's.
         weight_decay: decoupled weight decay.
         warmup_steps: linear warm-up from 0.
@@ -167,6 +192,9 @@ class OptimizerConfig:
     name: str = "adamw"
     lr: PositiveNumber = 1e-4
     muon_lr: PositiveNumber = 5e-3
+    muon_steps: Layers = 5
+    muon_blocks: str = "square"
+    muon_except: list[str] = field(default_factory=list)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NonNegativeNumber = 0.0
     warmup_steps: NonNegativeInt = 0
@@ -183,7 +211,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     The factors of a LoRA are not: it is their product that is a hidden matrix.
     """
     if parameter.ndim == 4:
-        return min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS
+        return min(parameter.shape[:2]) >= MIN_HIDDEN_CHANNELS and not name.startswith("projector.")
     return parameter.ndim == 2 and "blocks." in name and ".lora_" not in name
 
 
@@ -193,12 +221,24 @@ def _adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def _muon(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    if config.muon_blocks not in MUON_BLOCKS:
+        raise unknown_name("optimizer.muon_blocks", config.muon_blocks, MUON_BLOCKS)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if is_hidden_matrix(name, p)]
-    rest = [p for name, p in named if not is_hidden_matrix(name, p)]
+    matrices = [name for name, p in named if is_hidden_matrix(name, p)]
+    for part in config.muon_except:
+        if not any(part in name for name in matrices):
+            kinds = sorted({".".join(word for word in name.split(".") if not word.isdigit()) for name in matrices})
+            raise unknown_name("part of a name in optimizer.muon_except", part, kinds)
+    chosen = {name for name in matrices if not any(part in name for part in config.muon_except)}
+    hidden = [p for name, p in named if name in chosen]
+    rest = [p for name, p in named if name not in chosen]
     groups = [{"params": hidden, "muon": True, "lr": config.muon_lr}, {"params": rest, "muon": False, "lr": config.lr}]
     return MuonWithAdamW(
-        [group for group in groups if group["params"]], betas=config.betas, weight_decay=config.weight_decay
+        [group for group in groups if group["params"]],
+        num_steps=config.muon_steps,
+        blocks=config.muon_blocks,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
 
 

@@ -454,3 +454,26 @@ def test_shape_that_it_is_trained_on(make_model: MakeModel, tmp_path: Path) -> N
     assert (square.position_embed.base_size, wide.position_embed.base_size) == (4, 4)
     wide.save_pretrained(tmp_path)
     assert MultimodalDiT.from_pretrained(tmp_path).latent_shape == (4, 8)
+
+
+def test_a_second_head_reads_a_middle_block_and_changes_nothing_else(make_model, make_inputs) -> None:
+    model = make_model(depth=3, internal_guidance_depth=2)
+    plain = make_model(depth=3)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("internal_head.")})
+    inputs = make_inputs(model)
+    read: list[tuple[torch.Tensor, ...]] = []
+    model.internal_head.register_forward_hook(lambda head, args, output: read.append(args))
+    out = model(*inputs, output_internal=True)
+    short = make_model(depth=2)  # its last head is our second
+    weights = {
+        k: v for k, v in model.state_dict().items() if not k.startswith(("internal_head.", "head.", "blocks.2."))
+    }
+    heads = {k.removeprefix("internal_"): v for k, v in model.state_dict().items() if k.startswith("internal_head.")}
+    short.load_state_dict(weights | heads)
+    torch.testing.assert_close(out.internal_sample, short(*inputs).sample)
+    assert torch.equal(out.sample, plain(*inputs).sample)
+    assert model(*inputs).internal_sample is None
+    assert len(read) == 1, "it is not computed unless it is asked for"
+    assert torch.equal(model(*inputs, output_internal=True, return_dict=False)[2], out.internal_sample)
+    with pytest.raises(ValueError, match="set internal_guidance_depth"):
+        plain(*inputs, output_internal=True)

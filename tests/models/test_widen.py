@@ -133,3 +133,18 @@ def test_other_networks_are_refused(make_model: MakeModel, changes: dict[str, An
     trained = make_model(modalities=["rgb", "depth"])
     with pytest.raises(UserError, match=message):
         start_from(make_model(**changes), trained)
+
+
+def test_a_head_on_a_middle_block_is_carried_over_where_both_have_one(make_model: MakeModel) -> None:
+    trained = make_model(modalities=["rgb"], internal_guidance_depth=1)
+    network, without = (
+        make_model(modalities=["depth", "rgb"], internal_guidance_depth=1),
+        make_model(modalities=["rgb"]),
+    )
+    start_from(network, trained)
+    ours, theirs = network.internal_head, trained.internal_head
+    assert torch.equal(ours.linears[1].weight, theirs.linears[0].weight)
+    assert torch.equal(ours.norms[1].modulation[1].bias, theirs.norms[0].modulation[1].bias)
+    assert not ours.linears[0].weight.any()
+    start_from(without, trained)  # it has none to take it over
+    torch.testing.assert_close(outputs(without, ["rgb"]), outputs(trained, ["rgb"]))

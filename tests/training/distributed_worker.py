@@ -21,6 +21,7 @@ from mmdit.training.config import (
     OptimizerConfig,
     PreviewConfig,
     PromptsConfig,
+    RoutingConfig,
     TrainerConfig,
     TrainingConfig,
 )
@@ -54,13 +55,18 @@ def train(
 ) -> None:
     """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
-    Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, activation checkpointing.
-    ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without alignment. ``interleaved``: read by a
+    Everything that touches the weights is on: Muon and AdamW, the average, clipping, alignment, a head on a middle block, routing
+    of tokens, activation checkpointing. ``prompts``: the folders of ``PromptFolders``, data, latents and encoders; then without
+    the three of these that are about the image. ``interleaved``: read by a
     multimodal LLM, in joint attention and with the attention-mask loss; most batches have samples without a prompt.
     """
     model = ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True)
-    data, settings = DataConfig(batch_size=4), None
-    if prompts is not None:
+    data, settings, alignment, routing = DataConfig(batch_size=4), None, None, None
+    if prompts is None:
+        model.internal_guidance_depth = 1
+        alignment = AlignmentConfig(depth=1, projector="conv", spatial_norm=0.6, teacher="latents")
+        routing = RoutingConfig(share=0.5, first=2, last=2)
+    else:
         model.block, model.conditioner = "cross", "tiue"
         data = DataConfig(path=prompts[1], batch_size=4, val_split=None)
         settings = PromptsConfig(prompts[0], prompts[2], label_share=0.5, label_alone_share=0.5)
@@ -72,8 +78,11 @@ def train(
         data=data,
         prompts=settings,
         objective=ObjectiveConfig(prediction="sample", timesteps="mixed"),
-        alignment=AlignmentConfig(depth=1, hidden_size=16) if prompts is None else None,
-        optimizer=OptimizerConfig(name="muon", lr=1e-3, warmup_steps=1, schedule="linear"),
+        alignment=alignment,
+        routing=routing,
+        optimizer=OptimizerConfig(
+            name="muon", lr=1e-3, warmup_steps=1, schedule="linear", muon_blocks="whole", muon_except=["modulation"]
+        ),
         trainer=TrainerConfig(
             max_steps=2,
             checkpoint_every=1,

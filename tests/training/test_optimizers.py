@@ -94,6 +94,52 @@ def test_muon_takes_the_matrices_of_blocks_only() -> None:
     assert sizes == {True: 1, False: 3}
 
 
+@pytest.mark.parametrize(("shape", "short"), [((6, 24), 6), ((24, 6), 6), ((6, 10), 6)])
+def test_whole_matrices_are_orthogonalised_as_they_are(shape: tuple[int, int], short: int) -> None:
+    """Against the SVD: with many steps the update is 0.2 sqrt(max dim) U Vᵀ, up to the quintic's 0.7 to 1.2."""
+    torch.manual_seed(0)
+    gradient, weight = torch.randn(shape), nn.Parameter(torch.zeros(shape))
+    optimizer = MuonWithAdamW([{"params": [weight], "muon": True, "lr": 0.1}], blocks="whole", num_steps=8)
+    weight.grad = gradient
+    optimizer.step()
+    u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
+    diagonal = u.mT @ (weight.detach() / (-0.1 * 0.2 * max(shape) ** 0.5)) @ vh.mT
+    assert diagonal.diagonal().numel() == short
+    assert (diagonal - torch.diag(diagonal.diagonal())).abs().max() < 1e-4
+    assert diagonal.diagonal().min() > 0.65
+    assert diagonal.diagonal().max() < 1.25
+    squares = MuonWithAdamW(
+        [{"params": [other := nn.Parameter(torch.zeros(shape))], "muon": True, "lr": 0.1}], num_steps=8
+    )
+    other.grad = gradient
+    squares.step()  # the same size of the entries, whatever is cut
+    assert float(weight.detach().norm() / other.detach().norm()) == pytest.approx(1, abs=0.15)
+
+
+def test_fewer_steps_and_matrices_for_adamw_are_settings() -> None:
+    def model() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        block = nn.ModuleDict({"mlp": nn.Linear(4, 8, bias=False), "modulation": nn.Linear(4, 24, bias=False)})
+        return nn.ModuleDict({"blocks": nn.ModuleList([block])})
+
+    config = OptimizerConfig(name="muon", muon_steps=3, muon_except=["modulation"], lr=0.01, muon_lr=0.1)
+    ours = model()
+    before = {name: p.detach().clone() for name, p in ours.named_parameters()}
+    optimizer = make_optimizer(ours, config)
+    gradients = {name: torch.randn(p.shape) for name, p in ours.named_parameters()}
+    for name, p in ours.named_parameters():
+        p.grad = gradients[name].clone()
+    optimizer.step()
+    change = {name: p.detach() - before[name] for name, p in ours.named_parameters()}
+    # Nesterov's first update is (1 - 0.95²) of the gradient, whose size the orthogonalisation takes away
+    expected = torch.cat(
+        [orthogonalize(half[None], num_steps=3)[0] for half in gradients["blocks.0.mlp.weight"].split(4)]
+    )
+    torch.testing.assert_close(change["blocks.0.mlp.weight"], -0.1 * 0.2 * 4**0.5 * expected, atol=1e-6, rtol=1e-4)
+    name = "blocks.0.modulation.weight"
+    torch.testing.assert_close(change[name], -0.01 * gradients[name].sign(), atol=1e-5, rtol=0)
+
+
 def test_learning_rate_factor_warms_up_and_decays() -> None:
     config = OptimizerConfig(warmup_steps=4, schedule="linear", decay_share=0.5)
     factors = [learning_rate_factor(step, 20, config) for step in range(21)]
@@ -111,9 +157,11 @@ def test_learning_rate_factor_warms_up_and_decays() -> None:
         (OptimizerConfig(name="adamm"), "adamw"),
         (OptimizerConfig(lr=0.0), "optimizer.lr is 0.0"),
         (OptimizerConfig(schedule="step"), "schedule"),
+        (OptimizerConfig(name="muon", muon_blocks="cube"), "unknown optimizer.muon_blocks 'cube'"),
+        (OptimizerConfig(name="muon", muon_except=["adaln"]), "muon_except 'adaln'.*blocks.weight"),
     ],
 )
 def test_bad_settings_are_named(config: OptimizerConfig, named: str) -> None:
-    model = nn.Linear(2, 2)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2)])})
     with pytest.raises(UserError, match=named):
         make_lr_scheduler(make_optimizer(model, config), config, 10)

@@ -13,6 +13,7 @@ from mmdit.errors import UserError
 from mmdit.flow.objective import FlowDraw
 from mmdit.modalities import MODALITIES
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import Role
 from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig, TrainingConfig
 from mmdit.training.module import TransformerModule
@@ -32,6 +33,16 @@ Configure = Callable[..., TrainingConfig]
         ({"model": ModelConfig(size="debug", position_embedding="learned")}, "position_embedding"),
         ({"model": ModelConfig(size="debug", modalities=["rgb", "flow"])}, "unknown modality 'flow'"),
         ({"alignment": AlignmentConfig(depth=9)}, "alignment_depth is 9"),
+        ({"alignment": AlignmentConfig(depth=1, projector="linear")}, "unknown alignment_projector 'linear'"),
+        ({"alignment": AlignmentConfig(depth=1, distance="l2")}, "unknown alignment.distance 'l2'"),
+        (
+            {"model": ModelConfig(size="debug", internal_guidance_depth=2)},
+            "internal_guidance_depth is 2: give 1 to less",
+        ),
+        (
+            {"objective": ObjectiveConfig(internal_guidance_scale=1.5)},
+            "objective.internal_guidance_scale is 1.5: this model",
+        ),
         ({"task": TaskConfig(mixture="mmgenn")}, "unknown task mixture"),
         ({"task": TaskConfig(mixture={"joint": -1.0})}, "is -1.0"),
         ({"task": TaskConfig(mixture={"joint": float("nan")})}, "weight of task 'joint' is nan"),
@@ -87,6 +98,72 @@ def test_a_step_depends_on_seed_and_batch_number_alone(tiny_config: Configure) -
     assert torch.equal(first["loss"], second["loss"])
     assert not torch.equal(first["loss"], other["loss"])
     assert set(first) == {"loss", "alignment", *(f"loss/{n}" for n in ("rgb", "depth", "normal", "segmentation"))}
+
+
+def test_alignment_with_features_that_are_normalised(tiny_config: Configure) -> None:
+    config = AlignmentConfig(depth=1, projector="conv", spatial_norm=0.6, weight=0.25)
+    module = build_run(tiny_config(alignment=config)).module.eval()
+    batch = next(iter(build_run(tiny_config()).data.train_dataloader()))
+    tapped: list[torch.Tensor] = []
+    module.network.projector.register_forward_hook(lambda layer, args, output: tapped.append(output))
+    losses = module.losses(batch, torch.Generator().manual_seed(0))
+    features = batch["features"]
+    target = (features - 0.6 * features.mean(1, keepdim=True)) / features.std(1, keepdim=True)
+    expected = 1 - torch.cosine_similarity(tapped[0], target, dim=-1).mean()
+    torch.testing.assert_close(losses["alignment"], expected)
+    flow = sum(weight * losses[f"loss/{name}"] for name, weight in module.objective.loss_weights.items())
+    torch.testing.assert_close(losses["loss"], flow + 0.25 * expected)
+
+
+def test_alignment_with_the_latents_needs_no_features(tiny_config: Configure) -> None:
+    """Each modality's own patch of the clean latent; what is missing, or ABSENT in this step, is not aligned with."""
+    config = AlignmentConfig(depth=1, hidden_size=16, teacher="latents")
+    run = build_run(tiny_config(alignment=config))
+    module, batch = run.module.eval(), next(iter(run.data.train_dataloader()))
+    batch.pop("features", None)
+    batch["present"][:, 1:] = False
+    batch["moments"][:, 1:, :4] = 7.0
+    tapped: list[torch.Tensor] = []
+    module.network.projector.register_forward_hook(lambda layer, args, output: tapped.append(output))
+    losses = module.losses(batch, torch.Generator().manual_seed(0))
+    clean = module.codec.latents_all(batch["moments"].float())[:, 0]  # (B, C, h, w) of rgb
+    errors = []
+    for row in range(4):
+        for column in range(4):
+            patch = clean[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten(1)
+            errors.append(1 - torch.cosine_similarity(tapped[0][:, 4 * row + column, :16], patch, dim=-1))
+    torch.testing.assert_close(losses["alignment"], torch.stack(errors).mean())
+
+
+def test_the_middle_block_has_the_loss_of_the_last_one(tiny_config: Configure, tmp_path: Path) -> None:
+    model = ModelConfig(size="debug", internal_guidance_depth=1, class_dropout_prob=0.0)
+    objective = ObjectiveConfig(prediction="sample", internal_guidance_weight=0.25, internal_guidance_scale=1.4)
+    run = build_run(tiny_config(model=model, objective=objective, alignment=None))
+    module, batch = run.module.eval(), next(iter(run.data.train_dataloader()))
+    for layer in module.network.internal_head.linears:
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    predicted: list[torch.Tensor] = []
+    module.network.internal_head.register_forward_hook(lambda layer, args, output: predicted.append(output))
+    losses = module.losses(batch, torch.Generator().manual_seed(3))
+    assert len(predicted) == 1
+    draw = module.objective.draw(4, (4, 4, 8, 8), torch.Generator().manual_seed(3))
+    clean = module.codec.latents_all(batch["moments"].float(), noise=draw.posterior_noise)
+    expected = 0.0
+    for row, weight in enumerate(module.objective.loss_weights.values()):
+        given = draw.roles[:, row] == Role.GENERATE
+        error = (predicted[0][given, row] - clean[given, row]).square().mean((1, 2, 3)) / draw.t[given].clamp(min=0.1)
+        expected = expected + weight * error.mean() if given.any() else expected
+    torch.testing.assert_close(losses["internal"], expected)
+    flow = sum(weight * losses[f"loss/{name}"] for name, weight in module.objective.loss_weights.items())
+    torch.testing.assert_close(losses["loss"], flow + 0.25 * expected)
+    losses["loss"].backward()
+    assert module.network.internal_head.linears[0].weight.grad.abs().sum() > 0
+    run.export(tmp_path / "pipeline")
+    loaded = MultimodalDiTPipeline.from_pretrained(tmp_path / "pipeline")
+    assert loaded.defaults.internal_guidance_scale == 1.4
+    assert torch.equal(
+        loaded.transformer.internal_head.linears[0].weight, module.network.internal_head.linears[0].weight
+    )
 
 
 def test_missing_modalities_do_not_touch_the_loss(tiny_config: Configure) -> None:

@@ -17,7 +17,7 @@ from mmdit.encoders.precompute import encode_dataset
 from mmdit.errors import UserError
 from mmdit.pipelines.card import card_facts
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-from mmdit.training.config import DataConfig, ModelConfig, PreviewConfig, TrainingConfig
+from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, PreviewConfig, TrainingConfig
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -100,3 +100,22 @@ def test_data_without_categories(
     assert main([*command, "--num_inference_steps", "1"]) == 2
     assert "has no classes: give none" in capsys.readouterr().err
     assert main([*command, "--num_inference_steps", "1", "--labels", "none"]) == 0
+
+
+@pytest.mark.parametrize("teacher", ["vae", "latents"])
+def test_the_vae_itself_is_aligned_with(latents: Path, tmp_path: Path, teacher: str) -> None:
+    images = str(tmp_path / "dataset") if teacher == "vae" else None
+    config = TrainingConfig(
+        model=ModelConfig(size="debug", modalities=["rgb"]),
+        data=DataConfig(path=str(latents), val_split=None, batch_size=2),
+        alignment=AlignmentConfig(depth=1, hidden_size=8, teacher=teacher, images=images),
+    )
+    run = build_run(config)
+    assert run.module.network.config.alignment_dim == {"vae": 8 * 4, "latents": 4 * 4}[teacher]
+    batch = next(iter(run.data.train_dataloader()))
+    assert ("rgb" in batch) == (teacher == "vae")
+    losses = run.module.losses(batch, torch.Generator().manual_seed(0))
+    assert 0 < float(losses["alignment"].detach()) < 2
+    losses["loss"].backward()
+    assert run.module.network.blocks[0].mlp.fc1.weight.grad is not None
+    assert all(p.grad is None for p in run.module.frozen.codec.vae.parameters())

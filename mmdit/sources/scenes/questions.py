@@ -10,7 +10,7 @@ from mmdit.names import RELATION_WORDS
 from mmdit.sources.scenes.captions import GROUND
 from mmdit.sources.scenes.subjects import OPPOSITE
 
-_COLOURS = frozenset({*COLOUR_NAMES, "black", "grey", "white"})
+COLOURS = frozenset({*COLOUR_NAMES, "black", "grey", "white"})
 _BETWEEN = {
     relation: re.compile(rf"\s(?:{'|'.join(words)})\s(?:a|an|the)\s(?:\w+\s)*$")
     for relation, words in RELATION_WORDS.items()
@@ -27,7 +27,7 @@ def questions(sample: CaptionedSample) -> list[tuple[str, str]]:
     single = [entity for entity in sample.entities if nouns.count(_noun(entity)) == 1]
     found = []
     for entity in single:
-        colours = [word for word in entity.phrase.split() if word in _COLOURS]
+        colours = [word for word in entity.phrase.split() if word in COLOURS]
         if len(colours) == 1:
             found.append((f"what colour is the {_noun(entity)}?", colours[0]))
     objects = [entity for entity in single if _noun(entity) not in GROUND]
@@ -37,6 +37,13 @@ def questions(sample: CaptionedSample) -> list[tuple[str, str]]:
                 found.append((f"what is {RELATION_WORDS[relation][0]} the {_noun(other)}?", one.phrase))
                 found.append((f"what is {RELATION_WORDS[OPPOSITE[relation]][0]} the {_noun(one)}?", other.phrase))
     return list(dict.fromkeys(found))
+
+
+def kind_of(question: str) -> str:
+    """What a question is about: "object_colour", "ground_colour" or "relation"."""
+    if not question.startswith("what colour"):
+        return "relation"
+    return "ground_colour" if question.rstrip("?").split()[-1] in GROUND else "object_colour"
 
 
 def _noun(entity: Entity) -> str:

@@ -18,15 +18,17 @@ from mmdit.data.latents import LatentShards, LatentsWithImages, read_latents_inf
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
-from mmdit.encoders.features import FeatureTeacher, load_teacher
-from mmdit.encoders.scene_teacher import SceneTeacher
+from mmdit.encoders.features import load_teacher
+from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import MODALITIES, Modality, get_modalities
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
+from mmdit.training.alignment import target_width
 from mmdit.training.batch_size import check_batch
-from mmdit.training.config import AlignmentConfig, TrainingConfig
+from mmdit.training.config import LATENTS, AlignmentConfig, TrainingConfig
+from mmdit.training.frozen import Teacher
 
 
 def pretrained_folder(name: str) -> Path:
@@ -84,7 +86,7 @@ class LatentData:
     categories: list[str]
     latent_shape: tuple[int, int]
     feature_dim: int | None
-    teacher: FeatureTeacher | SceneTeacher | None = None
+    teacher: Teacher | None = None
     rendered: bool = False  # whether all of it is known to be rendered scenes
 
 
@@ -102,6 +104,8 @@ def synthetic_data(config: TrainingConfig) -> LatentData:
         latent_channels=4,
     )
     feature_dim = 16 if config.alignment is not None else None
+    if config.alignment is not None and config.alignment.teacher == LATENTS:
+        feature_dim = target_width(len(names), int(vae.config.latent_channels), config.model.patch_size)
     train, val = (
         SyntheticLatents(len(names), num_samples=count, seed=seed, feature_dim=feature_dim)
         for count, seed in ((64, 0), (8, 1))
@@ -147,12 +151,18 @@ def stored_data(config: TrainingConfig) -> LatentData:
     whiten = WHITENINGS[config.data.whitening]
     modalities = {name: whiten(info.modalities[name], config.model.pretrained) for name in names}
     height, width = info.moments_shape[1:]
-    teacher, feature_dim = None, None
+    teacher: Teacher | None = None
+    feature_dim = None
     if stored_features and info.features is not None:
         feature_dim = int(info.features["shape"][1])
+    elif config.alignment is not None and config.alignment.teacher == LATENTS:
+        feature_dim = target_width(len(names), int(vae.config.latent_channels), config.model.patch_size)
     elif config.alignment is not None and config.alignment.teacher is not None:
         grid = (height // config.model.patch_size, width // config.model.patch_size)
-        teacher = load_teacher(config.alignment.teacher, grid)
+        if config.alignment.teacher == VAETeacher.name:
+            teacher = VAETeacher(vae, config.model.patch_size)
+        else:
+            teacher = load_teacher(config.alignment.teacher, grid)
         assert splits[0] is not None
         feature_dim = teacher.features(splits[0][0]["rgb"][None]).shape[-1]
     assert splits[0] is not None
@@ -171,7 +181,7 @@ def _stored_vae(folder: Path) -> AutoencoderKL:
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards, allow_outside: bool) -> Dataset[Any]:
-    if alignment.teacher is None:
+    if not alignment.sees_images:
         return latents
     if alignment.images is None:
         raise UserError(
@@ -187,9 +197,10 @@ def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLate
     assert settings is not None
     if settings.path is None:
         raise UserError("prompts.path is null: give the dataset folder that the latents were encoded from")
-    if config.alignment is not None and config.alignment.teacher is not None:
+    if config.alignment is not None and config.alignment.sees_images:
         raise UserError(
-            "alignment.teacher is not for runs with prompts: store its features with 'mmdit data encode --teacher'"
+            "alignment.teacher is not for runs with prompts: give 'latents', or store its features with "
+            "'mmdit data encode --teacher'"
         )
     same = {field.name for field in fields(PromptDraw)} & vars(settings).keys()
     draw = PromptDraw(**{name: getattr(settings, name) for name in same}, masks=settings.attention_loss_weight > 0)

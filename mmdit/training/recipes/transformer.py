@@ -23,9 +23,11 @@ from mmdit.modalities import MODALITIES, Modality
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
+from mmdit.pipelines.defaults import check_internal
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
+from mmdit.training.alignment import AlignmentLoss
 from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
@@ -35,6 +37,7 @@ from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
 from mmdit.training.recipes.lora import lora_base
 from mmdit.training.recipes.prompts import attention_loss, prompt_encoder
+from mmdit.training.routing import token_routing
 from mmdit.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ def make_transformer(
         modalities: of the data, in order.
         num_classes: of the data.
         latent_size, in_channels: of the latents; one number for a square, or (height, width).
-        feature_dim: width of the teacher's features, where the configuration aligns.
+        feature_dim: width of what is aligned with, where the configuration aligns.
         conditioner_settings: what follows from the prompts' encoders; those of the configuration come before them.
     """
     model = config.model
@@ -70,6 +73,7 @@ def make_transformer(
             "alignment_depth": config.alignment.depth,
             "alignment_dim": feature_dim,
             "alignment_hidden_size": config.alignment.hidden_size,
+            "alignment_projector": config.alignment.projector,
         }
     torch.manual_seed(config.seed)
     network = MultimodalDiT(
@@ -89,6 +93,7 @@ def make_transformer(
         conditioner=model.conditioner,
         conditioner_settings={**(conditioner_settings or {}), **model.conditioner_settings},
         second_time=model.second_time,
+        internal_guidance_depth=model.internal_guidance_depth,
         **size,
         **alignment,
     )
@@ -183,6 +188,8 @@ def transformer_run(config: TrainingConfig) -> Run:
     for split in (data.train, data.val):
         if prompts is not None and isinstance(split, PromptedLatents):
             check_captions(split, prompts)
+    internal_scale = config.objective.internal_guidance_scale
+    check_internal(internal_scale, network, "objective.internal_guidance_scale")
     codec = LatentCodec(data.vae.eval().requires_grad_(False), data.modalities)
     weights = loss_weights(config, data.modalities)
     objective = make_objective(
@@ -195,6 +202,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         max_condition_time=config.objective.max_condition_time,
         pure_noise_share=config.objective.pure_noise_share,
     )
+    attention = attention_loss(config, network)
     module = TransformerModule(
         network,
         objective,
@@ -202,9 +210,11 @@ def transformer_run(config: TrainingConfig) -> Run:
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
-        alignment_weight=0.0 if config.alignment is None else config.alignment.weight,
+        alignment=AlignmentLoss.of(config.alignment),
         hide_prompt_beside="rgb" if config.model.drop_class_given_rgb else None,
-        attention=attention_loss(config, network),
+        attention=attention,
+        routing=token_routing(config, network, attention.blocks),
+        internal_weight=config.objective.internal_guidance_weight,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
 
@@ -212,6 +222,8 @@ def transformer_run(config: TrainingConfig) -> Run:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
         scheduler = make_scheduler("euler", config.objective.sampling_shift)
+        if internal_scale != 1:
+            encoders["defaults"] = {"internal_guidance_scale": internal_scale}
         pipe = MultimodalDiTPipeline(transformer, data.vae, scheduler, modalities, id2label, **encoders)
         if data.rendered and config.model.pretrained is None:  # the card says so
             pipe.photographs = False

@@ -1,0 +1,136 @@
+"""What a captioner says of pictures, held against what they show: answers, captions, and prompts with pictures read out.
+
+For models of recipe "captioner" (``mmdit.encoders.captioner``), on samples that ``mmdit.data.instructions`` asks about.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmdit.data.instructions import IMAGE_MARK, Instructions
+from mmdit.data.prompts import CaptionedSample, Entity
+from mmdit.encoders.captioner import IGNORED, CaptionerObjective, say
+from mmdit.metrics.maps import batched
+from mmdit.progress import Progress
+
+QUESTIONS_AT_A_TIME = 32
+
+
+@dataclass
+class _Shares:
+    """Shares of what is right, by name."""
+
+    right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
+
+    def compute(self) -> dict[str, Any]:
+        """Each share with its standard error and the number of answers, sorted by name."""
+        out = {}
+        for name, values in sorted(self.right.items()):
+            share = sum(values) / len(values)
+            error = math.sqrt(share * (1 - share) / len(values))
+            out[name] = {"right": share, "standard_error": error, "count": len(values)}
+        return out
+
+
+class CaptionerEvaluation:
+    """Shares of what a captioner says rightly, and the control: the same with the picture of another sample.
+
+    - ``question.<kind>``: answers all of whose words are right; ``kind_of`` says what a question is about.
+    - ``caption.categories``: captions that name one thing at least, and nothing that isn't there; ``caption.colours``: those
+      that put a colour before a name, and it is that thing's each time (the others aren't counted).
+    - ``prompt``: prompts in which pictures stand for words that are read out word by word, from the pictures.
+
+    Words are the likeliest, one after the other.
+
+    Args:
+        model, processor: of recipe "captioner".
+        data: a split that it was not trained on.
+        kind_of: kind of a question, by its text.
+        nouns: names of all things that can be there; colours: the words of colours.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        data: Instructions,
+        *,
+        kind_of: Callable[[str], str],
+        nouns: Sequence[str],
+        colours: Sequence[str],
+        progress: bool = True,
+    ) -> None:
+        self.model, self.processor, self.data = model.eval(), processor, data
+        self.kind_of, self.nouns, self.colours, self.progress = kind_of, frozenset(nouns), frozenset(colours), progress
+        self.objective = CaptionerObjective(processor)
+
+    def compute(self, count: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Measure the first ``count`` samples, None = all; ``seed``: of the prompts that are drawn.
+
+        Returns {"captioner": shares, "controls": {"shuffled": shares}}.
+        """
+        samples = self.data.samples[:count]
+        found, control = _Shares(), _Shares()
+        bar = Progress(len(samples), "evaluate-captioner", "sample", enabled=self.progress)
+        rng = np.random.default_rng(seed)
+        pictures = [self.data.picture(sample) for sample in samples]
+        for number in bar.track(range(len(samples))):
+            sample, own, other = samples[number], pictures[number], pictures[number - 1]
+            turn, shown = self.data.read_out(sample, rng)
+            for shares, picture in ((found, own), (control, other)):
+                self._questions(shares, sample, picture)
+                text = say(self.model, self.processor, IMAGE_MARK, [picture])
+                for name, value in judge_caption(text, sample.entities, self.nouns, self.colours).items():
+                    shares.right[f"caption.{name}"].append(value)
+            if shown:
+                found.right["prompt"] += self._right([[turn]], [shown])
+                control.right["prompt"] += self._right([[turn]], [[other] * len(shown)])
+        return {"captioner": found.compute(), "controls": {"shuffled": control.compute()}}
+
+    def _questions(self, shares: _Shares, sample: CaptionedSample, picture: Image.Image) -> None:
+        asked = self.data.questions(sample)
+        for part in batched(asked, QUESTIONS_AT_A_TIME):
+            right = self._right([[(f"{IMAGE_MARK} {text}", answer)] for text, answer in part], [[picture]] * len(part))
+            for (text, _), value in zip(part, right, strict=True):
+                shares.right[f"question.{self.kind_of(text)}"].append(value)
+
+    @torch.no_grad()
+    def _right(
+        self, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
+    ) -> list[bool]:
+        """Whether the answer of each example of one turn is what the model says, the likeliest word each time."""
+        inputs, numbers = self.objective.inputs(turns, pictures)
+        device = next(self.model.parameters()).device
+        logits = self.model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits
+        same = logits[:, :-1].argmax(-1).cpu() == inputs["input_ids"][:, 1:]
+        return [bool(row) for row in (same | (numbers[:, 1:] == IGNORED)).all(1)]
+
+
+def judge_caption(
+    text: str, entities: Sequence[Entity], nouns: frozenset[str], colours: frozenset[str]
+) -> dict[str, bool]:
+    """Hold a caption against what is there: "categories", and "colours" where it puts one before a name.
+
+    >>> sphere = Entity("red sphere", (None,))
+    >>> judge_caption("a blue sphere on a floor", [sphere], frozenset({"sphere", "box"}), frozenset({"red", "blue"}))
+    {'categories': True, 'colours': False}
+    """
+    there = [entity.phrase.split() for entity in entities]
+    words = re.findall(r"\w+", text)
+    named = [word for word in words if word in nouns]
+    verdict = {"categories": bool(named) and {phrase[-1] for phrase in there} >= set(named)}
+    said = [(one, two) for one, two in pairwise(words) if one in colours and two in nouns]
+    if said:
+        verdict["colours"] = all(any(two == phrase[-1] and one in phrase for phrase in there) for one, two in said)
+    return verdict
