@@ -232,10 +232,14 @@ def test_every_variant_of_a_table_is_a_recipe_of_its_own(path: Path) -> None:
     assert len(set(recorded)) == len(recorded)
     for plan in plans.values():
         config = plan.config
-        assert plan.steps[-1] == config.trainer.max_steps == round(table.samples * plan.variant.share / 64)
+        assert (
+            plan.steps[-1]
+            == config.trainer.max_steps
+            == round(table.samples * plan.variant.share / config.data.batch_size)
+        )
         assert (config.trainer.validate_every, config.preview.num_samples, config.seed) == (0, 0, 0)
         TaskMixture(config.task.mixture, list(MODALITIES), config.task.absent_share)
         with torch.device("meta"):
             build = {"latent_size": 16, "in_channels": 4, "num_classes": 10, "feature_dim": 8}
-            make_transformer(config, modalities=["rgb", "depth", "normal", "segmentation"], **build)
-        make_optimizer(torch.nn.Linear(2, 2), config.optimizer)
+            network = make_transformer(config, modalities=["rgb", "depth", "normal", "segmentation"], **build)
+            make_optimizer(network, config.optimizer)
