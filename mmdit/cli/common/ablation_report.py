@@ -72,7 +72,7 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
 def _table(curves: Sequence[Curve], time: str, value: Callable[[Curve, str], float]) -> str:
     shown = [measure for measure in MEASURES if any(measure.name in point for c in curves for point in c.points)]
     lines = [
-        f"| variant | seeds | samples | {UNITS[time]} | {' | '.join(measure.head for measure in shown)} |",
+        f"| variant | seeds | samples in all | {UNITS[time]} in all | {' | '.join(measure.head for measure in shown)} |",
         "|---" * (len(shown) + 4) + "|",
     ]
     for runs in _by_variant(curves):
