@@ -86,7 +86,9 @@ class CaptionerEvaluation:
         rng = np.random.default_rng(seed)
         pictures = [self.data.picture(sample) for sample in samples]
         for number in bar.track(range(len(samples))):
-            sample, own, other = samples[number], pictures[number], pictures[number - 1]
+            # Half the set away: neighbours may show the same things.
+            other = pictures[(number + len(pictures) // 2) % len(pictures)]
+            sample, own = samples[number], pictures[number]
             turn, shown = self.data.read_out(sample, rng)
             for shares, picture in ((found, own), (control, other)):
                 self._questions(shares, sample, picture)
