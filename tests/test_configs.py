@@ -13,11 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from mmdit.cli.common.ablation_plan import plan_all
+from mmdit.cli.common.ablation_table import read_table
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command, main
+from mmdit.modalities import MODALITIES
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.task import TaskMixture
 from mmdit.training.checkpoints import read_checkpoint
+from mmdit.training.optimizers import make_optimizer
+from mmdit.training.recipes.transformer import make_transformer
 
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
@@ -212,3 +218,31 @@ def test_unimo_has_the_numbers_of_its_paper(scale: str, parsed: dict[str, Any]) 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configuration_says_what_it_is_for(name: str) -> None:
     assert CONFIGS[name].read_text(encoding="utf-8").startswith("#")
+
+
+ABLATIONS = sorted((CONFIGS["debug"].parent / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_every_variant_of_a_table_is_a_recipe_of_its_own(path: Path) -> None:
+    """All options are understood, networks are built, and each differs from the first, which is the base's recipe."""
+    assert path.read_text(encoding="utf-8").startswith("#")
+    table = read_table(path)
+    plans = plan_all(table, list(table.variants), Path("outputs"), Path("latents"), table.samples)
+    first, *others = (plan.options for plan in plans.values())
+    assert all(options != first for options in others)
+    recorded = [json.dumps(dict(options), sort_keys=True) for options in (first, *others)]
+    assert len(set(recorded)) == len(recorded)
+    for plan in plans.values():
+        config = plan.config
+        assert (
+            plan.steps[-1]
+            == config.trainer.max_steps
+            == round(table.samples * plan.variant.share / config.data.batch_size)
+        )
+        assert (config.trainer.validate_every, config.preview.num_samples, config.seed) == (0, 0, 0)
+        TaskMixture(config.task.mixture, list(MODALITIES), config.task.absent_share)
+        with torch.device("meta"):
+            build = {"latent_size": 16, "in_channels": 4, "num_classes": 10, "feature_dim": 8}
+            network = make_transformer(config, modalities=["rgb", "depth", "normal", "segmentation"], **build)
+            make_optimizer(network, config.optimizer)

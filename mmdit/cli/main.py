@@ -98,6 +98,18 @@ COMMANDS: dict[str, Command] = {
     "sweep": Command(
         "mmdit.cli.sweep:sweep", "Measure quality against the number of steps, for each sampler and task."
     ),
+    "ablate": Command(
+        "mmdit.cli.ablate:ablate", "Train variants of a recipe on equal samples, and measure their learning curves."
+    ),
+    "ablation-figures": Command(
+        "mmdit.cli.ablation_figures:ablation_figures",
+        "Draw the table and the picture of ablations from their CSV files.",
+        ("results",),
+    ),
+    "diversity": Command(
+        "mmdit.cli.diversity:diversity",
+        "Generate many RGB images for one depth map, and measure how they differ and keep to it.",
+    ),
     "data render": Command(
         "mmdit.cli.data:render", "Render procedural scenes with exact ground truth, or scenes of your own meshes."
     ),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdit.storage.lock import FolderLock
 from mmdit.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from mmdit.training.run import Run
 
 
 def train(output: Path, resume: str | None = None, **sections: Any) -> None:
@@ -31,12 +37,18 @@ def train(output: Path, resume: str | None = None, **sections: Any) -> None:
     # The first process of a run holds its folder; the others write nothing there by themselves.
     lock = FolderLock(output, "mmdit train") if is_first_process() else nullcontext()
     with leaving_quietly(), lock:
-        folder = _train(TrainingConfig(**sections), output, resume)
+        folder = train_run(TrainingConfig(**sections), output, resume)
     if folder is not None:
         print(folder)
 
 
-def _train(config: TrainingConfig, output: Path, resume: str | None) -> Path | None:
+def train_run(
+    config: TrainingConfig,
+    output: Path,
+    resume: str | None,
+    watch: Callable[[Run], Sequence[Callback]] = lambda run: (),
+) -> Path | None:
+    """Build a run, write its ``config.yaml`` and train it; returns as ``fit``. ``watch``: a run -> more callbacks for it."""
     import torch
     import yaml
 
@@ -49,4 +61,5 @@ def _train(config: TrainingConfig, output: Path, resume: str | None) -> Path | N
     find_checkpoint(run, output, resume)  # a refused start leaves the config.yaml of the run that is there
     plain = {**to_plain(config), "output": str(output), "resume": resume}
     write_atomically(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+    run.callbacks.extend(watch(run))
     return fit(run, config.trainer, config.ema, output, resume)

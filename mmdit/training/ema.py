@@ -112,3 +112,11 @@ class EMA(Callback):
         if "current_model_state" in checkpoint:
             self.num_averaged = int(checkpoint["averaging_state"]["n_averaged"])
             trainer.strategy.load_model_state_dict({"state_dict": checkpoint["current_model_state"]})
+
+
+def exported_weights(trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
+    """Name -> weight of ``pl_module.network`` as a run that ended now would export it: averaged where there is an average."""
+    average = next((callback.average for callback in trainer.callbacks if isinstance(callback, EMA)), {})  # type: ignore
+    own = {name.removeprefix("network."): tensor for name, tensor in average.items()}
+    weights = {**pl_module.network.state_dict(), **own}
+    return whole_tensors(weights, keep=trainer.is_global_zero)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdit.errors import UserError
+
+if TYPE_CHECKING:
+    from mmdit.metrics.learning_curves import Curve
 
 
 def figure_class() -> Any:
@@ -107,6 +111,56 @@ def scatter_chart(points: Sequence[Sequence[float]], groups: Sequence[str], capt
     axis.set_yticks([])
     axis.legend(fontsize=8)
     axis.set_title(caption, fontsize=9)
+    return _png(figure)
+
+
+def learning_curves_chart(
+    curves: Sequence[Curve], panels: Sequence[tuple[str, str, str]], units: Mapping[str, str], goal: tuple[str, float]
+) -> bytes:
+    """Measures over samples or time, a panel for each and a line per variant: the mean of its runs, between least and most.
+
+    Args:
+        curves: the runs; a point of a variant is the mean of the runs that have come so far.
+        panels: (column, title, "samples" or a column of seconds) each.
+        units: of the latter, for the axis.
+        goal: a column and the value to reach in it, drawn as a line.
+
+    Returns PNG bytes. Raises UserError: matplotlib is not installed.
+    """
+    width = min(4, max(1, len(panels)))
+    height = -(-max(1, len(panels)) // width)
+    figure = figure_class()(figsize=(4.2 * width, 0.8 + 3.1 * height), layout="constrained")
+    axes = figure.subplots(height, width, squeeze=False)
+    titles = {curve.variant: curve.title for curve in curves}
+    colors = {name: f"C{number % 10}" for number, name in enumerate(titles)}
+    styles = {name: ("-", "--", ":", "-.")[number // 10 % 4] for number, name in enumerate(titles)}
+    lines: dict[str, Any] = {}
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (column, title, by) in zip(axes.flat, panels, strict=False):
+        for name in titles:
+            steps: dict[int, list[tuple[float, float]]] = {}
+            for point in (point for curve in curves if curve.variant == name for point in curve.points):
+                if math.isfinite(point.get(column, math.nan)):
+                    steps.setdefault(point["step"], []).append((point[by], point[column]))
+            if not steps:
+                continue
+            found = [list(zip(*steps[step], strict=True)) for step in sorted(steps)]
+            x, y = ([sum(values[part]) / len(values[part]) for values in found] for part in (0, 1))
+            style = {"color": colors[name], "linestyle": styles[name]}
+            (lines[name],) = axis.plot(x, y, marker="o", markersize=3, linewidth=1.3, **style)
+            low, high = ([extreme(values[1]) for values in found] for extreme in (min, max))
+            axis.fill_between(x, low, high, color=colors[name], alpha=0.15, linewidth=0)
+        if column == goal[0]:
+            axis.axhline(goal[1], color="0.5", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.grid(alpha=0.25)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(units[by], fontsize=8)
+        axis.tick_params(labelsize=8, which="both")
+    if lines:
+        labels = [titles[name] for name in lines]
+        figure.legend(lines.values(), labels, loc="outside lower center", ncols=min(len(lines), 3), fontsize=8)
     return _png(figure)
 
 

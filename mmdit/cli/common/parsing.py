@@ -210,6 +210,7 @@ def build_parser(
 
 _SEVERAL: dict[Any, dict[str, Any]] = {  # --keep depth normal, --depth_range 0.5 8
     tuple[str, ...] | None: {"nargs": "+", "type": str, "metavar": "NAME"},
+    tuple[int, ...] | None: {"nargs": "+", "type": int, "metavar": "NUMBER"},
     tuple[float, float] | None: {"nargs": 2, "type": float, "metavar": ("NEAR", "FAR")},
 }
 _NO_KEYS = {"help", "config", "print_config", "debug"}  # options that no YAML file takes
@@ -221,6 +222,7 @@ _METAVARS = {
     "samples": "SAMPLE_FOLDER",
     "format": "FORMAT",
     "checkpoint": "CHECKPOINT",
+    "results": "CSV_FILE",
 }
 
 

@@ -1,0 +1,161 @@
+"""``mmdit ablate``: variants of a training recipe, trained and measured alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdit.bounds import MAX_SEED, Batch, InferenceSteps, NonNegativeNumber, PositiveInt
+from mmdit.cli.common.ablation_measuring import Measuring
+from mmdit.cli.common.ablation_plan import Plan, plan_all, with_context
+from mmdit.cli.common.ablation_results import SETTINGS, TABLE, AblationResults
+from mmdit.cli.common.ablation_table import read_table
+from mmdit.cli.common.model import note
+from mmdit.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmdit.training.config import TrainingConfig
+    from mmdit.training.measured_points import TrainingCost
+    from mmdit.training.run import Run
+
+RUNS, POINT = "runs", "point"
+
+
+def ablate(
+    table: Path,
+    data: Path,
+    scenes: Path,
+    output: Path,
+    split: str = "test",
+    variants: tuple[str, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
+    samples: PositiveInt | None = None,
+    num_measured: PositiveInt = 128,
+    num_inference_steps: InferenceSteps = 10,
+    guidance_scale: NonNegativeNumber = 2.0,
+    batch_size: Batch = 32,
+    teacher: str | None = None,
+) -> None:
+    """Train variants of a recipe on equal samples, and measure their learning curves.
+
+    Each variant of the table is trained with each seed as mmdit train would train it, and measured on held-out scenes after equal
+    numbers of samples: understanding in one step, depth to RGB, and generation from categories. Writes OUTPUT/ablation.csv (a
+    line per variant, seed and point, whole after each of them), ablation.json (what made it), what ablation-figures draws of it,
+    and OUTPUT/runs/VARIANT_sSEED/pipeline. The same command again goes on where it was stopped, and trains nothing twice; with
+    other variants or seeds it adds theirs. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end it after the step under way, with a
+    checkpoint.
+
+    Args:
+        table: YAML file of variants, such as configs/ablations/scenes64.yaml.
+        data: Folder of latents made by mmdit data encode.
+        scenes: Dataset folder with scenes that were not trained on.
+        output: Folder of the results.
+        split: Split of the held-out scenes.
+        variants: Names of the table; by default all.
+        seeds: Of training, one run each; by default 0.
+        samples: That a run sees; by default the table's.
+        num_measured: Held-out scenes that each point is measured on; a split with fewer is used whole.
+        num_inference_steps: Denoising steps of depth to RGB and of generation.
+        guidance_scale: On the category, in generation; 1 = no guidance.
+        batch_size: Scenes at a time when measuring; the numbers do not depend on it.
+        teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the bundled model's.
+    """
+    for option, path, what in (
+        ("data", data, "give latents made by 'mmdit data encode'"),
+        ("scenes", scenes, "give a dataset, the folder that holds dataset.json"),
+    ):
+        if not path.is_dir():
+            raise UserError(f"--{option} {path}: no such folder; {what}")
+    chosen_seeds = (0,) if seeds is None else tuple(dict.fromkeys(seeds))
+    for seed in chosen_seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"--seeds is {seed}: give whole numbers from 0 to {MAX_SEED}")
+    described = read_table(table)
+    for name in variants or ():
+        if name not in described.variants:
+            raise UserError(f"--variants: {unknown_name('variant', name, described.variants)}")
+
+    from mmdit.cli.ablation_figures import draw
+    from mmdit.cli.common.charts import figure_class
+    from mmdit.cli.common.model import quiet_libraries
+    from mmdit.metrics.learning_curves import curve_columns
+    from mmdit.storage.lock import FolderLock
+    from mmdit.storage.versions import versions
+    from mmdit.training.signals import leaving_quietly
+
+    figure_class()  # found out now, not after the last run
+    quiet_libraries()
+    length = samples or described.samples
+    chosen = [name for name in described.variants if variants is None or name in variants]
+    plans = plan_all(described, chosen, output, data, length)
+    measuring = Measuring(scenes, split, num_measured, num_inference_steps, guidance_scale, batch_size, teacher)
+    with leaving_quietly(), FolderLock(output, "mmdit ablate"):
+        for name in chosen:  # what can't be trained is found out now, not after hours
+            with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0])))
+        measuring.samples()
+        options = {name: each.options for name, each in plans.items()}
+        results = AblationResults(output, measuring.settings, options, described.variants, curve_columns(), versions())
+        for seed in chosen_seeds:
+            for name in chosen:
+                if not train_one(plans[name], seed, output, results, measuring):
+                    return
+        for path in (output / TABLE, output / SETTINGS, *draw([output / TABLE], output)):
+            print(path)
+
+
+def check_run(config: TrainingConfig) -> None:
+    """Build all that a run begins with. Raises UserError for what can't be trained."""
+    from mmdit.training.recipes import build_run
+
+    build_run(config).module.configure_optimizers()
+
+
+def train_one(plan: Plan, seed: int, output: Path, results: AblationResults, measuring: Measuring) -> bool:
+    """Train and measure one run, unless all its points are there. False: a signal stopped it, with a checkpoint."""
+    from mmdit.cli.train import train_run
+    from mmdit.training.measured_points import MeasuredPoints
+
+    variant, folder = plan.variant, output / RUNS / f"{plan.variant.name}_s{seed}"
+    if all(results.has(variant.name, seed, step) for step in plan.steps):
+        note(f"{variant.name}, seed {seed}: is measured, and kept")
+        return True
+    note(f"{variant.name}, seed {seed}: {plan.config.trainer.max_steps} steps of {plan.samples_per_step} samples")
+
+    def measure(run: Run, step: int, cost: TrainingCost, weights: Mapping[str, Tensor]) -> None:
+        if results.has(variant.name, seed, step):
+            return
+        point = folder / POINT
+        shutil.rmtree(point, ignore_errors=True)  # of a command that was killed while it measured
+        run.export(point, weights)
+        values = measuring.measure(point, variant.tasks, run.module.device)
+        shutil.rmtree(point, ignore_errors=True)
+        results.add(
+            {
+                "variant": variant.name,
+                "title": variant.title,
+                "seed": seed,
+                "step": step,
+                "max_steps": plan.config.trainer.max_steps,
+                "samples": step * plan.samples_per_step,
+                "processor_seconds": cost.processor_seconds,
+                "wall_seconds": cost.wall_seconds,
+                **{name: value for name, value in values.items() if variant.counts(name)},
+            }
+        )
+
+    trained = train_run(
+        plan.of(seed),
+        folder,
+        "auto",
+        lambda run: [MeasuredPoints(plan.steps, partial(measure, run))],
+    )
+    if trained is None:
+        note("stopped: the same command goes on")
+        return False
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # all is measured; the weights are in pipeline/
+    return True

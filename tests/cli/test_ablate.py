@@ -1,0 +1,201 @@
+"""Small ablations, whole: trained, interrupted, gone on with, measured and drawn."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmdit.cli.common.ablation_results import TIMES, read_rows
+from mmdit.cli.demo import EXAMPLES
+from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.encoders.precompute import encode_dataset
+from mmdit.storage.json_object import read_object
+
+BASE = """
+recipe: transformer
+model: {size: debug}
+data: {batch_size: 4, train_split: test, val_split: null}
+objective: {prediction: sample, timesteps: mixed, pure_noise_share: 0.5}
+optimizer: {name: muon, lr: 1.0e-2, warmup_steps: 1, schedule: linear}
+trainer: {checkpoint_every: 1, validate_every: 0, log_every: 1, accelerator: cpu, devices: 1}
+ema: {decay: 0.9}
+preview: {num_samples: 0, num_measured: 0}
+"""
+TABLE = """
+base: base.yaml
+samples: 32
+points: 2
+variants:
+  muon: {title: the recipe}
+  adamw: {title: AdamW, share: 0.5, options: {optimizer.name: adamw}, measures: [understanding, generation_frechet]}
+"""
+WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def latents(tiny_pipeline_dir, tmp_path_factory):
+    """The ten example scenes by a tiny VAE; they are measured on, too."""
+    vae = AutoencoderKL.from_pretrained(tiny_pipeline_dir / "vae")
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    encode_dataset(
+        EXAMPLES, folder, vae.eval(), modalities_from_dataset(read_dataset_info(EXAMPLES)), say=lambda text: None
+    )
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, latents):
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "table.yaml").write_text(TABLE)
+    return ("ablate", "--table", tmp_path / "table.yaml", "--data", latents, "--scenes", EXAMPLES, "--num_measured", 3,
+            "--num_inference_steps", 1, "--output", tmp_path / "out")  # fmt: skip
+
+
+def without_times(path):
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def wait_for_rows(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 300
+    while not path.is_file() or len(path.read_text().splitlines()) <= count:
+        assert time.monotonic() < deadline, "no row was written"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_interrupted_and_gone_on_with(mmdit, command, tmp_path, processes):
+    """One uninterrupted ablation, and one stopped by TERM and then killed; the first equals training and evaluating by hand."""
+    result = mmdit(*command, "--seeds", 0, 1)
+    assert result.code == 0, result.err
+    out = tmp_path / "out"
+    rows = read_rows(out / "ablation.csv")
+    assert [(row["variant"], row["seed"], row["step"], row["samples"], row["max_steps"]) for row in rows] == [
+        *(("muon", seed, step, step * 4, 8) for seed in (0, 1) for step in (4, 8)),
+        *(("adamw", seed, step, step * 4, 4) for seed in (0, 1) for step in (2, 4)),
+    ]
+    assert {name.split("_")[0] for name in rows[0].keys() - {*TIMES, "title", "max_steps"}} > {
+        "conditioning",
+        "generation",
+    }
+    assert not [name for name in rows[-1] if name.startswith(("conditioning", "generation_category"))]
+    assert {row["title"] for row in rows} == {"the recipe", "AdamW"}
+    for earlier, later in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < earlier["processor_seconds"] < later["processor_seconds"]
+        assert 0 < earlier["wall_seconds"] < later["wall_seconds"]
+    assert Image.open(out / "ablation.png").width > 300
+    report = (out / "ablation.md").read_text()
+    assert "| the recipe | 2 | 32 |" in report
+    assert "| AdamW | 2 | 16 |" in report
+    assert not list(out.glob("runs/*/checkpoints"))
+    assert not list(out.glob("runs/*/point"))
+
+    # The same as the commands that it stands for.
+    again = mmdit(
+        "train", "--config", "base.yaml", "--output", "run", "--data.path", command[4], "--trainer.max_steps", 8
+    )
+    assert again.code == 0, again.err
+    ours, theirs = load_file(out / "runs/muon_s0" / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = mmdit("evaluate", "--model", "run/pipeline", "--data", EXAMPLES, "--output", "report.json", "--num_samples", 3,
+                  "--num_inference_steps", 1, "--teacher", Path(EXAMPLES).parent / "scenes64/teacher")  # fmt: skip
+    assert again.code == 0, again.err
+    found = read_object(tmp_path / "report.json")
+    for column, value in {
+        "understanding_depth_abs_rel": found["understanding"]["depth"]["abs_rel"],
+        "understanding_segmentation_miou": found["understanding"]["segmentation"]["miou"],
+        "generation_frechet_distance": found["generation"]["frechet_distance"],
+    }.items():
+        assert rows[1][column] == pytest.approx(value, rel=1e-4), column
+
+    words = [str(word) for word in (*command[:-1], tmp_path / "stopped")]
+    table = tmp_path / "stopped/ablation.csv"
+    child = processes.start(words)
+    wait_for_rows(table, 1)
+    os.kill(child.pid, signal.SIGTERM)
+    assert processes.wait(child) == 0, child.text
+    assert "stopped: the same command goes on" in child.text
+    assert len(read_rows(table)) < 4
+    child = processes.start(words)
+    wait_for_rows(table, 3)
+    os.kill(child.pid, signal.SIGKILL)
+    assert processes.wait(child) == -signal.SIGKILL
+    assert len(read_rows(table)) < 4
+    kept = table.read_bytes().splitlines()
+    result = mmdit(*words)
+    assert result.code == 0, result.err
+    assert without_times(table) == [row for row in without_times(out / "ablation.csv") if row["seed"] == "0"]
+    assert "muon, seed 0: is measured, and kept" in result.err  # a finished one is not run again
+    assert set(kept) <= set(table.read_bytes().splitlines())
+
+    # Another recipe under a name that is there is refused, and other scenes.
+    result = mmdit(*command, "--samples", 64)
+    assert result.code == 2
+    assert "variant 'muon' of another request (trainer.max_steps was 8, now 16): give it another name" in result.error
+    result = mmdit(*command, "--num_measured", 2)
+    assert result.code == 2
+    assert "num_measured was 3, now 2" in result.error
+
+
+VARIANTS = TABLE.partition("variants:")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            TABLE.replace("optimizer.name", "optimizer.nam"),
+            "variant 'adamw': unknown option '--optimizer.nam': did you mean",
+        ),
+        (TABLE.replace("name: adamw", "name: adam"), "variant 'adamw': unknown optimizer 'adam': did you mean 'adamw'"),
+        (TABLE.replace("optimizer.name: adamw", "seed: 3"), "seed is said by 'mmdit ablate' itself"),
+        (TABLE.replace("adamw: {", "muon: {"), "key 'muon' stands twice"),
+        (TABLE.replace("title: AdamW", "title: the recipe"), "two variants have the title 'the recipe'"),
+        (TABLE.replace(VARIANTS, " {}"), "has no variants: give at least one"),
+        (TABLE.replace("share: 0.5", "share: 2"), "share is 2: give a number above 0, at most 1"),
+        (
+            TABLE.replace("share: 0.5", "share: 0.05"),
+            "--samples is 32: variant 'adamw' takes 4 a step: give at least 80",
+        ),
+        (TABLE.replace("measures", "mesures"), "unknown key 'mesures': did you mean 'measures'"),
+        (TABLE.replace("generation_frechet", "generation_fid"), "unknown measure 'generation_fid'"),
+        (TABLE.replace("adamw: {", "../adamw: {"), "its name is that of a folder"),
+        (TABLE.replace("base.yaml", "nowhere.yaml"), "base is 'nowhere.yaml'"),
+        (TABLE.replace("samples: 32", "samples: many"), "samples is 'many': give a whole number"),
+        ("- 3\n", "give keys with values, of base, samples"),
+    ],
+)
+def test_bad_tables(mmdit, command, tmp_path, text, expected):
+    (tmp_path / "table.yaml").write_text(text)
+    result = mmdit(*command)
+    assert result.code == 2
+    assert expected in result.error
+    assert "table.yaml" in result.error or "--samples" in result.error
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--data", "nowhere"), "--data nowhere: no such folder"),
+        (("--scenes", "nowhere"), "--scenes nowhere: no such folder"),
+        (("--table", "nowhere.yaml"), "nowhere.yaml"),
+        (("--variants", "moun"), "unknown variant 'moun': did you mean 'muon'"),
+        (("--seeds", -1), "--seeds is -1: give whole numbers from 0"),
+        (("--seeds", "x"), "--seeds"),
+        (("--split", "train"), "train"),
+    ],
+)
+def test_what_is_refused(mmdit, command, arguments, expected):
+    result = mmdit(*command, *arguments)
+    assert result.code == 2
+    assert expected in result.error
