@@ -7,11 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdit.encoders.captioner import IGNORED, MARKS, CaptionerObjective, make_captioner, save_captioner, say
+from mmdit.data.manifest import read_dataset_info, read_manifest
+from mmdit.encoders.captioner import (
+    IGNORED,
+    MARKS,
+    CaptionerObjective,
+    load_captioner,
+    make_captioner,
+    save_captioner,
+    say,
+)
 from mmdit.encoders.multimodal import MultimodalEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
+from mmdit.modalities.rgb import read_picture
+from mmdit.pipelines.loading import ASSETS
 from mmdit.prompt import parse
 
 SIZES = {"patch_size": 8, "scale_factor": 2, "vision_hidden_size": 16, "vision_depth": 1, "vision_num_heads": 2}
@@ -137,3 +148,20 @@ def test_sizes_that_do_not_divide():
         make_captioner(tokenizer, 40)
     with pytest.raises(UserError, match="vision_hidden_size 160 is not a multiple of its 3 heads"):
         make_captioner(tokenizer, 64, vision_num_heads=3)
+
+
+def test_the_bundled_one_names_what_it_sees_and_reads_prompts():
+    folder = str(ASSETS / "scenes64_captioner")
+    model, processor = load_captioner(folder)
+    info = read_dataset_info(ASSETS / "scenes64_examples")
+    right, pictures = [], []
+    for sample in read_manifest(info, "test"):
+        pictures.append(Image.fromarray(read_picture(sample.files["rgb"])))
+        right.append(info.categories[sample.category] in say(model, processor, "<image>", pictures[-1:]).split())
+    assert len(right) == 10
+    assert sum(right) >= 7
+    assert say(model, processor, "<image> what colour is the wall?", pictures[5:6]) == "blue"
+    encoder = MultimodalEncoder.load(folder)
+    encoded = encoder([parse("a {torus} left of a cone", {"torus": pictures[9]}), parse("a red torus")])
+    assert int((encoded.subjects[0] >= 0).sum()) == 16  # tokens of the picture
+    assert encoded.states.isfinite().all()
