@@ -107,6 +107,8 @@ class EMA(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if checkpoint["global_step"] >= trainer.max_steps:
+            return  # nothing is left to train: the average, which is loaded already, is what is exported
         # A checkpoint without an average (a run with ema: null) starts the average from the weights.
         self._restored = checkpoint["state_dict"]
         if "current_model_state" in checkpoint:

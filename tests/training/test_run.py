@@ -417,3 +417,15 @@ def test_a_resumed_run_keeps_two_checkpoints(tmp_path: Path, tiny_config: Config
         "step=00000006.ckpt",
         "step=00000008.ckpt",
     ]
+
+
+def test_resumed_at_its_end_a_run_exports_the_same_average(tmp_path: Path, tiny_config: Configure) -> None:
+    """As after a crash between the last checkpoint and the export."""
+    config = tiny_config(max_steps=2)
+    whole = run(config, tmp_path)
+    assert whole is not None
+    first = whole.rename(tmp_path / "first")
+    again = run(config, tmp_path, "auto")
+    assert again is not None
+    name = Path(WEIGHTS).relative_to("pipeline")
+    assert same_weights(first / name, again / name)
