@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -46,7 +47,7 @@ def alignment_loss(
     if known is None:
         return distances.mean()
     count = mean_over_processes(known.sum().to(distances.dtype))
-    return (distances.mean(1) * known).sum() / count.clamp(min=1)
+    return (distances.mean(1) * known).sum() / torch.where(count > 0, count, 1)
 
 
 def spatially_normalized(features: Tensor, gamma: float) -> Tensor:

@@ -44,6 +44,9 @@ def test_groups_that_are_not_known_do_not_count() -> None:
         for b in (0, 1)
     ]
     torch.testing.assert_close(sum(halves) / 2, sum(terms) / 3)  # two processes, gradients averaged
+    one = torch.tensor([[True, False], [False, False]])  # of four processes' samples: 1/4 on average
+    alone = alignment_loss(x, y, known=one, mean_over_processes=lambda count: count / 4)
+    torch.testing.assert_close(alone / 4, terms[0])
 
 
 def test_spatial_normalisation_is_by_channel_over_the_tokens() -> None:
