@@ -73,6 +73,13 @@ Configure = Callable[..., TrainingConfig]
             },
             "objective.name mean_flow takes the network's derivative",
         ),
+        (
+            {
+                "model": ModelConfig(size="debug", second_time=True),
+                "objective": ObjectiveConfig(name="solution_flow", settings={"num_inference_steps": 20_000}),
+            },
+            "num_inference_steps is 20000: give a whole number from 1 to 10000",
+        ),
         ({"objective": ObjectiveConfig(name="soflow")}, "unknown objective 'soflow': did you mean 'flow'"),
         ({"objective": ObjectiveConfig(timesteps="uniform", timestep_settings={"mean": 1.0})}, "does not take"),
         ({"objective": ObjectiveConfig(loss_weights={"rgbd": 1.0})}, "loss_weights"),

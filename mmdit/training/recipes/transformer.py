@@ -23,7 +23,7 @@ from mmdit.modalities import MODALITIES, Modality
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
-from mmdit.pipelines.defaults import check_internal
+from mmdit.pipelines.defaults import Defaults, check_internal
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
 from mmdit.task import TaskMixture
@@ -228,14 +228,15 @@ def transformer_run(config: TrainingConfig) -> Run:
         internal_weight=config.objective.internal_guidance_weight,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
+    defaults = dict(objective.sampling_defaults or {})
+    if internal_scale != 1:
+        defaults["internal_guidance_scale"] = internal_scale
+    Defaults.of(defaults)  # what the export refuses is found out now
 
     def make_pipeline(transformer: MultimodalDiT = network) -> MultimodalDiTPipeline:
         id2label = dict(enumerate(data.categories))
         encoders = {} if prompts is None else prompts.components
         scheduler = make_scheduler(objective.scheduler, config.objective.sampling_shift)
-        defaults = dict(objective.sampling_defaults or {})
-        if internal_scale != 1:
-            defaults["internal_guidance_scale"] = internal_scale
         pipe = MultimodalDiTPipeline(
             transformer, data.vae, scheduler, modalities, id2label, defaults=defaults or None, **encoders
         )
