@@ -321,14 +321,15 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         if guidance_scale is None:
             guidance_scale = self.defaults.guidance_scale
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
-        internal_interval = internal_guidance_interval or self.defaults.internal_guidance_interval
+        if internal_guidance_interval is None:
+            internal_guidance_interval = self.defaults.internal_guidance_interval
         guidance = Guidance(
             guidance_scale,
             condition_guidance_scale,
             guidance_interval,
             alpha,
             1.0 if internal_guidance_scale is None else internal_guidance_scale,
-            internal_interval,
+            internal_guidance_interval,
         )
         check_internal(guidance.internal_scale, self.transformer)
 

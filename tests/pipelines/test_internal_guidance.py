@@ -94,6 +94,7 @@ def test_models_that_can_not_refuse_in_one_line(make_pipeline: MakePipeline) -> 
     for arguments, message in (
         ({"internal_guidance_scale": -1.0}, "internal_guidance_scale is -1.0: give a number >= 0"),
         ({"internal_guidance_interval": (0.8, 0.2)}, "internal_guidance_interval is .0.8, 0.2.: give"),
+        ({"internal_guidance_interval": ()}, r"internal_guidance_interval is \(\): give"),
     ):
         with pytest.raises(UserError, match=message):
             sample(pipe, **arguments)
