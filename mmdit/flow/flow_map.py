@@ -114,6 +114,10 @@ class FlowMapObjective(FlowObjective):
                 raise UserError(f"{name} of the objective is {value}: give a share from 0 to 1")
         if not 0 <= guidance_mix < 1:
             raise UserError(f"guidance_mix of the objective is {guidance_mix}: give a share from 0 to below 1")
+        if guidance_mix > 0 and guidance_scale == 1:
+            raise UserError(
+                f"guidance_mix of the objective is {guidance_mix}, and guidance_scale 1, no guidance: give a scale above 1 too"
+            )
         if not 0 <= adaptive_power <= 1:
             raise UserError(f"adaptive_power of the objective is {adaptive_power}: give a number from 0 (none) to 1")
         if type(num_inference_steps) is not int or num_inference_steps < 1:

@@ -226,7 +226,7 @@ def _muon(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [name for name, p in named if is_hidden_matrix(name, p)]
     for part in config.muon_except:
-        if not any(part in name for name in matrices):
+        if not part or not any(part in name for name in matrices):
             kinds = sorted({".".join(word for word in name.split(".") if not word.isdigit()) for name in matrices})
             raise unknown_name("part of a name in optimizer.muon_except", part, kinds)
     chosen = {name for name in matrices if not any(part in name for part in config.muon_except)}

@@ -56,6 +56,11 @@ def token_routing(
         raise UserError(f"routing: blocks {first} to {last} of {depth}: give first and last in order, at most {depth}")
     if not 0 < settings.share < 1:
         raise UserError(f"routing.share is {settings.share:g}: give a share between 0 and 1, or routing null")
+    height, width = (side // network.config.patch_size for side in network.latent_shape)
+    if int(settings.share * height * width) == 0:
+        raise UserError(
+            f"routing.share is {settings.share:g} of {height * width} tokens, less than one: give at least {1 / height / width:g}"
+        )
     if config.objective.name != "flow":
         raise UserError(f"routing goes with objective.name 'flow', it is {config.objective.name!r}")
     span = Route(torch.empty(0, 0, dtype=torch.long), first, last)

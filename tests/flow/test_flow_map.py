@@ -297,6 +297,7 @@ def test_the_step_shrinks_over_the_training() -> None:
         ("solution_flow", {"share": 1.5}, "share of the objective is 1.5: give a share from 0 to 1"),
         ("mean_flow", {"data_share": -1}, "data_share of the objective is -1"),
         ("mean_flow", {"guidance_mix": 1.0}, "guidance_mix of the objective is 1.0: give a share from 0 to below 1"),
+        ("mean_flow", {"guidance_mix": 0.5}, "guidance_mix of the objective is 0.5, and guidance_scale 1, no guidance"),
         ("mean_flow", {"adaptive_power": 2}, "adaptive_power of the objective is 2"),
         ("mean_flow", {"guidance_scale": -1}, "guidance_scale is -1: give a number >= 0"),
         ("mean_flow", {"guidance_interval": 3}, r"guidance_interval is 3: give \(low, high\)"),

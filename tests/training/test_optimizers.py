@@ -159,6 +159,7 @@ def test_learning_rate_factor_warms_up_and_decays() -> None:
         (OptimizerConfig(schedule="step"), "schedule"),
         (OptimizerConfig(name="muon", muon_blocks="cube"), "unknown optimizer.muon_blocks 'cube'"),
         (OptimizerConfig(name="muon", muon_except=["adaln"]), "muon_except 'adaln'.*blocks.weight"),
+        (OptimizerConfig(name="muon", muon_except=[""]), "muon_except ''.*blocks.weight"),
     ],
 )
 def test_bad_settings_are_named(config: OptimizerConfig, named: str) -> None:

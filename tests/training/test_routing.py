@@ -103,6 +103,7 @@ def test_alignment_is_of_the_tokens_that_go_through(tiny_config: Configure, teac
         ({"routing": RoutingConfig(first=1, last=5)}, "blocks 1 to 5 of 4"),
         ({"routing": RoutingConfig(first=3)}, "blocks 3 to 2 of 4"),
         ({"routing": RoutingConfig(first=2, share=1.0)}, "routing.share is 1: give a share between 0 and 1"),
+        ({"routing": RoutingConfig(first=2, share=0.05)}, "routing.share is 0.05 of 16 tokens, less than one"),
         (
             {"model": ModelConfig(size="debug", depth=4, internal_guidance_depth=2)},
             "model.internal_guidance_depth is 2, in the span of routing, blocks 2 to 3: its head needs all tokens",
