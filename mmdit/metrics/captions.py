@@ -20,6 +20,7 @@ from PIL import Image
 from mmdit.data.instructions import IMAGE_MARK, Instructions
 from mmdit.data.prompts import CaptionedSample, Entity
 from mmdit.encoders.captioner import IGNORED, CaptionerObjective, say
+from mmdit.errors import UserError
 from mmdit.metrics.maps import batched
 from mmdit.progress import Progress
 
@@ -78,9 +79,13 @@ class CaptionerEvaluation:
     def compute(self, count: int | None = None, seed: int = 0) -> dict[str, Any]:
         """Measure the first ``count`` samples, None = all; ``seed``: of the prompts that are drawn.
 
-        Returns {"captioner": shares, "controls": {"shuffled": shares}}.
+        Returns {"captioner": shares, "controls": {"shuffled": shares}}. Raises UserError for fewer than two samples.
         """
         samples = self.data.samples[:count]
+        if len(samples) < 2:
+            raise UserError(
+                f"num_samples is {len(samples)}: give at least 2, the control shows another sample's picture"
+            )
         found, control = _Shares(), _Shares()
         bar = Progress(len(samples), "evaluate-captioner", "sample", enabled=self.progress)
         rng = np.random.default_rng(seed)

@@ -34,6 +34,7 @@ def test_report(mmdit, captioner, prompt_folders, tmp_path):
         ({"--model": "clip"}, "is no captioner of recipe 'captioner'"),
         ({"--data": "nowhere"}, "nowhere: no such dataset folder"),
         ({"--split": "other"}, "other"),
+        ({"--num_samples": 1}, "num_samples is 1: give at least 2"),
         ({"--output": "."}, "is a folder; --output is the report's file"),
     ],
 )
