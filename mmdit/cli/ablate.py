@@ -96,7 +96,7 @@ def ablate(
     measuring = Measuring(scenes, split, num_measured, num_inference_steps, guidance_scale, batch_size, teacher)
     with leaving_quietly(), FolderLock(output, "mmdit ablate"):
         for name in chosen:  # what can't be trained is found out now, not after hours
-            with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0])))
+            with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0]), measuring))
         measuring.samples()
         options = {name: each.options for name, each in plans.items()}
         results = AblationResults(output, measuring.settings, options, described.variants, curve_columns(), versions())
@@ -108,20 +108,24 @@ def ablate(
             print(path)
 
 
-def check_run(config: TrainingConfig) -> None:
-    """Build all that a run begins with. Raises UserError for what can't be trained."""
+def check_run(config: TrainingConfig, measuring: Measuring) -> None:
+    """Build all that a run and its measures begin with. Raises UserError for what can't be trained or measured."""
     from mmdit.training.recipes import build_run
 
-    build_run(config).module.configure_optimizers()
+    module = build_run(config).module
+    module.configure_optimizers()
+    measuring.network(module.network)
 
 
 def train_one(plan: Plan, seed: int, output: Path, results: AblationResults, measuring: Measuring) -> bool:
-    """Train and measure one run, unless all its points are there. False: a signal stopped it, with a checkpoint."""
+    """Train and measure one run, unless it is done. False: a signal stopped it, with a checkpoint."""
     from mmdit.cli.train import train_run
     from mmdit.training.measured_points import MeasuredPoints
 
     variant, folder = plan.variant, output / RUNS / f"{plan.variant.name}_s{seed}"
-    if all(results.has(variant.name, seed, step) for step in plan.steps):
+    # Checkpoints are left where it was stopped between its last point and its export.
+    is_measured = all(results.has(variant.name, seed, step) for step in plan.steps)
+    if is_measured and not (folder / "checkpoints").is_dir():
         note(f"{variant.name}, seed {seed}: is measured, and kept")
         return True
     note(f"{variant.name}, seed {seed}: {plan.config.trainer.max_steps} steps of {plan.samples_per_step} samples")

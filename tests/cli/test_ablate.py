@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmdit.cli.common.ablation_results import TIMES, read_rows
+from mmdit.cli.common.ablation_table import Variant
 from mmdit.cli.demo import EXAMPLES
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
@@ -146,6 +148,27 @@ def test_interrupted_and_gone_on_with(mmdit, command, tmp_path, processes):
     assert "num_measured was 3, now 2" in result.error
 
 
+@pytest.mark.slow
+def test_stopped_between_the_last_point_and_the_export(mmdit, command, tmp_path):
+    """What such a run leaves: all its points, checkpoints, and no model."""
+    one = (*command, "--variants", "adamw", "--samples", 8)
+    assert mmdit(*one).code == 0
+    folder = tmp_path / "out/runs/adamw_s0"
+    first, rows = load_file(folder / WEIGHTS), (tmp_path / "out/ablation.csv").read_bytes()
+    assert mmdit("train", "--config", folder / "config.yaml").code == 0
+    shutil.rmtree(folder / "pipeline")
+    assert mmdit(*one).code == 0
+    again = load_file(folder / WEIGHTS)
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert (tmp_path / "out/ablation.csv").read_bytes() == rows
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_measure_may_be_named_by_its_beginning():
+    assert Variant("a", "A", 1.0, {}, ("under",)).tasks == ["understanding"]
+    assert Variant("a", "A", 1.0, {}).tasks == ["understanding", "conditioning", "generation"]
+
+
 VARIANTS = TABLE.partition("variants:")[2]
 
 
@@ -166,6 +189,7 @@ VARIANTS = TABLE.partition("variants:")[2]
             TABLE.replace("share: 0.5", "share: 0.05"),
             "--samples is 32: variant 'adamw' takes 4 a step: give at least 80",
         ),
+        (TABLE.replace("optimizer.name: adamw", "trainer.max_hours: 1"), "trainer.max_hours is 1: leave it out"),
         (TABLE.replace("measures", "mesures"), "unknown key 'mesures': did you mean 'measures'"),
         (TABLE.replace("generation_frechet", "generation_fid"), "unknown measure 'generation_fid'"),
         (TABLE.replace("adamw: {", "../adamw: {"), "its name is that of a folder"),
@@ -192,6 +216,7 @@ def test_bad_tables(mmdit, command, tmp_path, text, expected):
         (("--variants", "moun"), "unknown variant 'moun': did you mean 'muon'"),
         (("--seeds", -1), "--seeds is -1: give whole numbers from 0"),
         (("--seeds", "x"), "--seeds"),
+        (("--teacher", "nowhere"), "teacher 'nowhere' is neither a folder nor a timm model"),
         (("--split", "train"), "train"),
     ],
 )

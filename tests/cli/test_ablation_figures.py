@@ -89,12 +89,18 @@ def test_before_any_run_is_finished(tmp_path):
     assert report == "No run is finished yet. Not finished, and left out: open (seed 0).\n"
 
 
+HEAD = ",".join(FIRST) + "\n"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (None, "ablation.csv: no such file"),
         ("", "not a table of 'mmdit ablate'"),
         ("variant,seed\na,many\n", "not a table of 'mmdit ablate'"),
+        (f"{HEAD}a,A,0,1,1,4,1,1\na,A,0,1,1,4,2,2\n", "('a', seed 0, step 1 stands twice)"),
+        (f"{HEAD}a,A,0,1,1,0,1,1\n", "('a', seed 0, step 1: samples is 0)"),
+        (f"{HEAD}a,A,0,1,1,4,nan,1\n", "('a', seed 0, step 1: processor_seconds is nan)"),
     ],
 )
 def test_what_is_refused(mmdit, tmp_path, text, expected):

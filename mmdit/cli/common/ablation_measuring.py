@@ -34,7 +34,7 @@ class Measuring:
         self.scenes, self.split, self.num_measured = scenes, split, num_measured
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
         self.batch_size = batch_size
-        self._networks: dict[Any, Any] = {}  # of features, by the tokens of a model's latents
+        self._networks: dict[Any, Any] = {}  # of features, by a model's grid of tokens
         self.settings = {
             "scenes": str(scenes),
             "split": split,
@@ -59,10 +59,20 @@ class Measuring:
             seed=SEED,
         )
 
+    def network(self, transformer: Any) -> Any:
+        """The feature network for a transformer's grid of tokens, None = there is none. Raises UserError as ``load_teacher``."""
+        from mmdit.encoders.features import load_teacher
+
+        if self.teacher is None:
+            return None
+        height, width = (side // transformer.config.patch_size for side in transformer.latent_shape)
+        if (height, width) not in self._networks:
+            self._networks[height, width] = load_teacher(self.teacher, (height, width))
+        return self._networks[height, width]
+
     def measure(self, folder: Path, tasks: Sequence[str], device: Any) -> dict[str, float]:
         """All measures of a pipeline folder, by column of a learning curve."""
         from mmdit.flow.schedulers import make_scheduler, shift_of
-        from mmdit.metrics.feature_networks import find_teacher
         from mmdit.metrics.learning_curves import curve_columns
         from mmdit.metrics.report import depth_range
         from mmdit.metrics.sweep import Row, StepSweep
@@ -71,14 +81,11 @@ class Measuring:
         pipe = MultimodalDiTPipeline.from_pretrained(folder).to(device)
         pipe.set_progress_bar_config(disable=True)
         samples = self.samples(pipe.modalities, pipe.native_shape)
-        tokens = (*pipe.transformer.latent_shape, pipe.transformer.config.patch_size)
-        if tokens not in self._networks:
-            self._networks[tokens] = find_teacher(pipe, self.teacher)
-        network = self._networks[tokens]
+        network = self.network(pipe.transformer)
         sweep = StepSweep(
             pipe,
             samples,
-            network=network,
+            network=None if network is None else network.to(device),
             guidance_scale=self.guidance_scale,
             condition="depth",
             seed=SEED,

@@ -63,6 +63,11 @@ def _plan(table: AblationTable, variant: Variant, config: TrainingConfig, sample
         raise UserError(
             f"{table.path}: variant {variant.name!r}: trainer.devices is {config.trainer.devices}: give 1, a run is one process"
         )
+    if config.trainer.max_hours is not None:
+        raise UserError(
+            f"{table.path}: variant {variant.name!r}: trainer.max_hours is {config.trainer.max_hours:g}: leave it out, runs are "
+            "compared after equal samples"
+        )
     per_step = config.data.batch_size * config.trainer.accumulate_grad_batches
     max_steps = round(samples * variant.share / per_step)
     if max_steps < 1:

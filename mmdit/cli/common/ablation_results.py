@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,19 @@ def _refuse_other(name: str, options: Mapping[str, Any], known: Mapping[str, Any
         )
 
 
+def _check_row(row: Mapping[str, Any], before: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for counts or times that no run has, and for a point that stands twice."""
+    point = "{variant!r}, seed {seed}, step {step}".format_map(row)
+    for name in ("step", "max_steps", "samples"):
+        if row[name] < 1:
+            raise ValueError(f"{point}: {name} is {row[name]}")
+    for name in TIMES:
+        if not 0 <= row[name] < math.inf:
+            raise ValueError(f"{point}: {name} is {row[name]:g}")
+    if any(all(row[name] == other[name] for name in ("variant", "seed", "step")) for other in before):
+        raise ValueError(f"{point} stands twice")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read ``ablation.csv``: text, whole numbers, measures (NaN where not measurable); empty cells are left out.
 
@@ -108,6 +122,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row: dict[str, Any] = {name: line[name] for name in TEXTS}
             row |= {name: int(line[name]) for name in COUNTS} | {name: float(line[name]) for name in TIMES}
             row |= {name: float(value) for name, value in line.items() if name not in FIRST and value}
+            _check_row(row, rows)
             rows.append(row)
         return rows
     except (KeyError, ValueError, TypeError, csv.Error) as error:

@@ -41,9 +41,11 @@ class Variant:
     @property
     def tasks(self) -> list[str]:
         """The tasks that the measures are of."""
+        from mmdit.metrics.learning_curves import curve_columns
         from mmdit.metrics.tasks import TASKS
 
-        return [task for task in TASKS if not self.measures or any(name.startswith(task) for name in self.measures)]
+        counted = [column for column in curve_columns() if self.counts(column)]
+        return [task for task in TASKS if any(column.startswith(f"{task}_") for column in counted)]
 
     def counts(self, column: str) -> bool:
         """Whether a measure says something about this variant."""
