@@ -51,6 +51,8 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
 def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:
     """Build the error for a name that is not in a table, with the nearest names and the size of the table."""
     candidates = list(names)
+    if not candidates:
+        return UserError(f"unknown {kind} {name!r}: there is none to choose from")
     listed = ", ".join(candidates if len(candidates) <= 12 else [*nearest_names(str(name), candidates, 5), "…"])
     return UserError(
         f"unknown {kind} {name!r}: did you mean {nearest_names(str(name), candidates, 1)[0]!r}? Known: {listed}"

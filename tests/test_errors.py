@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmdit.errors import UserError, first_line, one_line
+from mmdit.errors import UserError, first_line, one_line, unknown_name
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_lines_of_other_errors() -> None:
     assert one_line(error) == "the reason: size mismatch and pages more"
     assert first_line(ValueError()) == one_line(ValueError()) == "ValueError"
     assert len(one_line(ValueError("x" * 1000))) == 301
+
+
+def test_a_name_of_an_empty_table_is_unknown() -> None:
+    assert str(unknown_name("map", "depth", [])) == "unknown map 'depth': there is none to choose from"
+    assert str(unknown_name("map", "dept", ["depth"])) == "unknown map 'dept': did you mean 'depth'? Known: depth"

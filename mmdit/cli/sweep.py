@@ -79,18 +79,20 @@ def sweep(
     from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
     from mmdit.metrics.sweep import STEPS, TASKS, StepSweep, sweep_rows
+    from mmdit.pipelines.denoising import check_scheduler
     from mmdit.storage.versions import versions
 
     own = [name for name, kind in SCHEDULERS.items() if kind.jumps]  # of models that learned them
     chosen = [name for name in SCHEDULERS if name not in own] if schedulers is None else schedulers
-    for name in chosen:
-        make_scheduler(name)
+    named = [make_scheduler(name) for name in chosen]
     asked = TASKS if tasks is None else tasks, STEPS if steps is None else steps
     rows = sweep_rows(asked[0], chosen, asked[1])
     figure_class()  # found out now, not after the last line
     prepare_folder(output)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
+    for scheduler in named:  # found out now, not after the lines before it
+        check_scheduler(scheduler, pipe.transformer)
     if schedulers is None and jumps(pipe.scheduler):
         rows = sweep_rows(asked[0], [*chosen, *own], asked[1])
     network = find_teacher(pipe, teacher)

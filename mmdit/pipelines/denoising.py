@@ -117,20 +117,25 @@ class Denoiser:
     def _steps(self, roles: Tensor, num_inference_steps: int) -> _Steps | None:
         """How the transformer is told where a step leads; None = not at all, the scheduler takes the velocity.
 
-        Raises UserError for a scheduler that needs it told, and a transformer that can't be.
+        Raises UserError as ``check_scheduler``.
         """
-        if not jumps(self.pipe.__dict__["scheduler"]):
+        scheduler, config = self.pipe.__dict__["scheduler"], self.pipe.transformer.config
+        check_scheduler(scheduler, self.pipe.transformer)
+        if not jumps(scheduler):
             return None
-        config = self.pipe.transformer.config
-        if not config.second_time:
-            raise UserError(
-                "scheduler flow_map takes the steps that a model with a second time was trained for, and this one has none: "
-                "take another, such as euler"
-            )
         estimated = torch.zeros_like(roles[:, 0], dtype=torch.bool)
         if num_inference_steps == 1 and IMAGE in config.modalities:
             estimated = roles[:, list(config.modalities).index(IMAGE)] == Role.CONDITION
         return _Steps(estimated)
+
+
+def check_scheduler(scheduler: Any, transformer: Any) -> None:
+    """Raise UserError for a scheduler that tells the transformer where its steps lead, and one that can't be told."""
+    if jumps(scheduler) and not transformer.config.second_time:
+        raise UserError(
+            "scheduler flow_map takes the steps that a model with a second time was trained for, and this one has none: "
+            "take another, such as euler"
+        )
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_sweep_goes_on_where_it_was_stopped(mmdit, command, tmp_path):
     [
         (("--data", "nowhere"), "--data nowhere: no such folder"),
         (("--schedulers", "[eular]"), "unknown scheduler 'eular': did you mean 'euler'"),
+        (("--schedulers", "[euler,flow_map]"), "scheduler flow_map takes the steps that a model with a second time"),
         (("--tasks", "[generate]"), "unknown task 'generate'"),
         (("--steps", "[0]"), "--steps is [0]: give 1 to 10000"),
         (("--num_samples", "0"), "--num_samples is 0"),
