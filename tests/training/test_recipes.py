@@ -108,6 +108,21 @@ def test_labels_are_hidden_beside_rgb(tiny_config: Configure) -> None:
     assert module._prompt({"category": torch.tensor([3, 2])}, draw).tolist() == [-1, 2]
 
 
+@pytest.mark.parametrize("name", ["flow", "solution_flow"])
+def test_every_weight_that_is_trained_has_a_gradient(tiny_config: Configure, name: str) -> None:
+    """DDP waits for them; the embedding of a second time has none where the objective takes no steps."""
+    config = tiny_config(
+        model=ModelConfig(size="debug", second_time=True), objective=ObjectiveConfig(name=name, prediction="sample")
+    )
+    run = build_run(config)
+    run.module.losses(next(iter(run.data.train_dataloader())), torch.Generator().manual_seed(0))["loss"].backward()
+    without = [
+        key for key, value in run.module.network.named_parameters() if value.requires_grad != (value.grad is not None)
+    ]
+    assert without == []
+    assert all(p.requires_grad == (name != "flow") for p in run.module.network.next_time_embed.parameters())
+
+
 def test_a_step_depends_on_seed_and_batch_number_alone(tiny_config: Configure) -> None:
     module = build_run(tiny_config()).module
     batch = next(iter(build_run(tiny_config()).data.train_dataloader()))

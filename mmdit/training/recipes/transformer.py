@@ -213,6 +213,8 @@ def transformer_run(config: TrainingConfig) -> Run:
             f"objective.name {config.objective.name} takes the network's derivative, which the head of "
             "model.internal_guidance_depth has no loss for: set that to null, or take solution_flow"
         )
+    if network.next_time_embed is not None and not objective.needs_second_time:
+        network.next_time_embed.requires_grad_(False)  # no loss reaches it, and DDP waits for all that is trained
     attention = attention_loss(config, network)
     module = TransformerModule(
         network,
