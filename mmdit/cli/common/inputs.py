@@ -56,7 +56,7 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
                 hint = f"name its videos, such as {video}" if video else f"give a folder of {kinds}"
                 raise UserError(f"{path}: the folder holds no image (subfolders are not searched); {hint}")
             found += [(p, False) for p in inside]
-            deeper = [path / name for name in list_folders(path) if list_images(path / name)]
+            deeper = [path / name for name in list_folders(path) if _holds_images(path / name)]
             if deeper:
                 note(
                     f"{path}: images of subfolders are not read; name the folders whose images you want, such as {deeper[0]}"
@@ -71,6 +71,13 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
     files = list(unique.values())
     names = tell_apart([*(path for path, _ in files), *beside])[: len(files)]
     return [ImageFile(path, name, explicit) for (path, explicit), name in zip(files, names, strict=True)]
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return bool(list_images(folder))
+    except OSError:  # not ours to read
+        return False
 
 
 def find_videos(
