@@ -56,10 +56,10 @@ def find_images(paths: Sequence[str | Path], beside: Sequence[Path] = ()) -> lis
                 hint = f"name its videos, such as {video}" if video else f"give a folder of {kinds}"
                 raise UserError(f"{path}: the folder holds no image (subfolders are not searched); {hint}")
             found += [(p, False) for p in inside]
-            deeper = [path / name for name in list_folders(path) if _holds_images(path / name)]
-            if deeper:
+            deeper = next((path / name for name in list_folders(path) if _holds_images(path / name)), None)
+            if deeper is not None:
                 note(
-                    f"{path}: images of subfolders are not read; name the folders whose images you want, such as {deeper[0]}"
+                    f"{path}: images of subfolders are not read; name the folders whose images you want, such as {deeper}"
                 )
         elif path.is_file():
             found.append((path, True))
