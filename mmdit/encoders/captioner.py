@@ -193,22 +193,18 @@ class CaptionerObjective:
             "loss"; "names"; and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of
             whose words are the likeliest, which is what is said when the likeliest word is taken each time.
         """
-        inputs, numbers = self.inputs(batch["turns"], batch["pictures"])
-        device = next(model.parameters()).device
-        inputs = {key: value.to(device) for key, value in inputs.items()}
+        turns = batch["turns"]
         seen: list[Tensor] = []  # (pictures, tokens of each, width)
         hook = model.model.connector.register_forward_hook(lambda module, arguments, output: seen.append(output))
         try:
-            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+            logits, words, numbers = self._predictions(model, turns, batch["pictures"])
         finally:
             hook.remove()
-        words, numbers = inputs["input_ids"][:, 1:], numbers[:, 1:].to(device)
-        counted = numbers != IGNORED
-        logits, words, numbers = logits[counted], words[counted], numbers[counted]  # (N, V), (N,), (N,)
-        examples = torch.tensor([row for row, listed in enumerate(batch["turns"]) for _ in listed], device=device)
+        device = logits.device
+        examples = torch.tensor([row for row, listed in enumerate(turns) for _ in listed], device=device)
         per_answer = _means(F.cross_entropy(logits, words, reduction="none"), numbers, len(examples))
-        per_example = _means(per_answer, examples, len(batch["turns"]))
-        right = _means((logits.argmax(-1) == words).float(), numbers, len(examples)) == 1
+        per_example = _means(per_answer, examples, len(turns))
+        right = _all_likeliest(logits, words, numbers, len(examples))
         losses = {"loss": per_example.mean()}
         if seen:
             listed = [name for names in batch["names"] for name in names]
@@ -220,6 +216,25 @@ class CaptionerObjective:
             losses[f"{kind}_right"] = right[rows[examples]].float().mean()
         return losses
 
+    @torch.no_grad()
+    def answered_rightly(
+        self, model: Any, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
+    ) -> list[bool]:
+        """Tell of each answer, in the order of ``turns``, whether all of its words are the likeliest."""
+        count = sum(map(len, turns))
+        return _all_likeliest(*self._predictions(model, turns, pictures), count).tolist()
+
+    def _predictions(
+        self, model: Any, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the N tokens of answers stand: the model's logits (N, V), the token, and the number of its answer, (N,)."""
+        inputs, numbers = self.inputs(turns, pictures)
+        inputs = _on_device_of(model, inputs)
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        words, numbers = inputs["input_ids"][:, 1:], numbers[:, 1:].to(logits.device)
+        counted = numbers != IGNORED
+        return logits[counted], words[counted], numbers[counted]
+
     def _names_loss(self, logits: Tensor, names: list[str]) -> Tensor:
         """Cross-entropy of logits (pictures, V) with equal shares of each picture's words."""
         targets = torch.zeros_like(logits)
@@ -227,6 +242,16 @@ class CaptionerObjective:
         for row, ids in enumerate(tokenizer(names, add_special_tokens=False)["input_ids"]):
             targets[row, sorted(set(ids))] = 1
         return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True))
+
+
+def _on_device_of(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def _all_likeliest(logits: Tensor, words: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """(count,) bool: of each answer, whether all its words (N,), by their answer's number (N,), are the likeliest of (N, V)."""
+    return _means((logits.argmax(-1) == words).float(), numbers, count) == 1
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
@@ -244,8 +269,7 @@ def say(model: Any, processor: Any, text: str, pictures: Sequence[Image.Image], 
     images = {"images": [list(pictures)]} if pictures else {}
     inputs = dict(processor(text=[text], **images, return_tensors="pt"))
     inputs = {key: value[:, :-1] if key in ("input_ids", "attention_mask") else value for key, value in inputs.items()}
-    device = next(model.parameters()).device
-    inputs = {key: value.to(device) for key, value in inputs.items()}
+    inputs = _on_device_of(model, inputs)
     end = processor.tokenizer.eos_token_id
     ids = model.generate(**inputs, max_new_tokens=max_words, do_sample=False, eos_token_id=end)
     return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -5,42 +5,28 @@ For models of recipe "captioner" (``mmdit.encoders.captioner``), on samples that
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mmdit.data.instructions import IMAGE_MARK, Instructions
 from mmdit.data.prompts import CaptionedSample, Entity
-from mmdit.encoders.captioner import IGNORED, CaptionerObjective, say
+from mmdit.encoders.captioner import CaptionerObjective, say
 from mmdit.errors import UserError
+from mmdit.metrics.arrays import MeanWithError
 from mmdit.metrics.maps import batched
 from mmdit.progress import Progress
 
 QUESTIONS_AT_A_TIME = 32
 
 
-@dataclass
-class _Shares:
-    """Shares of what is right, by name."""
-
-    right: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-
-    def compute(self) -> dict[str, Any]:
-        """Each share with its standard error and the number of answers, sorted by name."""
-        out = {}
-        for name, values in sorted(self.right.items()):
-            share = sum(values) / len(values)
-            error = math.sqrt(share * (1 - share) / len(values))
-            out[name] = {"right": share, "standard_error": error, "count": len(values)}
-        return out
+# Name of a share -> whether each answer is right.
+Shares = defaultdict[str, MeanWithError]
 
 
 class CaptionerEvaluation:
@@ -86,7 +72,7 @@ class CaptionerEvaluation:
             raise UserError(
                 f"num_samples is {len(samples)}: give at least 2, the control shows another sample's picture"
             )
-        found, control = _Shares(), _Shares()
+        found, control = Shares(MeanWithError), Shares(MeanWithError)
         bar = Progress(len(samples), "evaluate-captioner", "sample", enabled=self.progress)
         rng = np.random.default_rng(seed)
         pictures = [self.data.picture(sample) for sample in samples]
@@ -99,29 +85,27 @@ class CaptionerEvaluation:
                 self._questions(shares, sample, picture)
                 text = say(self.model, self.processor, IMAGE_MARK, [picture])
                 for name, value in judge_caption(text, sample.entities, self.nouns, self.colours).items():
-                    shares.right[f"caption.{name}"].append(value)
-            if shown:
-                found.right["prompt"] += self._right([[turn]], [shown])
-                control.right["prompt"] += self._right([[turn]], [[other] * len(shown)])
-        return {"captioner": found.compute(), "controls": {"shuffled": control.compute()}}
+                    shares[f"caption.{name}"].add(value)
+                if shown:
+                    instead = shown if shares is found else [picture] * len(shown)
+                    (right,) = self.objective.answered_rightly(self.model, [[turn]], [instead])
+                    shares["prompt"].add(right)
+        return {"captioner": _table(found), "controls": {"shuffled": _table(control)}}
 
-    def _questions(self, shares: _Shares, sample: CaptionedSample, picture: Image.Image) -> None:
-        asked = self.data.questions(sample)
-        for part in batched(asked, QUESTIONS_AT_A_TIME):
-            right = self._right([[(f"{IMAGE_MARK} {text}", answer)] for text, answer in part], [[picture]] * len(part))
+    def _questions(self, shares: Shares, sample: CaptionedSample, picture: Image.Image) -> None:
+        for part in batched(self.data.questions(sample), QUESTIONS_AT_A_TIME):
+            turns = [[(f"{IMAGE_MARK} {text}", answer)] for text, answer in part]
+            right = self.objective.answered_rightly(self.model, turns, [[picture]] * len(part))
             for (text, _), value in zip(part, right, strict=True):
-                shares.right[f"question.{self.kind_of(text)}"].append(value)
+                shares[f"question.{self.kind_of(text)}"].add(value)
 
-    @torch.no_grad()
-    def _right(
-        self, turns: Sequence[Sequence[tuple[str, str]]], pictures: Sequence[Sequence[Image.Image]]
-    ) -> list[bool]:
-        """Whether the answer of each example of one turn is what the model says, the likeliest word each time."""
-        inputs, numbers = self.objective.inputs(turns, pictures)
-        device = next(self.model.parameters()).device
-        logits = self.model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits
-        same = logits[:, :-1].argmax(-1).cpu() == inputs["input_ids"][:, 1:]
-        return [bool(row) for row in (same | (numbers[:, 1:] == IGNORED)).all(1)]
+
+def _table(shares: Shares) -> dict[str, Any]:
+    """Each share with its standard error and the number of answers, sorted by name."""
+    return {
+        name: {"right": each.mean, "standard_error": each.error, "count": len(each.values)}
+        for name, each in sorted(shares.items())
+    }
 
 
 def judge_caption(
