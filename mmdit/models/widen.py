@@ -99,13 +99,15 @@ def _widened(
             out[key].copy_(value)
     new = [row for row in range(len(config.modalities)) if row not in rows]
     for row in new:
-        for name in ("weight", "bias"):
-            out[f"head.linears.{row}.{name}"].zero_()
-            if f"internal_head.linears.{row}.{name}" in out:
-                out[f"internal_head.linears.{row}.{name}"].zero_()
-            for last in (f"time_embed.mlps.{row}.2.{name}", f"next_time_embed.mlps.{row}.2.{name}"):
-                if last in out:
-                    out[last].zero_()
+        last_layers = (
+            f"head.linears.{row}",
+            f"internal_head.linears.{row}",
+            f"time_embed.mlps.{row}.2",
+            f"next_time_embed.mlps.{row}.2",
+        )
+        for key in (f"{layer}.{name}" for layer in last_layers for name in ("weight", "bias")):
+            if key in out:
+                out[key].zero_()
     return out
 
 

@@ -78,12 +78,17 @@ class LabelStep(nn.Module):
         conditioning: Conditioning,
         timesteps_next: Tensor | None = None,
     ) -> Tensor:
-        inputs = (latents, timesteps, roles, conditioning)
-        if self.internal_scale == 1:
-            output = self.transformer(*inputs, return_dict=False, timesteps_next=timesteps_next)[0]
-        else:
-            made = self.transformer(*inputs, output_internal=True, return_dict=False, timesteps_next=timesteps_next)
-            output = internally_guided(made[0], made[2], self.internal_scale)
+        guided = self.internal_scale != 1
+        made = self.transformer(
+            latents,
+            timesteps,
+            roles,
+            conditioning,
+            return_dict=False,
+            timesteps_next=timesteps_next,
+            output_internal=guided,
+        )
+        output = internally_guided(made[0], made[2], self.internal_scale) if guided else made[0]
         return self.to_velocity(output, latents, timesteps)
 
 

@@ -187,7 +187,7 @@ class TransformerModule(SteppedModule):
             self.network.__call__,  # the same as self.network, which mypy takes for no function
             output_alignment=self.alignment.weight > 0,
             output_attention=self.attention.blocks,
-            **({} if route is None else {"route": route}),
+            route=route,
         )
         asked: dict[str, Any] = {}
         if self.objective.needs_null:
@@ -202,14 +202,14 @@ class TransformerModule(SteppedModule):
             losses["internal"] = self.objective(recorded.replay, *inputs, **asked).losses["loss"]
             losses["loss"] = losses["loss"] + self.internal_weight * losses["internal"]
         if self.alignment.weight > 0:
-            sparse = route is not None and route.is_sparse_behind(self.network.config.alignment_depth)
+            tap = self.network.config.alignment_depth
             losses["alignment"] = self.alignment(
                 step.network_output.alignment,
                 batch,
                 roles=draw.roles,
                 frozen=self.frozen,
                 patch_size=p,
-                kept=route.kept if route is not None and sparse else None,
+                kept=route.kept if route is not None and route.is_sparse_behind(tap) else None,
                 mean_over_processes=self._mean_over_processes,
             )
             losses["loss"] = losses["loss"] + self.alignment.weight * losses["alignment"]
