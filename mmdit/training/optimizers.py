@@ -3,9 +3,6 @@
 Muon: K. Jordan et al., https://kellerjordan.github.io/posts/muon/; the scale 0.2 sqrt(max dim): arXiv 2502.16982, eq. 4.
 torch.optim.Muon treats every parameter as one matrix and can't share an optimizer with AdamW; here fused projections
 (q, k, v; the six adaLN vectors; the MLP's widths) are orthogonalised block by block, in batches of equal shape.
-
-Share of a training step in processor time (size nano, batch 32, float32, one core; medians of 5, interleaved): AdamW 2%,
-Muon 35%; with 3 steps 26%, whole matrices 26%, modulation by AdamW 25%, all three together 14%.
 """
 
 from __future__ import annotations
