@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,16 +89,30 @@ class BatchReader(Dataset):
         return self.dataset.read_batch(indices)
 
 
-def _collate(samples: Any) -> Any:
-    """PyTorch's own; a dictionary is a batch already."""
-    return samples if isinstance(samples, dict) else default_collate(samples)
+@dataclass(frozen=True)
+class _Collate:
+    """PyTorch's own; a dictionary is a batch already. ``prepare`` is done to the batch in the process that loads it."""
+
+    prepare: Callable[[Any], Any] | None = None
+
+    def __call__(self, samples: Any) -> Any:
+        batch = samples if isinstance(samples, dict) else default_collate(samples)
+        return batch if self.prepare is None else self.prepare(batch)
 
 
-def make_loader(dataset: Dataset[Any], indices: list[int] | None = None, **settings: Any) -> DataLoader[Any]:
-    """Build a loader over ``dataset``, or over its ``indices``, that reads whole batches where the dataset can."""
+def make_loader(
+    dataset: Dataset[Any],
+    indices: list[int] | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+    **settings: Any,
+) -> DataLoader[Any]:
+    """Build a loader over ``dataset``, or over its ``indices``, that reads whole batches where the dataset can.
+
+    ``prepare``: what is done to each batch, in the process that loads it; None = nothing.
+    """
     source = BatchReader(dataset) if hasattr(dataset, "read_batch") else dataset
     source = source if indices is None else Subset(source, indices)
-    return DataLoader(source, collate_fn=_collate, **settings)
+    return DataLoader(source, collate_fn=_Collate(prepare), **settings)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
@@ -117,6 +132,7 @@ class ResumableDataModule(LightningDataModule):
         num_workers: loader processes per training process.
         seed: order of the data.
         max_val_samples: validation uses this many samples at most.
+        prepare: what is done to each batch in the process that loads it, such as tokenizing; None = nothing.
     """
 
     def __init__(
@@ -129,6 +145,7 @@ class ResumableDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         max_val_samples: int = 256,
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -143,6 +160,7 @@ class ResumableDataModule(LightningDataModule):
             "persistent_workers": num_workers > 0,
             "worker_init_fn": _leave_signals_to_the_trainer,
             "pin_memory": torch.cuda.is_available(),
+            "prepare": prepare,
         }
         self.batches_seen = 0
 

@@ -115,36 +115,39 @@ class MultimodalEncoder(FrozenPromptEncoder):
         most = int(self.processor.tokenizer.model_max_length)
         return most if positions is None else min(most, int(positions))
 
-    def check(self, prompts: Sequence[Prompt | None]) -> None:
-        """Raise UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know
-        (it names the nearest), a mark of the model's own in the text, too many images, or something other than one.
+    def read(self, prompts: Sequence[Prompt | None]) -> dict[str, Any]:
+        """ "present" (B,) bool and "groups", prompts with images and those without: rows, each one's subjects (L,), inputs.
+
+        Raises UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know (it
+        names the nearest), a mark of the model's own in the text, too many images, or something other than one.
         """
-        self._prepared(prompts)
+        present = torch.tensor([prompt is not None for prompt in prompts])
+        return {"present": present, "groups": self._prepared(prompts)}
 
     @torch.no_grad()
-    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
-        """Encode prompts; None = a sample without one. Raises UserError as ``check``.
+    def encode(self, read: Mapping[str, Any]) -> EncodedPrompts:
+        """Encode what ``read`` gave.
 
         ``subjects`` of the result tells which tokens are those of an image, and of whose: subjects are counted over the batch,
         prompt by prompt. Words belong to none.
         """
-        read: dict[int, tuple[Tensor, Tensor]] = {}  # row -> states (L, W) and subjects (L,)
-        for rows, subjects, inputs in self._prepared(prompts):
+        found: dict[int, tuple[Tensor, Tensor]] = {}  # row -> states (L, W) and subjects (L,)
+        for rows, subjects, inputs in read["groups"]:
             states = self._states(inputs)
             kept = inputs["attention_mask"].bool().to(states.device)
             for i, row in enumerate(rows):
-                read[row] = states[i][kept[i]], subjects[i].to(states.device)
+                found[row] = states[i][kept[i]], subjects[i].to(states.device)
         device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
-        if read:
-            device = next(iter(read.values()))[0].device
+        if found:
+            device = next(iter(found.values()))[0].device
         # One token of padding at least: without any, blocks leave weights out that distributed training waits for.
-        length = max((len(own) for own, _ in read.values()), default=1)
-        padded = torch.zeros(len(prompts), length, self.width, device=device, dtype=dtype)
-        mask = torch.zeros(len(prompts), length, device=device, dtype=torch.bool)
-        whose = torch.full((len(prompts), length), NO_SUBJECT, device=device)
-        for row, (own, numbers) in read.items():
+        count, length = len(read["present"]), max((len(own) for own, _ in found.values()), default=1)
+        padded = torch.zeros(count, length, self.width, device=device, dtype=dtype)
+        mask = torch.zeros(count, length, device=device, dtype=torch.bool)
+        whose = torch.full((count, length), NO_SUBJECT, device=device)
+        for row, (own, numbers) in found.items():
             padded[row, : len(own)], mask[row, : len(own)], whose[row, : len(own)] = own, True, numbers
-        present = torch.tensor([prompt is not None for prompt in prompts], device=device)
+        present = read["present"].to(device)
         return EncodedPrompts(padded, mask, whose, padded.new_zeros(0, 1), lambda _: padded, present)
 
     def _states(self, inputs: Mapping[str, Tensor]) -> Tensor:

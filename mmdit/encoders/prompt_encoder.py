@@ -55,8 +55,22 @@ class FrozenPromptEncoder(nn.Module, ABC):
         """Settings of the conditioner that must be these, such as "text_width"."""
 
     @abstractmethod
+    def read(self, prompts: Sequence[Prompt | None]) -> Any:
+        """What ``encode`` takes, by tokenizers and processors alone: tensors on the CPU, in dictionaries and lists.
+
+        No network runs, so processes that load data can do it.
+
+        Raises:
+            UserError: words or images that the encoder can't read, too many of them, or too long a text.
+        """
+
+    @abstractmethod
+    def encode(self, read: Any) -> EncodedPrompts:
+        """Encode what ``read`` gave; its tensors may have been moved to any device."""
+
     def check(self, prompts: Sequence[Prompt | None]) -> None:
         """Raise the UserError that ``forward`` would, without running a network."""
+        self.read(prompts)
 
     def locate(self, mentions: Sequence[Prompt | None]) -> Tensor:
         """The mention that each token of ``forward``'s states belongs to, (B, L) int64, ``NO_SUBJECT`` = none.
@@ -69,10 +83,10 @@ class FrozenPromptEncoder(nn.Module, ABC):
         """
         raise UserError(f"{type(self).__name__} does not say which words its tokens come from: give subjects instead")
 
-    @abstractmethod
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
         """Encode prompts; None = a sample without one. Independent of padding and of the other prompts.
 
         Raises:
-            UserError: words or images that the encoder can't read, too many of them, or too long a text.
+            UserError: as ``read``.
         """
+        return self.encode(self.read(prompts))

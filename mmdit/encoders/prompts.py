@@ -16,7 +16,7 @@ from mmdit.encoders.multimodal import MultimodalEncoder
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.subjects import SubjectEncoder, check_subjects, load_image_encoder, subject_image
-from mmdit.encoders.text import TextEncoder, load_text_encoder
+from mmdit.encoders.text import TextEncoder, Tokens, load_text_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.prompt import Prompt
 
@@ -90,12 +90,6 @@ class PromptEncoder(FrozenPromptEncoder):
         text = {"text_width": self.text.width}
         return text if self.subjects is None else {**text, "image_width": self.subjects.width}
 
-    def check(self, prompts: Sequence[Prompt | None]) -> None:
-        """Raise UserError for images without an image encoder, too many, unreadable ones, or what the tokenizer refuses."""
-        for image in self._images(prompts):
-            subject_image(image)
-        self.text.tokenize([prompt or Prompt("") for prompt in prompts])
-
     def _images(self, prompts: Sequence[Prompt | None]) -> list[Any]:
         check_subjects(prompts, self.max_subjects)
         images = [image for prompt in prompts if prompt is not None for image in prompt.images]
@@ -107,20 +101,29 @@ class PromptEncoder(FrozenPromptEncoder):
         """The mention that each token belongs to, by the tokenizer's offsets."""
         return self.text.tokenize([prompt or Prompt("") for prompt in mentions]).subjects
 
-    def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
-        """Encode prompts; None = a sample without one. Raises UserError as ``check``."""
+    def read(self, prompts: Sequence[Prompt | None]) -> dict[str, Tensor]:
+        """``Tokens`` by field, "pixels" (S, 3, H, W) of the subjects' images, "present" (B,) bool.
+
+        Raises UserError for images without an image encoder, too many, unreadable ones, or what the tokenizer refuses.
+        """
         images = self._images(prompts)
         tokens = self.text.tokenize([prompt or Prompt("") for prompt in prompts])
         present = torch.tensor([prompt is not None for prompt in prompts])
+        pixels = torch.zeros(0) if self.subjects is None else self.subjects.read(images)
+        return {**vars(tokens), "pixels": pixels, "present": present}
+
+    def encode(self, read: Mapping[str, Tensor]) -> EncodedPrompts:
+        """Encode what ``read`` gave."""
+        tokens = Tokens(read["ids"], read["mask"], read["subjects"])
         states = self.text(tokens).states
-        embeddings = self.subjects(images) if self.subjects is not None else states.new_zeros(0, 1)
+        embeddings = states.new_zeros(0, 1) if self.subjects is None else self.subjects.encode(read["pixels"])
         text = self.text
 
         def restate(words: Tensor) -> Tensor:
             return text(tokens, words).states
 
-        subjects = tokens.subjects if images else torch.full_like(tokens.subjects, NO_SUBJECT)
-        encoded = EncodedPrompts(states, tokens.mask, subjects, embeddings, restate, present)
+        subjects = tokens.subjects if len(embeddings) else torch.full_like(tokens.subjects, NO_SUBJECT)
+        encoded = EncodedPrompts(states, tokens.mask, subjects, embeddings, restate, read["present"])
         return encoded.to(states.device, states.dtype)
 
 

@@ -37,19 +37,28 @@ class SubjectEncoder(nn.Module):
         """P."""
         return int(self.model.config.projection_dim)
 
-    @torch.no_grad()
-    def forward(self, images: Sequence[Any]) -> Tensor:
-        """Embed subjects, each a PIL image or a pair (image, mask), True = subject: -> (S, P).
+    def read(self, images: Sequence[Any]) -> Tensor:
+        """The model's input, (S, 3, H, W), of subjects, each a PIL image or a pair (image, mask), True = subject.
 
         Raises:
             UserError: something other than an image, or a mask of another size.
         """
-        dtype, device = next(self.model.parameters()).dtype, weights_device(self.model)
         if not images:
-            return torch.zeros(0, self.width, device=device, dtype=dtype)
+            return torch.zeros(0)
         pictures = [subject_image(image) for image in images]
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Embed what ``read`` gave: -> (S, P)."""
+        dtype, device = next(self.model.parameters()).dtype, weights_device(self.model)
+        if len(pixels) == 0:
+            return torch.zeros(0, self.width, device=device, dtype=dtype)
         return self.model(pixel_values=pixels.to(device, dtype)).image_embeds
+
+    def forward(self, images: Sequence[Any]) -> Tensor:
+        """Embed subjects: -> (S, P). Raises UserError as ``read``."""
+        return self.encode(self.read(images))
 
 
 def check_subjects(prompts: Sequence[Prompt | None], most: int) -> None:

@@ -20,6 +20,33 @@ from mmdit.training.captions import check_named
 Batch = dict[str, Any]
 Teacher = FeatureTeacher | SceneTeacher | VAETeacher
 
+READ = "prompts_read"  # of a batch: what the encoders of prompts take
+
+
+@dataclass(frozen=True)
+class PromptReading:
+    """Reads the captions and subjects of a batch for their encoders, in the process that loads it: tokens and pixels.
+
+    It takes longer than a step of a small network on a GPU does, so the training process is spared it.
+    """
+
+    encoder: FrozenPromptEncoder
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with ``READ``, in place of the subjects' images.
+
+        Raises:
+            UserError: a caption that the encoder can't read, such as one that is too long; it names the sample.
+        """
+        pairs = zip(batch["caption"], batch["subjects"], strict=True)
+        prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
+        try:
+            read = self.encoder.read(prompts)
+        except UserError:
+            check_named(list(zip(batch["id"], prompts, strict=True)), self.encoder)
+            raise
+        return {key: value for key, value in batch.items() if key != "subjects"} | {READ: read}
+
 
 @dataclass(frozen=True)
 class FrozenNetworks:
@@ -38,13 +65,9 @@ class FrozenNetworks:
         """
         if self.prompts is None:
             return batch
-        pairs = zip(batch["caption"], batch["subjects"], strict=True)
-        prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
-        try:
-            return {**batch, "prompts": self.prompts.to(device)(prompts)}
-        except UserError:
-            check_named(list(zip(batch["id"], prompts, strict=True)), self.prompts)
-            raise
+        if READ not in batch:
+            batch = PromptReading(self.prompts)(batch)
+        return {**batch, "prompts": self.prompts.to(device).encode(batch[READ])}
 
     def features(self, batch: Batch, device: torch.device) -> Tensor:
         """Features (B, T, D) of the teacher, computed from ``rgb``; without a teacher those that the batch holds."""

@@ -25,6 +25,7 @@ from mmdit.training.config import (
     PromptsConfig,
     TrainingConfig,
 )
+from mmdit.training.frozen import READ
 from mmdit.training.grounding import GROUNDED
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
@@ -267,7 +268,9 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     encoded = module.frozen.encode_prompts(batch, torch.device("cpu"))
     conditioning = module.network.conditioner(module.network.conditioner.of_batch(encoded))
     ids, masks = GROUNDED[module.attention.on](batch, conditioning, module.frozen)
-    assert sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subjects"]))
+    assert (
+        sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subject_masks"]))
+    )
     tokenizer, first = module.frozen.prompts.text.tokenizer, 0
     for row, (template, spans) in enumerate(zip(batch["caption"], batch["mentions"], strict=True)):
         text = template.replace("{", "").replace("}", "")
@@ -298,3 +301,19 @@ def test_a_lora_of_a_model_of_prompts(clip: Path, make_config, tmp_path: Path) -
     pipe.load_lora_weights(folder)
     pipe.set_progress_bar_config(disable=True)
     assert pipe(prompt="grey", seed=0, num_inference_steps=1).depth.shape == (1, 64, 64)
+
+
+def test_prompts_are_read_by_the_processes_that_load_data(clip: Path, make_config) -> None:
+    """What a loader process read is encoded as captions and pictures are in the training process."""
+    config = make_config(clip)
+    run = build_run(replace(config, data=replace(config.data, num_workers=1)))
+    loader, encode = run.data.train_dataloader(), run.module.frozen.encode_prompts
+    batch = next(iter(loader))
+    assert READ in batch
+    assert "subjects" not in batch  # pictures: they would be sent from process to process
+    raw = run.data.train.read_batch(*zip(*next(iter(loader.batch_sampler)), strict=True))
+    assert raw["id"] == batch["id"]
+    assert any(raw["subjects"])
+    read, own = (encode(each, torch.device("cpu"))["prompts"] for each in (batch, raw))
+    for name in ("states", "mask", "subjects", "subject_embeddings", "present"):
+        assert torch.equal(getattr(read, name), getattr(own, name))

@@ -60,8 +60,13 @@ WHITENINGS: dict[str, Callable[[Modality, str | None], Modality]] = {
 }
 
 
-def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] | None) -> ResumableDataModule:
-    """Batches for all steps of a run. Raises UserError for a batch that can't be meant."""
+def data_module(
+    config: TrainingConfig,
+    train: Dataset[Any],
+    val: Dataset[Any] | None,
+    prepare: Callable[[Any], Any] | None = None,
+) -> ResumableDataModule:
+    """Batches for all steps of a run, each ``prepare``d where it is loaded. Raises UserError for a batch that can't be meant."""
     num_batches = config.trainer.max_steps * config.trainer.accumulate_grad_batches
     module = ResumableDataModule(
         train,
@@ -70,6 +75,7 @@ def data_module(config: TrainingConfig, train: Dataset[Any], val: Dataset[Any] |
         num_batches=num_batches,
         num_workers=config.data.num_workers,
         seed=config.seed,
+        prepare=prepare,
     )
     check_batch(config.data.batch_size, train, config.data.train_split, num_nodes=config.trainer.num_nodes)
     return module

@@ -31,7 +31,7 @@ from mmdit.training.alignment import AlignmentLoss
 from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
-from mmdit.training.frozen import FrozenNetworks
+from mmdit.training.frozen import FrozenNetworks, PromptReading
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
@@ -252,7 +252,7 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    loaders = data_module(config, data.train, data.val)
+    loaders = data_module(config, data.train, data.val, None if prompts is None else PromptReading(prompts))
     if base is not None:
         return Run(module, loaders, base.export, "lora", callbacks)
     return Run(module, loaders, export, "pipeline", callbacks)
