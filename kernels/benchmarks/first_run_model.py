@@ -44,8 +44,8 @@ def on_backend(name: str, sdpa: list[SDPBackend], function: Callable[[], object]
 def forward_of(block_class: type[nn.Module], compiled: bool, sizes: Sizes) -> Callable[..., Tensor]:
     """Return the blocks' forward; each compiled one has its own code object, and so its own graphs."""
 
-    def call(block: nn.Module, *arguments: Any) -> Tensor:
-        return block_class.forward(block, *arguments)
+    def call(block: nn.Module, *arguments: Any, **options: Any) -> Tensor:
+        return block_class.forward(block, *arguments, **options)
 
     call.__code__ = call.__code__.replace(co_name="block")
     return torch.compile(call, backend=sizes.compiler) if compiled else call

@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 
 
 GPU = Sizes("cuda", "inductor", 16, 32768, (256, 1024, 4096), (64, 72), 1152, (128, 256), 28, 128, 64, 3, 25, 9)
-REHEARSAL = Sizes("cpu", "eager", 1, 8, (8,), (24,), 24, (1, 4), 1, 1, 1, 1, 1, 1)
+REHEARSAL = Sizes("cpu", "eager", 1, 8, (8,), (24,), 24, (1, 4), 2, 1, 1, 1, 1, 1)
 
 
 @dataclass

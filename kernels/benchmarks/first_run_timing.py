@@ -133,20 +133,23 @@ def jvp_rows(sizes: Sizes, section: str) -> Iterator[Row]:
         with torch.no_grad():
             return jvp(function, primals, tangents)
 
-    works: list[tuple[str, str, tuple[Tensor, ...], Callable[..., Any], Callable[..., Any], float, float]] = []
+    # Tangents lie in memory as their primals do, as a model's would: forward mode copies any other.
+    works: list[tuple[str, str, list[tuple[Tensor, ...]], Callable[..., Any], Callable[..., Any], float, float]] = []
     for n in sizes.lengths[:2]:
         b, h, d = max(1, sizes.tokens // n), sizes.heads, HEAD_DIM if sizes.device == "cuda" else sizes.head_dims[-1]
-        qkv = torch.randn(b, n, 3, h, d, dtype=half, device=sizes.device).permute(2, 0, 3, 1, 4)
+        packed = (torch.randn(b, n, 3, h, d, dtype=half, device=sizes.device) for _ in range(2))
+        pair = [tuple(both.permute(2, 0, 3, 1, 4)) for both in packed]
         ours = functools.partial(attention, backend="triton")
-        works.append(("attention", f"d{d} N{n}", tuple(qkv), ours, attention_torch, 12.0 * b * n * n * h * d, 0.0))
+        works.append(("attention", f"d{d} N{n}", pair, ours, attention_torch, 12.0 * b * n * n * h * d, 0.0))
     (b, t), width = sizes.adaln, sizes.width
-    x, y = (torch.randn(b, t, width, dtype=half, device=sizes.device) for _ in range(2))
-    vectors = torch.randn(b, 3 * width, dtype=half, device=sizes.device).chunk(3, dim=1)
+    pair = []
+    for _ in range(2):
+        x, y = (torch.randn(b, t, width, dtype=half, device=sizes.device) for _ in range(2))
+        pair.append((x, y, *torch.randn(b, 3 * width, dtype=half, device=sizes.device).chunk(3, dim=1)))
     gated = gated_residual_layernorm_modulate
     ours, theirs = (functools.partial(gated, backend=backend) for backend in ("triton", "torch"))
-    works.append((gated.__name__, f"B{b} T{t} D{width}", (x, y, *vectors), ours, theirs, 0.0, 16.0 * b * t * width))
-    for op, shape, primals, ours, theirs, flops, moved in works:
-        tangents = tuple(torch.randn_like(primal) for primal in primals)
+    works.append((gated.__name__, f"B{b} T{t} D{width}", pair, ours, theirs, 0.0, 16.0 * b * t * width))
+    for op, shape, (primals, tangents), ours, theirs, flops, moved in works:
         calls = {
             OURS: functools.partial(call, ours, primals, tangents),
             "sdpa math" if op == "attention" else "torch": functools.partial(call, theirs, primals, tangents),

@@ -23,6 +23,14 @@ class Launch(NamedTuple):
             self.kernel[(self.programs,)](*self.arguments, **self.constants)
 
 
+def all_registers(target: str, num_warps: int) -> dict[str, int]:
+    """Give a block all registers that it can have, by a constant of its launch; on AMD there is nothing to say.
+
+    Left to itself the assembler makes room for more blocks, and at some widths spills a register for it.
+    """
+    return {"maxnreg": min(255, 65536 // (32 * num_warps))} if target.startswith("sm_") else {}
+
+
 TYPE_NAMES = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",

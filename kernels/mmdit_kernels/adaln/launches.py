@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdit_kernels.adaln.configs import column_parts, select
-from mmdit_kernels.launch import Launch
+from mmdit_kernels.launch import Launch, all_registers
 from mmdit_kernels.tuning import target_of
 
 
@@ -55,6 +55,7 @@ def forward_launch(
         "num_stages": 1,
         "enable_fp_fusion": True,
     }
+    constants |= all_registers(target or target_of(x.device), config.num_warps)
     return Launch(adaln_forward_kernel, b * -(-t // config.rows), arguments, constants), h, out, stats
 
 
@@ -102,7 +103,6 @@ def backward_launch(
         launch = Launch(adaln_backward_wide_kernel, b * chunks, arguments, {**constants, "PIECE": config.piece})
         return launch, Gradients(d_x, d_y, partial)
     constants |= {"MAIN": main, "TAIL": tail, "ROWS": config.rows, "STAGES": config.num_stages}
-    if h.dtype == torch.float32 and target.startswith("sm_"):
-        # All that the block can have: left to itself the assembler makes room for more blocks, and spills a register.
-        constants["maxnreg"] = min(255, 65536 // (32 * config.num_warps))
+    if h.dtype == torch.float32:
+        constants |= all_registers(target, config.num_warps)
     return Launch(adaln_backward_kernel, b * chunks, arguments, constants), Gradients(d_x, d_y, partial)

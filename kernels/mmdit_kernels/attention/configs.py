@@ -66,8 +66,7 @@ def select_one_pass(
 ) -> Config | None:  # fmt: skip
     """Return the tiles of the backward in one pass, or None where the two kernels run.
 
-    It runs where a measurement has found it to be faster. There is no built-in rule: nobody has measured it yet, and by
-    arithmetic the two ways are near each other (kernels/README.md).
+    It runs where a measurement has found it to be faster. There is no built-in rule: on an H200 the two kernels are (kernels/README.md).
     """
     name = str(dtype).removeprefix("torch.")
     found = tuned(
@@ -105,8 +104,9 @@ def shipped(kernel: str, target: str, dtype: torch.dtype, head_dim: int, transfo
         warps = 8 if width > 64 or transforms else 4
         crowded = transforms and partial and (blackwell or (amd and width > 96))
         if target == "sm_90" and split and not transforms:
-            # 122 registers at the most, so that two blocks share a multiprocessor; with 64 keys 128 to 144 by compiler.
-            return Config(128, 32, 8, 4)
+            # Two blocks share a multiprocessor: 122 registers at the most with 32 keys. With 64 they have to be held to 128,
+            # and an H200 is 9% faster at 256 tokens of d = 72, 15% at 1024 (benchmarks/results/h200.csv).
+            return Config(128, 32, 8, 4) if partial or width > 80 else Config(128, 64, 8, 3, 128)
         # Left to itself the assembler aims at two blocks in 128 registers, and spills four to get there.
         registers = 255 if blackwell and split and partial and not transforms else 0
         stages = (2 if asynchronous else 1) if transforms or amd else 3
