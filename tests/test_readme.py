@@ -11,7 +11,16 @@ import pytest
 
 from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
-from mmdit.cli.results import prompts_table, read_reports, read_video, results_table, update, video_table
+from mmdit.cli.results import (
+    CARD,
+    prompts_table,
+    read_reports,
+    read_video,
+    results_table,
+    update,
+    update_card,
+    video_table,
+)
 from mmdit.pipelines.loading import bundled_models
 from mmdit.storage.yaml_text import read_yaml
 
@@ -64,6 +73,8 @@ def test_first_paragraph_settles_the_names():
 @needs_model
 def test_results_are_those_of_the_report():
     assert update(README, *read_reports(), read_video()) == README, "run: python -m mmdit.cli.results"
+    card = CARD.read_text(encoding="utf-8")
+    assert update_card(card, *read_reports()) == card, "run: python -m mmdit.cli.results"
 
 
 def test_video_table():

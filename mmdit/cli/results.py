@@ -1,17 +1,19 @@
-"""``python -m mmdit.cli.results``: the README's results, from the bundled model's reports.
+"""``python -m mmdit.cli.results``: the results in the README and in the bundled model's card, from the model's reports.
 
-A test holds that the README says what the reports say.
+A test holds that both say what the reports say.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REPORT = PACKAGE / "assets" / "scenes64" / "report.json"
 README = PACKAGE.parent / "README.md"
+CARD = PACKAGE / "assets" / "scenes64" / "README.md"
 BEGIN, END = "<!-- results: python -m mmdit.cli.results -->", "<!-- end of results -->"
 
 # task, measure, where it is in the report, where the wrong-image control is, format
@@ -158,14 +160,73 @@ def video_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
+    """Yield what a part of a report measures: its path, the value, and the standard error where there is one."""
+    errors = report.get("standard_error", {})
+    for key, value in report.items():
+        if isinstance(value, dict) and key != "standard_error":
+            yield from _numbers(value, f"{path}{key}.")
+        elif isinstance(value, int | float):
+            yield path + key, value, errors.get(key)
+
+
+def metrics_table(report: dict[str, Any], *parts: str, errors: bool = False) -> str:
+    """Markdown: every number of the ``parts`` of a report, with standard errors where asked."""
+    lines = ["| metric | value | standard error |", "|---|---|---|"] if errors else ["| metric | value |", "|---|---|"]
+    for part in parts:
+        value = _find(report, part)
+        for path, number, error in () if value is _ABSENT else _numbers(value, f"{part}."):
+            cells = [str(number) if isinstance(number, int) else f"{number:.4f}"]
+            cells += ["" if error is None else f"{error:.4f}"] if errors else []
+            lines.append(f"| {path} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fusing_table(report: dict[str, Any]) -> str:
+    """Markdown: the sweep of α."""
+    lines = ["| α | agrees with the text | with the picture | distance to the picture |", "|---|---|---|---|"]
+    for row in report["prompts"]["fusing"]:
+        text, subject = (f"{row[key]:.2f} ± {row['standard_error'][key]:.2f}" for key in ("text", "subject"))
+        lines.append(f"| {row['fusing_scale']:g} | {text} | {subject} | {row['distance']:.2f} |")
+    return "\n".join(lines)
+
+
+PROMPT_CONTROLS = ("controls.shuffled_prompts", "controls.real_images", "controls.copied_references")
+OTHER_PARTS = (
+    "understanding",
+    "conditioning",
+    "generation",
+    "controls.shuffled_understanding",
+    "controls.shuffled_consistency",
+    "controls.vae_only",
+    "controls.ground_truth",
+    "timing",
+)
+
+
+def _marked(name: str) -> tuple[str, str]:
+    return f"<!-- {name}: python -m mmdit.cli.results -->", f"<!-- end of {name} -->"
+
+
+def update_card(card: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
+    """Return the card's text with every number of the reports between its marks."""
+    card = _put(card, *_marked("prompts"), metrics_table(prompts, "prompts", *PROMPT_CONTROLS, errors=True))
+    card = _put(card, *_marked("fusing"), fusing_table(prompts))
+    return _put(card, *_marked("metrics"), metrics_table(report, *OTHER_PARTS))
+
+
+def _put(text: str, begin: str, end: str, table: str) -> str:
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+
+
 def update(readme: str, report: dict[str, Any], prompts: dict[str, Any], video: dict[str, Any] | None = None) -> str:
     """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
     tables = [(BEGIN, END, results_table(report)), (PROMPTS_BEGIN, PROMPTS_END, prompts_table(prompts))]
     if video is not None:
         tables.append((VIDEO_BEGIN, VIDEO_END, video_table(video)))
     for begin, end, table in tables:
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+        readme = _put(readme, begin, end, table)
     return readme
 
 
@@ -183,4 +244,5 @@ def read_video() -> dict[str, Any]:
 
 if __name__ == "__main__":
     README.write_text(update(README.read_text(encoding="utf-8"), *read_reports(), read_video()), encoding="utf-8")
-    print(README)
+    CARD.write_text(update_card(CARD.read_text(encoding="utf-8"), *read_reports()), encoding="utf-8")
+    print(README, CARD, sep="\n")
