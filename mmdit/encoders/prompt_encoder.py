@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -90,3 +92,20 @@ class FrozenPromptEncoder(nn.Module, ABC):
             UserError: as ``read``.
         """
         return self.encode(self.read(prompts))
+
+
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def without_networks(encoder: Part) -> Part:
+    """Copy an encoder of prompts so that it can ``read`` and no more: in place of its networks are their configurations.
+
+    It is what processes that load data are given; where they don't begin as copies of this one, the weights of a large language
+    model would be sent to each.
+    """
+    copied = copy.copy(encoder)
+    copied._modules = {}
+    for name, child in encoder.named_children():
+        config = getattr(child, "config", None)  # a network's; the encoders' own parts have none
+        setattr(copied, name, without_networks(child) if config is None else SimpleNamespace(config=config))
+    return copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -314,6 +315,10 @@ def test_prompts_are_read_by_the_processes_that_load_data(clip: Path, make_confi
     raw = run.data.train.read_batch(*zip(*next(iter(loader.batch_sampler)), strict=True))
     assert raw["id"] == batch["id"]
     assert any(raw["subjects"])
+    networks = sum(p.numel() for p in run.module.frozen.prompts.parameters())
+    assert (
+        len(pickle.dumps(run.data.loader_settings["prepare"])) < networks
+    )  # it holds no weights, which have four bytes each
     read, own = (encode(each, torch.device("cpu"))["prompts"] for each in (batch, raw))
     for name in ("states", "mask", "subjects", "subject_embeddings", "present"):
         assert torch.equal(getattr(read, name), getattr(own, name))

@@ -66,7 +66,8 @@ def select_one_pass(
 ) -> Config | None:  # fmt: skip
     """Return the tiles of the backward in one pass, or None where the two kernels run.
 
-    It runs where a measurement has found it to be faster. There is no built-in rule: on an H200 the two kernels are (kernels/README.md).
+    It runs where a measurement has found it to be faster. There is no built-in rule: on an H200 the two kernels are
+    (kernels/README.md).
     """
     name = str(dtype).removeprefix("torch.")
     found = tuned(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import make_objective
 from mmdit.flow.schedulers import make_scheduler
@@ -252,7 +252,9 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    loaders = data_module(config, data.train, data.val, None if prompts is None else PromptReading(prompts))
+    loaders = data_module(
+        config, data.train, data.val, None if prompts is None else PromptReading(without_networks(prompts))
+    )
     if base is not None:
         return Run(module, loaders, base.export, "lora", callbacks)
     return Run(module, loaders, export, "pipeline", callbacks)
