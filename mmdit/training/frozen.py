@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,14 @@ class PromptReading:
     """Reads the captions and subjects of a batch for their encoders, in the process that loads it: tokens and pixels.
 
     It takes longer than a step of a small network on a GPU does, so the training process is spared it.
+
+    Args:
+        encoder: of the prompts.
+        ground: what else is made of a batch and of what its words mean to the encoder; None = nothing.
     """
 
     encoder: FrozenPromptEncoder
+    ground: Callable[[Batch, FrozenPromptEncoder], Batch] | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with ``READ``, in place of the subjects' images.
@@ -45,7 +51,8 @@ class PromptReading:
         except UserError:
             check_named(list(zip(batch["id"], prompts, strict=True)), self.encoder)
             raise
-        return {key: value for key, value in batch.items() if key != "subjects"} | {READ: read}
+        batch = {key: value for key, value in batch.items() if key != "subjects"} | {READ: read}
+        return batch if self.ground is None else self.ground(batch, self.encoder)
 
 
 @dataclass(frozen=True)

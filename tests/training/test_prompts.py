@@ -27,7 +27,7 @@ from mmdit.training.config import (
     TrainingConfig,
 )
 from mmdit.training.frozen import READ
-from mmdit.training.grounding import GROUNDED
+from mmdit.training.grounding import GROUND
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -265,22 +265,23 @@ def test_the_attention_loss_of_words(clip: Path, make_config, prompt_folders) ->
     words = {"attention_loss_weight": 0.5, "attention_loss_on": "words"}
     prompts = PromptsConfig(str(prompt_folders.data), str(clip), **words, anonymous_share=0.5, max_subjects=1)
     run = build_run(make_config(clip, prompts=prompts))
-    module, batch = run.module, next(iter(run.data.train_dataloader()))
+    loader = run.data.train_dataloader()
+    module, batch = run.module, next(iter(loader))
+    raw = run.data.train.read_batch(*zip(*next(iter(loader.batch_sampler)), strict=True))
     encoded = module.frozen.encode_prompts(batch, torch.device("cpu"))
     conditioning = module.network.conditioner(module.network.conditioner.of_batch(encoded))
-    ids, masks = GROUNDED[module.attention.on](batch, conditioning, module.frozen)
-    assert (
-        sum(map(len, masks)) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, batch["subject_masks"]))
-    )
+    ids, masks = module.attention.token_ids(batch, conditioning), batch[GROUND]["masks"]
+    assert len(masks) == len({int(i) for i in ids.flatten() if i >= 0}) > sum(map(len, raw["subject_masks"]))
     tokenizer, first = module.frozen.prompts.text.tokenizer, 0
-    for row, (template, spans) in enumerate(zip(batch["caption"], batch["mentions"], strict=True)):
+    for row, (template, spans) in enumerate(zip(raw["caption"], raw["mentions"], strict=True)):
         text = template.replace("{", "").replace("}", "")
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
         for number, (start, end) in enumerate(spans):
             words = [t for t, i in zip(tokens, ids[row].tolist(), strict=False) if i == first + number]
             assert words == text[start:end].split()
         first += len(spans)
-    assert module.losses(batch, torch.Generator().manual_seed(0))["attention"] > 0
+    losses = [module.losses(each, torch.Generator().manual_seed(0))["attention"] for each in (batch, raw)]
+    assert losses[0] == losses[1] > 0  # made ready by the process that loads, and in the one that trains
     with pytest.raises(UserError, match=r"unknown prompts\.attention_loss_on 'word'"):
         build_run(make_config(clip, prompts=replace(prompts, attention_loss_on="word")))
     chosen = build_run(make_config(clip, prompts=replace(prompts, attention_loss="choice"))).module

@@ -94,7 +94,10 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
         for weight in module.network.parameters():
             if not weight.any():
                 weight.normal_(std=0.2)
-    batch = next(iter(build_run(make_config(block, attention_loss_weight=0.5, max_subjects=2)).data.train_dataloader()))
+    data = build_run(make_config(block, attention_loss_weight=0.5, max_subjects=2)).data
+    loader = data.train_dataloader()
+    batch, indices = next(iter(loader)), next(iter(loader.batch_sampler))
+    raw = data.train.read_batch(*zip(*indices, strict=True))
     module.eval()
     losses = module.losses(batch, torch.Generator().manual_seed(0))
     without = build_run(make_config(block, max_subjects=2)).module.eval()
@@ -116,7 +119,7 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
     assert seen["attention"].shape[:3] == (2, 4, 64)
     prompts = module.frozen.encode_prompts(batch, torch.device("cpu"))["prompts"]
     ids = module.network.conditioner(PromptInputs(batch["category"], prompts)).subject_ids
-    masks, known = masks_on_grid(batch["subject_masks"], (8, 8))
+    masks, known = masks_on_grid(raw["subject_masks"], (8, 8))
     assert len(masks) == int(ids.max()) + 1
     torch.testing.assert_close(attention_mask_loss(seen["attention"], ids, masks, known), losses["attention"])
     losses["loss"].backward()

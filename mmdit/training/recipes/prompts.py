@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
 from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.attention import ATTENTION_LOSSES, tapped_blocks
@@ -12,7 +12,8 @@ from mmdit.pipelines.loading import check_folder, load_optional
 from mmdit.storage.component import read_config
 from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
-from mmdit.training.grounding import GROUNDED, AttentionLoss
+from mmdit.training.frozen import PromptReading
+from mmdit.training.grounding import GROUNDED, AttentionLoss, Grounding
 from mmdit.training.recipes.data import pretrained_folder
 
 
@@ -88,3 +89,15 @@ def attention_loss(config: TrainingConfig, network: MultimodalDiT) -> AttentionL
     if not numbers or not all(1 <= number <= depth for number in numbers):
         raise UserError(f"prompts.attention_blocks is {list(numbers)}: give numbers from 1 to depth = {depth}, or null")
     return AttentionLoss(settings.attention_loss_weight, numbers, settings.attention_loss_on, settings.attention_loss)
+
+
+def prompt_reading(
+    encoder: FrozenPromptEncoder | None, attention: AttentionLoss, grid: tuple[int, int]
+) -> PromptReading | None:
+    """What is done with the prompts of a batch where it is loaded, None = without an encoder nothing.
+
+    ``grid``: h x w of the image's tokens.
+    """
+    if encoder is None:
+        return None
+    return PromptReading(without_networks(encoder), Grounding(attention.on, grid) if attention.blocks else None)

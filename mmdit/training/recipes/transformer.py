@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
+from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import make_objective
 from mmdit.flow.schedulers import make_scheduler
@@ -31,12 +31,12 @@ from mmdit.training.alignment import AlignmentLoss
 from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
-from mmdit.training.frozen import FrozenNetworks, PromptReading
+from mmdit.training.frozen import FrozenNetworks
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
 from mmdit.training.recipes.lora import lora_base
-from mmdit.training.recipes.prompts import attention_loss, prompt_encoder
+from mmdit.training.recipes.prompts import attention_loss, prompt_encoder, prompt_reading
 from mmdit.training.routing import token_routing
 from mmdit.training.run import Run
 
@@ -252,9 +252,8 @@ def transformer_run(config: TrainingConfig) -> Run:
 
     # Previews sample in one process, which holds no more than a slice of sharded weights.
     callbacks = [] if config.trainer.strategy == "fsdp2" else _previews(config, data, make_pipeline)
-    loaders = data_module(
-        config, data.train, data.val, None if prompts is None else PromptReading(without_networks(prompts))
-    )
+    height, width = (side // config.model.patch_size for side in data.latent_shape)
+    loaders = data_module(config, data.train, data.val, prompt_reading(prompts, attention, (height, width)))
     if base is not None:
         return Run(module, loaders, base.export, "lora", callbacks)
     return Run(module, loaders, export, "pipeline", callbacks)
