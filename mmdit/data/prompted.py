@@ -66,8 +66,9 @@ class PromptDraw:
 
 
 # What shows a subject -> the share of crops of the sample's own picture where there are other pictures too. "other" leaves out
-# subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way. Floors,
-# walls and styles are shown by other pictures in any case, where they have some (``is_ground``).
+# subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way. In any
+# case a whole scene, as a style, is shown by another picture, and a floor or a wall by a square of itself (``is_ground``):
+# another picture would show what stands on it too, and which of its surfaces is meant would not be seen.
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
@@ -116,12 +117,8 @@ class PromptedLatents(Dataset):
         # Latents show what of a picture has their proportions; a mask is of the whole picture.
         height, width = latents.info.moments_shape[1:]
         self._transform = JointTransform((height, width))
-        self._pictures: dict[str, str] = {}
-        if PICTURES[draw.pictures] is not None:
-            samples = read_manifest(info, split)
-            self._pictures = {
-                sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
-            }
+        samples = read_manifest(info, split)
+        self._pictures = {sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None}
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -175,13 +172,25 @@ class PromptedLatents(Dataset):
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
         own = self._pictures.get(sample.id)
+        if own is not None and (shown := _ground_picture(own, entity)) is not None:
+            return shown
         if entity.images and (own is None or share is None or rng.random() >= share):
             return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
         assert own is not None
-        rgb = read_picture(own)
-        if entity.images and is_ground(entity, *rgb.shape[:2]):
-            return Image.fromarray(read_picture(entity.images[0]))
+        return crop(read_picture(own), entity)
+
+
+def _ground_picture(own: str, entity: Entity) -> Image.Image | None:
+    """What shows a floor, a wall or a whole scene of the picture ``own``; None for what is none of them."""
+    if entity.box is not None and entity.box[0] > 0 and entity.box[1] > 0:
+        return None  # no three sides of a picture are reached: it need not be read
+    rgb = read_picture(own)
+    if not is_ground(entity, *rgb.shape[:2]):
+        return None
+    mask = _mask_of(entity)
+    if mask is not None and mask.any() and not mask.all():
         return crop(rgb, entity)
+    return Image.fromarray(read_picture(entity.images[0])) if entity.images else None
 
 
 @dataclass(frozen=True)

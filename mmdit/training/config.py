@@ -135,7 +135,8 @@ class PromptsConfig:
         text_encoder: folder or Hub id: a CLIP model or its text tower, an encoder of the kinds of T5 and BERT, or, for the
             conditioner "interleaved", a multimodal LLM; null = the encoders of model.pretrained.
         image_encoder: folder or Hub id of a CLIP model or its image tower; null = that of ``text_encoder`` where it has one.
-        pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either".
+        pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either"; floors and walls
+            are shown by a square of themselves, styles by another picture.
         max_subjects: the most pictures in one prompt; 0 = text alone.
         plain_share: share of the samples whose caption comes without pictures (UNIMO-G: 0.1).
         anonymous_share: share of the subjects whose words are replaced by "object", so that the picture alone says what they

@@ -138,21 +138,28 @@ def test_boxes_are_of_their_picture():
         crop(rgb, Entity("red cone", (), (8, 0, 9, 4)))
 
 
-def test_grounds_are_shown_by_other_pictures_where_they_have_some(folders):
+@pytest.mark.parametrize("pictures", ["other", "crop"])
+def test_grounds_are_shown_by_squares_of_themselves_and_styles_by_other_pictures(folders, pictures):
     whole = Entity("scene", (), (0, 0, 8, 10))
     assert is_ground(whole, 10, 8)
     assert is_ground(Entity("floor", (), (0, 6, 8, 10)), 10, 8)
     assert not is_ground(Entity("cone", (), (0, 6, 7, 10)), 10, 8)
-    dataset, pairs = make(folders, pictures="crop"), range(4, 8)
+    dataset, pairs = make(folders, pictures=pictures), range(4, 8)
     samples = [dataset.prompts[dataset.latents.ids[row]] for row in pairs]
-    shown = 0
+    seen = set()
     for sample in samples:
+        own = read_picture(dataset._pictures[sample.id])
         for entity in sample.entities:
             picture = np.asarray(dataset._picture(sample, entity, np.random.default_rng(0)))
-            same = [np.array_equal(picture, read_picture(path)) for path in entity.images]
-            shown += entity.phrase.split()[-1] in ("floor", "wall", "scene") and same == [True]
-            assert any(same) == is_ground(entity, 64, 64)
-    assert shown > 0
+            kind = entity.phrase.split()[-1]
+            from_others = any(np.array_equal(picture, read_picture(path)) for path in entity.images)
+            assert from_others == (kind == "scene" or (pictures == "other" and kind not in ("floor", "wall")))
+            if kind in ("floor", "wall"):
+                seen.add(kind)
+                assert np.array_equal(picture, np.asarray(crop(own, entity)))
+                colours = own[read_mask(entity.mask)]
+                assert {*map(tuple, picture.reshape(-1, 3))} <= {*map(tuple, colours)}, "nothing stands on it"
+    assert seen == {"floor", "wall"}
 
 
 def test_mask_is_what_is_not_black(tmp_path):
@@ -181,7 +188,8 @@ def test_every_brace_has_its_picture_and_its_mask(folders):
             batch = dataset.read_batch([index], [position])
             prompt = parse(batch["caption"][0], batch["subjects"][0])
             assert len(prompt.images) == len(batch["subject_masks"][0]) == len(prompt.spans)
-            assert all(image.size == (64, 64) for image in prompt.images)
+            for word, image in zip(prompt.words, prompt.images, strict=True):
+                assert image.size == (64, 64) or word.split()[-1] in ("floor", "wall")
 
 
 def test_mirrored_views_have_mirrored_captions_and_masks(folders):
