@@ -6,7 +6,7 @@ and after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ class PromptedLatents(Dataset):
         # Latents show what of a picture has their proportions; a mask is of the whole picture.
         height, width = latents.info.moments_shape[1:]
         self._transform = JointTransform((height, width))
+        self._surfaces: dict[Path, bool] = {}  # mask -> whether it is of a floor or a wall
         samples = read_manifest(info, split)
         self._pictures = {sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None}
 
@@ -147,7 +148,7 @@ class PromptedLatents(Dataset):
             category, alone = NO_CATEGORY, False
         if alone:
             return {"category": category, **_NO_PROMPT}
-        drawn = draw_prompt(sample, self.draw, rng, has_picture=sample.id in self._pictures)
+        drawn = draw_prompt(sample, self.draw, rng, sample.id in self._pictures, self._is_surface)
         subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
         masks = [self._seen(_mask_of(entity)) if self.draw.masks else None for entity in drawn.entities]
         if view == 1:
@@ -169,28 +170,33 @@ class PromptedLatents(Dataset):
         seen = mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
         return seen if seen.any() else None  # outside what was encoded: nowhere that attention could go
 
+    def _is_surface(self, entity: Entity) -> bool:
+        """Whether an entity is a floor or a wall, by its mask: it reaches three sides of the picture, and is not all of it."""
+        if entity.mask is None or not _reaches_top_or_left(entity):
+            return False
+        if (known := self._surfaces.get(entity.mask)) is None:
+            mask = read_mask(entity.mask)
+            known = is_ground(entity, *mask.shape) and bool(mask.any()) and not bool(mask.all())
+            self._surfaces[entity.mask] = known
+        return known
+
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
         own = self._pictures.get(sample.id)
-        if own is not None and (shown := _ground_picture(own, entity)) is not None:
-            return shown
+        if own is not None and self._is_surface(entity):
+            return crop(read_picture(own), entity)
+        may_be_all = own is not None and entity.images and _reaches_top_or_left(entity)
+        if may_be_all and is_ground(entity, *read_picture(str(own)).shape[:2]):
+            return Image.fromarray(read_picture(entity.images[0]))
         if entity.images and (own is None or share is None or rng.random() >= share):
             return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
         assert own is not None
         return crop(read_picture(own), entity)
 
 
-def _ground_picture(own: str, entity: Entity) -> Image.Image | None:
-    """What shows a floor, a wall or a whole scene of the picture ``own``; None for what is none of them."""
-    if entity.box is not None and entity.box[0] > 0 and entity.box[1] > 0:
-        return None  # no three sides of a picture are reached: it need not be read
-    rgb = read_picture(own)
-    if not is_ground(entity, *rgb.shape[:2]):
-        return None
-    mask = _mask_of(entity)
-    if mask is not None and mask.any() and not mask.all():
-        return crop(rgb, entity)
-    return Image.fromarray(read_picture(entity.images[0])) if entity.images else None
+def _reaches_top_or_left(entity: Entity) -> bool:
+    """Whether an entity may reach three sides of its picture, as far as its box tells without the picture's size."""
+    return entity.box is None or entity.box[0] <= 0 or entity.box[1] <= 0
 
 
 @dataclass(frozen=True)
@@ -214,17 +220,28 @@ class DrawnPrompt:
         return Prompt(self.mentions.text, tuple(replace(span, subject=i) for i, span in enumerate(spans)))
 
 
-def draw_prompt(sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool) -> DrawnPrompt:
+def draw_prompt(
+    sample: CaptionedSample,
+    draw: PromptDraw,
+    rng: np.random.Generator,
+    has_picture: bool,
+    is_surface: Callable[[Entity], bool] = lambda entity: False,
+) -> DrawnPrompt:
     """Draw a caption and which of its entities are shown by a picture.
 
-    ``has_picture``: whether the sample's own picture is there to be cropped.
+    Args:
+        sample, draw, rng: from what, how, and by what.
+        has_picture: whether the sample's own picture is there to be cropped.
+        is_surface: whether an entity is a floor or a wall, of which any square of that picture is a picture.
     """
     number = int(rng.integers(len(sample.captions)))
     text = sample.captions[number]
     crops = has_picture and PICTURES[draw.pictures] is not None
 
     def can_be_shown(entity: Entity) -> bool:
-        return bool(entity.images) or (crops and entity.box is not None)
+        if entity.images or (crops and entity.box is not None):
+            return True
+        return has_picture and is_surface(entity)
 
     said = [(span, entity) for entity in sample.entities if (span := entity.spans[number]) is not None]
     named = _apart(sorted(said, key=lambda pair: (not can_be_shown(pair[1]), pair[0])))

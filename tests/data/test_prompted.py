@@ -160,6 +160,12 @@ def test_grounds_are_shown_by_squares_of_themselves_and_styles_by_other_pictures
                 colours = own[read_mask(entity.mask)]
                 assert {*map(tuple, picture.reshape(-1, 3))} <= {*map(tuple, colours)}, "nothing stands on it"
     assert seen == {"floor", "wall"}
+    rows = [
+        row for row, name in enumerate(dataset.latents.ids) if row not in pairs
+    ]  # nothing there has another picture
+    batches = [dataset.read_batch([row], [i]) for row in rows for i in range(20)]
+    words = [word for batch in batches for word in parse(batch["caption"][0], batch["subjects"][0]).words]
+    assert any(word.split()[-1] in ("floor", "wall") for word in words)
 
 
 def test_mask_is_what_is_not_black(tmp_path):
