@@ -98,7 +98,10 @@ def test_prompts_table():
     table = prompts_table(report)
     assert "| one object | category | 0.99 | 0.10 | 1.00 |" in table
     assert "|  | object IoU | 0.90 | – | – |" in table
-    assert "96 prompts of each kind, of unseen scenes and subjects; 12 steps, guidance 3." in table
+    assert (
+        "96 prompts of each kind where the split has as many, of unseen scenes and subjects; 12 steps, guidance 3."
+        in table
+    )
 
 
 def test_results_table():

@@ -45,6 +45,8 @@ def timings(rows: list[Record]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for names, mine, rest in groups(rows, OURS, (f"{OURS} packed", f"{OURS} compiled")):
         title = ", ".join(name.replace("_", " ") for name in names)
+        if not mine and not rest:
+            continue
         if not mine or not rest:
             missing = "ours was not measured" if not mine else "no other was measured"
             known = best(mine or rest)
@@ -69,7 +71,9 @@ def tiles(rows: list[Record]) -> Iterator[str]:
         if row["section"] == "tuning" and row["milliseconds"]:
             works.setdefault((row["op"], row["shape"], row["dtype"]), []).append(row)
     for names, timed in works.items():
-        start = next(row for row in timed if row["direction"] == "built in")
+        start = next((row for row in timed if row["direction"] == "built in"), None)
+        if start is None:  # it could not run
+            continue
         found = best(timed)
         before, after = float(start["milliseconds"]), float(found["milliseconds"])
         title = ", ".join(name.replace("_", " ") for name in names)

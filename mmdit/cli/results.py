@@ -138,7 +138,8 @@ def prompts_table(report: dict[str, Any]) -> str:
     steps = settings["num_inference_steps"]
     steps = steps["generation"] if isinstance(steps, dict) else steps
     scale = settings["guidance_scale"]
-    lines += ["", f"{count} prompts of each kind, of unseen scenes and subjects; {steps} steps, guidance {scale:g}."]
+    asked = f"{count} prompts of each kind where the split has as many, of unseen scenes and subjects"
+    lines += ["", f"{asked}; {steps} steps, guidance {scale:g}."]
     return "\n".join(lines)
 
 
@@ -191,7 +192,13 @@ def fusing_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PROMPT_CONTROLS = ("controls.shuffled_prompts", "controls.real_images", "controls.copied_references")
+PROMPT_CONTROLS = (
+    "controls.shuffled_prompts",
+    "controls.real_images",
+    "controls.real_images_through_vae",
+    "controls.copied_references",
+    "controls.other_subjects",
+)
 OTHER_PARTS = (
     "understanding",
     "conditioning",

@@ -6,7 +6,8 @@ and after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import WHITE, on_white, read_picture
 from mmdit.modalities.stored import open_stored
+from mmdit.names import BACKGROUND_CLASSES
 from mmdit.prompt import IMAGE_WORD, Prompt, Span
 
+SEARCHED = 256  # cells along the shorter side in which a square is looked for
 MARGIN = 0.1  # around the box of a crop, as a share of its longer side
 
 
@@ -67,8 +70,8 @@ class PromptDraw:
 
 # What shows a subject -> the share of crops of the sample's own picture where there are other pictures too. "other" leaves out
 # subjects without another picture (copying a crop would be learned); crops of the own picture are UMM-Diffusion's way. In any
-# case a whole scene, as a style, is shown by another picture, and a floor or a wall by a square of itself (``is_ground``):
-# another picture would show what stands on it too, and which of its surfaces is meant would not be seen.
+# case a floor or a wall is shown by a square of itself (``is_surface``): another picture would show what stands on it too, and
+# which of its surfaces is meant would not be seen. A whole scene, as a style, is shown by another picture where it has one.
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
@@ -117,9 +120,12 @@ class PromptedLatents(Dataset):
         # Latents show what of a picture has their proportions; a mask is of the whole picture.
         height, width = latents.info.moments_shape[1:]
         self._transform = JointTransform((height, width))
-        self._surfaces: dict[Path, bool] = {}  # mask -> whether it is of a floor or a wall
-        samples = read_manifest(info, split)
-        self._pictures = {sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+        self._pictures: dict[str, str] = {}
+        if draw.max_subjects > 0:
+            samples = read_manifest(info, split)
+            self._pictures = {
+                sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
+            }
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -148,7 +154,7 @@ class PromptedLatents(Dataset):
             category, alone = NO_CATEGORY, False
         if alone:
             return {"category": category, **_NO_PROMPT}
-        drawn = draw_prompt(sample, self.draw, rng, sample.id in self._pictures, self._is_surface)
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=self._own_picture(sample) is not None)
         subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
         masks = [self._seen(_mask_of(entity)) if self.draw.masks else None for entity in drawn.entities]
         if view == 1:
@@ -170,33 +176,23 @@ class PromptedLatents(Dataset):
         seen = mask[box.top : box.top + box.crop_height, box.left : box.left + box.crop_width]
         return seen if seen.any() else None  # outside what was encoded: nowhere that attention could go
 
-    def _is_surface(self, entity: Entity) -> bool:
-        """Whether an entity is a floor or a wall, by its mask: it reaches three sides of the picture, and is not all of it."""
-        if entity.mask is None or not _reaches_top_or_left(entity):
-            return False
-        if (known := self._surfaces.get(entity.mask)) is None:
-            mask = read_mask(entity.mask)
-            known = is_ground(entity, *mask.shape) and bool(mask.any()) and not bool(mask.all())
-            self._surfaces[entity.mask] = known
-        return known
+    def _own_picture(self, sample: CaptionedSample) -> str | None:
+        """The file of the sample's own picture; None where it is not there, or not any more: latents do without."""
+        path = self._pictures.get(sample.id)
+        return path if path is not None and os.path.isfile(path) else None
 
     def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
-        own = self._pictures.get(sample.id)
-        if own is not None and self._is_surface(entity):
+        own = self._own_picture(sample)
+        if own is not None and is_surface(entity):
             return crop(read_picture(own), entity)
-        may_be_all = own is not None and entity.images and _reaches_top_or_left(entity)
-        if may_be_all and is_ground(entity, *read_picture(str(own)).shape[:2]):
-            return Image.fromarray(read_picture(entity.images[0]))
         if entity.images and (own is None or share is None or rng.random() >= share):
             return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
         assert own is not None
-        return crop(read_picture(own), entity)
-
-
-def _reaches_top_or_left(entity: Entity) -> bool:
-    """Whether an entity may reach three sides of its picture, as far as its box tells without the picture's size."""
-    return entity.box is None or entity.box[0] <= 0 or entity.box[1] <= 0
+        rgb = read_picture(own)
+        if entity.images and is_ground(entity, *rgb.shape[:2]):
+            return Image.fromarray(read_picture(entity.images[0]))
+        return crop(rgb, entity)
 
 
 @dataclass(frozen=True)
@@ -220,28 +216,17 @@ class DrawnPrompt:
         return Prompt(self.mentions.text, tuple(replace(span, subject=i) for i, span in enumerate(spans)))
 
 
-def draw_prompt(
-    sample: CaptionedSample,
-    draw: PromptDraw,
-    rng: np.random.Generator,
-    has_picture: bool,
-    is_surface: Callable[[Entity], bool] = lambda entity: False,
-) -> DrawnPrompt:
+def draw_prompt(sample: CaptionedSample, draw: PromptDraw, rng: np.random.Generator, has_picture: bool) -> DrawnPrompt:
     """Draw a caption and which of its entities are shown by a picture.
 
-    Args:
-        sample, draw, rng: from what, how, and by what.
-        has_picture: whether the sample's own picture is there to be cropped.
-        is_surface: whether an entity is a floor or a wall, of which any square of that picture is a picture.
+    ``has_picture``: whether the sample's own picture is there to be cropped.
     """
     number = int(rng.integers(len(sample.captions)))
     text = sample.captions[number]
     crops = has_picture and PICTURES[draw.pictures] is not None
 
     def can_be_shown(entity: Entity) -> bool:
-        if entity.images or (crops and entity.box is not None):
-            return True
-        return has_picture and is_surface(entity)
+        return bool(entity.images) or (crops and entity.box is not None) or (has_picture and is_surface(entity))
 
     said = [(span, entity) for entity in sample.entities if (span := entity.spans[number]) is not None]
     named = _apart(sorted(said, key=lambda pair: (not can_be_shown(pair[1]), pair[0])))
@@ -283,6 +268,11 @@ def read_mask(path: Path) -> np.ndarray:
     return values > 0
 
 
+def is_surface(entity: Entity) -> bool:
+    """Whether an entity is a floor or a wall, by its last word, whose place in the picture is known."""
+    return entity.mask is not None and entity.phrase.split()[-1:] in ([name] for name in BACKGROUND_CLASSES)
+
+
 def is_ground(entity: Entity, height: int, width: int) -> bool:
     """Whether an entity reaches three sides of its picture, as a floor, a wall or the whole scene does.
 
@@ -322,8 +312,24 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
 
 
 def _largest_square(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The largest square of a picture (H, W, 3) within a mask (H, W) that is not empty."""
+    """The largest square of a picture (H, W, 3) within a mask (H, W) that is not empty; of a large one a little less.
+
+    Cells stand for pixels there, as many as keep it quick: those that are all within.
+    """
+    cell = max(1, min(mask.shape) // SEARCHED)
+    height, width = (side // cell for side in mask.shape)
+    blocks = mask[: height * cell, : width * cell].reshape(height, cell, width, cell)
+    cells = np.asarray(blocks.all((1, 3)))
+    if cell > 1 and cells.any():
+        y, x, reach = _centre(cells)
+        top, left, side = (y - reach) * cell, (x - reach) * cell, (2 * reach + 1) * cell
+        return rgb[top : top + side, left : left + side]
+    y, x, reach = _centre(mask)
+    return rgb[y - reach : y + reach + 1, x - reach : x + reach + 1]
+
+
+def _centre(mask: np.ndarray) -> tuple[int, int, int]:
+    """Row and column of the middle of the largest square within a mask, and how far it reaches from there."""
     radius = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]  # to the nearest pixel outside
     y, x = np.unravel_index(int(radius.argmax()), mask.shape)
-    reach = int(radius[y, x]) - 1
-    return rgb[y - reach : y + reach + 1, x - reach : x + reach + 1]
+    return int(y), int(x), int(radius[y, x]) - 1

@@ -180,7 +180,8 @@ class DataConfig:
             clip, captioner);
             null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
-        num_workers: loader processes per process; 0 = load in the training process.
+        num_workers: loader processes per process; 0 = load in the training process. Batches come through shared memory, two of
+            each at a time: containers want --shm-size.
         train_split: name of the split to train on.
         val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded

@@ -14,7 +14,7 @@ from PIL import Image
 from mmdit.data.datamodule import ResumableDataModule, StepSampler, make_loader
 from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
-from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, is_ground, read_mask
+from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, is_ground, is_surface, read_mask
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
 from mmdit.data.transforms import JointTransform
 from mmdit.encoders.precompute import encode_dataset
@@ -285,3 +285,18 @@ def test_masks_are_read_where_they_are_asked_for(folders):
     batch = make(folders, pictures="other", masks=False).read_batch(range(8))
     assert any(batch["subject_masks"])
     assert {mask for row in batch["mention_masks"] for mask in row} == {None}
+
+
+def test_a_square_of_a_large_floor_has_nothing_else_in_it(tmp_path):
+    height, width = 900, 1200
+    mask = np.add.outer(np.arange(height), np.arange(width)) > 1000  # below a diagonal
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    rgb = np.where(mask[..., None], np.uint8(9), np.uint8(200)).repeat(3, -1)
+    floor = Entity("a grey floor", (), (0, 0, width, height), mask=tmp_path / "mask.png")
+    picture = np.asarray(crop(rgb, floor))
+    assert (picture == 9).all()
+    largest = 550  # corners at (349, 651) and (900, 1200)
+    assert largest - 12 <= picture.shape[0] == picture.shape[1] <= largest
+    assert is_surface(floor)
+    assert not is_surface(Entity("a cat on a floor, asleep", (), floor.box, mask=floor.mask))
+    assert not is_surface(Entity("floor", (), floor.box))

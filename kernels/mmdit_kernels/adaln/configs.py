@@ -58,17 +58,19 @@ def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Co
     """Return the tiles of the built-in rule: 8 to 16 elements per thread, and some hundreds of programs.
 
     In the backward a thread reads 16 bytes of the main part, in half precision, and two steps of the loop are under way.
-    Measured on an H200 at D = 1152 (benchmarks/results/h200.csv): the forward takes 15% less time with 16 to 32 elements per
-    thread; the backward of a float32 stream 19% less with 32 tokens to a program than with 64, which costs a bfloat16 one 2%.
+    Measured on an H200 at D = 1152 alone (benchmarks/results/h200.csv): the forward takes 15% less time with 16 to 32 elements
+    per thread (12% with a float32 stream); the backward of a float32 stream 19% less with 32 tokens to a program than with 64,
+    which costs a bfloat16 one 2%. Where a row is taken in pieces there are 64, so that the sums of programs are fewer.
     """
     main, tail = column_parts(width)
     amd = target.startswith("gfx")
-    chunk = 8
-    while chunk < 32 and chunk * 512 < batch * tokens:
-        chunk *= 2
-    if kernel == "backward" and main + tail > (
+    in_pieces = kernel == "backward" and main + tail > (
         2048 if amd else 4096
-    ):  # a row and three sums are more than the registers
+    )  # a row and three sums: too many registers
+    chunk = 8
+    while chunk < (64 if in_pieces else 32) and chunk * 512 < batch * tokens:
+        chunk *= 2
+    if in_pieces:
         return Config(1, chunk, 8, 1, 2048)
     rows = max(1, 2048 // (1 << (main + tail - 1).bit_length()))
     threads = rows * (main + tail) // 16 if kernel == "forward" else rows * main // 8
