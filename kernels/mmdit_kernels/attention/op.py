@@ -14,6 +14,8 @@ from mmdit_kernels.attention.registration import attention_forward, find_problem
 from mmdit_kernels.dispatch import use_triton
 from mmdit_kernels.forward_mode import forward_mode
 
+_PAIRS = (tuple, list)  # torch.compile of PyTorch 2.9 does not know isinstance(x, tuple | list)
+
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, rope: Rope | None,
@@ -42,8 +44,8 @@ def _check(
         )
     if rope is None:
         return
-    if not isinstance(rope, tuple | list) or len(rope) != 2:
-        given = f"{len(rope)} tables" if isinstance(rope, tuple | list) else f"a {type(rope).__name__}"
+    if not isinstance(rope, _PAIRS) or len(rope) != 2:
+        given = f"{len(rope)} tables" if isinstance(rope, _PAIRS) else f"a {type(rope).__name__}"
         raise ValueError(f"rope of attention must be a pair of tables (cos, sin); got {given}")
     if d % 2:
         raise ValueError(f"rope rotates pairs, so the head dimension must be even; got {d}")
