@@ -163,11 +163,7 @@ def _tangents(check: Check, function: Callable[..., Any], wide: bool) -> dict[st
 
 
 def rows_of(check: Check) -> Iterator[Row]:
-    """Yield a row for each output, gradient and tangent, and one for repeats.
-
-    The ratio of two errors of n numbers each is known to 1 / sqrt(n), which for a weight of 72 is 12%: the bound has three
-    of them.
-    """
+    """Yield a row for each output, gradient and tangent, and one for repeats."""
     identical = True
     for part in (_gradients, _tangents):
         ours, again = (part(check, check.ours, False) for _ in range(2))
@@ -179,8 +175,7 @@ def rows_of(check: Check) -> Iterator[Row]:
             # In half precision PyTorch's tangent of attention is computed in float32 and rounded once.
             tangent = check.op.startswith("attention") and name.startswith("tangent")
             single = check.dtype == "float32"
-            ratio = (TANGENT_RATIO_LIMIT if tangent else RATIO_LIMIT) * (1 + 3 * value.numel() ** -0.5)
-            row.bound = FLOAT32_LIMIT if single else ratio * row.theirs
+            row.bound = FLOAT32_LIMIT if single else (TANGENT_RATIO_LIMIT if tangent else RATIO_LIMIT) * row.theirs
             row.verdict = "met" if row.error <= max(row.bound, 1e-7) else "MISSED"
             yield row
     row = Row("correctness", check.op, check.shape, check.dtype, "repeat", OURS)
