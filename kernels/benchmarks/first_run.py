@@ -19,6 +19,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ def run_section(section: str, until: float, report: Report, sizes: Sizes) -> Non
 
 def summary(report: Report) -> Iterator[str]:
     """Yield the lines to read first: what is wrong, and how our time compares with the best other one."""
+    from first_run_table import best, groups
+
     checks = [row for row in report.rows if row.verdict in ("met", "MISSED")]
     missed = [row for row in checks if row.verdict == "MISSED"]
     yield f"{len(checks)} checks, {len(missed)} missed"
@@ -107,19 +110,11 @@ def summary(report: Report) -> Iterator[str]:
     for section, state in report.sections.items():
         if state["status"] != "done":
             yield f"  {section}: {state['status']}"
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in report.rows:
-        if row.milliseconds and row.section != "tuning":
-            groups.setdefault((row.section, row.op, row.shape, row.dtype, row.direction), []).append(row)
-    for key, rows in groups.items():
-        ours = [
-            row for row in rows if row.implementation.startswith("mmdit_kernels") and "alone" not in row.implementation
-        ]
-        others = [row for row in rows if not row.implementation.startswith("mmdit_kernels")]
-        if ours and others:
-            mine, best = (min(found, key=lambda row: row.milliseconds or 0.0) for found in (ours, others))
-            ratio = (best.milliseconds or 0.0) / (mine.milliseconds or 1.0)
-            yield f"  {' '.join(key)}: {mine.milliseconds:.3f} ms, {ratio:.2f}x of {best.implementation}"
+    for key, mine, others in groups(map(asdict, report.rows)):
+        if mine and others:
+            ours, other = best(mine), best(others)
+            ratio = other["milliseconds"] / ours["milliseconds"]
+            yield f"  {' '.join(key)}: {ours['milliseconds']:.3f} ms, {ratio:.2f}x of {other['implementation']}"
 
 
 def environment(rehearse: bool) -> dict[str, str]:

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 OURS = "mmdit_kernels"
 KEY = ("section", "op", "shape", "dtype", "direction")
-Record = dict[str, str]
+Record = Mapping[str, Any]  # a row by column: of the CSV file, or of ``first_run_rows.Row``
 
 
-def groups(
-    rows: list[Record], ours: str, others: tuple[str, ...]
-) -> Iterator[tuple[list[str], list[Record], list[Record]]]:
-    """Yield the name of each piece of work that was timed, our rows of it and the others'."""
+def groups(rows: Iterable[Record]) -> Iterator[tuple[tuple[str, ...], list[Record], list[Record]]]:
+    """Yield ``KEY`` of each piece of work that was timed, our rows of it (packed, compiled) and the others'."""
     found: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
         if row["milliseconds"] and row["section"] != "tuning":
             found.setdefault(tuple(row[field] for field in KEY), []).append(row)
     for key, timed in found.items():
-        mine = [row for row in timed if row["implementation"] in (ours, *others)]
-        rest = [row for row in timed if not row["implementation"].startswith(OURS)]
-        yield list(key[1:]), mine, rest
+        ours = [row for row in timed if row["implementation"].startswith(OURS)]
+        mine = [row for row in ours if "alone" not in row["implementation"]]
+        yield key, mine, [row for row in timed if row not in ours]
 
 
-def best(rows: list[Record]) -> Record:
+def best(rows: Sequence[Record]) -> Record:
+    """Return the fastest."""
     return min(rows, key=lambda row: float(row["milliseconds"]))
+
+
+def _title(names: Iterable[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names)
 
 
 def rate(row: Record) -> str:
@@ -39,12 +43,12 @@ def rate(row: Record) -> str:
     return f"{float(row['gb_s']) / 1e3:.2f} TB/s" if row["gb_s"] else ""
 
 
-def timings(rows: list[Record]) -> Iterator[str]:
+def timings(rows: Sequence[Record]) -> Iterator[str]:
     """Yield the table of times: the fastest of our ways (packed, compiled) against the fastest of the others."""
     yield "| | ours, ms | | best other, ms | | ratio |"
     yield "|---|---|---|---|---|---|"
-    for names, mine, rest in groups(rows, OURS, (f"{OURS} packed", f"{OURS} compiled")):
-        title = ", ".join(name.replace("_", " ") for name in names)
+    for key, mine, rest in groups(rows):
+        title = _title(key[1:])
         if not mine and not rest:
             continue
         if not mine or not rest:
@@ -62,7 +66,7 @@ def timings(rows: list[Record]) -> Iterator[str]:
         yield f"| {title} | {' | '.join(cells)} | {rate(other)} | {ratio:.2f} |"
 
 
-def tiles(rows: list[Record]) -> Iterator[str]:
+def tiles(rows: Sequence[Record]) -> Iterator[str]:
     """Yield the table of tiles: those built in when it was measured against the fastest tried."""
     yield "| kernel | built in, ms | fastest tiles | ms | ratio |"
     yield "|---|---|---|---|---|"
@@ -76,8 +80,7 @@ def tiles(rows: list[Record]) -> Iterator[str]:
             continue
         found = best(timed)
         before, after = float(start["milliseconds"]), float(found["milliseconds"])
-        title = ", ".join(name.replace("_", " ") for name in names)
-        yield f"| {title} | {before:.3g} | {found['direction']} | {after:.3g} | {before / after:.2f} |"
+        yield f"| {_title(names)} | {before:.3g} | {found['direction']} | {after:.3g} | {before / after:.2f} |"
 
 
 def main(arguments: list[str] | None = None) -> None:

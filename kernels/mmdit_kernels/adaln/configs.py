@@ -64,9 +64,8 @@ def shipped(kernel: str, target: str, width: int, batch: int, tokens: int) -> Co
     """
     main, tail = column_parts(width)
     amd = target.startswith("gfx")
-    in_pieces = kernel == "backward" and main + tail > (
-        2048 if amd else 4096
-    )  # a row and three sums: too many registers
+    longest = 2048 if amd else 4096  # a row and three sums of more are more than the registers
+    in_pieces = kernel == "backward" and main + tail > longest
     chunk = 8
     while chunk < (64 if in_pieces else 32) and chunk * 512 < batch * tokens:
         chunk *= 2
