@@ -14,7 +14,6 @@ PACKAGE = Path(__file__).resolve().parents[1]
 REPORT = PACKAGE / "assets" / "scenes64" / "report.json"
 README = PACKAGE.parent / "README.md"
 CARD = PACKAGE / "assets" / "scenes64" / "README.md"
-BEGIN, END = "<!-- results: python -m mmdit.cli.results -->", "<!-- end of results -->"
 
 # task, measure, where it is in the report, where the wrong-image control is, format
 ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
@@ -38,7 +37,6 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 
 
 PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
-PROMPTS_BEGIN, PROMPTS_END = "<!-- prompts: python -m mmdit.cli.results -->", "<!-- end of prompts -->"
 
 # what is asked, measure, where it is in the report and its controls
 PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
@@ -70,7 +68,6 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
 
 
 VIDEO = PACKAGE / "assets" / "scenes64" / "video.json"
-VIDEO_BEGIN, VIDEO_END = "<!-- video: python -m mmdit.cli.results -->", "<!-- end of video -->"
 
 # each row, and the method of the report
 VIDEO_ROWS: tuple[tuple[str, str], ...] = (
@@ -211,30 +208,25 @@ OTHER_PARTS = (
 )
 
 
-def _marked(name: str) -> tuple[str, str]:
-    return f"<!-- {name}: python -m mmdit.cli.results -->", f"<!-- end of {name} -->"
-
-
-def update_card(card: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
-    """Return the card's text with every number of the reports between its marks."""
-    card = _put(card, *_marked("prompts"), metrics_table(prompts, "prompts", *PROMPT_CONTROLS, errors=True))
-    card = _put(card, *_marked("fusing"), fusing_table(prompts))
-    return _put(card, *_marked("metrics"), metrics_table(report, *OTHER_PARTS))
-
-
-def _put(text: str, begin: str, end: str, table: str) -> str:
+def _put(text: str, name: str, table: str) -> str:
+    """Return the text with the table between the marks of a name."""
+    begin, end = f"<!-- {name}: python -m mmdit.cli.results -->", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     return f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
 
 
+def update_card(card: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
+    """Return the card's text with every number of the reports between its marks."""
+    card = _put(card, "prompts", metrics_table(prompts, "prompts", *PROMPT_CONTROLS, errors=True))
+    card = _put(card, "fusing", fusing_table(prompts))
+    return _put(card, "metrics", metrics_table(report, *OTHER_PARTS))
+
+
 def update(readme: str, report: dict[str, Any], prompts: dict[str, Any], video: dict[str, Any] | None = None) -> str:
     """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
-    tables = [(BEGIN, END, results_table(report)), (PROMPTS_BEGIN, PROMPTS_END, prompts_table(prompts))]
-    if video is not None:
-        tables.append((VIDEO_BEGIN, VIDEO_END, video_table(video)))
-    for begin, end, table in tables:
-        readme = _put(readme, begin, end, table)
-    return readme
+    readme = _put(readme, "results", results_table(report))
+    readme = _put(readme, "prompts", prompts_table(prompts))
+    return readme if video is None else _put(readme, "video", video_table(video))
 
 
 def read_reports() -> tuple[dict[str, Any], dict[str, Any]]:

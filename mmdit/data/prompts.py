@@ -44,6 +44,11 @@ class Entity:
     mask: Path | None = None
     images: tuple[Path, ...] = ()
 
+    @property
+    def noun(self) -> str:
+        """What it is: the last word of the phrase."""
+        return self.phrase.split()[-1]
+
 
 @dataclass(frozen=True)
 class CaptionedSample:

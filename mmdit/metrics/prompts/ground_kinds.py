@@ -64,10 +64,10 @@ class Ground(PromptKind):
 
     def _shown(self, sample: CaptionedSample, picture: Path) -> tuple[Shown, Path] | None:
         """What shows the ground of a sample, and another picture that has it."""
-        entities = [entity for entity in sample.entities if entity.images and entity.phrase.split()[-1] in _LEADS]
+        entities = [entity for entity in sample.entities if entity.images and entity.noun in _LEADS]
         if self.name == STYLE_WORD:
             return (entities[0].images[0], picture) if entities else None
-        own = next((entity for entity in entities if entity.phrase.split()[-1] == self.name), None)
+        own = next((entity for entity in entities if entity.noun == self.name), None)
         if own is None or not _has_room(own, cut := Cut(picture, own)):
             return None
         return cut, own.images[0]

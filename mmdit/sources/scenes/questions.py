@@ -23,19 +23,19 @@ def questions(sample: CaptionedSample) -> list[tuple[str, str]]:
     ("what colour is the torus?", "red"); ("what is left of the cone?", "red torus"). Nothing is asked about a category that is
     there twice.
     """
-    nouns = [_noun(entity) for entity in sample.entities]
-    single = [entity for entity in sample.entities if nouns.count(_noun(entity)) == 1]
+    nouns = [entity.noun for entity in sample.entities]
+    single = [entity for entity in sample.entities if nouns.count(entity.noun) == 1]
     found = []
     for entity in single:
         colours = [word for word in entity.phrase.split() if word in COLOURS]
         if len(colours) == 1:
-            found.append((f"what colour is the {_noun(entity)}?", colours[0]))
-    objects = [entity for entity in single if _noun(entity) not in GROUND]
+            found.append((f"what colour is the {entity.noun}?", colours[0]))
+    objects = [entity for entity in single if entity.noun not in GROUND]
     for one in objects:
         for other in objects:
             if one is not other and (relation := _relation(sample, one, other)) is not None:
-                found.append((f"what is {RELATION_WORDS[relation][0]} the {_noun(other)}?", one.phrase))
-                found.append((f"what is {RELATION_WORDS[OPPOSITE[relation]][0]} the {_noun(one)}?", other.phrase))
+                found.append((f"what is {RELATION_WORDS[relation][0]} the {other.noun}?", one.phrase))
+                found.append((f"what is {RELATION_WORDS[OPPOSITE[relation]][0]} the {one.noun}?", other.phrase))
     return list(dict.fromkeys(found))
 
 
@@ -44,10 +44,6 @@ def kind_of(question: str) -> str:
     if not question.startswith("what colour"):
         return "relation"
     return "ground_colour" if question.rstrip("?").split()[-1] in GROUND else "object_colour"
-
-
-def _noun(entity: Entity) -> str:
-    return entity.phrase.split()[-1]
 
 
 def _relation(sample: CaptionedSample, one: Entity, other: Entity) -> str | None:
