@@ -154,8 +154,9 @@ class PromptedLatents(Dataset):
             category, alone = NO_CATEGORY, False
         if alone:
             return {"category": category, **_NO_PROMPT}
-        drawn = draw_prompt(sample, self.draw, rng, has_picture=self._own_picture(sample) is not None)
-        subjects = [self._picture(sample, drawn.entities[place], rng) for place in drawn.shown]
+        own = self._own_picture(sample)
+        drawn = draw_prompt(sample, self.draw, rng, has_picture=own is not None)
+        subjects = [self._picture(own, drawn.entities[place], rng) for place in drawn.shown]
         masks = [self._seen(_mask_of(entity)) if self.draw.masks else None for entity in drawn.entities]
         if view == 1:
             drawn = replace(drawn, mentions=drawn.mentions.mirrored())
@@ -181,9 +182,8 @@ class PromptedLatents(Dataset):
         path = self._pictures.get(sample.id)
         return path if path is not None and os.path.isfile(path) else None
 
-    def _picture(self, sample: CaptionedSample, entity: Entity, rng: np.random.Generator) -> Image.Image:
+    def _picture(self, own: str | None, entity: Entity, rng: np.random.Generator) -> Image.Image:
         share = PICTURES[self.draw.pictures]
-        own = self._own_picture(sample)
         if own is not None and is_surface(entity):
             return crop(read_picture(own), entity)
         if entity.images and (own is None or share is None or rng.random() >= share):
@@ -270,7 +270,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 def is_surface(entity: Entity) -> bool:
     """Whether an entity is a floor or a wall, by its last word, whose place in the picture is known."""
-    return entity.mask is not None and entity.phrase.split()[-1:] in ([name] for name in BACKGROUND_CLASSES)
+    return entity.mask is not None and entity.noun in BACKGROUND_CLASSES
 
 
 def is_ground(entity: Entity, height: int, width: int) -> bool:
@@ -320,16 +320,10 @@ def _largest_square(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     height, width = (side // cell for side in mask.shape)
     blocks = mask[: height * cell, : width * cell].reshape(height, cell, width, cell)
     cells = np.asarray(blocks.all((1, 3)))
-    if cell > 1 and cells.any():
-        y, x, reach = _centre(cells)
-        top, left, side = (y - reach) * cell, (x - reach) * cell, (2 * reach + 1) * cell
-        return rgb[top : top + side, left : left + side]
-    y, x, reach = _centre(mask)
-    return rgb[y - reach : y + reach + 1, x - reach : x + reach + 1]
-
-
-def _centre(mask: np.ndarray) -> tuple[int, int, int]:
-    """Row and column of the middle of the largest square within a mask, and how far it reaches from there."""
-    radius = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]  # to the nearest pixel outside
-    y, x = np.unravel_index(int(radius.argmax()), mask.shape)
-    return int(y), int(x), int(radius[y, x]) - 1
+    if not cells.any():
+        cell, cells = 1, mask
+    radius = distance_transform_cdt(np.pad(cells, 1), metric="chessboard")[1:-1, 1:-1]  # to the nearest cell outside
+    y, x = np.unravel_index(int(radius.argmax()), cells.shape)
+    reach = int(radius[y, x]) - 1
+    top, left, side = (int(y) - reach) * cell, (int(x) - reach) * cell, (2 * reach + 1) * cell
+    return rgb[top : top + side, left : left + side]

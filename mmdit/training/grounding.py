@@ -41,12 +41,13 @@ class Grounded(NamedTuple):
 
 
 GROUNDED: dict[str, Grounded] = {
-    "subjects": Grounded("subject_masks"),  # those that a picture stands for (UNIMO-G's visual tokens)
-    "words": Grounded(
-        "mention_masks", _located
-    ),  # and all others that name something whose place in the picture is known
+    # Tokens that a picture stands for (UNIMO-G's visual tokens).
+    "subjects": Grounded("subject_masks"),
+    # And all others that name something whose place in the picture is known.
+    "words": Grounded("mention_masks", _located),
 }
-GROUND = "ground"  # of a batch: masks on the grid of tokens, which are known, the most of a sample, and numbers of tokens or none
+# Of a batch: masks on the grid of tokens, which are known, the most of a sample, and numbers of tokens or none.
+GROUND = "ground"
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_grounds_are_shown_by_squares_of_themselves_and_styles_by_other_pictures
     for sample in samples:
         own = read_picture(dataset._pictures[sample.id])
         for entity in sample.entities:
-            picture = np.asarray(dataset._picture(sample, entity, np.random.default_rng(0)))
+            picture = np.asarray(dataset._picture(dataset._pictures[sample.id], entity, np.random.default_rng(0)))
             kind = entity.phrase.split()[-1]
             from_others = any(np.array_equal(picture, read_picture(path)) for path in entity.images)
             assert from_others == (kind == "scene" or (pictures == "other" and kind not in ("floor", "wall")))
