@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdit.bounds import MAX_SEED, Batch, InferenceSteps, NonNegativeNumber, PositiveInt
+from mmdit.bounds import MAX_SEED, Batch, InferenceSteps, NonNegativeInt, NonNegativeNumber, PositiveInt
 from mmdit.cli.common.ablation_measuring import Measuring
 from mmdit.cli.common.ablation_plan import Plan, plan_all, with_context
 from mmdit.cli.common.ablation_results import SETTINGS, TABLE, AblationResults
@@ -19,6 +20,7 @@ from mmdit.errors import UserError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmdit.cli.common.ablation_table import Variant
     from mmdit.training.config import TrainingConfig
     from mmdit.training.measured_points import TrainingCost
     from mmdit.training.run import Run
@@ -40,6 +42,8 @@ def ablate(
     guidance_scale: NonNegativeNumber = 2.0,
     batch_size: Batch = 32,
     teacher: str | None = None,
+    num_prompts: NonNegativeInt = 0,
+    detector: str | None = None,
 ) -> None:
     """Train variants of a recipe on equal samples, and measure their learning curves.
 
@@ -64,6 +68,9 @@ def ablate(
         guidance_scale: On the category, in generation; 1 = no guidance.
         batch_size: Scenes at a time when measuring; the numbers do not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the bundled model's.
+        num_prompts: Prompts of each of four kinds that a network which takes prompts is measured on: one object, two, one
+            subject, two; 0 = none.
+        detector: Folder of the detector that judges prompts; by default a bundled one.
     """
     for option, path, what in (
         ("data", data, "give latents made by 'mmdit data encode'"),
@@ -83,7 +90,6 @@ def ablate(
     from mmdit.cli.ablation_figures import draw
     from mmdit.cli.common.charts import figure_class
     from mmdit.cli.common.model import quiet_libraries
-    from mmdit.metrics.learning_curves import curve_columns
     from mmdit.storage.lock import FolderLock
     from mmdit.storage.versions import versions
     from mmdit.training.signals import leaving_quietly
@@ -93,13 +99,20 @@ def ablate(
     length = samples or described.samples
     chosen = [name for name in described.variants if variants is None or name in variants]
     plans = plan_all(described, chosen, output, data, length)
-    measuring = Measuring(scenes, split, num_measured, num_inference_steps, guidance_scale, batch_size, teacher)
+    sampling = (num_inference_steps, guidance_scale, batch_size)
+    measuring = Measuring(scenes, split, num_measured, *sampling, teacher, num_prompts, detector)
     with leaving_quietly(), FolderLock(output, "mmdit ablate"):
         for name in chosen:  # what can't be trained is found out now, not after hours
             with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0]), measuring))
-        measuring.samples()
+        measuring.check()
         options = {name: each.options for name, each in plans.items()}
-        results = AblationResults(output, measuring.settings, options, described.variants, curve_columns(), versions())
+        results = AblationResults(
+            output, measuring.settings, options, described.variants, measuring.columns, versions()
+        )
+        for seed in chosen_seeds:
+            for name in chosen:
+                if described.variants[name].after not in chosen:
+                    Before.of(described.variants[name], seed, output, results)
         for seed in chosen_seeds:
             for name in chosen:
                 if not train_one(plans[name], seed, output, results, measuring):
@@ -117,17 +130,51 @@ def check_run(config: TrainingConfig, measuring: Measuring) -> None:
     measuring.network(module.network)
 
 
+@dataclass(frozen=True)
+class Before:
+    """What was spent on a run's model before the run.
+
+    Args:
+        pipeline: folder of the model that it begins with; None = what its options say.
+    """
+
+    pipeline: Path | None = None
+    samples: int = 0
+    processor_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, variant: Variant, seed: int, output: Path, results: AblationResults) -> Before:
+        """Raises UserError where the variant that this one comes after has no model of that seed."""
+        if variant.after is None:
+            return cls()
+        pipeline = run_folder(output, variant.after, seed) / "pipeline"
+        last = results.last(variant.after, seed)
+        if last is None or not pipeline.is_dir():
+            raise UserError(
+                f"variant {variant.name!r} comes after {variant.after!r}, which is not trained with seed {seed}: give --variants "
+                f"{variant.after} {variant.name}"
+            )
+        return cls(pipeline, last["samples"], last["processor_seconds"], last["wall_seconds"])
+
+
+def run_folder(output: Path, variant: str, seed: int) -> Path:
+    """Where a variant is trained with a seed."""
+    return output / RUNS / f"{variant}_s{seed}"
+
+
 def train_one(plan: Plan, seed: int, output: Path, results: AblationResults, measuring: Measuring) -> bool:
     """Train and measure one run, unless it is done. False: a signal stopped it, with a checkpoint."""
     from mmdit.cli.train import train_run
     from mmdit.training.measured_points import MeasuredPoints
 
-    variant, folder = plan.variant, output / RUNS / f"{plan.variant.name}_s{seed}"
+    variant, folder = plan.variant, run_folder(output, plan.variant.name, seed)
     # Checkpoints are left where it was stopped between its last point and its export.
     is_measured = all(results.has(variant.name, seed, step) for step in plan.steps)
     if is_measured and not (folder / "checkpoints").is_dir():
         note(f"{variant.name}, seed {seed}: is measured, and kept")
         return True
+    before = Before.of(variant, seed, output, results)
     note(f"{variant.name}, seed {seed}: {plan.config.trainer.max_steps} steps of {plan.samples_per_step} samples")
 
     def measure(run: Run, step: int, cost: TrainingCost, weights: Mapping[str, Tensor]) -> None:
@@ -145,15 +192,15 @@ def train_one(plan: Plan, seed: int, output: Path, results: AblationResults, mea
                 "seed": seed,
                 "step": step,
                 "max_steps": plan.config.trainer.max_steps,
-                "samples": step * plan.samples_per_step,
-                "processor_seconds": cost.processor_seconds,
-                "wall_seconds": cost.wall_seconds,
+                "samples": before.samples + step * plan.samples_per_step,
+                "processor_seconds": before.processor_seconds + cost.processor_seconds,
+                "wall_seconds": before.wall_seconds + cost.wall_seconds,
                 **{name: value for name, value in values.items() if variant.counts(name)},
             }
         )
 
     trained = train_run(
-        plan.of(seed),
+        plan.of(seed, before.pipeline),
         folder,
         "auto",
         lambda run: [MeasuredPoints(plan.steps, partial(measure, run))],

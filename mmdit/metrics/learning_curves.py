@@ -13,20 +13,34 @@ from typing import Any
 
 import numpy as np
 
+from mmdit.metrics.prompts.kinds import KINDS
 from mmdit.metrics.sweep import columns, higher_is_better
-from mmdit.metrics.tasks import TASKS
+from mmdit.metrics.tasks import PROMPTS, TASKS
 
+# Kinds of prompts that a learning curve is of, where the network takes prompts, with what of them is measured beside the kind's
+# own metrics. The columns are named as in a report.
+PROMPT_KINDS: dict[str, tuple[str, ...]] = {
+    "text.one": (),
+    "text.two": (),
+    "subject": ("copy_rate",),
+    "subjects.two": (),
+}
 SAMPLES, PROCESSOR_SECONDS, WALL_SECONDS = "samples", "processor_seconds", "wall_seconds"
 
 
 def curve_columns() -> list[str]:
-    """Names of all measures of a point: <task>_<column of a sweep>."""
+    """Names of all measures of a point: <task>_<column of a sweep>, and prompts.<kind>.<metric>."""
     costs = {"network_evaluations", "seconds_per_image"}
-    return [f"{task}_{column}" for task in TASKS for column in columns() if column not in costs]
+    maps = [f"{task}_{column}" for task in TASKS for column in columns() if column not in costs]
+    prompts = ((kind, metric) for kind, more in PROMPT_KINDS.items() for metric in (*KINDS[kind].metrics, *more))
+    return [*maps, *(f"{PROMPTS}.{kind}.{metric}" for kind, metric in prompts)]
 
 
 def more_is_better(column: str) -> bool:
     """Whether more is better in a column of ``curve_columns``."""
+    if column.startswith(f"{PROMPTS}."):
+        kind, metric = column.removeprefix(f"{PROMPTS}.").rsplit(".", 1)
+        return metric in KINDS[kind].higher_is_better
     return higher_is_better(column.split("_", 1)[1])
 
 

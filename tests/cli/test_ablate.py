@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import shutil
 import signal
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 from mmdit.cli.common.ablation_results import TIMES, read_rows
 from mmdit.cli.common.ablation_table import Variant
 from mmdit.cli.demo import EXAMPLES
+from mmdit.cli.evaluate import flatten
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.storage.json_object import read_object
+from mmdit.storage.yaml_text import read_yaml
 
 BASE = """
 recipe: transformer
@@ -40,6 +43,19 @@ variants:
   muon: {title: the recipe}
   adamw: {title: AdamW, share: 0.5, options: {optimizer.name: adamw}, measures: [understanding, generation_frechet]}
 """
+PROMPTED = """
+base: base.yaml
+samples: 16
+points: 1
+options:
+  model.block: cross
+  model.conditioner: tiue
+  prompts.path: {scenes}
+  prompts.text_encoder: {clip}
+variants:
+  text: {{title: text alone, share: 0.5, options: {{prompts.plain_share: 1.0}}, measures: [prompts.text]}}
+  subjects: {{title: then subjects, share: 0.5, after: text, measures: [prompts]}}
+"""
 WEIGHTS = "pipeline/transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -52,6 +68,18 @@ def latents(tiny_pipeline_dir, tmp_path_factory):
         EXAMPLES, folder, vae.eval(), modalities_from_dataset(read_dataset_info(EXAMPLES)), say=lambda text: None
     )
     return folder
+
+
+@pytest.fixture
+def prompted(tmp_path, tiny_pipeline_dir, prompt_scenes, clip_folder):
+    """A table of two stages, on captions and pictures; it is measured where it is trained."""
+    vae = AutoencoderKL.from_pretrained(tiny_pipeline_dir / "vae")
+    modalities = modalities_from_dataset(read_dataset_info(prompt_scenes))
+    encode_dataset(prompt_scenes, tmp_path / "latents", vae.eval(), modalities, say=lambda text: None)
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "table.yaml").write_text(PROMPTED.format(scenes=prompt_scenes, clip=clip_folder))
+    return ("ablate", "--table", "table.yaml", "--data", "latents", "--scenes", prompt_scenes, "--num_measured", 2,
+            "--num_inference_steps", 2, "--output", "out", "--num_prompts", 3)  # fmt: skip
 
 
 @pytest.fixture
@@ -164,9 +192,66 @@ def test_stopped_between_the_last_point_and_the_export(mmdit, command, tmp_path)
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_two_stages_on_prompts(mmdit, prompted, prompt_scenes, tmp_path):
+    """The second begins with what the first has learned, and its samples and times are those of both."""
+    result = mmdit(*prompted)
+    assert result.code == 0, result.err
+    first, second = read_rows(tmp_path / "out/ablation.csv")
+    assert [(row["variant"], row["step"], row["samples"]) for row in (first, second)] == [
+        ("text", 2, 8),
+        ("subjects", 2, 16),
+    ]
+    assert all(0 < first[name] < second[name] for name in TIMES)
+    runs = tmp_path / "out/runs"
+    pretrained = read_yaml(runs / "subjects_s0/config.yaml")["model"]["pretrained"]
+    assert (tmp_path / pretrained).samefile(runs / "text_s0/pipeline")
+    measured = {name for name in second if name.startswith("prompts.")}
+    assert {name for name in first if name.startswith("prompts.")} == {
+        name for name in measured if name.startswith("prompts.text.")
+    }
+    assert {"prompts.subject.copy_rate", "prompts.subjects.two.all"} < measured
+    assert not [name for name in second if name.startswith("understanding")]
+    report = (tmp_path / "out/ablation.md").read_text()
+    assert "| then subjects | 1 | 16 |" in report
+    assert "AbsRel" not in report
+
+    again = mmdit("evaluate", "--model", runs / "subjects_s0/pipeline", "--data", prompt_scenes, "--num_samples", 2,
+                  "--num_inference_steps", 2, "--num_prompts", 3, "--output", "report.json")  # fmt: skip
+    assert again.code == 0, again.err
+    found = flatten({"prompts": read_object(tmp_path / "report.json")["prompts"]})
+    for name in measured:
+        assert second[name] == pytest.approx(math.nan if found[name] is None else found[name], rel=1e-4, nan_ok=True), (
+            name
+        )
+
+    shutil.rmtree(runs / "text_s0")
+    result = mmdit(*prompted, "--variants", "subjects", "--seeds", 1)
+    assert result.code == 2
+    assert (
+        "variant 'subjects' comes after 'text', which is not trained with seed 1: give --variants text subjects"
+        in result.error
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--scenes", EXAMPLES, "--num_prompts is 3, but the split 'test' of"),
+        ("--detector", "nowhere", "nowhere"),
+    ],
+)
+def test_prompts_that_cannot_be_measured(mmdit, prompted, tmp_path, option, value, expected):
+    result = mmdit(*prompted, option, value)
+    assert result.code == 2
+    assert expected in result.error
+    assert not (tmp_path / "out/runs").exists()
+
+
 def test_a_measure_may_be_named_by_its_beginning():
     assert Variant("a", "A", 1.0, {}, ("under",)).tasks == ["understanding"]
-    assert Variant("a", "A", 1.0, {}).tasks == ["understanding", "conditioning", "generation"]
+    assert Variant("a", "A", 1.0, {}).tasks == ["understanding", "conditioning", "generation", "prompts"]
+    assert Variant("a", "A", 1.0, {}, ("prompts.text",)).tasks == ["prompts"]
 
 
 VARIANTS = TABLE.partition("variants:")[2]
@@ -193,6 +278,8 @@ VARIANTS = TABLE.partition("variants:")[2]
         (TABLE.replace("measures", "mesures"), "unknown key 'mesures': did you mean 'measures'"),
         (TABLE.replace("generation_frechet", "generation_fid"), "unknown measure 'generation_fid'"),
         (TABLE.replace("adamw: {", "../adamw: {"), "its name is that of a folder"),
+        (TABLE.replace("share: 0.5", "after: adamw"), "after is 'adamw': give a variant above it, of ['muon']"),
+        (TABLE.replace("share: 0.5", "after: [muon]"), "give a variant's name"),
         (TABLE.replace("base.yaml", "nowhere.yaml"), "base is 'nowhere.yaml'"),
         (TABLE.replace("samples: 32", "samples: many"), "samples is 'many': give a whole number"),
         ("- 3\n", "give keys with values, of base, samples"),

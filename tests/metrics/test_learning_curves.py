@@ -101,3 +101,10 @@ def test_runs_are_told_apart_and_sorted():
     ]
     assert isinstance(found[0], Curve)
     assert [point["samples"] for point in found[1].points] == [1000, 2000]
+
+
+def test_which_way_prompts_are_better():
+    better_high = {name for name in curve_columns() if name.startswith("prompts.") and more_is_better(name)}
+    assert {name.rsplit(".", 1)[1] for name in better_high} == {"category", "colour", "present", "relation", "all"}
+    assert not more_is_better("prompts.subject.copy_rate")
+    assert not more_is_better("prompts.subjects.two.fused")

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdit.cli.common.model import BUNDLED_MODEL
+from mmdit.errors import UserError
 
 if TYPE_CHECKING:
+    from mmdit.metrics.prompts.cases import PromptedSplit
+    from mmdit.metrics.prompts.instrument import Instrument
     from mmdit.metrics.samples import EvaluationSamples
 
 SEED = 0  # of the choice of scenes and of all noise
@@ -26,6 +29,8 @@ class Measuring:
         guidance_scale: float,
         batch_size: int,
         teacher: str | None,
+        num_prompts: int,
+        detector: str | None,
     ) -> None:
         from mmdit.pipelines.loading import bundled_models
 
@@ -33,7 +38,7 @@ class Measuring:
         self.teacher = str(bundled) if teacher is None and bundled.is_dir() else teacher
         self.scenes, self.split, self.num_measured = scenes, split, num_measured
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        self.batch_size = batch_size
+        self.batch_size, self.num_prompts, self.detector = batch_size, num_prompts, detector
         self._networks: dict[Any, Any] = {}  # of features, by a model's grid of tokens
         self.settings = {
             "scenes": str(scenes),
@@ -43,10 +48,20 @@ class Measuring:
             "guidance_scale": guidance_scale,
             "teacher": teacher or BUNDLED_MODEL,
             "seed": SEED,
+            # Not in the record of an ablation without prompts, which may be older than they are.
+            **({"num_prompts": num_prompts, "detector": detector} if num_prompts else {}),
         }
 
-    def samples(self, modalities: Any = None, size: Any = 64) -> EvaluationSamples:
-        """The held-out scenes as a model takes them. Raises UserError for a dataset that can't be read."""
+    @property
+    def columns(self) -> list[str]:
+        """Names of what is measured."""
+        from mmdit.metrics.learning_curves import curve_columns
+        from mmdit.metrics.tasks import PROMPTS
+
+        return [name for name in curve_columns() if self.num_prompts or not name.startswith(f"{PROMPTS}.")]
+
+    def samples(self, modalities: Any = None, size: Any = 64, *, whole: bool = False) -> EvaluationSamples:
+        """The held-out scenes as a model takes them, or the whole split. Raises UserError for a dataset that can't be read."""
         from mmdit.metrics.samples import EvaluationSamples
         from mmdit.modalities import MODALITIES
 
@@ -55,7 +70,7 @@ class Measuring:
             self.split,
             MODALITIES if modalities is None else modalities,
             size,
-            num_samples=self.num_measured,
+            num_samples=None if whole else self.num_measured,
             seed=SEED,
         )
 
@@ -70,12 +85,55 @@ class Measuring:
             self._networks[height, width] = load_teacher(self.teacher, (height, width))
         return self._networks[height, width]
 
+    def check(self) -> None:
+        """Read what networks are measured on. Raises UserError for a dataset that can't be, or without what prompts need."""
+        self.samples()
+        if self.num_prompts:
+            self._prompts(None)
+
+    def _prompts(self, pipe: Any | None) -> tuple[PromptedSplit, Instrument]:
+        """Captions and true pictures of the whole split, as a model takes them, and what judges."""
+        from mmdit.metrics.prompts.cases import PromptedSplit
+        from mmdit.metrics.prompts.instrument import find_instrument
+
+        whole = self.samples(*(() if pipe is None else (pipe.modalities, pipe.native_shape)), whole=True)
+        split = PromptedSplit(whole, self.split)
+        asked = f"--num_prompts is {self.num_prompts}, but"
+        if not split:
+            raise UserError(f"{asked} the split {self.split!r} of {self.scenes} has no prompts.jsonl: leave it out")
+        instrument = find_instrument(pipe, split.categories, self.detector)
+        if instrument is None:
+            raise UserError(f"{asked} no detector knows the categories of {self.scenes}: name one with --detector")
+        return split, instrument
+
+    def _measure_prompts(self, pipe: Any) -> dict[str, float]:
+        from mmdit.metrics.learning_curves import PROMPT_KINDS
+        from mmdit.metrics.prompts.evaluation import PromptEvaluation, takes_prompts
+        from mmdit.metrics.prompts.kinds import KINDS
+        from mmdit.metrics.tasks import PROMPTS, TaskRunner
+
+        if not takes_prompts(pipe):
+            return {}
+        evaluation = PromptEvaluation(
+            TaskRunner(pipe, self.num_inference_steps, guidance_scale=self.guidance_scale, seed=SEED),
+            *self._prompts(pipe),
+            count=self.num_prompts,
+            batch_size=self.batch_size,
+            kinds={kind: KINDS[kind] for kind in PROMPT_KINDS},
+            progress=False,
+        )
+        return {
+            f"{PROMPTS}.{kind}.{metric}": mean.mean
+            for kind, table in evaluation.made().items()
+            for metric, mean in table.means.items()
+        }
+
     def measure(self, folder: Path, tasks: Sequence[str], device: Any) -> dict[str, float]:
         """All measures of a pipeline folder, by column of a learning curve."""
         from mmdit.flow.schedulers import make_scheduler, shift_of
-        from mmdit.metrics.learning_curves import curve_columns
         from mmdit.metrics.report import depth_range
         from mmdit.metrics.sweep import Row, StepSweep
+        from mmdit.metrics.tasks import PROMPTS
         from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
         pipe = MultimodalDiTPipeline.from_pretrained(folder).to(device)
@@ -93,9 +151,11 @@ class Measuring:
             span=depth_range(samples.info.depth_scale),
         )
         values: dict[str, float] = {}
-        for task in tasks:
+        for task in (task for task in tasks if task != PROMPTS):
             steps = 1 if task == "understanding" else self.num_inference_steps
             measured = sweep.measure(Row(steps, task, "euler"), make_scheduler("euler", shift_of(pipe.scheduler)))
             values |= {f"{task}_{name}": float(value) for name, value in measured.items()}
-        known = set(curve_columns())
+        if self.num_prompts and PROMPTS in tasks:
+            values |= self._measure_prompts(pipe)
+        known = set(self.columns)
         return {name: value for name, value in values.items() if name in known}

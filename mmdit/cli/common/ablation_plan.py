@@ -26,9 +26,10 @@ class Plan:
     steps: tuple[int, ...]
     options: Mapping[str, Any]
 
-    def of(self, seed: int) -> TrainingConfig:
-        """The configuration of one run."""
-        return replace(self.config, seed=seed)
+    def of(self, seed: int, pretrained: Path | None = None) -> TrainingConfig:
+        """The configuration of one run; ``pretrained``: the model that it begins with, None = what the options say."""
+        model = self.config.model if pretrained is None else replace(self.config.model, pretrained=str(pretrained))
+        return replace(self.config, seed=seed, model=model)
 
     @property
     def samples_per_step(self) -> int:
@@ -77,7 +78,8 @@ def _plan(table: AblationTable, variant: Variant, config: TrainingConfig, sample
         )
     config = replace(config, trainer=replace(config.trainer, max_steps=max_steps))
     steps = sorted({max(1, round(max_steps * point / table.points)) for point in range(1, table.points + 1)})
-    return Plan(variant, config, tuple(steps), changed_options(config))
+    after = {} if variant.after is None else {"after": variant.after}
+    return Plan(variant, config, tuple(steps), changed_options(config) | after)
 
 
 def with_context(table: AblationTable, name: str, action: Callable[[], T]) -> T:

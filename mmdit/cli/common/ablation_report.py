@@ -34,6 +34,15 @@ MEASURES = (
     Measure("conditioning_depth_abs_rel", "depth → RGB → depth", "{:.4f}"),
     FRECHET,
     Measure("generation_category_accuracy", "category", "{:.2f}"),
+    Measure("prompts.text.one.category", "one object", "{:.2f}"),
+    Measure("prompts.text.one.colour", "its colour", "{:.2f}"),
+    Measure("prompts.text.two.present", "two objects present", "{:.2f}"),
+    Measure("prompts.text.two.all", "all of them right", "{:.2f}"),
+    Measure("prompts.subject.category", "subject's category", "{:.2f}"),
+    Measure("prompts.subject.distance", "its distance", "{:.3f}"),
+    Measure("prompts.subject.copy_rate", "copied", "{:.2f}"),
+    Measure("prompts.subjects.two.present", "two subjects present", "{:.2f}"),
+    Measure("prompts.subjects.two.all", "all of it right", "{:.2f}"),
 )
 UNITS = {SAMPLES: "samples", "processor_seconds": "processor seconds", "wall_seconds": "seconds"}
 MISSING = "–"
@@ -61,8 +70,11 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
         _table(finished, time, lambda curve, column: curve.at(column, fewest)),
         f"What they have learned after {_count(least)} {UNITS[time]}:",
         _table(finished, time, lambda curve, column: curve.at(column, least, time)),
-        f"What it takes to {GOAL.head} {goal:g}:",
-        _goal_table(finished, goal, time),
+        *(
+            [f"What it takes to {GOAL.head} {goal:g}:", _goal_table(finished, goal, time)]
+            if any(GOAL.name in point for curve in finished for point in curve.points)
+            else []
+        ),
         "Values between two points of a learning curve are interpolated over the logarithm. Before the end of a run its learning "
         "rate has not decayed, so only what stands at a run's end is what that recipe reaches in so many samples.",
     ]
@@ -70,6 +82,7 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
 
 
 def _table(curves: Sequence[Curve], time: str, value: Callable[[Curve, str], float]) -> str:
+    """One line per variant that has a value."""
     shown = [measure for measure in MEASURES if any(measure.name in point for c in curves for point in c.points)]
     lines = [
         f"| variant | seeds | samples in all | {UNITS[time]} in all | {' | '.join(measure.head for measure in shown)} |",
@@ -82,6 +95,8 @@ def _table(curves: Sequence[Curve], time: str, value: Callable[[Curve, str], flo
             _spread(Spread.of([value(curve, measure.name) for curve in runs]), measure.form, len(runs))
             for measure in shown
         ]
+        if set(cells) == {MISSING}:
+            continue
         head = [runs[0].title, str(len(runs)), _count(samples.mean), _count(seconds.mean)]
         lines.append(f"| {' | '.join([*head, *cells])} |")
     return "\n".join(lines)

@@ -71,6 +71,11 @@ class AblationResults:
         """Whether a point is there."""
         return any((row["variant"], row["seed"], row["step"]) == (variant, seed, step) for row in self.rows)
 
+    def last(self, variant: str, seed: int) -> Mapping[str, Any] | None:
+        """The last point of a run that is finished, else None."""
+        found = [row for row in self.rows if (row["variant"], row["seed"]) == (variant, seed)]
+        return next((row for row in found if row["step"] == row["max_steps"]), None)
+
     def add(self, row: Mapping[str, Any]) -> None:
         """Insert a point and write the table."""
         self.rows.append(dict(row))

@@ -14,7 +14,7 @@ from mmdit.storage.names import safe_name
 from mmdit.storage.yaml_text import read_yaml
 
 TABLE_KEYS = ("base", "samples", "points", "options", "variants")
-VARIANT_KEYS = ("title", "share", "options", "measures")
+VARIANT_KEYS = ("title", "share", "after", "options", "measures")
 # What the command says of each run.
 OWN_OPTIONS = ("output", "resume", "config", "seed", "data.path", "trainer.max_steps")
 MAX_SAMPLES, MAX_POINTS = 10**12, 1000
@@ -29,6 +29,7 @@ class Variant:
         title: what people read.
         share: of the samples of a run that it is trained on.
         options: dotted options of ``mmdit train`` -> value, over the base's.
+        after: the variant whose trained model this one begins with, its samples and times counted; None = what the options say.
         measures: beginnings of the names of the measures that count; none = all.
     """
 
@@ -37,15 +38,18 @@ class Variant:
     share: float
     options: Mapping[str, Any]
     measures: tuple[str, ...] = ()
+    after: str | None = None
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that the measures are of."""
+        """The tasks that the measures are of, prompts among them."""
         from mmdit.metrics.learning_curves import curve_columns
-        from mmdit.metrics.tasks import TASKS
+        from mmdit.metrics.tasks import PROMPTS, TASKS
 
         counted = [column for column in curve_columns() if self.counts(column)]
-        return [task for task in TASKS if any(column.startswith(f"{task}_") for column in counted)]
+        return [
+            task for task in (*TASKS, PROMPTS) if any(column.startswith((f"{task}_", f"{task}.")) for column in counted)
+        ]
 
     def counts(self, column: str) -> bool:
         """Whether a measure says something about this variant."""
@@ -89,6 +93,11 @@ def read_table(path: Path) -> AblationTable:
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: has no variants: give at least one, a name with its title and options")
     variants = {str(name): _variant(str(name), value, common, path) for name, value in found.items()}
+    for number, (name, variant) in enumerate(variants.items()):
+        if variant.after is not None and variant.after not in (before := list(variants)[:number]):
+            raise UserError(
+                f"{path}: variant {name!r}: after is {quoted(variant.after)}: give a variant above it, of {before}"
+            )
     titles = [variant.title for variant in variants.values()]
     if twice := [title for title in titles if titles.count(title) > 1]:
         raise UserError(f"{path}: two variants have the title {twice[0]!r}: give each its own")
@@ -114,8 +123,11 @@ def _variant(name: str, value: Any, common: Mapping[str, Any], path: Path) -> Va
     for each in measures:
         if not any(column.startswith(each) for column in curve_columns()):
             raise UserError(f"{where}: {unknown_name('measure', each, curve_columns())}")
+    after = entry.get("after")
+    if after is not None and not isinstance(after, str):
+        raise UserError(f"{where}: after is {quoted(after)}: give a variant's name")
     options = {**common, **_options(entry.get("options"), f"{where}: options")}
-    return Variant(name, title, float(share), options, tuple(measures))
+    return Variant(name, title, float(share), options, tuple(measures), after)
 
 
 def _section(value: Any, where: str, keys: tuple[str, ...]) -> Mapping[str, Any]:

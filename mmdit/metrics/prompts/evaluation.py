@@ -3,7 +3,7 @@ what is wrong, and what is merely copied."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdit.errors import UserError
@@ -71,6 +71,19 @@ class PromptEvaluation:
         """Return what belongs under "prompts", and under "controls": control -> kind -> metric -> value."""
         prompts: dict[str, Any] = {}
         controls: dict[str, Any] = {}
+        for name, kind, cases in self._asked():
+            for control, table in KindEvaluation(self.setup, name, kind, cases).run().items():
+                place(controls if control else prompts, f"{control}.{name}" if control else name, table.compute())
+        if (rows := self.sweep_fusing()) is not None:
+            prompts["fusing"] = rows
+        return prompts, controls
+
+    def made(self) -> dict[str, ScoreTable]:
+        """Kind -> the model alone, without controls."""
+        return {name: KindEvaluation(self.setup, name, kind, cases).made() for name, kind, cases in self._asked()}
+
+    def _asked(self) -> Iterator[tuple[str, PromptKind, list[PromptCase]]]:
+        """The kinds that can be measured, with their prompts; ``notes`` says why others are not."""
         for name, kind in self.kinds.items():
             if (reason := self._lacks(kind)) is not None:
                 self.notes.append(f"prompts.{name} is not measured: {reason}")
@@ -84,11 +97,7 @@ class PromptEvaluation:
             if not cases:
                 self.notes.append(f"prompts.{name} is not measured: the split's captions ask for no such thing")
                 continue
-            for control, table in KindEvaluation(self.setup, name, kind, cases).run().items():
-                place(controls if control else prompts, f"{control}.{name}" if control else name, table.compute())
-        if (rows := self.sweep_fusing()) is not None:
-            prompts["fusing"] = rows
-        return prompts, controls
+            yield name, kind, cases
 
     def _cases(self, kind: PromptKind, refused: list[str]) -> list[PromptCase]:
         """The prompts of a kind; what is wrong with those that the model's encoder can't read is added to ``refused``."""

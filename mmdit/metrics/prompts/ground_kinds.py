@@ -36,6 +36,7 @@ class Ground(PromptKind):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("category", "colour", "distance")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset({"category", "colour"})
     of_sample = ("category", "colour")
 
     def __init__(self, name: str) -> None:

@@ -196,10 +196,13 @@ def _resized(picture: Array, size: int) -> Array:
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BOX))
 
 
-def find_instrument(pipe: Any, categories: Sequence[str], name_or_folder: str | None = None) -> Instrument | None:
+def find_instrument(
+    pipe: Any | None, categories: Sequence[str], name_or_folder: str | None = None
+) -> Instrument | None:
     """Load the instrument for a model and a dataset's categories.
 
     Args:
+        pipe: the model; None = any, so that none has a detector of its own.
         name_or_folder: a folder that recipe "detector" exported; None = the folder ``detector`` in the model's own folder, or a
             bundled one that knows all of the categories.
 
@@ -215,7 +218,7 @@ def find_instrument(pipe: Any, categories: Sequence[str], name_or_folder: str | 
             known = ", ".join(instrument.categories)
             raise UserError(f"{name_or_folder}: this detector does not know {lacking[0]!r}: it knows {known}")
         return instrument
-    source = getattr(pipe.config, "_name_or_path", None) or pipe.name_or_path
+    source = None if pipe is None else getattr(pipe.config, "_name_or_path", None) or pipe.name_or_path
     own = resolve_model(source) if source else None
     for folder in (*([own] if isinstance(own, Path) else []), *bundled_models().values()):
         if (folder / INSTRUMENT_FOLDER / CONFIG_NAME).is_file():

@@ -39,12 +39,13 @@ def any_case(case: PromptCase) -> bool:
 class PromptKind(ABC):
     """One kind of prompt.
 
-    metrics: names of what ``score`` measures; given: the kind of map given beside the prompt.
+    metrics: names of what ``score`` measures; higher_is_better: of these; given: the kind of map given beside the prompt.
     of_sample: those metrics for which the case's own sample is the real picture, and not the other picture of the subject.
     noise: the kind whose noise this one is drawn with, because it asks for the same in another way; "" = its own.
     """
 
     metrics: ClassVar[tuple[str, ...]]
+    higher_is_better: ClassVar[frozenset[str]]
     given: ClassVar[str | None] = None
     of_sample: ClassVar[tuple[str, ...]] = ()
     noise: ClassVar[str] = ""

@@ -32,6 +32,7 @@ class OneSubject(PromptKind):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("category", "colour", "distance")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset({"category", "colour"})
 
     def __init__(self, named: bool) -> None:
         self.named = named
@@ -186,6 +187,7 @@ class Contradiction(OneSubject):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("text", "subject", "distance")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset({"text", "subject"})
 
     def __init__(self) -> None:
         super().__init__(named=True)

@@ -43,6 +43,7 @@ class OneObject(PromptKind):
     """A caption of one object and its colour. The largest object of the picture is judged, whatever it is."""
 
     metrics: ClassVar[tuple[str, ...]] = ("category", "colour")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset(metrics)
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
@@ -59,6 +60,7 @@ class TwoObjects(PromptKind):
     """A caption of two objects of different categories, their colours, and how they stand."""
 
     metrics: ClassVar[tuple[str, ...]] = ("present", "colour", "relation", "all")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset(metrics)
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
@@ -80,6 +82,7 @@ class Geometry(OneObject):
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("colour", "object_iou")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset(metrics)
     given = "depth"
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
