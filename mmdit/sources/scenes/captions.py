@@ -24,6 +24,7 @@ LARGE_WORDS = ("large", "large", "big")
 SIDES = ("left", "right")
 TEXTURE_WORDS = {"checker": "checkered", "stripes": "striped", "noise": "speckled"}
 GLOSS_WORD, SHINY = "shiny", 0.3
+STYLE_SHARE = 0.25  # of the captions of a pair; in 0.08 of them, a hundredth of all, styles were not learned
 # What words may stand for besides objects: floor and wall, and both together in another picture.
 FLOOR, WALL, STYLE = GROUND = (*BACKGROUND_CLASSES, STYLE_WORD)
 LEADS = ("", "", "", "a picture of ", "a photo of ", "a rendering of ")
@@ -124,7 +125,7 @@ def _pair(layout: Layout, rng: np.random.Generator) -> Caption:
 
 def _background(writer: _Writer, layout: Layout, rng: np.random.Generator) -> _Writer:
     draw = rng.random()
-    if layout.relation and layout.subjects and draw > 0.92:  # another picture has the same floor and wall
+    if layout.relation and layout.subjects and draw > 1 - STYLE_SHARE:  # another picture has the same floor and wall
         return writer.add(" in the style of the ").place(STYLE, ground_phrase(layout, STYLE))
     for name, lead, said in ((FLOOR, " on ", draw < 0.25), (WALL, " against ", draw < 0.12 or 0.25 <= draw < 0.35)):
         if said:

@@ -10,7 +10,7 @@ import pytest
 from mmdit.colours import COLOUR_NAMES
 from mmdit.names import RELATION_WORDS
 from mmdit.prompt import Prompt, Span
-from mmdit.sources.scenes.captions import JOINED_WORDS, captions, phrase
+from mmdit.sources.scenes.captions import JOINED_WORDS, STYLE, captions, phrase
 from mmdit.sources.scenes.layout import CATEGORY_NAMES, sample_layout
 from mmdit.sources.scenes.subjects import OPPOSITE, sample_subject_layout
 
@@ -52,6 +52,16 @@ def test_what_is_said_is_there_and_nothing_else(described):
             objects = caption.text.split(" on a")[0].split(" against a")[0] if not layout.relation else ""
             for colour in re.findall(rf"\b({'|'.join(COLOUR_NAMES)})\b", objects):
                 assert colour in {phrase(placed).split()[0] for placed in layout.objects}
+
+
+def test_style_is_asked_for_often_enough_to_be_learned(described):
+    """In one of four captions of a pair, of which another picture has the same floor and wall; in no other."""
+    asked = {
+        pair: [STYLE in caption.ground for layout, drawn in described if bool(layout.relation) == pair for caption in drawn]
+        for pair in (True, False)
+    }
+    assert np.mean(asked[True]) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / len(asked[True])) ** 0.5)
+    assert not any(asked[False])
 
 
 def test_relation_is_told_from_either_side(described):
