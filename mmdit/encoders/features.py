@@ -51,7 +51,6 @@ class FeatureTeacher(nn.Module):
     mean: Tensor
     std: Tensor
 
-    @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """RGB (B, 3, H, W) in [-1, 1] -> patch tokens (B, T, D) in row-major order, no class or register tokens."""
         parameter = next(self.model.parameters())
@@ -59,6 +58,13 @@ class FeatureTeacher(nn.Module):
         images = F.interpolate(images, self.image_size, mode="bicubic", antialias=True).clamp(0, 1)
         images = ((images - self.mean) / self.std).to(parameter.dtype)
         return self.model.forward_features(images)[:, self.model.num_prefix_tokens :]
+
+
+def pooled(network: nn.Module, images: Tensor) -> Tensor:
+    """One feature vector per RGB image (B, 3, H, W) in [-1, 1], (B, D): the network's own pooling, or the mean over tokens."""
+    if hasattr(network, "pooled"):
+        return network.pooled(images)  # type: ignore[operator]
+    return network.features(images).mean(dim=1)  # type: ignore[operator]
 
 
 def load_teacher(name_or_folder: str, grid: tuple[int, int]) -> FeatureTeacher | SceneTeacher:

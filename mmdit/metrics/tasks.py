@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.features import pooled
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.maps import others, sample_generators, unstack
 from mmdit.metrics.samples import GroundTruth
@@ -171,10 +172,8 @@ def reconstruct(pipe: MultimodalDiTPipeline, images: Mapping[str, Tensor]) -> Ma
 
 @torch.no_grad()
 def pooled_features(network: Any, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """One feature vector per uint8 image (H, W, 3), float32 (B, D): the network's own pooling, or the mean over tokens."""
-    batch = to_tensor(images).to(device)
-    pooled = network.pooled(batch) if hasattr(network, "pooled") else network.features(batch).mean(dim=1)
-    return pooled.float()
+    """One feature vector per uint8 image (H, W, 3), float32 (B, D), ``mmdit.encoders.features.pooled``."""
+    return pooled(network, to_tensor(images).to(device)).float()
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:

@@ -41,6 +41,7 @@ __all__ = [
     "DataConfig",
     "DetectorConfig",
     "EMAConfig",
+    "FrechetConfig",
     "LoRAConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -294,6 +295,29 @@ class RoutingConfig:
 
 
 @dataclass
+class FrechetConfig:
+    """Post-training on the Fréchet distance of features of RGB (FD-loss, arXiv 2604.28190), beside the objective.
+
+    Judge such a model by another network's features, ``mmdit sweep --teacher``: in these it is better than it looks.
+
+    Args:
+        weight: of the distance's logarithm in the loss.
+        teacher: the feature network: a folder or timm name; null = the folder teacher of model.pretrained.
+        share: of a batch that is sampled in each step, at most; of samples of which everything is generated.
+        num_inference_steps: in which they are sampled; gradients go through all of them.
+        decay: what stays in a step of the moments of what was sampled.
+        num_samples: of the training set, for the reference; and that must have been sampled before the loss counts.
+    """
+
+    weight: NonNegativeNumber = 1.0
+    teacher: str | None = None
+    share: ClosedUnitInterval = 0.25
+    num_inference_steps: InferenceSteps = 1
+    decay: ClosedUnitInterval = 0.99
+    num_samples: Width = 2048
+
+
+@dataclass
 class TrainerConfig:
     """How long and on what.
 
@@ -387,6 +411,7 @@ class TrainingConfig:
         prompts: captions and subjects, for conditioners that read them; null = none.
         lora: train low-rank updates of model.pretrained in place of a model; null = off.
         routing: tokens that skip blocks in training; null = none.
+        frechet: a loss on the features of samples, for post-training; null = off.
     """
 
     recipe: str = "transformer"
@@ -408,3 +433,4 @@ class TrainingConfig:
     prompts: PromptsConfig | None = None
     lora: LoRAConfig | None = None
     routing: RoutingConfig | None = None
+    frechet: FrechetConfig | None = None

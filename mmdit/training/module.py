@@ -20,6 +20,7 @@ from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
+from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions
@@ -139,6 +140,7 @@ class TransformerModule(SteppedModule):
         attention: the loss between attention to the prompt and where things are.
         routing: of tokens past blocks, in training; None = none.
         internal_weight: weight of the objective's loss on the middle head of a network that has one.
+        frechet: the loss on the features of samples, in training; None = off.
     """
 
     network: MultimodalDiT
@@ -157,12 +159,13 @@ class TransformerModule(SteppedModule):
         attention: AttentionLoss = NO_ATTENTION_LOSS,
         internal_weight: float = 0.5,
         routing: TokenRouting | None = None,
+        frechet: FrechetLoss | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.frozen = objective, frozen
         self.alignment, self.attention = alignment, attention
         self.hide_prompt_beside, self.internal_weight = hide_prompt_beside, internal_weight
-        self.routing = routing
+        self.routing, self.frechet = routing, frechet
 
     @property
     def codec(self) -> LatentCodec:
@@ -223,7 +226,20 @@ class TransformerModule(SteppedModule):
                 mean_over_processes=self._mean_over_processes,
             )
             losses["loss"] = losses["loss"] + self.attention.weight * losses["attention"]
+        if self.frechet is not None and self.training:
+            sampled = self.frechet(self.network.__call__, conditioning, draw, self._mean_over_processes)
+            losses["loss"], losses["frechet"] = losses["loss"] + sampled[0], sampled[1]
         return losses
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.frechet is not None:
+            checkpoint["frechet"] = self.frechet.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.frechet is not None:
+            self.frechet.load(checkpoint["frechet"], self.device)
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""

@@ -31,6 +31,7 @@ from mmdit.training.alignment import AlignmentLoss
 from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
+from mmdit.training.frechet import frechet_loss
 from mmdit.training.frozen import FrozenNetworks
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
@@ -228,6 +229,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         attention=attention,
         routing=token_routing(config, network, attention.blocks),
         internal_weight=config.objective.internal_guidance_weight,
+        frechet=frechet_loss(config, network, data, codec, objective.scheduler),
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
     defaults = dict(objective.sampling_defaults or {})

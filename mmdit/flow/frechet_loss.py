@@ -1,0 +1,104 @@
+"""The Fréchet distance of features as a loss: of what a network makes from those of the data (FD-loss, arXiv 2604.28190).
+
+A distance of Gaussians needs thousands of samples, a step has tens. So the moments are those of all recent samples, and the
+gradient is that of the batch: of the distance, if the whole population moved as the batch does.
+
+N samples, D width of their features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of the largest eigenvalue: the square root has no derivative at 0, and features of fewer samples than D have such directions.
+LEAST_EIGENVALUE = 1e-10
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (D,) and second moment E[x xᵀ] (D, D) of features, float64."""
+
+    mean: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Of features (N, D)."""
+        features = features.double()
+        return cls(features.mean(0), features.mT @ features / len(features))
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D), divided by N."""
+        return self.second - torch.outer(self.mean, self.mean)
+
+
+def frechet_distance(moments: Moments, reference: Moments) -> Tensor:
+    """|m - m'|² + tr(S + S' - 2 (S'^½ S S'^½)^½), with a gradient to ``moments``; a scalar, float64.
+
+    The same as ``mmdit.metrics.frechet.frechet_distance``, which has no gradient and is exact for covariances of any rank.
+    """
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(reference.covariance)
+        root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
+    product = root @ moments.covariance @ root
+    values = torch.linalg.eigvalsh((product + product.mT) / 2)
+    least = LEAST_EIGENVALUE * float(values.detach().amax().clamp_min(torch.finfo(values.dtype).tiny))
+    traces = moments.covariance.diagonal().sum() + reference.covariance.diagonal().sum()
+    return (moments.mean - reference.mean).square().sum() + traces - 2 * values.clamp_min(least).sqrt().sum()
+
+
+class RunningMoments:
+    """Moments of all recent features of a network in training.
+
+    Args:
+        decay: β, what stays of them in a step; until 1 / (1 - β) steps' samples have come, all weigh the same.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.count = 0.0  # samples that have come
+        self.moments: Moments | None = None
+
+    def add(
+        self, features: Tensor, mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts
+    ) -> Moments | None:
+        """Take in features (N, D), N may be 0, and return the moments of all; their gradient is that of the batch's own.
+
+        ``mean_over_processes`` averages over the processes that share the batch, so that averaging gradients over them equals one
+        process with the whole of it. None = no features have come yet.
+        """
+        features = features.double()
+        sums = features.sum(0), features.mT @ features
+        with torch.no_grad():
+            n, first, second = (
+                mean_over_processes(each) for each in (features.new_tensor(float(len(features))), *sums)
+            )
+            num = float(n)
+            if num > 0:
+                self.count += num
+                kept = 0.0 if self.moments is None else min(self.decay, 1 - num / self.count)
+                old = Moments(first / num, second / num) if self.moments is None else self.moments
+                self.moments = Moments(
+                    kept * old.mean + (1 - kept) * first / num, kept * old.second + (1 - kept) * second / num
+                )
+        if self.moments is None:
+            return None
+        own = (sums[0] - sums[0].detach()) / max(num, 1.0), (sums[1] - sums[1].detach()) / max(num, 1.0)  # zeros
+        return Moments(self.moments.mean + own[0], self.moments.second + own[1])
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        moments = None if self.moments is None else (self.moments.mean.cpu(), self.moments.second.cpu())
+        return {"count": self.count, "moments": moments}
+
+    def load(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on from ``state``."""
+        self.count = float(state["count"])
+        found = state["moments"]
+        self.moments = None if found is None else Moments(*(each.to(device) for each in found))
