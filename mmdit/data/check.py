@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,10 @@ from mmdit.data.description import FILE, parse_description
 from mmdit.data.lines import MANIFEST, Row, Rules, parse_manifest
 from mmdit.data.manifest import list_splits
 from mmdit.data.problems import Problem
-from mmdit.data.prompts import PROMPTS, parse_prompts
+from mmdit.data.prompted import judge_entities
+from mmdit.data.prompts import PROMPTS, CaptionedSample, parse_prompts
 from mmdit.errors import UserError
-from mmdit.modalities import Codec, build_codecs
+from mmdit.modalities import IMAGE, Codec, build_codecs
 from mmdit.modalities.depth import DEPTH_SCALE
 from mmdit.modalities.sample import judge_sample
 from mmdit.modalities.table import MODALITIES, codec_class
@@ -48,7 +49,8 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
     Found are: what the loader refuses in dataset.json and in the manifests (``mmdit.data.description`` and
     ``mmdit.data.lines`` have the rules of both); missing, empty, truncated and mis-sized files (all files of a sample have
     one size); NaN and infinity; depth with no valid pixel; normals not of unit length beyond what 8 bits explain ((0, 0, 0)
-    marks a pixel without one); unknown labels.
+    marks a pixel without one); unknown labels; in prompts.jsonl pictures and masks that can't be read, masks of another size than
+    the sample's picture, and boxes outside of it.
 
     Args:
         path: the dataset folder.
@@ -76,17 +78,18 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
         for name in splits if split is None else [split]:
             rules = Rules(path, name, values.get("modalities"), values.get("categories"), allow_outside)
             num_samples[name] = 0
-            ids: set[str] = set()
+            pictures: dict[str, Path | None] = {}  # of the samples, by id
             for rows in _batches(_rows(rules)):
                 num_samples[name] += sum(row is not None for row, _ in rows)
-                ids |= {row.id for row, _ in rows if row is not None}
+                for row in (row for row, _ in rows if row is not None):
+                    pictures[row.id] = path / name / row.files[IMAGE] if IMAGE in row.files else None
                 work = partial(_check_sample, path / name, codecs=codecs, facts=facts)
                 found = pool.map(work, [row for row, _ in rows])
                 for (_, in_line), in_files in zip(rows, found, strict=True):
                     problems += [*in_line, *in_files]
             if num_samples[name] == 0:
                 problems.append(Problem(f"{name}/{MANIFEST}", "lists no sample"))
-            problems += _prompts(rules, ids)
+            problems += _prompts(rules, pictures, pool)
     return CheckReport(num_samples, tuple(problems))
 
 
@@ -97,14 +100,28 @@ def _rows(rules: Rules) -> Iterator[tuple[Row | None, list[Problem]]]:
         yield None, [Problem(f"{rules.split}/{MANIFEST}", f"can't be read: {error.strerror or error}")]
 
 
-def _prompts(rules: Rules, ids: Collection[str]) -> list[Problem]:
-    """What is wrong with the split's captions, if it has any."""
-    if not (rules.root / rules.split / PROMPTS).exists():
+def _prompts(rules: Rules, pictures: Mapping[str, Path | None], pool: ThreadPoolExecutor) -> list[Problem]:
+    """What is wrong with the split's captions, if it has any, and with what they name."""
+    file = f"{rules.split}/{PROMPTS}"
+    if not (rules.root / file).exists():
         return []
+    problems: list[Problem] = []
+
+    def judge(sample: CaptionedSample | None) -> list[str]:
+        return [] if sample is None else judge_entities(sample, pictures[sample.id])
+
     try:
-        return [problem for _, found in parse_prompts(rules, ids) for problem in found]
+        for lines in _batches(parse_prompts(rules, pictures)):
+            for (sample, in_line), in_files in zip(
+                lines, pool.map(judge, [sample for sample, _ in lines]), strict=True
+            ):
+                problems += in_line
+                problems += [
+                    Problem(file, reason, f"{rules.split}/{sample.id}") for reason in in_files if sample is not None
+                ]
     except OSError as error:
-        return [Problem(f"{rules.split}/{PROMPTS}", f"can't be read: {error.strerror or error}")]
+        problems.append(Problem(file, f"can't be read: {error.strerror or error}"))
+    return problems
 
 
 def _batches(rows: Iterator[T]) -> Iterator[list[T]]:

@@ -7,7 +7,7 @@ and after a resume.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +282,48 @@ def is_ground(entity: Entity, height: int, width: int) -> bool:
     return (x0 <= 0) + (y0 <= 0) + (x1 >= width) + (y1 >= height) >= 3
 
 
+def check_place(entity: Entity, mask: np.ndarray | None, height: int, width: int) -> None:
+    """Raise UserError for a mask of another size than the entity's picture, or a box outside of it."""
+    if mask is not None and mask.shape != (height, width):
+        raise UserError(
+            f"{entity.mask}: the mask is {mask.shape[0]} x {mask.shape[1]}, its picture {height} x {width}: give one size"
+        )
+    if entity.box is not None and (entity.box[0] >= width or entity.box[1] >= height):
+        raise UserError(
+            f"entity {entity.phrase!r}: box {list(entity.box)} is outside its picture of {width} x {height}"
+        )
+
+
+def judge_entities(sample: CaptionedSample, picture: Path | None) -> list[str]:
+    """Read all that a sample's entities name, and look where they are in its ``picture``. Returns what is wrong.
+
+    None, or a picture that can't be read, leaves sizes and boxes uncompared.
+    """
+    reasons: list[str] = []
+
+    def tried(path: Path, read: Callable[[Path], np.ndarray]) -> np.ndarray | None:
+        try:
+            return read(path)
+        except UserError as error:
+            reasons.append(str(error))
+        except Exception as error:  # whatever a file holds, the others are looked at
+            reasons.append(f"{path}: can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return None
+
+    own = None if picture is None else tried(picture, read_picture)
+    reasons.clear()  # that is a matter of the manifest
+    for entity in sample.entities:
+        for image in entity.images:
+            tried(image, read_picture)
+        mask = None if entity.mask is None else tried(entity.mask, read_mask)
+        if own is not None:
+            try:
+                check_place(entity, mask, *own.shape[:2])
+            except UserError as error:
+                reasons.append(str(error))
+    return reasons
+
+
 def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     """Cut an entity out of its picture (H, W, 3): a square around its box, white where its mask is not.
 
@@ -289,20 +331,13 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     """
     height, width = rgb.shape[:2]
     mask = _mask_of(entity)
-    if mask is not None and mask.shape != (height, width):
-        raise UserError(
-            f"{entity.mask}: the mask is {mask.shape[0]} x {mask.shape[1]}, its picture {height} x {width}: give one size"
-        )
+    check_place(entity, mask, height, width)
     if mask is not None and mask.any() and is_ground(entity, height, width):
         return Image.fromarray(_largest_square(rgb, mask))
     if mask is not None:
         rgb = on_white(rgb, mask)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
     x1, y1 = min(x1, width), min(y1, height)
-    if x0 >= x1 or y0 >= y1:
-        raise UserError(
-            f"entity {entity.phrase!r}: box {list(entity.box or ())} is outside its picture of {width} x {height}"
-        )
     side = max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN)
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     side = max(1, round(side))

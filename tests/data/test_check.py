@@ -324,3 +324,56 @@ def test_an_rgb_dataset_needs_the_name_of_its_modality_alone(tmp_path):
         '{"id": "a", "rgb": "a.png"}\n\n{"id": "b", "rgb": "a.png", "depth": null}\n'
     )
     assert check_dataset(tmp_path).problems == ()
+
+
+@pytest.fixture
+def prompted(root: Path) -> Path:
+    """One sample of train has a caption, with a mask of its object and another picture of it."""
+    folder = root / "train"
+    save(folder / "mask.png", np.pad(np.full((4, 4), 255, np.uint8), ((2, 6), (3, 9))))
+    save(folder / "other.png", np.full((8, 8, 3), 90, np.uint8))
+    entity = {"phrase": "cone", "spans": [[2, 6]], "box": [3, 2, 7, 6], "mask": "mask.png", "images": ["other.png"]}
+    (folder / "prompts.jsonl").write_text(json.dumps({"id": "1", "captions": ["a cone"], "entities": [entity]}) + "\n")
+    assert not check_dataset(root).problems
+    return root
+
+
+def edit_entity(root: Path, **changes: object) -> None:
+    path = root / "train" / "prompts.jsonl"
+    line = json.loads(path.read_text())
+    line["entities"][0] |= changes
+    path.write_text(json.dumps(line) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda root: (root / "train/mask.png").write_bytes(b""), "mask.png: "),
+        (
+            lambda root: (root / "train/mask.png").write_bytes((root / "train/mask.png").read_bytes()[:60]),
+            "mask.png: ",
+        ),
+        (lambda root: (root / "train/other.png").write_text("no picture"), "other.png: "),
+        (
+            lambda root: save(root / "train/mask.png", np.zeros((10, 7), np.uint8)),
+            f"mask.png: the mask is 10 x 7, its picture {HEIGHT} x {WIDTH}: give one size",
+        ),
+        (
+            lambda root: edit_entity(root, box=[1400, 2, 5500, 6]),
+            f"entity 'cone': box [1400, 2, 5500, 6] is outside its picture of {WIDTH} x {HEIGHT}",
+        ),
+    ],
+)
+def test_what_prompts_name_is_read(prompted: Path, damage: Callable[[Path], object], expected: str) -> None:
+    damage(prompted)
+    (problem,) = check_dataset(prompted).problems
+    assert (problem.file, problem.sample) == ("train/prompts.jsonl", "train/1")
+    assert expected in problem.reason
+    assert "\n" not in problem.reason
+
+
+def test_a_picture_that_is_wrong_itself_is_blamed_once(prompted: Path) -> None:
+    (prompted / "train/rgb/1.png").write_bytes(b"")
+    problems = [str(problem) for problem in check_dataset(prompted).problems]
+    assert problems
+    assert not [problem for problem in problems if "prompts.jsonl" in problem]
