@@ -101,10 +101,7 @@ class KindEvaluation:
         return table
 
     def _table(self) -> ScoreTable:
-        extra: tuple[str, ...] = ("copy_rate",) if self.has_subject else ()
-        return ScoreTable(
-            (*self.kind.metrics, *extra, *(_SIMILARITIES if self.setup.clip and self.has_subject else ()))
-        )
+        return ScoreTable((*self.kind.metrics, *(("copy_rate", *_SIMILARITIES) if self.has_subject else ())))
 
     def _make(self) -> Iterator[tuple[Seen, PromptCase]]:
         """The model's picture of each case, seen by the instrument."""

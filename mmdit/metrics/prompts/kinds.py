@@ -15,7 +15,9 @@ from mmdit.metrics.prompts.subject_kinds import (
     DescribedSubject,
     OneSubject,
     RareSubject,
+    Recoloured,
     SmallSubject,
+    SubjectBesideWords,
     TwoSubjects,
 )
 from mmdit.metrics.prompts.text_kinds import Geometry, OneObject, TwoObjects, score_objects
@@ -43,6 +45,8 @@ KINDS: dict[str, PromptKind] = {
     "subject_small": SmallSubject(),
     "subject_rare": RareSubject(),
     "subject_described": DescribedSubject(),
+    "subject_beside_words": SubjectBesideWords(),
+    "subject_recoloured": Recoloured(),
     "subjects.two": TwoSubjects(),
     "style.scene": Ground(STYLE_WORD),
     "style.floor": Ground("floor"),

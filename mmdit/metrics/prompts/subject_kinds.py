@@ -180,6 +180,34 @@ def _is_blend(each: SeenObject, first: Array, second: Array) -> bool:
     return bool(np.linalg.norm(each.colour - (first + second) / 2) < np.linalg.norm(first - second) / 4)
 
 
+class SubjectBesideWords(TwoObjects):
+    """A subject by its picture, and how it stands to an object in words, with that one's colour: "a {torus} left of a red cone".
+
+    distance: of the subject's colour, where it is there.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = (*TwoObjects.metrics, "distance")
+    of_sample = TwoObjects.metrics
+
+    def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
+        for index, sample, objects in split:
+            for caption in captions_of(sample, objects):
+                if not is_pair(caption.objects) or caption.relation is None:
+                    continue
+                first, second = caption.objects
+                shown = bool(first.entity.images) and first.entity.mask is not None
+                if shown and second.colour not in (None, first.colour):
+                    words = f"{article(first.category)} {{{first.category}}} {RELATION_WORDS[caption.relation][0]} "
+                    words += f"{article(second.colour)} {second.colour} {second.category}"
+                    case = _subject_case(words, (first,), caption.relation, index)
+                    yield replace(case, objects=caption.objects)
+                    break
+
+    def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
+        subject = seen.find(case.objects[0].category)
+        return {**super().score(seen, case, truth), "distance": colour_distance(seen, subject, truth.colours[0])}
+
+
 class Contradiction(OneSubject):
     """For the sweep of the fusing scale: the words in braces name another colour than the subject's picture shows.
 
@@ -188,6 +216,7 @@ class Contradiction(OneSubject):
 
     metrics: ClassVar[tuple[str, ...]] = ("text", "subject", "distance")
     higher_is_better: ClassVar[frozenset[str]] = frozenset({"text", "subject"})
+    words: ClassVar[str] = "{article} {{{said} {category}}}"
 
     def __init__(self) -> None:
         super().__init__(named=True)
@@ -200,7 +229,7 @@ class Contradiction(OneSubject):
             if one.colour is None or not others:
                 continue
             said = others[case.sample % len(others)]
-            words = f"{article(said)} {{{said} {one.category}}}"
+            words = self.words.format(article=article(said), said=said, category=one.category)
             asked = Named(one.category, said, one.entity)
             yield PromptCase(words, (one, asked), None, case.sample, case.references, case.others, words)
 
@@ -213,6 +242,18 @@ class Contradiction(OneSubject):
             "subject": float(right and colour == shown.colour),
             "distance": colour_distance(seen, main, truth.colours[0]),
         }
+
+
+class Recoloured(Contradiction):
+    """A subject by its picture in another colour, which the words before the braces ask for: "a green {torus}".
+
+    What the picture stands for is the category alone, so words that are ignored beside a picture are seen here.
+    """
+
+    words: ClassVar[str] = "{article} {said} {{{category}}}"
+
+    def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
+        return (replace(case, others=case.references) for case in super().find(split))  # no picture shows it so
 
 
 def _subject_case(words: str, objects: tuple[Named, ...], relation: str | None, index: int) -> PromptCase:

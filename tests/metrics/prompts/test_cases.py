@@ -57,20 +57,21 @@ def test_cases_ask_for_what_the_true_picture_shows(name, split):
     for case in cases:
         line = split.prompts[split.samples.samples[case.sample].id]
         phrases = {entity.phrase for entity in line.entities}
-        assert {f"{one.colour} {one.category}" for one in case.objects} <= phrases
+        true = case.objects[:1] if name == "subject_recoloured" else case.objects
+        assert {f"{one.colour} {one.category}" for one in true} <= phrases
         prompt = parse(case.template, case.subjects)
         assert len(prompt.images) == (0 if case.in_words else len(case.references))
         own = split.truth(case.sample).maps["rgb"]
         assert all(not np.array_equal(read_shown(each), own) for each in case.references), "another picture"
         if name.startswith("subject") and not case.in_words:
-            for one, shown in zip(case.objects, case.references, strict=True):
+            for one, shown in zip(true, case.references, strict=name != "subject_beside_words"):
                 assert getattr(shown, "path", shown) in one.entity.images
                 assert one.colour not in prompt.text.split(), "a subject's colour is its picture's to say"
     assert KINDS[name].cases(split, 3) == cases[:3]
 
 
 def test_pairs_have_two_categories_and_a_relation(split):
-    for name in ("text.two", "subjects.two"):
+    for name in ("text.two", "subjects.two", "subject_beside_words"):
         for case in KINDS[name].cases(split, 100):
             first, second = case.objects
             assert first.category != second.category
@@ -93,6 +94,18 @@ def test_contradictions_name_another_colour(split):
         shown, asked = case.objects
         assert shown.colour != asked.colour
         assert f"{{{asked.colour} {shown.category}}}" in case.template
+    for case in KINDS["subject_recoloured"].cases(split, 20):
+        shown, asked = case.objects
+        assert shown.colour != asked.colour
+        assert f"{asked.colour} {{{shown.category}}}" in case.template, "the picture stands for the category alone"
+
+
+def test_a_subject_stands_to_an_object_in_words(split):
+    for case in KINDS["subject_beside_words"].cases(split, 20):
+        subject, other = case.objects
+        assert f"{{{subject.category}}}" in case.template
+        assert case.template.endswith(f" {other.colour} {other.category}")
+        assert len(case.references) == 1
 
 
 def test_masks_and_foreground(split):

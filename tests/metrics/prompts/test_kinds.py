@@ -119,6 +119,17 @@ def test_two_subjects_fuse():
     assert parts(thing("torus", between, torus.mask), cone) == (0, 0, 0, 1)
 
 
+def test_a_subject_beside_words():
+    torus, cone = thing("torus", RED, box(0, 0, 6, 4)), thing("cone", BLUE, box(2, 8, 10, 4))
+    asked, true = case(("torus", "red"), ("cone", "blue"), relation="left"), truth(torus, cone)
+    score = KINDS["subject_beside_words"].score
+    right = score(view(torus, cone), asked, true)
+    assert (right["all"], right["distance"]) == (1.0, 0.0)
+    tinted = score(view(torus, thing("cone", RED, cone.mask)), asked, true)
+    assert (tinted["present"], tinted["colour"], tinted["all"]) == (1.0, 0.0, 0.0), "the cone took the subject's colour"
+    assert score(view(torus), asked, true)["present"] == 0.0
+
+
 def test_geometry_judges_the_object_in_its_place():
     true = thing("torus", RED, box(2, 2, 6, 6))
     made = thing("cone", RED, box(2, 4, 6, 6))
