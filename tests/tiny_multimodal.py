@@ -23,6 +23,15 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 from transformers.image_utils import PILImageResampling
 
@@ -85,28 +94,79 @@ def make_llava() -> tuple[Any, Any]:
     return LlavaForConditionalGeneration(config), processor
 
 
+def _qwen_parts() -> tuple[Any, dict[str, int], dict[str, Any]]:
+    """The tokenizer, the ids of its marks, and the settings of the image processor."""
+    marks = {
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+    }
+    tokenizer = word_tokenizer(WORDS, [*marks.values()], max_length=64)
+    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()}
+    return tokenizer, ids, {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 2048}}
+
+
 def make_qwen() -> tuple[Any, Any]:
     """As many tokens as the image has squares of 16 pixels, between marks; positions in three dimensions."""
-    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
-    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
-    scale = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 2048}}
+    tokenizer, ids, scale = _qwen_parts()
     config = Qwen2_5_VLConfig(
         text_config=_text(tokenizer, rope_scaling={"type": "mrope", "mrope_section": [2, 1, 1]}, max_window_layers=2),
         vision_config={
             "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "out_hidden_size": 16,
             "spatial_merge_size": 2, "fullatt_block_indexes": [1], "window_size": 32,
         },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        **ids,
     )  # fmt: skip
     processor = Qwen2_5_VLProcessor(Qwen2VLImageProcessor(**scale), tokenizer, Qwen2VLVideoProcessor(**scale))
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-FAMILIES = {"idefics3": make_idefics3, "llava": make_llava, "qwen": make_qwen}
+def make_smolvlm() -> tuple[Any, Any]:
+    """Idefics3's way, with the marks and the class of SmolVLM2; its videos are never given."""
+    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
+    tokenizer.image_token, tokenizer.fake_image_token = "<image>", "<fake_token_around_image>"
+    tokenizer.global_image_token, tokenizer.end_of_utterance_token = "<global-img>", "<end_of_utterance>"
+    sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
+    images = SmolVLMImageProcessor(**sizes, do_image_splitting=False, resample=PILImageResampling.BICUBIC)
+    config = SmolVLMConfig(
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+        scale_factor=2,
+    )
+    processor = SmolVLMProcessor(images, tokenizer, SmolVLMVideoProcessor(**sizes), image_seq_len=4)
+    return SmolVLMForConditionalGeneration(config), processor
+
+
+def make_qwen3() -> tuple[Any, Any]:
+    """As ``make_qwen``, of Qwen3-VL's class: its first layers are given the image's features once more."""
+    tokenizer, ids, scale = _qwen_parts()
+    config = Qwen3VLConfig(
+        text_config=_text(
+            tokenizer,
+            head_dim=8,
+            rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4},
+        ),
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 8, "out_hidden_size": 16,
+            "spatial_merge_size": 2, "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+        },
+        **ids,
+    )  # fmt: skip
+    processor = Qwen3VLProcessor(Qwen2VLImageProcessor(**scale), tokenizer, Qwen3VLVideoProcessor(**scale))
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+FAMILIES = {
+    "idefics3": make_idefics3,
+    "smolvlm": make_smolvlm,
+    "llava": make_llava,
+    "qwen2.5": make_qwen,
+    "qwen3": make_qwen3,
+}
 
 
 def make_multimodal(family: str) -> tuple[Any, Any]:

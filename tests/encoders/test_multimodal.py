@@ -40,14 +40,14 @@ def encoder(folder) -> MultimodalEncoder:
     return load_prompt_encoder("interleaved", str(folder))
 
 
-PER_IMAGE = {"idefics3": 4, "llava": 16, "qwen": 4}
+PER_IMAGE = {"idefics3": 4, "smolvlm": 4, "llava": 16, "qwen2.5": 4, "qwen3": 4}
 
 
 def test_images_stand_where_the_words_were(encoder, family):
     """The states are those that the model itself gives for the processor's own reading of the interleaved text."""
     one, two = _picture(0), _picture(1)
     encoded = encoder([parse("a {gizmo} left of a {red cone}", [one, two])])
-    mark = {"qwen": "<|vision_start|><|image_pad|><|vision_end|>"}.get(family, "<image>")
+    mark = "<|vision_start|><|image_pad|><|vision_end|>" if family.startswith("qwen") else "<image>"
     inputs = encoder.processor(text=[f"a {mark} left of a {mark}"], images=[[one, two]], return_tensors="pt")
     with torch.no_grad():
         output = encoder.model(**inputs, output_hidden_states=True)
