@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mmdit.encoders.prompts import PromptEncoder
 from mmdit.errors import UserError
+from mmdit.pipelines.loading import bundled_models
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
 from mmdit.training.config import (
@@ -136,6 +137,17 @@ def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_conf
         build_run(make_config(clip, model=replace(model, trainable=["conditioner.pseudoword"])))
 
 
+def test_the_encoders_of_a_model_by_its_name_or_folder(make_config, dataset: Path, clip: Path) -> None:
+    """The bundled model's, with the layer that it was saved with, for a network of random weights."""
+    folder = bundled_models()["scenes64"]
+    for name in ("scenes64", str(folder)):
+        prompts = PromptsConfig(str(dataset), name, max_subjects=2)
+        encoder = build_run(make_config(clip, prompts=prompts)).module.frozen.prompts
+        own = MultimodalDiTPipeline.from_pretrained(folder).prompt_encoder()
+        asked = [parse("a red torus left of a blue cone")]
+        torch.testing.assert_close(encoder(asked).states, own(asked).states)
+
+
 def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
     model = make_config(clip).model
     for changed, message in (
@@ -145,14 +157,26 @@ def test_bad_sections(clip: Path, make_config, dataset: Path) -> None:
                 "prompts": PromptsConfig(str(dataset), image_encoder=str(clip)),
                 "model": replace(model, pretrained="scenes64"),
             },
-            "prompts.image_encoder is .* and is given without prompts.text_encoder: .* --prompts.image_encoder null too",
+            "prompts.image_encoder is .* and is given without an encoder .* --prompts.image_encoder null too",
+        ),
+        (
+            {"prompts": PromptsConfig(str(dataset), "scenes64", hidden_layer=1)},
+            "prompts.hidden_layer is 1, and is given without an encoder .* --prompts.hidden_layer null too",
+        ),
+        (
+            {"prompts": PromptsConfig(str(dataset), "scenes64_class")},
+            "prompts.text_encoder is a model's, and scenes64_class reads no prompts",
+        ),
+        (
+            {"prompts": PromptsConfig(str(dataset), "scenes64"), "model": replace(model, conditioner="interleaved")},
+            "prompts.text_encoder is a model's, and scenes64 has the encoders of model.conditioner 'tiue'",
         ),
         (
             {
                 "prompts": PromptsConfig(str(dataset), hidden_layer=1),
                 "model": replace(model, pretrained="scenes64"),
             },
-            "prompts.hidden_layer is 1, and is given without prompts.text_encoder: .* --prompts.hidden_layer null too",
+            "prompts.hidden_layer is 1, and is given without an encoder .* --prompts.hidden_layer null too",
         ),
         (
             {"prompts": PromptsConfig(str(dataset)), "model": replace(model, pretrained="scenes64_class")},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
 from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.attention import ATTENTION_LOSSES, tapped_blocks
 from mmdit.models.blocks import BLOCKS
 from mmdit.models.transformer import MultimodalDiT
-from mmdit.pipelines.loading import check_folder, load_optional
+from mmdit.pipelines.loading import INDEX, bundled_models, check_folder, load_optional
 from mmdit.storage.component import read_config
 from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
@@ -29,8 +31,8 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
         return None
     if config.data.path is None:
         raise UserError("prompts need latents on disk: give data.path, or leave the section prompts out")
-    if settings.text_encoder is None:
-        encoder = _own_encoders(config)
+    if settings.text_encoder is None or is_pipeline(settings.text_encoder):
+        encoder = _encoders_of_a_model(config)
     else:
         encoder = load_prompt_encoder(
             config.model.conditioner, settings.text_encoder, settings.image_encoder, settings.hidden_layer
@@ -39,27 +41,34 @@ def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
     return encoder
 
 
-def _own_encoders(config: TrainingConfig) -> FrozenPromptEncoder:
-    """The encoders of the prompts that model.pretrained reads."""
+def is_pipeline(name_or_folder: str) -> bool:
+    """Whether this is a bundled model's name or a pipeline's folder, whose encoders are meant."""
+    return name_or_folder in bundled_models() or (Path(name_or_folder) / INDEX).is_file()
+
+
+def _encoders_of_a_model(config: TrainingConfig) -> FrozenPromptEncoder:
+    """The encoders of the prompts that a model reads: the one that prompts.text_encoder names, or model.pretrained."""
     give = "give a folder or a Hub id, such as openai/clip-vit-large-patch14"
-    name, settings = config.model.pretrained, config.prompts
+    settings = config.prompts
     assert settings is not None
+    name = config.model.pretrained if settings.text_encoder is None else settings.text_encoder
+    where = "null, and model.pretrained" if settings.text_encoder is None else "a model's, and"
     if name is None:
         raise UserError(f"prompts.text_encoder is null, and there is no model.pretrained whose own it would be: {give}")
     for key in ("image_encoder", "hidden_layer"):
         if (given := getattr(settings, key)) is not None:
             raise UserError(
-                f"prompts.{key} is {given}, and is given without prompts.text_encoder: give both, or --prompts.{key} null "
-                "too, for the model's own"
+                f"prompts.{key} is {given}, and is given without an encoder as prompts.text_encoder: give both, or "
+                f"--prompts.{key} null too, for the model's own"
             )
     folder = pretrained_folder(name)
     check_folder(folder, "MultimodalDiTPipeline")
     theirs = read_config(folder / "transformer" / CONFIG, "MultimodalDiT").get("conditioner")
     if theirs not in PROMPT_ENCODERS:
-        raise UserError(f"prompts.text_encoder is null, and model.pretrained {name} reads no prompts: {give}")
+        raise UserError(f"prompts.text_encoder is {where} {name} reads no prompts: {give}")
     if theirs != config.model.conditioner:
         raise UserError(
-            f"prompts.text_encoder is null, and model.pretrained {name} has the encoders of model.conditioner {theirs!r}, "
+            f"prompts.text_encoder is {where} {name} has the encoders of model.conditioner {theirs!r}, "
             f"not {config.model.conditioner!r}: give that, or other encoders"
         )
     return make_prompt_encoder(theirs, load_optional(folder, {}))
