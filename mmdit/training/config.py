@@ -134,8 +134,8 @@ class PromptsConfig:
     Args:
         path: the dataset folder that the latents were encoded from, with ``prompts.jsonl``.
         text_encoder: folder or Hub id: a CLIP model or its text tower, an encoder of the kinds of T5 and BERT, or, for the
-            conditioner "interleaved", a multimodal LLM; a bundled model's name or a pipeline folder = its encoders; null = those of
-            model.pretrained.
+            conditioner "interleaved", a multimodal LLM; a bundled model's name or a pipeline folder = its encoders; null = those
+            of model.pretrained.
         image_encoder: folder or Hub id of a CLIP model or its image tower; null = that of ``text_encoder`` where it has one.
         pictures: what a subject is shown by: "other" pictures of it, a "crop" of the sample's own, or "either"; floors and walls
             are shown by a square of themselves, styles by another picture.
