@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -46,6 +49,23 @@ def test_demo_of_a_model_that_takes_prompts(mmdit, prompted_dir, tmp_path):
             assert 0 <= part["text"][kind]["all"] <= part["text"][kind]["present"] <= 1
     assert "shuffled_understanding" in report["controls"]
     assert "two objects: all right" in result.out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
+def test_the_bundled_models_demo_is_quick_and_small(tmp_path):
+    """A minute of two cores and 2 GiB; in processor time, which neighbours on the machine hardly change."""
+    words = [sys.executable, "-m", "mmdit.cli.main", "demo", "--output", str(tmp_path / "demo")]
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert child.stderr is not None
+    text = child.stderr.read().decode()
+    _, status, used = os.wait4(child.pid, 0)
+    assert status == 0, text
+    assert used.ru_utime + used.ru_stime < 2 * 60, "seconds of two cores"
+    assert used.ru_maxrss < 2 * 2**20, "KiB"
+    assert {"generate.png", "understand.png", "condition.png", "prompt.png"} <= {
+        path.name for path in (tmp_path / "demo").iterdir()
+    }
 
 
 def test_what_is_asked_is_judged():
