@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmdit.cli.common.ablation_plan import plan_all
 from mmdit.cli.common.ablation_table import read_table
@@ -90,6 +91,36 @@ def test_configuration_trains(
     weights = list(tmp_path.glob("run/*/**/*.safetensors"))
     assert weights, "nothing was exported"
     assert parsed[name].trainer.max_steps > 1, "it is shrunk here, not in the file"
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        ("umm_scenes64_text", "umm_scenes64_mlp", "umm_scenes64_both"),
+        ("umm_xl2_text", "umm_xl2_mlp", "umm_xl2_both"),
+        ("unimo_scenes64_text", "unimo_scenes64_multimodal"),
+        ("unimo_xl2_text", "unimo_xl2_multimodal"),
+    ],
+    ids=lambda chain: chain[0].removesuffix("_text"),
+)
+def test_each_step_of_a_published_recipe_begins_with_the_one_before(
+    chain: tuple[str, ...], tmp_path: Path, prompt_folders: Any, parsed: dict[str, Any]
+) -> None:
+    encoder = prompt_folders.captioner if chain[0].startswith("unimo_") else prompt_folders.clip
+    data = ["--data.path", str(prompt_folders.latents), "--prompts.path", str(prompt_folders.data)]
+    data += ["--prompts.text_encoder", str(encoder)]
+    before: dict[str, Any] = {}
+    for name in chain:
+        if before:
+            start = tmp_path / parsed[name].model.pretrained  # as the file says, from where its runs are
+            data += ["--model.pretrained", str(start), "--data.whitening", "pretrained"]
+        train(name, tmp_path / parsed[name].output, *data)
+        weights = load_file(tmp_path / parsed[name].output / "pipeline/transformer/diffusion_pytorch_model.safetensors")
+        changed = {key for key, value in weights.items() if before and not torch.equal(value, before[key])}
+        trainable = tuple(parsed[name].model.trainable or [""])
+        assert all(key.startswith(trainable) for key in changed)
+        assert not before or trainable != ("",) or any(key.startswith("blocks.") for key in changed)
+        before = weights
 
 
 @pytest.mark.parametrize(
