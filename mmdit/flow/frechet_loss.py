@@ -19,6 +19,11 @@ from torch import Tensor
 LEAST_EIGENVALUE = 1e-10
 
 
+def _wide(features: Tensor) -> Tensor:
+    """float64; on the CPU where they are on one of Apple's GPUs, which have none."""
+    return (features.cpu() if features.device.type == "mps" else features).double()
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean (D,) and second moment E[x xᵀ] (D, D) of features, float64."""
@@ -29,8 +34,11 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor) -> Moments:
         """Of features (N, D)."""
-        features = features.double()
+        features = _wide(features)
         return cls(features.mean(0), features.mT @ features / len(features))
+
+    def to(self, device: torch.device) -> Moments:
+        return Moments(self.mean.to(device), self.second.to(device))
 
     @property
     def covariance(self) -> Tensor:
@@ -62,7 +70,7 @@ class RunningMoments:
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
-        self.count = 0.0  # samples that have come
+        self.count = 0.0  # samples that have come, to each process on average
         self.moments: Moments | None = None
 
     def add(
@@ -73,8 +81,10 @@ class RunningMoments:
         ``mean_over_processes`` averages over the processes that share the batch, so that averaging gradients over them equals one
         process with the whole of it. None = no features have come yet.
         """
-        features = features.double()
+        features = _wide(features)
         sums = features.sum(0), features.mT @ features
+        if self.moments is not None:
+            self.moments = self.moments.to(features.device)  # those of a checkpoint are on the CPU
         with torch.no_grad():
             n, first, second = (
                 mean_over_processes(each) for each in (features.new_tensor(float(len(features))), *sums)
@@ -94,11 +104,10 @@ class RunningMoments:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        moments = None if self.moments is None else (self.moments.mean.cpu(), self.moments.second.cpu())
-        return {"count": self.count, "moments": moments}
+        moments = None if self.moments is None else self.moments.to(torch.device("cpu"))
+        return {"count": self.count, "moments": None if moments is None else (moments.mean, moments.second)}
 
-    def load(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
         self.count = float(state["count"])
-        found = state["moments"]
-        self.moments = None if found is None else Moments(*(each.to(device) for each in found))
+        self.moments = None if state["moments"] is None else Moments(*state["moments"])

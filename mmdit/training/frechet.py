@@ -84,7 +84,7 @@ class FrechetLoss:
         found = self.running.add(pooled(self.features.to(noise.device), images)[: len(rows)], mean_over_processes)
         if found is None:
             return images.sum() * 0, images.new_tensor(float("nan"))
-        distance = frechet_distance(found, self.reference(found.mean.device))
+        distance = frechet_distance(found, self.reference(noise.device).to(found.mean.device))
         counts = self.running.count >= self.settings.num_samples
         weight = self.settings.weight * counts / (distance.detach() + OFFSET)
         return (weight * distance).float(), distance.detach().float()
@@ -98,9 +98,11 @@ class FrechetLoss:
             with torch.no_grad():
                 for start in range(0, count, AT_A_TIME):
                     samples = [self.data[i] for i in chosen[start : start + AT_A_TIME]]
-                    moments = torch.stack([each["moments"] for each in samples if each["present"][self.image]])
-                    latents = self.codec.latents_all(moments.float().to(device))
-                    features.append(pooled(self.features.to(device), self._images(latents)))
+                    if moments := [each["moments"] for each in samples if each["present"][self.image]]:
+                        latents = self.codec.latents_all(torch.stack(moments).float().to(device))
+                        features.append(pooled(self.features.to(device), self._images(latents)))
+            if not features:
+                raise UserError(f"frechet: none of {count} samples of the training data has {IMAGE}")
             self._reference = Moments.of(torch.cat(features))
         return self._reference
 
@@ -108,9 +110,9 @@ class FrechetLoss:
         """For a checkpoint."""
         return self.running.state()
 
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
-        self.running.load(state, device)
+        self.running.load(state)
 
     def _sample(self, network: Network, x: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
         """Noise (N, M, C, H, W) -> latents, by Euler's steps."""

@@ -239,7 +239,7 @@ class TransformerModule(SteppedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.frechet is not None:
-            self.frechet.load(checkpoint["frechet"], self.device)
+            self.frechet.load(checkpoint["frechet"])
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
