@@ -28,7 +28,7 @@ def compare_lora(
     training_batch_size: Batch = 8,
     detector: str | None = None,
     num_inference_steps: InferenceSteps = 25,
-    guidance_scale: NonNegativeNumber = 2.0,
+    guidance_scale: NonNegativeNumber | None = None,
     seed: Seed = 0,
     batch_size: Batch = 32,
     device: str = "auto",
@@ -54,7 +54,7 @@ def compare_lora(
         training_batch_size: Of the LoRA.
         detector: Folder of the detector that judges; by default the model's own, or a bundled one.
         num_inference_steps: Denoising steps.
-        guidance_scale: On the prompt; 1 = no guidance.
+        guidance_scale: On the prompt; 1 = no guidance; by default the model's own.
         seed: Of the choice of subjects, of training and of all noise.
         batch_size: Pictures at a time; the results do not depend on it.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -85,6 +85,7 @@ def compare_lora(
     if not takes_prompts(pipe) or pipe.image_encoder is None:
         raise UserError(f"--model {model!r} takes no subjects by their pictures: give one with an image encoder")
     pipe.set_progress_bar_config(disable=True)
+    guidance_scale = pipe.defaults.guidance(prompt=True) if guidance_scale is None else guidance_scale
     prompted, instrument = judged_split(pipe, data, split, seed, detector)
     samples = prompted.samples
     subjects = known_subjects(prompted, num_subjects)

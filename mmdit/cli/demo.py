@@ -61,9 +61,11 @@ def demo(
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
     num_inference_steps = pipe.default_steps() if num_inference_steps is None else num_inference_steps
-    guidance_scale = pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale
+    own = pipe.defaults
+    on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
+    guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
     scenes, span = load_scenes(pipe, data)
-    steps = Steps(pipe, num_inference_steps, guidance_scale, seed, span)
+    steps = Steps(pipe, num_inference_steps, guidance_scale, on_prompts, seed, span)
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
@@ -83,6 +85,7 @@ def demo(
         "num_scenes": len(scenes),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
+        "prompt_guidance_scale": on_prompts,
         "seed": seed,
         "device": str(pipe.device),
         "versions": versions(),

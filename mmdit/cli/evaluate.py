@@ -19,7 +19,7 @@ def evaluate(
     lora_scale: NonNegativeNumber = 1.0,
     num_samples: PositiveInt | None = 128,
     num_inference_steps: InferenceSteps | None = None,
-    guidance_scale: NonNegativeNumber = 2.0,
+    guidance_scale: NonNegativeNumber | None = None,
     seed: Seed = 0,
     batch_size: Batch = 32,
     teacher: str | None = None,
@@ -47,8 +47,8 @@ def evaluate(
         lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
         lora_scale: How much of them; 0 = none, 1 = all.
         num_samples: Samples drawn from the split with the seed; null = all.
-        num_inference_steps: Denoising steps of every task; by default 1 for understanding and 25 for the others.
-        guidance_scale: On the category or the prompt, in generation; 1 = no guidance.
+        num_inference_steps: Denoising steps of every task; by default 1 for understanding and the model's own for the others.
+        guidance_scale: On the category or the prompt, in generation; 1 = no guidance; by default the model's own.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the report does not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.

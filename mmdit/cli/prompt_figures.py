@@ -29,7 +29,7 @@ def prompt_figures(
     categories: list[str] | None = None,
     detector: str | None = None,
     num_inference_steps: InferenceSteps = 25,
-    guidance_scale: NonNegativeNumber = 2.0,
+    guidance_scale: NonNegativeNumber | None = None,
     seed: Seed = 0,
     batch_size: Batch = 32,
     device: str = "auto",
@@ -54,7 +54,7 @@ def prompt_figures(
         categories: Of the map; by default the four with the most subjects.
         detector: Folder of the detector that judges; by default the model's own, or a bundled one.
         num_inference_steps: Denoising steps.
-        guidance_scale: On the prompt; 1 = no guidance.
+        guidance_scale: On the prompt; 1 = no guidance; by default the model's own.
         seed: Of the choice of prompts, of all noise, and of the map.
         batch_size: Prompts at a time; the figures do not depend on it.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -80,6 +80,7 @@ def prompt_figures(
     if not takes_prompts(pipe) or not fuses_subjects(pipe):
         raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
     pipe.set_progress_bar_config(disable=True)
+    guidance_scale = pipe.defaults.guidance(prompt=True) if guidance_scale is None else guidance_scale
     prompted, instrument = judged_split(pipe, data, split, seed, detector)
 
     words = pseudo_words(pipe, prompted, categories)

@@ -138,7 +138,7 @@ def prompts_table(report: dict[str, Any]) -> str:
     settings, count = report["settings"], report["prompts"]["text"]["one"]["num_samples"]
     steps = settings["num_inference_steps"]
     steps = steps["generation"] if isinstance(steps, dict) else steps
-    scale = settings["guidance_scale"]
+    scale = settings.get("prompt_guidance_scale", settings["guidance_scale"])
     asked = f"{count} prompts of each kind where the split has as many, of unseen scenes and subjects"
     lines += ["", f"{asked}; {steps} steps, guidance {scale:g}."]
     return "\n".join(lines)

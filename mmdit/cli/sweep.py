@@ -32,7 +32,7 @@ def sweep(
     schedulers: list[str] | None = None,
     steps: list[InferenceSteps] | None = None,
     num_samples: PositiveInt | None = 64,
-    guidance_scale: NonNegativeNumber = 2.0,
+    guidance_scale: NonNegativeNumber | None = None,
     condition: str = "depth",
     seed: Seed = 0,
     batch_size: Batch = 32,
@@ -60,7 +60,7 @@ def sweep(
             own is that.
         steps: Numbers of denoising steps; by default 1, 2, 5, 10, 25, 50, 250.
         num_samples: Samples drawn from the split with the seed; null = all.
-        guidance_scale: On the category, in generation; 1 = no guidance.
+        guidance_scale: On the category, in generation; 1 = no guidance; by default the model's own.
         condition: The modality that conditioning is given: depth, normal or segmentation.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the numbers do not depend on it.
@@ -91,6 +91,7 @@ def sweep(
     prepare_folder(output)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
+    guidance_scale = pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale
     for scheduler in named:  # found out now, not after the lines before it
         check_scheduler(scheduler, pipe.transformer)
     if schedulers is None and jumps(pipe.scheduler):

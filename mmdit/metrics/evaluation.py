@@ -15,6 +15,7 @@ from mmdit.metrics.frechet import FeatureStatistics, feature_distance
 from mmdit.metrics.maps import MapMetrics, PreviousPairs, depth_space, first_of_kind, label_set, measured
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.metrics.tasks import (
+    TASKS,
     Maps,
     TaskRunner,
     can_condition,
@@ -26,9 +27,6 @@ from mmdit.metrics.tasks import (
 from mmdit.metrics.values import PeakSignalToNoise
 from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
-
-STEPS = {"understanding": 1, "conditioning": 25, "generation": 25}
-GUIDANCE_SCALE = 2.0
 
 
 class FeatureNetwork(Protocol):
@@ -56,9 +54,15 @@ class Evaluation:
     ) -> None:
         self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
         self.num_inference_steps = num_inference_steps
-        self.guidance_scale = GUIDANCE_SCALE if guidance_scale is None else guidance_scale
-        steps = {task: num_inference_steps or steps for task, steps in STEPS.items()}
-        self.tasks = TaskRunner(pipe, steps, guidance_scale=self.guidance_scale, seed=seed)
+        own = pipe.defaults
+        self.guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
+        steps = {
+            task: num_inference_steps or pipe.default_steps(understanding=task == "understanding") for task in TASKS
+        }
+        on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
+        self.tasks = TaskRunner(
+            pipe, steps, guidance_scale=self.guidance_scale, prompt_guidance_scale=on_prompts, seed=seed
+        )
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         self.depth: Any

@@ -49,8 +49,8 @@ def evaluate(
         pipe: a pipeline, a bundled name, or a folder.
         data, split: a dataset folder and a split of it.
         num_samples: drawn from the split with ``seed``; None = all. Generation makes as many.
-        num_inference_steps: for all tasks; None = 1 for understanding, 25 for the others.
-        guidance_scale: on the class, in generation; None = 2.
+        num_inference_steps: for all tasks; None = 1 for understanding, the model's own for the others.
+        guidance_scale: on the class, in generation, and on prompts; None = the model's own.
         seed: of the samples' choice and of all noise. The report is a function of it, whatever the batch size.
         batch_size: samples at a time.
         device, dtype: None = as the pipeline is; a pipeline loaded here goes to the CPU in float32.

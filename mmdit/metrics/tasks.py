@@ -35,7 +35,8 @@ class TaskRunner:
     Args:
         pipe: the model, with its scheduler.
         steps: denoising steps of each task, or one number for all; prompts have those of generation.
-        guidance_scale: on the class or the prompt, in generation.
+        guidance_scale: on the class, in generation, and on the prompt.
+        prompt_guidance_scale: on the prompt; None = ``guidance_scale``.
         seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
@@ -48,10 +49,12 @@ class TaskRunner:
         steps: Mapping[str, int] | int,
         *,
         guidance_scale: float = 1.0,
+        prompt_guidance_scale: float | None = None,
         seed: int = 0,
         noise: Noise | None = None,
     ) -> None:
         self.pipe, self.guidance_scale = pipe, guidance_scale
+        self.prompt_guidance_scale = guidance_scale if prompt_guidance_scale is None else prompt_guidance_scale
         self.steps = dict.fromkeys(TASKS, steps) if isinstance(steps, int) else dict(steps)
         self.noise: Noise = noise or (lambda task, indices: sample_generators(seed, task, indices))
         self.seconds = {task: RunningMean() for task in TASKS}
@@ -118,7 +121,7 @@ class TaskRunner:
             PROMPTS,
             len(prompts),
             prompt=list(prompts),
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.prompt_guidance_scale,
             generator=self.noise(noise, indices),
             **{name: value for name, value in options.items() if value is not None},
         )

@@ -21,6 +21,7 @@ class Defaults:
     Args:
         num_inference_steps: steps of the sampler, but for understanding, which takes ``UNDERSTANDING_STEPS``.
         guidance_scale: on class and prompt; 1 = off.
+        prompt_guidance_scale: where a prompt is given, beside a class or not; None = ``guidance_scale``.
         internal_guidance_scale: away from the middle block's prediction, but for understanding; 1 = off.
         internal_guidance_interval: (low, high), the timesteps between which that is on.
     """
@@ -29,11 +30,19 @@ class Defaults:
     guidance_scale: float = 2.0
     internal_guidance_scale: float = 1.0
     internal_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    prompt_guidance_scale: float | None = None
+
+    def guidance(self, *, prompt: bool) -> float:
+        """Guidance of a call with a prompt, or without."""
+        own = self.prompt_guidance_scale if prompt else None
+        return self.guidance_scale if own is None else own
 
     def described(self) -> str:
         """What a model card says of them."""
         internal = f", internal guidance {self.internal_guidance_scale:g}" if self.internal_guidance_scale != 1 else ""
-        return f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}{internal}"
+        on_prompts = self.guidance(prompt=True)
+        prompts = f" ({on_prompts:g} on prompts)" if on_prompts != self.guidance_scale else ""
+        return f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}{prompts}{internal}"
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Defaults:
@@ -51,8 +60,10 @@ class Defaults:
         steps = made.num_inference_steps
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
             raise UserError(f"defaults: num_inference_steps is {steps!r}: give a whole number from 1 to {MAX_STEPS}")
-        for name in ("guidance_scale", "internal_guidance_scale"):
+        for name in ("guidance_scale", "prompt_guidance_scale", "internal_guidance_scale"):
             scale = getattr(made, name)
+            if scale is None and name == "prompt_guidance_scale":
+                continue
             if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
                 raise UserError(f"defaults: {name} is {scale!r}: give a number >= 0 (1 = no guidance)")
         check_interval("defaults: internal_guidance_interval", made.internal_guidance_interval)

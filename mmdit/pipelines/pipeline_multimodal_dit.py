@@ -319,7 +319,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
         if guidance_scale is None:
-            guidance_scale = self.defaults.guidance_scale
+            guidance_scale = self.defaults.guidance(prompt=prompt is not None)
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
         if internal_guidance_interval is None:
             internal_guidance_interval = self.defaults.internal_guidance_interval

@@ -154,6 +154,19 @@ def test_the_negative_prompt_stands_for_no_prompt(prompted: MultimodalDiTPipelin
     assert differs(latents_of(prompted, class_labels=1, negative_prompt="a cone"), latents_of(prompted, class_labels=1))
 
 
+def test_a_model_may_have_its_own_guidance_on_prompts(prompted: MultimodalDiTPipeline) -> None:
+    defaults = {"guidance_scale": 1.5, "prompt_guidance_scale": 3.0}
+    pipe = MultimodalDiTPipeline(**prompted.components, **prompted.parameters | {"defaults": defaults})
+    assert pipe.defaults.described() == "25 steps, guidance 1.5 (3 on prompts)"
+    for asked, scale in (({"prompt": "a red torus"}, 3.0), ({"class_labels": 1}, 1.5)):
+        found, named = latents_of(pipe, **asked), latents_of(pipe, **asked, guidance_scale=scale)
+        assert torch.equal(found, named)
+        assert differs(found, latents_of(pipe, **asked, guidance_scale=2.0))
+    both = {"prompt": "a red torus", "class_labels": "torus"}
+    assert torch.equal(latents_of(pipe, **both), latents_of(pipe, **both, guidance_scale=3.0))
+    assert prompted.defaults.guidance(prompt=True) == prompted.defaults.guidance_scale == 2.0
+
+
 def test_beside_labels_conditions_and_masks(prompted: MultimodalDiTPipeline) -> None:
     prompt = {"prompt": "a red torus"}
     assert differs(latents_of(prompted, **prompt, class_labels="torus"), latents_of(prompted, **prompt))

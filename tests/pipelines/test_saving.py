@@ -117,6 +117,7 @@ def test_defaults_are_saved(pipe: MultimodalDiTPipeline, folder: Path, tmp_path:
         ({"num_inference_steps": 0}, "defaults: num_inference_steps is 0: give a whole number from 1 to 10000"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
         ({"guidance_scale": -1}, "defaults: guidance_scale is -1: give a number >= 0"),
+        ({"prompt_guidance_scale": "3"}, "defaults: prompt_guidance_scale is '3': give a number >= 0"),
         ({"guidance_scale": "2"}, "guidance_scale is '2'"),
         ({"steps": 3}, "unknown name in defaults 'steps'"),
     ],

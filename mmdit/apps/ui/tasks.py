@@ -257,7 +257,10 @@ class Tasks:
             if isinstance(event, Preview):
                 yield event
             else:
-                yield self._done(task, settings, seeds, event, record, list(notes))
+                prompted = arguments.get("prompt") is not None
+                guidance = self.pipe.defaults.guidance(prompt=prompted)
+                scale = guidance if settings.guidance_scale is None else settings.guidance_scale
+                yield self._done(task, settings, seeds, event, {"guidance_scale": scale, **record}, list(notes))
 
     def _done(
         self,
@@ -270,9 +273,7 @@ class Tasks:
     ) -> Done:
         names = list(self.pipe.modalities)
         samples = [{name: np.asarray(finished.output[name][i]) for name in names} for i in range(len(seeds))]
-        guidance = self.pipe.defaults.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
-        shared = {"task": task, "model": self.model, "guidance_scale": guidance}
-        shared |= {"num_inference_steps": finished.num_steps, **record}
+        shared = {"task": task, "model": self.model, "num_inference_steps": finished.num_steps, **record}
         stored = self.store.write(samples, [{**shared, "seed": seed} for seed in seeds])
         listed = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         steps = "1 step" if finished.num_steps == 1 else f"{finished.num_steps} steps"

@@ -158,7 +158,8 @@ def run_pipeline(
 class SamplingRun:
     """A loaded model, a folder for its samples, and the settings they share; values and folder are checked before loading.
 
-    Steps and guidance that are None are the model's own; ``understanding``: RGB is given, and neither category nor prompt.
+    Steps and guidance that are None are the model's own; ``understanding``: RGB is given, and neither category nor prompt;
+    ``prompted``: a prompt is given.
 
     Raises:
         UserError: a setting out of range, a model or device that can't be used, a folder that can't be written.
@@ -172,6 +173,7 @@ class SamplingRun:
         num_inference_steps: int | None,
         guidance_scale: float | None,
         understanding: bool = False,
+        prompted: bool = False,
         scheduler: str | None,
         device: str,
         dtype: DtypeName,
@@ -192,7 +194,7 @@ class SamplingRun:
         defaults = self.pipe.defaults
         steps = self.pipe.default_steps(understanding=understanding)
         self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
-        self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        self.guidance_scale = defaults.guidance(prompt=prompted) if guidance_scale is None else guidance_scale
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape

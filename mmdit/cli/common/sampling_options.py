@@ -114,6 +114,7 @@ class SamplingOptions(ModelOptions):
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale if words.asks else 1.0,
             understanding=understanding,
+            prompted=bool(words.typed),
             scheduler=self.scheduler,
             device=self.device,
             dtype=self.dtype,

@@ -34,6 +34,7 @@ class Steps:
     pipe: MultimodalDiTPipeline
     num_inference_steps: int
     guidance_scale: float
+    prompt_guidance_scale: float
     seed: int
     depth_range: tuple[float, float]
 
@@ -44,6 +45,7 @@ class Steps:
             self.pipe,
             steps,
             guidance_scale=self.guidance_scale,
+            prompt_guidance_scale=self.prompt_guidance_scale,
             noise=lambda task, indices: [torch.Generator().manual_seed(self.seed + index) for index in indices],
         )
 

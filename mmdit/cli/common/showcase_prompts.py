@@ -24,8 +24,6 @@ from mmdit.names import RELATION_WORDS
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
 
-GUIDANCE_SCALE = 3.0  # words of two objects need more of it than a category
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -70,7 +68,6 @@ def reads_prompts(pipe: MultimodalDiTPipeline) -> bool:
 def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     """Texts -> all modalities, judged by the bundled detector; then subjects cut out of the scenes, in other places."""
     tasks = steps.tasks()
-    tasks.guidance_scale = max(GUIDANCE_SCALE, steps.guidance_scale)
     texts = [asked.text for kind in ASKED.values() for asked in kind]
     outputs = tasks.prompt(texts, range(len(texts)))
     subjects = _subjects(steps, scenes)

@@ -71,4 +71,5 @@ def add_prompts(
     report["controls"] |= controls
     notes += evaluation.notes
     report["settings"] |= {"num_prompts": count, "detector": instrument.name, "clip": clip}
+    report["settings"]["prompt_guidance_scale"] = tasks.prompt_guidance_scale
     report["timing"]["seconds_per_image"] |= {task: mean.compute() for task, mean in tasks.seconds.items()}
