@@ -116,7 +116,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
         return most if positions is None else min(most, int(positions))
 
     def read(self, prompts: Sequence[Prompt | None]) -> dict[str, Any]:
-        """ "present" (B,) bool and "groups", prompts with images and those without: rows, each one's subjects (L,), inputs.
+        """ "present" (B,) bool and "groups", prompts with images and those without: rows, the subjects (L,) of each one's tokens,
+        the model's inputs, and what characters of the text each token stands for, (L, 2) or None = not known.
 
         Raises UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know (it
         names the nearest), a mark of the model's own in the text, too many images, or something other than one.
@@ -132,7 +133,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
         prompt by prompt. Words belong to none.
         """
         found: dict[int, tuple[Tensor, Tensor]] = {}  # row -> states (L, W) and subjects (L,)
-        for rows, subjects, inputs in read["groups"]:
+        for rows, subjects, inputs, _ in read["groups"]:
             states = self._states(inputs)
             kept = inputs["attention_mask"].bool().to(states.device)
             for i, row in enumerate(rows):
@@ -150,6 +151,22 @@ class MultimodalEncoder(FrozenPromptEncoder):
         present = read["present"].to(device)
         return EncodedPrompts(padded, mask, whose, padded.new_zeros(0, 1), lambda _: padded, present)
 
+    def locate(self, mentions: Sequence[Prompt | None], read: Mapping[str, Any]) -> Tensor:
+        """The mention that each token belongs to: of an image's tokens the one whose words it stands in place of."""
+        places = {row: one for rows, _, _, found in read["groups"] for row, one in zip(rows, found, strict=True)}
+        if None in [places[row] for row, prompt in enumerate(mentions) if prompt is not None]:
+            raise UserError(
+                "the multimodal LLM's tokenizer does not say which words its tokens come from: give subjects instead"
+            )
+        length = max((len(one) for one in places.values()), default=1)
+        numbers, first = torch.full((len(mentions), length), NO_SUBJECT), 0
+        for row, prompt in enumerate(mentions):
+            for span in () if prompt is None else prompt.spans:
+                starts, ends = places[row].unbind(1)
+                numbers[row, : len(starts)][(starts < span.end) & (ends > span.start)] = first + span.subject
+            first += 0 if prompt is None else 1 + max((span.subject for span in prompt.spans), default=-1)
+        return numbers
+
     def _states(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The states (B, L, W) of the layer."""
         device, dtype = weights_device(self.model), next(self.model.parameters()).dtype
@@ -159,13 +176,16 @@ class MultimodalEncoder(FrozenPromptEncoder):
         output = self.model(**moved, **head, use_cache=False, output_hidden_states=True, return_dict=True)
         return output.hidden_states[self.hidden_layer]
 
-    def _prepared(self, prompts: Sequence[Prompt | None]) -> list[tuple[list[int], list[Tensor], dict[str, Tensor]]]:
-        """Prompts with images, and those without: rows, the subjects (L,) of each one's tokens, and the model's inputs."""
+    def _prepared(
+        self, prompts: Sequence[Prompt | None]
+    ) -> list[tuple[list[int], list[Tensor], dict[str, Tensor], list[Tensor | None]]]:
+        """The groups of ``read``."""
         check_subjects(prompts, self.max_subjects)
         first, groups = 0, {True: [], False: []}  # type: ignore[var-annotated]
+        words: dict[int, list[_Word] | None] = {}
         for row, prompt in enumerate(prompts):
             if prompt is not None:
-                self._check_words(prompt)
+                words[row] = self._check_words(prompt)
                 groups[bool(prompt.images)].append((row, prompt, first))
                 first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
         prepared = []
@@ -174,8 +194,8 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 [subject_image(prompt.images[span.subject]) for span in _shown(prompt)] for _, prompt, _ in group
             ]
             inputs = self._inputs([self._interleaved(prompt) for _, prompt, _ in group], pictures)
-            subjects = []
-            for i, (_, prompt, start) in enumerate(group):
+            subjects, places = [], []
+            for i, (row, prompt, start) in enumerate(group):
                 ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()]
                 self._check_length(prompt, ids)
                 numbers = torch.tensor([start + span.subject for span in _shown(prompt)], dtype=torch.long)
@@ -183,7 +203,12 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 whose = torch.full_like(ids, NO_SUBJECT)
                 whose[ids == self._image_token] = numbers.repeat_interleave(lengths)
                 subjects.append(whose)
-            prepared.append(([row for row, _, _ in group], subjects, inputs))
+                shown = torch.tensor([(span.start, span.end) for span in _shown(prompt)], dtype=torch.long).reshape(
+                    -1, 2
+                )
+                of_images = shown.repeat_interleave(lengths, 0)
+                places.append(_places(ids, words[row], ids == self._image_token, of_images))
+            prepared.append(([row for row, _, _ in group], subjects, inputs, places))
         return prepared
 
     def _inputs(self, texts: list[str], pictures: list[list[Image.Image]]) -> dict[str, Tensor]:
@@ -215,16 +240,22 @@ class MultimodalEncoder(FrozenPromptEncoder):
         tokenizer = self.processor.tokenizer
         return [without_unknown_punctuation(tokenizer, piece) for piece in pieces] if tokenizer.is_fast else pieces
 
-    def _check_words(self, prompt: Prompt) -> None:
+    def _check_words(self, prompt: Prompt) -> list[_Word] | None:
+        """Refuse what can't be read; return the tokens of all words in order, None = not known."""
         tokenizer = self.processor.tokenizer
         refuse_marks([*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)], prompt.text)
-        if tokenizer.is_fast:
-            pieces = self._pieces(prompt)
-            if not prompt.images:
-                refuse_no_words(prompt.text, *pieces)
-            for piece in pieces:
-                encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-                refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
+        if not tokenizer.is_fast:
+            return None
+        pieces = self._pieces(prompt)
+        if not prompt.images:
+            refuse_no_words(prompt.text, *pieces)
+        words: list[_Word] = []
+        for piece, first in zip(pieces, [0, *(span.end for span in _shown(prompt))], strict=True):
+            encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
+            found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            words += [(token, first + start, first + end) for token, (start, end) in found]
+        return words
 
     def _check_length(self, prompt: Prompt, ids: Tensor) -> None:
         if len(ids) > self.max_length:
@@ -234,6 +265,26 @@ class MultimodalEncoder(FrozenPromptEncoder):
                 f"prompt {short(prompt.text)!r} has {len(ids)} tokens with its images, the model reads {self.max_length}: "
                 f"{lost} would be lost; make it shorter, or give fewer or smaller images"
             )
+
+
+_Word = tuple[int, int, int]  # id of a token, and the characters of the prompt's text that it stands for
+
+
+def _places(ids: Tensor, words: Sequence[_Word] | None, is_image: Tensor, of_images: Tensor) -> Tensor | None:
+    """The characters that each token (L,) stands for, (L, 2); (0, 0) for marks, ``of_images`` for those of images.
+
+    The words are found in order between the marks. None where they are not all there: a tokenizer that reads a text otherwise
+    than its pieces.
+    """
+    if words is None:
+        return None
+    found, count = [(0, 0)] * len(ids), 0
+    for number, token in enumerate(ids.tolist()):
+        if count < len(words) and token == words[count][0]:
+            found[number], count = words[count][1:], count + 1
+    places = torch.tensor(found)
+    places[is_image] = of_images
+    return places if count == len(words) else None
 
 
 def _shown(prompt: Prompt) -> Sequence[Span]:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from mmdit.conditioning import EncodedPrompts
-from mmdit.errors import UserError
 from mmdit.prompt import Prompt
 
 
@@ -74,16 +73,17 @@ class FrozenPromptEncoder(nn.Module, ABC):
         """Raise the UserError that ``forward`` would, without running a network."""
         self.read(prompts)
 
-    def locate(self, mentions: Sequence[Prompt | None]) -> Tensor:
+    @abstractmethod
+    def locate(self, mentions: Sequence[Prompt | None], read: Any) -> Tensor:
         """The mention that each token of ``forward``'s states belongs to, (B, L) int64, ``NO_SUBJECT`` = none.
 
         Args:
             mentions: the texts that ``forward`` is given, with a span for each mention; they are counted over the batch.
+            read: what ``read`` gave for the prompts, in which some of the words may have images.
 
         Raises:
-            UserError: an encoder whose tokens are not those of the text alone.
+            UserError: a tokenizer that doesn't say which words its tokens come from.
         """
-        raise UserError(f"{type(self).__name__} does not say which words its tokens come from: give subjects instead")
 
     def forward(self, prompts: Sequence[Prompt | None]) -> EncodedPrompts:
         """Encode prompts; None = a sample without one. Independent of padding and of the other prompts.

@@ -97,8 +97,8 @@ class PromptEncoder(FrozenPromptEncoder):
             raise UserError("this model takes no subjects' images: give text alone")
         return images
 
-    def locate(self, mentions: Sequence[Prompt | None]) -> Tensor:
-        """The mention that each token belongs to, by the tokenizer's offsets."""
+    def locate(self, mentions: Sequence[Prompt | None], read: Mapping[str, Tensor]) -> Tensor:
+        """The mention that each token belongs to, by the tokenizer's offsets. Images change no token's place."""
         return self.text.tokenize([prompt or Prompt("") for prompt in mentions]).subjects
 
     def read(self, prompts: Sequence[Prompt | None]) -> dict[str, Tensor]:

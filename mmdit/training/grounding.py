@@ -15,7 +15,7 @@ from mmdit.conditioning import NO_SUBJECT, Conditioning
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.flow.attention import ATTENTION_LOSSES, masks_on_grid
 from mmdit.prompt import Prompt, Span, parse_text
-from mmdit.training.frozen import Batch, FrozenNetworks
+from mmdit.training.frozen import READ, Batch, FrozenNetworks, PromptReading
 
 
 def _located(batch: Batch, encoder: FrozenPromptEncoder) -> Tensor:
@@ -25,7 +25,8 @@ def _located(batch: Batch, encoder: FrozenPromptEncoder) -> Tensor:
         text = parse_text(template) if template else ""
         marked = tuple(Span(start, end, i) for i, (start, end) in enumerate(spans))
         mentions.append(Prompt(text, marked) if template else None)
-    return encoder.locate(mentions)
+    read = batch[READ] if READ in batch else PromptReading(encoder)(batch)[READ]
+    return encoder.locate(mentions, read)
 
 
 class Grounded(NamedTuple):

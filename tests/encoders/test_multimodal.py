@@ -15,7 +15,7 @@ from mmdit.encoders.prompts import load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError
 from mmdit.models.interleaved import InterleavedConditioner
 from mmdit.models.prompted import PromptInputs
-from mmdit.prompt import parse
+from mmdit.prompt import Prompt, Span, parse
 
 
 def _picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
@@ -57,6 +57,37 @@ def test_images_stand_where_the_words_were(encoder, family):
     count = PER_IMAGE[family]
     assert encoded.subjects[0][at_images].tolist() == [0] * count + [1] * count
     assert encoded.mask.all()
+
+
+def test_words_and_images_are_located_by_what_they_stand_for(encoder):
+    prompts = [parse("a red torus left of a {blue cone}", [_picture(0)]), None, parse("a torus beside a red cone")]
+    mentions = [
+        Prompt("a red torus left of a blue cone", (Span(2, 11, 0), Span(22, 31, 1))),
+        None,
+        Prompt("a torus beside a red cone", (Span(17, 25, 0),)),
+    ]
+    read = encoder.read(prompts)
+    located = encoder.locate(mentions, read)
+    assert located.shape == encoder(prompts).mask.shape
+    tokens = {row: inputs["input_ids"][i] for rows, _, inputs, _ in read["groups"] for i, row in enumerate(rows)}
+
+    def words(row: int, number: int) -> str:
+        found = tokens[row][(located[row] == number)[: len(tokens[row])]]
+        return encoder.processor.tokenizer.decode(found, skip_special_tokens=True).strip()
+
+    assert (words(0, 0), words(2, 2)) == ("red torus", "red cone")
+    of_image = tokens[0] == encoder.model.config.image_token_id
+    assert torch.equal((located[0] == 1)[: len(of_image)], of_image)
+    assert (located[1] < 0).all()
+    assert {*located.flatten().tolist()} == {-1, 0, 1, 2}
+
+
+def test_words_are_not_located_where_the_tokenizer_does_not_say(encoder):
+    read = encoder.read([parse("a red torus")])
+    ((rows, subjects, inputs, _),) = read["groups"]
+    unknown = {**read, "groups": [(rows, subjects, inputs, [None])]}
+    with pytest.raises(UserError, match="does not say which words its tokens come from: give subjects instead"):
+        encoder.locate([Prompt("a red torus", (Span(2, 11, 0),))], unknown)
 
 
 def test_subjects_are_counted_over_the_batch(encoder, family):

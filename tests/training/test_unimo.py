@@ -16,6 +16,7 @@ from mmdit.models.prompted import PromptInputs
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.prompt import parse
 from mmdit.training.config import CaptionerConfig, DataConfig, ModelConfig, PromptsConfig, TrainingConfig
+from mmdit.training.grounding import GROUND
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
 
@@ -124,6 +125,24 @@ def test_the_attention_loss_is_in_the_step(make_config, block: str) -> None:
     torch.testing.assert_close(attention_mask_loss(seen["attention"], ids, masks, known), losses["attention"])
     losses["loss"].backward()
     assert all(p.grad is None for p in module.frozen.prompts.parameters())
+
+
+def test_the_attention_loss_may_be_about_words(make_config) -> None:
+    """Of a batch of captions and pictures: tokens that pictures stand for are those of "subjects", and words are counted too."""
+    named = {"attention_loss_weight": 0.5, "max_subjects": 2}
+    config = make_config("cross", **named, attention_loss_on="words")
+    module, batch = build_run(config).module.eval(), next(iter(build_run(config).data.train_dataloader()))
+    losses = module.losses(batch, torch.Generator().manual_seed(0))
+    assert losses["attention"] > 0
+    of_words = batch[GROUND]["ids"]
+    prompts = module.frozen.encode_prompts(batch, torch.device("cpu"))["prompts"]
+    assert of_words.shape == prompts.mask.shape
+    shown = prompts.subjects >= 0
+    assert shown.any()
+    assert (of_words[shown] >= 0).all()
+    assert (of_words[~shown & prompts.mask] >= 0).any()
+    assert int(of_words.max()) < len(batch[GROUND]["masks"])
+    losses["loss"].backward()
 
 
 def test_a_run_with_interleaved_prompts_trains_and_resumes(make_config, tmp_path: Path) -> None:
