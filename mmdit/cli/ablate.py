@@ -65,7 +65,7 @@ def ablate(
         samples: That a run sees; by default the table's.
         num_measured: Held-out scenes that each point is measured on; a split with fewer is used whole.
         num_inference_steps: Denoising steps of depth to RGB and of generation.
-        guidance_scale: On the category, in generation; 1 = no guidance.
+        guidance_scale: On the category, in generation, and on prompts; 1 = no guidance.
         batch_size: Scenes at a time when measuring; the numbers do not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the bundled model's.
         num_prompts: Prompts of each of four kinds that a network which takes prompts is measured on: one object, two, one
@@ -78,6 +78,10 @@ def ablate(
     ):
         if not path.is_dir():
             raise UserError(f"--{option} {path}: no such folder; {what}")
+    if detector is not None and not num_prompts:
+        raise UserError(
+            f"--detector {detector}: judges prompts, and --num_prompts is 0: give a number, or leave it out"
+        )
     chosen_seeds = (0,) if seeds is None else tuple(dict.fromkeys(seeds))
     for seed in chosen_seeds:
         if not 0 <= seed <= MAX_SEED:
@@ -90,6 +94,7 @@ def ablate(
     from mmdit.cli.ablation_figures import draw
     from mmdit.cli.common.charts import figure_class
     from mmdit.cli.common.model import quiet_libraries
+    from mmdit.metrics.tasks import PROMPTS
     from mmdit.storage.lock import FolderLock
     from mmdit.storage.versions import versions
     from mmdit.training.signals import leaving_quietly
@@ -98,11 +103,16 @@ def ablate(
     quiet_libraries()
     length = samples or described.samples
     chosen = [name for name in described.variants if variants is None or name in variants]
-    plans = plan_all(described, chosen, output, data, length)
+    if not num_prompts and (names := [name for name in chosen if described.variants[name].tasks == [PROMPTS]]):
+        raise UserError(f"--num_prompts is 0, and variant {names[0]!r} is measured on prompts alone: give a number")
+    earlier = described.earlier(chosen)
+    plans = plan_all(described, [*earlier, *chosen], output, data, length)
     sampling = (num_inference_steps, guidance_scale, batch_size)
     measuring = Measuring(scenes, split, num_measured, *sampling, teacher, num_prompts, detector)
     with leaving_quietly(), FolderLock(output, "mmdit ablate"):
         for name in chosen:  # what can't be trained is found out now, not after hours
+            if (after := described.variants[name].after) is not None:
+                with_context(described, name, partial(plans[name].refuse_other_model, plans[after]))
             with_context(described, name, partial(check_run, plans[name].of(chosen_seeds[0]), measuring))
         measuring.check()
         options = {name: each.options for name, each in plans.items()}

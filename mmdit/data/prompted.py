@@ -310,7 +310,8 @@ def judge_entities(sample: CaptionedSample, picture: Path | None) -> list[str]:
             reasons.append(f"{path}: can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return None
 
-    own = None if picture is None else tried(picture, read_picture)
+    placed = any(entity.mask is not None or entity.box is not None for entity in sample.entities)
+    own = tried(picture, read_picture) if placed and picture is not None else None
     reasons.clear()  # that is a matter of the manifest
     for entity in sample.entities:
         for image in entity.images:

@@ -117,7 +117,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     def read(self, prompts: Sequence[Prompt | None]) -> dict[str, Any]:
         """ "present" (B,) bool and "groups", prompts with images and those without: rows, the subjects (L,) of each one's tokens,
-        the model's inputs, and what characters of the text each token stands for, (L, 2) or None = not known.
+        the model's inputs, and what characters of the text each token stands for, (L, 2).
 
         Raises UserError for a prompt too long (it names the words that would be lost), a word that the tokenizer doesn't know (it
         names the nearest), a mark of the model's own in the text, too many images, or something other than one.
@@ -153,11 +153,11 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     def locate(self, mentions: Sequence[Prompt | None], read: Mapping[str, Any]) -> Tensor:
         """The mention that each token belongs to: of an image's tokens the one whose words it stands in place of."""
-        places = {row: one for rows, _, _, found in read["groups"] for row, one in zip(rows, found, strict=True)}
-        if None in [places[row] for row, prompt in enumerate(mentions) if prompt is not None]:
+        if not self.processor.tokenizer.is_fast:
             raise UserError(
                 "the multimodal LLM's tokenizer does not say which words its tokens come from: give subjects instead"
             )
+        places = {row: one for rows, _, _, found in read["groups"] for row, one in zip(rows, found, strict=True)}
         length = max((len(one) for one in places.values()), default=1)
         numbers, first = torch.full((len(mentions), length), NO_SUBJECT), 0
         for row, prompt in enumerate(mentions):
@@ -178,14 +178,13 @@ class MultimodalEncoder(FrozenPromptEncoder):
 
     def _prepared(
         self, prompts: Sequence[Prompt | None]
-    ) -> list[tuple[list[int], list[Tensor], dict[str, Tensor], list[Tensor | None]]]:
+    ) -> list[tuple[list[int], list[Tensor], dict[str, Tensor], list[Tensor]]]:
         """The groups of ``read``."""
         check_subjects(prompts, self.max_subjects)
         first, groups = 0, {True: [], False: []}  # type: ignore[var-annotated]
-        words: dict[int, list[_Word] | None] = {}
         for row, prompt in enumerate(prompts):
             if prompt is not None:
-                words[row] = self._check_words(prompt)
+                self._check_words(prompt)
                 groups[bool(prompt.images)].append((row, prompt, first))
                 first += len(prompt.images) or 1 + max((span.subject for span in prompt.spans), default=-1)
         prepared = []
@@ -195,7 +194,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
             ]
             inputs = self._inputs([self._interleaved(prompt) for _, prompt, _ in group], pictures)
             subjects, places = [], []
-            for i, (row, prompt, start) in enumerate(group):
+            for i, (_, prompt, start) in enumerate(group):
                 ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()]
                 self._check_length(prompt, ids)
                 numbers = torch.tensor([start + span.subject for span in _shown(prompt)], dtype=torch.long)
@@ -207,7 +206,7 @@ class MultimodalEncoder(FrozenPromptEncoder):
                     -1, 2
                 )
                 of_images = shown.repeat_interleave(lengths, 0)
-                places.append(_places(ids, words[row], ids == self._image_token, of_images))
+                places.append(_places(ids, self._words(prompt), ids == self._image_token, of_images))
             prepared.append(([row for row, _, _ in group], subjects, inputs, places))
         return prepared
 
@@ -240,22 +239,31 @@ class MultimodalEncoder(FrozenPromptEncoder):
         tokenizer = self.processor.tokenizer
         return [without_unknown_punctuation(tokenizer, piece) for piece in pieces] if tokenizer.is_fast else pieces
 
-    def _check_words(self, prompt: Prompt) -> list[_Word] | None:
-        """Refuse what can't be read; return the tokens of all words in order, None = not known."""
+    def _words(self, prompt: Prompt) -> list[_Word]:
+        """The tokens of a prompt's words in order, read beside the marks as the model's own are; of a slow tokenizer none."""
+        tokenizer, pieces, mark = self.processor.tokenizer, self._pieces(prompt), self._mark()
+        if not tokenizer.is_fast:
+            return []
+        encoded = tokenizer(mark.join(pieces), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        words: list[_Word] = []
+        begin = 0  # of a piece in what was read
+        for piece, own in zip(pieces, [0, *(span.end for span in _shown(prompt))], strict=True):
+            for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                if begin <= start < end <= begin + len(piece):
+                    words.append((token, own + start - begin, own + end - begin))
+            begin += len(piece) + len(mark)
+        return words
+
+    def _check_words(self, prompt: Prompt) -> None:
         tokenizer = self.processor.tokenizer
         refuse_marks([*tokenizer.all_special_tokens, tokenizer.convert_ids_to_tokens(self._image_token)], prompt.text)
-        if not tokenizer.is_fast:
-            return None
-        pieces = self._pieces(prompt)
-        if not prompt.images:
-            refuse_no_words(prompt.text, *pieces)
-        words: list[_Word] = []
-        for piece, first in zip(pieces, [0, *(span.end for span in _shown(prompt))], strict=True):
-            encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
-            found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            words += [(token, first + start, first + end) for token, (start, end) in found]
-        return words
+        if tokenizer.is_fast:
+            pieces = self._pieces(prompt)
+            if not prompt.images:
+                refuse_no_words(prompt.text, *pieces)
+            for piece in pieces:
+                encoded = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+                refuse_unknown_words(tokenizer, piece, encoded["input_ids"], encoded["offset_mapping"])
 
     def _check_length(self, prompt: Prompt, ids: Tensor) -> None:
         if len(ids) > self.max_length:
@@ -270,21 +278,18 @@ class MultimodalEncoder(FrozenPromptEncoder):
 _Word = tuple[int, int, int]  # id of a token, and the characters of the prompt's text that it stands for
 
 
-def _places(ids: Tensor, words: Sequence[_Word] | None, is_image: Tensor, of_images: Tensor) -> Tensor | None:
-    """The characters that each token (L,) stands for, (L, 2); (0, 0) for marks, ``of_images`` for those of images.
+def _places(ids: Tensor, words: Sequence[_Word], is_image: Tensor, of_images: Tensor) -> Tensor:
+    """The characters that each token (L,) stands for, (L, 2): ``of_images`` for those of images, (0, 0) for marks.
 
-    The words are found in order between the marks. None where they are not all there: a tokenizer that reads a text otherwise
-    than its pieces.
+    The words are met in order between the marks; where one isn't, it and those behind it stay unknown.
     """
-    if words is None:
-        return None
     found, count = [(0, 0)] * len(ids), 0
     for number, token in enumerate(ids.tolist()):
         if count < len(words) and token == words[count][0]:
             found[number], count = words[count][1:], count + 1
     places = torch.tensor(found)
     places[is_image] = of_images
-    return places if count == len(words) else None
+    return places
 
 
 def _shown(prompt: Prompt) -> Sequence[Span]:

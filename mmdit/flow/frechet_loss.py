@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdit.errors import UserError
+
 # Of the largest eigenvalue: the square root has no derivative at 0, and features of fewer samples than D have such directions.
 LEAST_EIGENVALUE = 1e-10
 
@@ -46,15 +48,34 @@ class Moments:
         return self.second - torch.outer(self.mean, self.mean)
 
 
-def frechet_distance(moments: Moments, reference: Moments) -> Tensor:
-    """|m - m'|² + tr(S + S' - 2 (S'^½ S S'^½)^½), with a gradient to ``moments``; a scalar, float64.
+@dataclass(frozen=True)
+class Reference:
+    """What moments are compared with: mean (D,), covariance (D, D) and its root (D, D), float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    root: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, features: Tensor) -> Reference:
+        """Of features (N, D)."""
+        moments = Moments.of(features)
+        values, vectors = torch.linalg.eigh(moments.covariance)
+        return cls(moments.mean, moments.covariance, vectors * values.clamp_min(0).sqrt() @ vectors.mT)
+
+    def to(self, device: torch.device) -> Reference:
+        return Reference(self.mean.to(device), self.covariance.to(device), self.root.to(device))
+
+
+def frechet_distance(moments: Moments, reference: Reference) -> Tensor:
+    """|m - m'|² + tr(S + S' - 2 (S'^½ S S'^½)^½): a scalar, float64, with a gradient to ``moments``; NaN if these are not finite.
 
     The same as ``mmdit.metrics.frechet.frechet_distance``, which has no gradient and is exact for covariances of any rank.
     """
-    with torch.no_grad():
-        values, vectors = torch.linalg.eigh(reference.covariance)
-        root = vectors * values.clamp_min(0).sqrt() @ vectors.mT
-    product = root @ moments.covariance @ root
+    product = reference.root @ moments.covariance @ reference.root
+    if not torch.isfinite(product).all():  # what a step does about that is the caller's affair; eigenvalues would raise
+        return product.sum() * torch.nan
     values = torch.linalg.eigvalsh((product + product.mT) / 2)
     least = LEAST_EIGENVALUE * float(values.detach().amax().clamp_min(torch.finfo(values.dtype).tiny))
     traces = moments.covariance.diagonal().sum() + reference.covariance.diagonal().sum()
@@ -84,10 +105,16 @@ class RunningMoments:
         features = _wide(features)
         sums = features.sum(0), features.mT @ features
         if self.moments is not None:
+            if self.moments.mean.shape != features.shape[1:]:
+                raise UserError(
+                    f"frechet.teacher gives {features.shape[1]} features, and that of the checkpoint gave "
+                    f"{len(self.moments.mean)}: give the one that the run began with"
+                )
             self.moments = self.moments.to(features.device)  # those of a checkpoint are on the CPU
         with torch.no_grad():
             n, first, second = (
-                mean_over_processes(each) for each in (features.new_tensor(float(len(features))), *sums)
+                mean_over_processes(each.detach().clone())
+                for each in (features.new_tensor(float(len(features))), *sums)
             )
             num = float(n)
             if num > 0:

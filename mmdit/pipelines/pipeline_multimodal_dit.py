@@ -69,7 +69,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             transformers whose conditioner takes them. "tiue" has a text encoder with its tokenizer, and for subjects' images
             CLIP's image encoder with its processor; "interleaved" a multimodal LLM as ``text_encoder``, with its processor.
 
-        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0. And
+        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0. With a prompt the
+            latter is ``prompt_guidance_scale``, where there is one. And
             ``internal_guidance_scale`` and its ``internal_guidance_interval``, for a model with a head on a middle block.
 
     ``modalities``, ``id2label`` and ``defaults`` are saved in the folder. A second pipeline on the same weights is

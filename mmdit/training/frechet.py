@@ -1,4 +1,4 @@
-"""Post-training on the Fréchet distance of features: the loss on batches, and what of a configuration goes with it.
+"""Post-training on the Fréchet distance of features: the loss on the batches of training.
 
 B samples of this process, N of them that are sampled, M modalities, D width of features.
 """
@@ -15,18 +15,14 @@ from torch.utils.data import Dataset
 
 from mmdit.conditioning import Conditioning
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.features import load_teacher, pooled
+from mmdit.encoders.features import pooled
 from mmdit.errors import UserError
 from mmdit.flow.flow_matching import FlowDraw, Network
-from mmdit.flow.frechet_loss import Moments, RunningMoments, frechet_distance
-from mmdit.flow.prediction import PREDICTIONS, Prediction
-from mmdit.flow.schedulers import jumps, make_scheduler, set_timesteps
-from mmdit.metrics.feature_networks import TEACHER_FOLDER
+from mmdit.flow.frechet_loss import Reference, RunningMoments, frechet_distance
+from mmdit.flow.prediction import Prediction
 from mmdit.modalities import IMAGE
-from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
-from mmdit.training.config import FrechetConfig, TrainingConfig
-from mmdit.training.recipes.data import LatentData, pretrained_folder
+from mmdit.training.config import FrechetConfig
 
 AT_A_TIME = 32  # images of the data
 OFFSET = 0.01  # added to the distance that the loss is divided by
@@ -66,53 +62,64 @@ class FrechetLoss:
         self.image, self.prediction, self.times, self.tells_next = image, prediction, times, tells_next
         self.settings = settings
         self.running = RunningMoments(settings.decay)
-        self._reference: Moments | None = None
+        self._reference: Reference | None = None
+
+    def chosen(self, roles: Tensor) -> Tensor:
+        """Which samples of a whole batch, (B,) bool, are sampled; ``roles`` (B, M) as they are drawn."""
+        joint = (roles == Role.GENERATE).all(1)
+        return joint & (joint.cumsum(0) <= max(1, int(self.settings.share * len(roles))))
 
     def __call__(
         self,
         network: Network,
         conditioning: Conditioning,
         draw: FlowDraw,
+        chosen: Tensor,
         mean_over_processes: Callable[[Tensor], Tensor],
+        num_processes: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """The weighted loss, and the distance, which is NaN as long as nothing was sampled."""
-        joint = (draw.roles == Role.GENERATE).all(1).nonzero().flatten()
-        rows = joint[: max(1, int(self.settings.share * len(draw.roles)))]
-        sampled = rows if len(rows) else joint.new_zeros(1)  # all processes run the network equally often
+        """The weighted loss, and the distance, which is NaN as long as nothing was sampled.
+
+        ``chosen``: (B,) bool, of this process's samples; those of which the data lacks something are left out.
+        """
+        rows = (chosen.to(draw.roles.device) & (draw.roles == Role.GENERATE).all(1)).nonzero().flatten()
+        sampled = rows if len(rows) else rows.new_zeros(1)  # all processes run the network equally often
         noise, prompts = draw.noise[sampled], conditioning.rows(sampled)
         images = self._images(self._sample(network, noise, draw.roles[sampled], prompts))
         found = self.running.add(pooled(self.features.to(noise.device), images)[: len(rows)], mean_over_processes)
         if found is None:
             return images.sum() * 0, images.new_tensor(float("nan"))
         distance = frechet_distance(found, self.reference(noise.device).to(found.mean.device))
-        counts = self.running.count >= self.settings.num_samples
+        counts = self.running.count * num_processes >= self.settings.num_samples
         weight = self.settings.weight * counts / (distance.detach() + OFFSET)
         return (weight * distance).float(), distance.detach().float()
 
-    def reference(self, device: torch.device) -> Moments:
-        """The moments of the data's own pictures, as the VAE decodes them; computed once."""
+    def reference(self, device: torch.device) -> Reference:
+        """The data's own pictures, as the VAE decodes them; computed once."""
         if self._reference is None:
+            data = getattr(self.data, "latents", self.data)  # without captions and pictures, which are not looked at
             count = min(self.settings.num_samples, len(self.data))  # type: ignore[arg-type]
             chosen = [i * len(self.data) // count for i in range(count)]  # type: ignore[arg-type]
             features = []
             with torch.no_grad():
                 for start in range(0, count, AT_A_TIME):
-                    samples = [self.data[i] for i in chosen[start : start + AT_A_TIME]]
+                    samples = [data[i] for i in chosen[start : start + AT_A_TIME]]
                     if moments := [each["moments"] for each in samples if each["present"][self.image]]:
                         latents = self.codec.latents_all(torch.stack(moments).float().to(device))
                         features.append(pooled(self.features.to(device), self._images(latents)))
             if not features:
                 raise UserError(f"frechet: none of {count} samples of the training data has {IMAGE}")
-            self._reference = Moments.of(torch.cat(features))
+            self._reference = Reference.of(torch.cat(features))
         return self._reference
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return self.running.state()
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
-        self.running.load(state)
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from ``state``; None = of a run that had no such loss, so that moments begin now."""
+        if state is not None:
+            self.running.load(state)
 
     def _sample(self, network: Network, x: Tensor, roles: Tensor, conditioning: Conditioning) -> Tensor:
         """Noise (N, M, C, H, W) -> latents, by Euler's steps."""
@@ -127,42 +134,3 @@ class FrechetLoss:
         """RGB (N, 3, H, W) of latents (N, M, C, H, W)."""
         self.codec.vae.to(latents.device)
         return self.codec.decode(latents[:, self.image], IMAGE)
-
-
-def frechet_loss(
-    config: TrainingConfig, network: MultimodalDiT, data: LatentData, codec: LatentCodec, scheduler: str
-) -> FrechetLoss | None:
-    """What the section frechet says, None without it; ``scheduler``: name of what samples from the trained model.
-
-    Raises:
-        UserError: latents without RGB, no feature network or one for other tokens, or numbers that allow no loss.
-    """
-    settings = config.frechet
-    if settings is None:
-        return None
-    names = list(data.modalities)
-    if IMAGE not in names:
-        raise UserError(f"frechet needs the modality {IMAGE!r}, the data have {', '.join(names)}")
-    if not settings.decay < 1:
-        raise UserError(f"frechet.decay is {settings.decay:g}: give a number from 0 to below 1")
-    teacher = settings.teacher
-    if teacher is None:
-        own = None if config.model.pretrained is None else pretrained_folder(config.model.pretrained) / TEACHER_FOLDER
-        if own is None or not own.is_dir():
-            raise UserError(
-                "frechet.teacher is null, and model.pretrained has no feature network of its own: give a folder or a timm model"
-            )
-        teacher = str(own)
-    height, width = (side // network.config.patch_size for side in network.latent_shape)
-    steps = make_scheduler(scheduler, config.objective.sampling_shift)
-    set_timesteps(steps, settings.num_inference_steps)
-    return FrechetLoss(
-        load_teacher(teacher, (height, width)).eval().requires_grad_(False),
-        codec,
-        data.train,
-        image=names.index(IMAGE),
-        prediction=PREDICTIONS[config.objective.prediction],
-        times=tuple(steps.sigmas.tolist()),
-        tells_next=jumps(steps),
-        settings=settings,
-    )

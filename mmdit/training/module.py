@@ -176,6 +176,7 @@ class TransformerModule(SteppedModule):
         rank, world_size = self._processes()
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
         draw = self.objective.draw(size, (m, c // 2, h, w), generator, _generator_on(moments.device, generator))
+        sampled = None if self.frechet is None else self.frechet.chosen(draw.roles)[rank::world_size]
         draw = replace(draw.shard(rank, world_size), progress=self._progress())
         draw = draw.without_missing(batch["present"]).to(moments.device)
         p = self.network.config.patch_size
@@ -226,9 +227,11 @@ class TransformerModule(SteppedModule):
                 mean_over_processes=self._mean_over_processes,
             )
             losses["loss"] = losses["loss"] + self.attention.weight * losses["attention"]
-        if self.frechet is not None and self.training:
-            sampled = self.frechet(self.network.__call__, conditioning, draw, self._mean_over_processes)
-            losses["loss"], losses["frechet"] = losses["loss"] + sampled[0], sampled[1]
+        if self.frechet is not None and sampled is not None and self.training:
+            own, losses["frechet"] = self.frechet(
+                self.network.__call__, conditioning, draw, sampled, self._mean_over_processes, world_size
+            )
+            losses["loss"] = losses["loss"] + own
         return losses
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -239,7 +242,7 @@ class TransformerModule(SteppedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.frechet is not None:
-            self.frechet.load(checkpoint["frechet"])
+            self.frechet.load(checkpoint.get("frechet"))
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
         """The prompts of the batch, dropped at random in training, and beside a condition where configured."""

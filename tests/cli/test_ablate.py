@@ -206,6 +206,9 @@ def test_two_stages_on_prompts(mmdit, prompted, prompt_scenes, tmp_path):
     runs = tmp_path / "out/runs"
     pretrained = read_yaml(runs / "subjects_s0/config.yaml")["model"]["pretrained"]
     assert (tmp_path / pretrained).samefile(runs / "text_s0/pipeline")
+    seeds = [read_yaml(runs / name / "config.yaml")["seed"] for name in ("text_s0", "subjects_s0")]
+    assert seeds[0] == 0 != seeds[1], "it meets other samples, times and noise than the first"
+    assert read_object(tmp_path / "out/ablation.json")["settings"]["num_prompts"] == 3
     measured = {name for name in second if name.startswith("prompts.")}
     assert {name for name in first if name.startswith("prompts.")} == {
         name for name in measured if name.startswith("prompts.text.")
@@ -225,6 +228,12 @@ def test_two_stages_on_prompts(mmdit, prompted, prompt_scenes, tmp_path):
             name
         )
 
+    table = tmp_path / "table.yaml"
+    text = table.read_text()
+    table.write_text(text.replace("plain_share: 1.0", "plain_share: 0.9"))
+    result = mmdit(*prompted, "--variants", "subjects")
+    assert "variant 'text' of another request (prompts.plain_share was 1.0, now 0.9)" in result.error
+    table.write_text(text)
     shutil.rmtree(runs / "text_s0")
     result = mmdit(*prompted, "--variants", "subjects", "--seeds", 1)
     assert result.code == 2
@@ -232,6 +241,28 @@ def test_two_stages_on_prompts(mmdit, prompted, prompt_scenes, tmp_path):
         "variant 'subjects' comes after 'text', which is not trained with seed 1: give --variants text subjects"
         in result.error
     )
+
+
+def test_a_stage_has_the_model_that_it_begins_with(mmdit, prompted, tmp_path):
+    table = tmp_path / "table.yaml"
+    table.write_text(table.read_text().replace("after: text,", "after: text, options: {model.depth: 3},"))
+    result = mmdit(*prompted)
+    assert result.code == 2
+    assert (
+        "variant 'subjects': comes after 'text', whose model.depth is None, not 3: give both the same" in result.error
+    )
+
+
+def test_variants_of_prompts_alone_need_prompts(mmdit, prompted):
+    result = mmdit(*prompted, "--num_prompts", 0)
+    assert result.code == 2
+    assert "--num_prompts is 0, and variant 'text' is measured on prompts alone: give a number" in result.error
+
+
+def test_a_detector_for_nothing_is_refused(mmdit, command):
+    result = mmdit(*command, "--detector", "x")
+    assert result.code == 2
+    assert "--detector x: judges prompts, and --num_prompts is 0" in result.error
 
 
 @pytest.mark.parametrize(

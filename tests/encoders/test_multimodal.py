@@ -82,12 +82,17 @@ def test_words_and_images_are_located_by_what_they_stand_for(encoder):
     assert {*located.flatten().tolist()} == {-1, 0, 1, 2}
 
 
-def test_words_are_not_located_where_the_tokenizer_does_not_say(encoder):
+def test_words_behind_an_image_are_those_of_the_text(encoder):
+    words = encoder._words(parse("{torus} red cone", [_picture(0)]))
+    assert [(start, end) for _, start, end in words] == [(6, 9), (10, 14)]
+    assert encoder.processor.tokenizer.convert_ids_to_tokens([token for token, _, _ in words]) == ["red", "cone"]
+
+
+def test_words_are_not_located_where_the_tokenizer_does_not_say(encoder, monkeypatch):
     read = encoder.read([parse("a red torus")])
-    ((rows, subjects, inputs, _),) = read["groups"]
-    unknown = {**read, "groups": [(rows, subjects, inputs, [None])]}
+    monkeypatch.setattr(type(encoder.processor.tokenizer), "is_fast", False)
     with pytest.raises(UserError, match="does not say which words its tokens come from: give subjects instead"):
-        encoder.locate([Prompt("a red torus", (Span(2, 11, 0),))], unknown)
+        encoder.locate([Prompt("a red torus", (Span(2, 11, 0),))], read)
 
 
 def test_subjects_are_counted_over_the_batch(encoder, family):

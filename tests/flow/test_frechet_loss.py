@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmdit.flow.frechet_loss import Moments, RunningMoments, frechet_distance
+from mmdit.errors import UserError
+from mmdit.flow.frechet_loss import Moments, Reference, RunningMoments, frechet_distance
 from mmdit.metrics.frechet import FeatureStatistics
 from mmdit.metrics.frechet import frechet_distance as measured_distance
 
@@ -30,12 +31,12 @@ def test_moments_and_distance_are_those_of_the_metrics() -> None:
     np.testing.assert_allclose(Moments.of(ours).covariance * 50 / 49, statistics.covariance)
     first, second = Moments.of(ours), Moments.of(theirs)
     expected = measured_distance(first.mean, first.covariance, second.mean, second.covariance)
-    assert float(frechet_distance(first, second)) == pytest.approx(expected, rel=1e-9)
-    assert float(frechet_distance(first, first)) == pytest.approx(0, abs=1e-9)
+    assert float(frechet_distance(first, Reference.of(theirs))) == pytest.approx(expected, rel=1e-9)
+    assert float(frechet_distance(first, Reference.of(ours))) == pytest.approx(0, abs=1e-9)
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
-    reference = Moments.of(features(2, 60, 4))
+    reference = Reference.of(features(2, 60, 4))
     assert torch.autograd.gradcheck(
         lambda values: frechet_distance(Moments.of(values), reference), features(1, 9, 4).requires_grad_(), atol=1e-6
     )
@@ -43,10 +44,23 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
 
 def test_fewer_samples_than_features_leave_it_finite() -> None:
     values = features(1, 3).requires_grad_()
-    distance = frechet_distance(Moments.of(values), Moments.of(features(2, 60)))
+    distance = frechet_distance(Moments.of(values), Reference.of(features(2, 60)))
     distance.backward()
     assert torch.isfinite(distance)
     assert torch.isfinite(values.grad).all()
+
+
+def test_what_is_not_finite_gives_no_number() -> None:
+    values = features(1, 9)
+    values[2, 3] = torch.inf
+    assert torch.isnan(frechet_distance(Moments.of(values), Reference.of(features(2, 60))))
+
+
+def test_moments_of_another_network_are_refused() -> None:
+    running = RunningMoments(0.9)
+    running.add(features(1, 4, 6))
+    with pytest.raises(UserError, match="gives 5 features, and that of the checkpoint gave 6"):
+        running.add(features(1, 4, 5))
 
 
 def test_all_samples_weigh_the_same_until_the_window_is_full() -> None:
@@ -86,7 +100,7 @@ def test_its_gradient_moves_the_whole_population_as_the_batch() -> None:
 
 def test_two_processes_are_one() -> None:
     """Averaged gradients and moments of a batch of 5 and one of 3 are those of all 8."""
-    reference, scale = Moments.of(features(3, 40)), torch.ones(6, dtype=torch.float64)
+    reference, scale = Reference.of(features(3, 40)), torch.ones(6, dtype=torch.float64)
     parts = features(1, 5), features(2, 3)
 
     def averaged(own: Tensor, other: Tensor) -> Callable[[Tensor], Tensor]:

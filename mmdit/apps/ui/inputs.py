@@ -34,10 +34,9 @@ class SettingInputs:
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             steps = f"Steps (0: the model's own, {own.num_inference_steps}, and 1 to understand)"
             self.steps = gr.Slider(0, self.limits.steps, value=0, step=1, label=steps, elem_id="steps")
-            usual = own.guidance(prompt=tasks.takes_prompts)
-            self.guidance = gr.Slider(
-                0, _MAX_GUIDANCE, value=usual, step=0.1, label="Guidance on category and prompt (1: none)"
-            )
+            usual = " or ".join(dict.fromkeys(f"{own.guidance(prompt=prompt):g}" for prompt in (False, True)))
+            guidance = f"Guidance on category and prompt (0: the model's own, {usual}; 1: none)"
+            self.guidance = gr.Slider(0, _MAX_GUIDANCE, value=0, step=0.1, label=guidance, elem_id="guidance")
             with gr.Row():
                 self.new_seed = gr.Checkbox(True, label="A new seed each time", min_width=120, elem_id="new_seed")
                 most = MAX_SEED - self.limits.images

@@ -42,13 +42,13 @@ class Settings:
         seed: float | None = None,
         num_images: float = 1,
     ) -> Settings:
-        """Read the page's values; no steps, or 0, are the model's own, and no seed is a new one. Raises UserError."""
+        """Read the page's values; no steps or guidance, or 0, are the model's own, and no seed is a new one. Raises UserError."""
         count = limits.check_count("the number of images", num_images, limits.images)
         if seed is None:
             seed = secrets.randbelow(2**31)
         return cls(
             limits.check_count("steps", steps, limits.steps) if steps else None,
-            guidance_scale,
+            guidance_scale or None,
             limits.check_count("seed", seed, MAX_SEED - limits.images, least=0),
             count,
         )

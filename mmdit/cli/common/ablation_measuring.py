@@ -48,8 +48,8 @@ class Measuring:
             "guidance_scale": guidance_scale,
             "teacher": teacher or BUNDLED_MODEL,
             "seed": SEED,
-            # Not in the record of an ablation without prompts, which may be older than they are.
-            **({"num_prompts": num_prompts, "detector": detector} if num_prompts else {}),
+            "num_prompts": num_prompts,
+            "detector": detector,
         }
 
     @property

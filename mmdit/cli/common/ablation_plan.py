@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mmdit.bounds import MAX_SEED
 from mmdit.cli.common.ablation_table import AblationTable, Variant
 from mmdit.errors import UserError
 
@@ -15,21 +16,35 @@ if TYPE_CHECKING:
     from mmdit.training.config import TrainingConfig
 
 T = TypeVar("T")
+STAGE_SEEDS = 1_000_003  # added to the seed of a run that goes on from another's model
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a variant is trained: its configuration, and the steps after which it is measured."""
+    """How a variant is trained: its configuration, and the steps after which it is measured.
+
+    ``stage``: how many variants its model has been through before; each draws samples, times and noise of its own.
+    """
 
     variant: Variant
     config: TrainingConfig
     steps: tuple[int, ...]
     options: Mapping[str, Any]
+    stage: int = 0
 
     def of(self, seed: int, pretrained: Path | None = None) -> TrainingConfig:
         """The configuration of one run; ``pretrained``: the model that it begins with, None = what the options say."""
         model = self.config.model if pretrained is None else replace(self.config.model, pretrained=str(pretrained))
-        return replace(self.config, seed=seed, model=model)
+        return replace(self.config, seed=(seed + STAGE_SEEDS * self.stage) % (MAX_SEED + 1), model=model)
+
+    def refuse_other_model(self, before: Plan) -> None:
+        """Raise UserError where the model of the plan that this one comes after is another."""
+        ours, theirs = (asdict(replace(each.config.model, pretrained=None, trainable=None)) for each in (self, before))
+        for name, value in ours.items():
+            if value != theirs[name]:
+                raise UserError(
+                    f"comes after {before.variant.name!r}, whose model.{name} is {theirs[name]}, not {value}: give both the same"
+                )
 
     @property
     def samples_per_step(self) -> int:
@@ -57,6 +72,10 @@ def plan_all(table: AblationTable, names: Sequence[str], output: Path, data: Pat
     }
 
 
+def _stage(table: AblationTable, variant: Variant) -> int:
+    return 0 if variant.after is None else 1 + _stage(table, table.variants[variant.after])
+
+
 def _plan(table: AblationTable, variant: Variant, config: TrainingConfig, samples: int) -> Plan:
     if config.recipe != "transformer" or config.lora is not None:
         raise UserError(f"{table.path}: variant {variant.name!r}: an ablation is of recipe 'transformer', without lora")
@@ -79,7 +98,7 @@ def _plan(table: AblationTable, variant: Variant, config: TrainingConfig, sample
     config = replace(config, trainer=replace(config.trainer, max_steps=max_steps))
     steps = sorted({max(1, round(max_steps * point / table.points)) for point in range(1, table.points + 1)})
     after = {} if variant.after is None else {"after": variant.after}
-    return Plan(variant, config, tuple(steps), changed_options(config) | after)
+    return Plan(variant, config, tuple(steps), changed_options(config) | after, _stage(table, variant))
 
 
 def with_context(table: AblationTable, name: str, action: Callable[[], T]) -> T:

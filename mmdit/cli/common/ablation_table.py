@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,15 @@ class AblationTable:
     samples: int
     points: int
     variants: Mapping[str, Variant]
+
+    def earlier(self, names: Sequence[str]) -> list[str]:
+        """The variants, not among ``names``, whose models these begin with."""
+        found: list[str] = []
+        for name in reversed(list(self.variants)):
+            after = self.variants[name].after
+            if (name in names or name in found) and after is not None and after not in (*names, *found):
+                found.append(after)
+        return found
 
     def arguments(self, variant: Variant, output: Path, data: Path, seed: int) -> list[str]:
         """The options of ``mmdit train`` that a run of a variant has, but for its length."""

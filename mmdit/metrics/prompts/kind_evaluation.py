@@ -178,7 +178,7 @@ class KindEvaluation:
         """The true picture; of a subject another one than the reference and the true one, if any."""
         if not self.has_subject:
             return case.sample
-        return case.others[0] if case.others != case.references else None
+        return case.others[0] if self.kind.has_real and case.others != case.references else None
 
     def _other_subject(self, number: int, case: PromptCase) -> Source | None:
         return self.kind.other(case, [*self.cases[number + 1 :], *self.cases[:number]])

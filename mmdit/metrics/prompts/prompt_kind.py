@@ -41,6 +41,7 @@ class PromptKind(ABC):
 
     metrics: names of what ``score`` measures; higher_is_better: of these; given: the kind of map given beside the prompt.
     of_sample: those metrics for which the case's own sample is the real picture, and not the other picture of the subject.
+    has_real: whether some stored picture of the subject shows what is asked.
     noise: the kind whose noise this one is drawn with, because it asks for the same in another way; "" = its own.
     """
 
@@ -48,6 +49,7 @@ class PromptKind(ABC):
     higher_is_better: ClassVar[frozenset[str]]
     given: ClassVar[str | None] = None
     of_sample: ClassVar[tuple[str, ...]] = ()
+    has_real: ClassVar[bool] = True
     noise: ClassVar[str] = ""
 
     @abstractmethod

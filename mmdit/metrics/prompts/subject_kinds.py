@@ -18,6 +18,7 @@ from mmdit.metrics.prompts.scores import Scores
 from mmdit.metrics.prompts.text_kinds import TwoObjects, is_pair, score_main
 from mmdit.metrics.prompts.views import Shown, Shrunk
 from mmdit.names import RELATION_WORDS
+from mmdit.prompt import parse_text
 
 SMALL_SIDE = 16  # pixels
 RARE_SHARE = 0.2  # of the subjects
@@ -200,7 +201,7 @@ class SubjectBesideWords(TwoObjects):
                     words = f"{article(first.category)} {{{first.category}}} {RELATION_WORDS[caption.relation][0]} "
                     words += f"{article(second.colour)} {second.colour} {second.category}"
                     case = _subject_case(words, (first,), caption.relation, index)
-                    yield replace(case, objects=caption.objects)
+                    yield replace(case, objects=caption.objects, wording=parse_text(words))
                     break
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
@@ -231,7 +232,7 @@ class Contradiction(OneSubject):
             said = others[case.sample % len(others)]
             words = self.words.format(article=article(said), said=said, category=one.category)
             asked = Named(one.category, said, one.entity)
-            yield PromptCase(words, (one, asked), None, case.sample, case.references, case.others, words)
+            yield PromptCase(words, (one, asked), None, case.sample, case.references, case.others, parse_text(words))
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
         (shown, asked), main = case.objects, seen.main
@@ -251,9 +252,7 @@ class Recoloured(Contradiction):
     """
 
     words: ClassVar[str] = "{article} {said} {{{category}}}"
-
-    def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
-        return (replace(case, others=case.references) for case in super().find(split))  # no picture shows it so
+    has_real = False  # no picture of the subject has the other colour
 
 
 def _subject_case(words: str, objects: tuple[Named, ...], relation: str | None, index: int) -> PromptCase:

@@ -61,7 +61,7 @@ def _encoders_of_a_model(config: TrainingConfig) -> FrozenPromptEncoder:
                 f"prompts.{key} is {given}, and is given without an encoder as prompts.text_encoder: give both, or "
                 f"--prompts.{key} null too, for the model's own"
             )
-    folder = pretrained_folder(name)
+    folder = pretrained_folder(name) if settings.text_encoder is None else bundled_models().get(name, Path(name))
     check_folder(folder, "MultimodalDiTPipeline")
     theirs = read_config(folder / "transformer" / CONFIG, "MultimodalDiT").get("conditioner")
     if theirs not in PROMPT_ENCODERS:

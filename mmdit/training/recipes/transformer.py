@@ -24,18 +24,20 @@ from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.models.widen import start_from
 from mmdit.pipelines.defaults import Defaults, check_internal
+from mmdit.pipelines.loading import INDEX
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import load_component
+from mmdit.storage.json_object import read_object
 from mmdit.task import TaskMixture
 from mmdit.training.alignment import AlignmentLoss
 from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
-from mmdit.training.frechet import frechet_loss
 from mmdit.training.frozen import FrozenNetworks
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
+from mmdit.training.recipes.frechet import frechet_loss
 from mmdit.training.recipes.lora import lora_base
 from mmdit.training.recipes.prompts import attention_loss, prompt_encoder, prompt_reading
 from mmdit.training.routing import token_routing
@@ -232,7 +234,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         frechet=frechet_loss(config, network, data, codec, objective.scheduler),
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
-    defaults = dict(objective.sampling_defaults or {})
+    defaults = dict(objective.sampling_defaults or _guidance_on_prompts(config))
     if internal_scale != 1:
         defaults["internal_guidance_scale"] = internal_scale
     Defaults.of(defaults)  # what the export refuses is found out now
@@ -259,6 +261,15 @@ def transformer_run(config: TrainingConfig) -> Run:
     if base is not None:
         return Run(module, loaders, base.export, "lora", callbacks)
     return Run(module, loaders, export, "pipeline", callbacks)
+
+
+def _guidance_on_prompts(config: TrainingConfig) -> dict[str, Any]:
+    """Of the model that this one begins with, where it has its own."""
+    if config.model.pretrained is None or config.prompts is None:
+        return {}
+    index = read_object(pretrained_folder(config.model.pretrained) / INDEX)
+    own = Defaults.of(index.get("defaults")).prompt_guidance_scale
+    return {} if own is None else {"prompt_guidance_scale": own}
 
 
 def _previews(
