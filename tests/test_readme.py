@@ -13,9 +13,12 @@ from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
 from mmdit.cli.results import (
     CARD,
+    INTERLEAVED,
+    PROMPTS,
+    REPORT,
+    VIDEO,
     prompts_table,
-    read_reports,
-    read_video,
+    read,
     results_table,
     update,
     update_card,
@@ -72,9 +75,10 @@ def test_first_paragraph_settles_the_names():
 
 @needs_model
 def test_results_are_those_of_the_report():
-    assert update(README, *read_reports(), read_video()) == README, "run: python -m mmdit.cli.results"
+    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, VIDEO)]
+    assert update(README, *reports) == README, "run: python -m mmdit.cli.results"
     card = CARD.read_text(encoding="utf-8")
-    assert update_card(card, *read_reports()) == card, "run: python -m mmdit.cli.results"
+    assert update_card(card, *reports[:2]) == card, "run: python -m mmdit.cli.results"
 
 
 def test_video_table():
@@ -102,6 +106,12 @@ def test_prompts_table():
         "96 prompts of each kind where the split has as many, of unseen scenes and subjects; 12 steps, guidance 3."
         in table
     )
+    other = {"prompts": {"text": {"one": {"category": 0.25, "num_samples": 48}}}}
+    table = prompts_table(report, {"theirs": other})
+    assert "| asked for | measure | scenes64 | theirs | another prompt | real pictures |" in table
+    assert "| one object | category | 0.99 | 0.25 | 0.10 | 1.00 |" in table
+    assert "|  | object IoU | 0.90 | – | – | – |" in table
+    assert "guidance 3. theirs: 48 prompts." in table
 
 
 def test_results_table():
@@ -114,8 +124,8 @@ def test_results_table():
     assert "| RGB → depth | AbsRel | 0.012 | 0.500 |" in table
     assert "| depth → RGB | AbsRel of that RGB's depth | – | – |" in table
     assert "3 scenes of the split `test`; denoising steps: understanding 1, generation 25." in table
-    _, prompts = read_reports()
-    assert update(update(README, report, prompts), report, prompts).count(table) == 1
+    prompts = [read(PROMPTS), read(INTERLEAVED)]
+    assert update(update(README, report, *prompts), report, *prompts).count(table) == 1
 
 
 def test_the_bundled_model_is_trained_on_with_its_own_encoders():

@@ -6,7 +6,7 @@ A test holds that both say what the reports say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 
 
 PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
+# Of a model with the other conditioner, on the same prompts; it is not bundled.
+INTERLEAVED = PACKAGE / "assets" / "scenes64" / "prompts_interleaved.json"
 
 # what is asked, measure, where it is in the report and its controls
 PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
@@ -70,6 +72,9 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
     ("", "object IoU", "geometry.object_iou"),
 )
 
+
+# Of mmdit ablate, configs/ablations/prompts_scenes64.yaml.
+ABLATION = PACKAGE / "assets" / "scenes64" / "ablation_prompts.csv"
 
 VIDEO = PACKAGE / "assets" / "scenes64" / "video.json"
 
@@ -121,27 +126,37 @@ def results_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def prompts_table(report: dict[str, Any]) -> str:
+def prompts_table(report: dict[str, Any], beside: Mapping[str, dict[str, Any]] | None = None) -> str:
     """Markdown: what prompts ask for, beside the same measures with another sample's prompt and on real pictures.
 
-    Kinds that the report, of an earlier version, lacks have no row.
+    Kinds that no report has have no row. ``beside``: head -> the report of another model; where it alone has a kind, the
+    controls are its own.
     """
-    lines = ["| asked for | measure | scenes64 | another prompt | real pictures |", "|---|---|---|---|---|"]
+    beside = beside or {}
+    heads = ["asked for", "measure", "scenes64", *beside, "another prompt", "real pictures"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for asked, measure, path in PROMPT_ROWS:
-        if _find(report["prompts"], path) is _ABSENT:
+        having = [each for each in (report, *beside.values()) if _find(each["prompts"], path) is not _ABSENT]
+        if not having:
             continue
-        values = (
-            _text(report, f"{part}.{path}", "{:.2f}")
-            for part in ("prompts", "controls.shuffled_prompts", "controls.real_images")
-        )
+        values = [_text(each, f"prompts.{path}", "{:.2f}") for each in (report, *beside.values())]
+        values += [
+            _text(having[0], f"controls.{part}.{path}", "{:.2f}") for part in ("shuffled_prompts", "real_images")
+        ]
         lines.append(f"| {asked} | {measure} | {' | '.join(values)} |")
-    settings, count = report["settings"], report["prompts"]["text"]["one"]["num_samples"]
+    settings, count = report["settings"], _count(report)
     steps = settings["num_inference_steps"]
     steps = steps["generation"] if isinstance(steps, dict) else steps
     scale = settings.get("prompt_guidance_scale", settings["guidance_scale"])
     asked = f"{count} prompts of each kind where the split has as many, of unseen scenes and subjects"
-    lines += ["", f"{asked}; {steps} steps, guidance {scale:g}."]
+    fewer = "".join(f" {name}: {_count(other)} prompts." for name, other in beside.items() if _count(other) != count)
+    lines += ["", f"{asked}; {steps} steps, guidance {scale:g}.{fewer}"]
     return "\n".join(lines)
+
+
+def _count(report: dict[str, Any]) -> int:
+    """Prompts of each kind."""
+    return int(report["prompts"]["text"]["one"]["num_samples"])
 
 
 def video_table(report: dict[str, Any]) -> str:
@@ -226,26 +241,37 @@ def update_card(card: str, report: dict[str, Any], prompts: dict[str, Any]) -> s
     return _put(card, "metrics", metrics_table(report, *OTHER_PARTS))
 
 
-def update(readme: str, report: dict[str, Any], prompts: dict[str, Any], video: dict[str, Any] | None = None) -> str:
+def update(
+    readme: str,
+    report: dict[str, Any],
+    prompts: dict[str, Any],
+    interleaved: dict[str, Any],
+    video: dict[str, Any] | None = None,
+) -> str:
     """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
     readme = _put(readme, "results", results_table(report))
-    readme = _put(readme, "prompts", prompts_table(prompts))
+    readme = _put(readme, "prompts", prompts_table(prompts, {"interleaved": interleaved}))
+    readme = _put(readme, "ablation", ablation_table(ABLATION))
     return readme if video is None else _put(readme, "video", video_table(video))
 
 
-def read_reports() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The bundled model's reports, of its tasks and of its prompts."""
-    report, prompts = (json.loads(path.read_text(encoding="utf-8")) for path in (REPORT, PROMPTS))
-    return report, prompts
+def ablation_table(path: Path) -> str:
+    """Markdown: what the runs of a table of ``mmdit ablate`` have reached."""
+    from mmdit.cli.common.ablation_report import end_table
+    from mmdit.cli.common.ablation_results import read_rows
+    from mmdit.metrics.learning_curves import PROCESSOR_SECONDS, curves_of
+
+    return end_table([curve for curve in curves_of(read_rows(path)) if curve.finished], PROCESSOR_SECONDS)
 
 
-def read_video() -> dict[str, Any]:
-    """The bundled model's report of videos, by ``mmdit evaluate-video``."""
-    report: dict[str, Any] = json.loads(VIDEO.read_text(encoding="utf-8"))
+def read(path: Path) -> dict[str, Any]:
+    """A report that is committed."""
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report
 
 
 if __name__ == "__main__":
-    README.write_text(update(README.read_text(encoding="utf-8"), *read_reports(), read_video()), encoding="utf-8")
-    CARD.write_text(update_card(CARD.read_text(encoding="utf-8"), *read_reports()), encoding="utf-8")
+    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, VIDEO)]
+    README.write_text(update(README.read_text(encoding="utf-8"), *reports), encoding="utf-8")
+    CARD.write_text(update_card(CARD.read_text(encoding="utf-8"), *reports[:2]), encoding="utf-8")
     print(README, CARD, sep="\n")

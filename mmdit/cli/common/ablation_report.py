@@ -65,7 +65,7 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
     least = min(curve.points[-1][time] for curve in finished)
     parts = [
         "At the end of each run; mean ± deviation over seeds:",
-        _table(finished, time, lambda curve, column: curve.end(column)),
+        end_table(finished, time),
         f"What the runs have learned after {_count(fewest)} samples:",
         _table(finished, time, lambda curve, column: curve.at(column, fewest)),
         f"What they have learned after {_count(least)} {UNITS[time]}:",
@@ -79,6 +79,11 @@ def ablation_report(curves: Sequence[Curve], goal: float, time: str) -> str:
         "rate has not decayed, so only what stands at a run's end is what that recipe reaches in so many samples.",
     ]
     return "\n\n".join([*parts, *filter(None, [note])]) + "\n"
+
+
+def end_table(curves: Sequence[Curve], time: str) -> str:
+    """What finished runs have reached at their ends."""
+    return _table(curves, time, lambda curve, column: curve.end(column))
 
 
 def _table(curves: Sequence[Curve], time: str, value: Callable[[Curve, str], float]) -> str:
