@@ -58,24 +58,30 @@ def save_captioner_of_captions(folder: Path, captions: Sequence[str]) -> None:
     save_captioner(folder, *make_captioner(tokenizer, 64, **vision, hidden_size=16, depth=1, num_heads=2))
 
 
+def _idefics_parts() -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of the family, and the settings of its configurations."""
+    tokenizer = word_tokenizer(WORDS, MARKS, max_length=64)
+    return tokenizer, {
+        "text_config": {"model_type": "llama", **_text(tokenizer)},
+        "vision_config": {**SIZE, "image_size": 32, "patch_size": 8},
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "pad_token_id": tokenizer.pad_token_id,
+        "scale_factor": 2,
+    }
+
+
 def make_idefics3() -> tuple[Any, Any]:
     """Four tokens an image, between marks."""
-    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
-    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
+    tokenizer, settings = _idefics_parts()
     images = Idefics3ImageProcessor(
         size={"longest_edge": 32},
         max_image_size={"longest_edge": 32},
         do_image_splitting=False,
         resample=PILImageResampling.BICUBIC,  # Lanczos is of Pillow's or of torchvision's code, by torchvision's version
     )
-    config = Idefics3Config(
-        text_config={"model_type": "llama", **_text(tokenizer)},
-        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
-        scale_factor=2,
+    return Idefics3ForConditionalGeneration(Idefics3Config(**settings)), Idefics3Processor(
+        images, tokenizer, image_seq_len=4
     )
-    return Idefics3ForConditionalGeneration(config), Idefics3Processor(images, tokenizer, image_seq_len=4)
 
 
 def make_llava() -> tuple[Any, Any]:
@@ -124,21 +130,13 @@ def make_qwen() -> tuple[Any, Any]:
 
 def make_smolvlm() -> tuple[Any, Any]:
     """Idefics3's way, with the marks and the class of SmolVLM2; its videos are never given."""
-    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
-    tokenizer = word_tokenizer(WORDS, marks, max_length=64)
+    tokenizer, settings = _idefics_parts()
     tokenizer.image_token, tokenizer.fake_image_token = "<image>", "<fake_token_around_image>"
     tokenizer.global_image_token, tokenizer.end_of_utterance_token = "<global-img>", "<end_of_utterance>"
     sizes = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}}
     images = SmolVLMImageProcessor(**sizes, do_image_splitting=False, resample=PILImageResampling.BICUBIC)
-    config = SmolVLMConfig(
-        text_config={"model_type": "llama", **_text(tokenizer)},
-        vision_config={**SIZE, "image_size": 32, "patch_size": 8},
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=tokenizer.pad_token_id,
-        scale_factor=2,
-    )
     processor = SmolVLMProcessor(images, tokenizer, SmolVLMVideoProcessor(**sizes), image_seq_len=4)
-    return SmolVLMForConditionalGeneration(config), processor
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**settings)), processor
 
 
 def make_qwen3() -> tuple[Any, Any]:

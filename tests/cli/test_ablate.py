@@ -268,7 +268,7 @@ def test_a_detector_for_nothing_is_refused(mmdit, command):
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
-        ("--scenes", EXAMPLES, "--num_prompts is 3, but the split 'test' of"),
+        ("--scenes", EXAMPLES, f"--num_prompts is 3: {EXAMPLES / 'test'}: has no prompts.jsonl"),
         ("--detector", "nowhere", "nowhere"),
     ],
 )

@@ -60,8 +60,8 @@ class Measuring:
 
         return [name for name in curve_columns() if self.num_prompts or not name.startswith(f"{PROMPTS}.")]
 
-    def samples(self, modalities: Any = None, size: Any = 64, *, whole: bool = False) -> EvaluationSamples:
-        """The held-out scenes as a model takes them, or the whole split. Raises UserError for a dataset that can't be read."""
+    def samples(self, modalities: Any = None, size: Any = 64) -> EvaluationSamples:
+        """The held-out scenes as a model takes them. Raises UserError for a dataset that can't be read."""
         from mmdit.metrics.samples import EvaluationSamples
         from mmdit.modalities import MODALITIES
 
@@ -70,7 +70,7 @@ class Measuring:
             self.split,
             MODALITIES if modalities is None else modalities,
             size,
-            num_samples=None if whole else self.num_measured,
+            num_samples=self.num_measured,
             seed=SEED,
         )
 
@@ -93,18 +93,12 @@ class Measuring:
 
     def _prompts(self, pipe: Any | None) -> tuple[PromptedSplit, Instrument]:
         """Captions and true pictures of the whole split, as a model takes them, and what judges."""
-        from mmdit.metrics.prompts.cases import PromptedSplit
-        from mmdit.metrics.prompts.instrument import find_instrument
+        from mmdit.cli.common.judged import judged_split
 
-        whole = self.samples(*(() if pipe is None else (pipe.modalities, pipe.native_shape)), whole=True)
-        split = PromptedSplit(whole, self.split)
-        asked = f"--num_prompts is {self.num_prompts}, but"
-        if not split:
-            raise UserError(f"{asked} the split {self.split!r} of {self.scenes} has no prompts.jsonl: leave it out")
-        instrument = find_instrument(pipe, split.categories, self.detector)
-        if instrument is None:
-            raise UserError(f"{asked} no detector knows the categories of {self.scenes}: name one with --detector")
-        return split, instrument
+        try:
+            return judged_split(pipe, self.scenes, self.split, SEED, self.detector)
+        except UserError as error:
+            raise UserError(f"--num_prompts is {self.num_prompts}: {error}") from error
 
     def _measure_prompts(self, pipe: Any) -> dict[str, float]:
         from mmdit.metrics.learning_curves import PROMPT_KINDS
