@@ -37,7 +37,7 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 
 
 PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
-# Of a model with the other conditioner, on the same prompts; it is not bundled.
+# Of a model with the other conditioner, on scenes of another seed; it is not bundled.
 INTERLEAVED = PACKAGE / "assets" / "scenes64" / "prompts_interleaved.json"
 
 # what is asked, measure, where it is in the report and its controls
@@ -48,6 +48,8 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
     ("", "their colours", "text.two.colour"),
     ("", "their relation", "text.two.relation"),
     ("", "all right", "text.two.all"),
+    ("an object on a floor of a colour", "colour of the floor", "text.floor.ground"),
+    ("an object before a wall of a colour", "colour of the wall", "text.wall.ground"),
     ("a subject, by its picture alone", "category", "subject.category"),
     ("", "distance of colours", "subject.distance"),
     ("a subject, named too", "category", "subject_named.category"),

@@ -78,8 +78,8 @@ def share_right(pipe: MultimodalDiTPipeline, asked: list[tuple[str, str, str]]) 
     assert instrument is not None
     texts = [text for text, _, _ in asked]
     with torch.no_grad():
-        out = pipe(prompt=texts, seed=0, num_inference_steps=10, guidance_scale=3.0, output_type="np")
-    seen = instrument.look([np.round(image * 255).astype(np.uint8) for image in out.images])
+        out = pipe(prompt=texts, seed=0, num_inference_steps=10, guidance_scale=3.0)
+    seen = instrument.look([np.asarray(image) for image in out.rgb])
     main_objects = [each.main for each in seen]
     pairs = list(zip(main_objects, asked, strict=True))
     category = np.mean([one is not None and one.category == name for one, (_, _, name) in pairs])

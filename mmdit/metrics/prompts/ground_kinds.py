@@ -1,4 +1,5 @@
-"""Floors, walls and both together by a picture: "a red torus in the style of the {scene}", "on a {floor}", "against a {wall}"."""
+"""Floors and walls: by words, "a red torus on a green floor", and by a picture, "on a {floor}", "against a {wall}"; both
+together by a picture, "in the style of the {scene}"."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from mmdit.colours import COLOUR_NAMES, colour_name
 from mmdit.data.prompts import CaptionedSample, Entity
-from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, article
+from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, article, captions_of
 from mmdit.metrics.prompts.instrument import Seen
 from mmdit.metrics.prompts.pictures import RealPictures, Source
 from mmdit.metrics.prompts.prompt_kind import PromptKind, Truth
@@ -19,9 +21,48 @@ from mmdit.metrics.prompts.text_kinds import OneObject, score_main
 from mmdit.metrics.prompts.views import Cut, Shown
 from mmdit.modalities import IMAGE
 from mmdit.names import BACKGROUND_CLASSES, STYLE_WORD
+from mmdit.prompt import Prompt
 
 MIN_SIDE = 8  # pixels of a crop
 _LEADS = {STYLE_WORD: "in the style of the", "floor": "on a", "wall": "against a"}
+
+
+class NamedGround(PromptKind):
+    """A caption of one object with its colour, and of the colour of the floor or the wall.
+
+    category, colour: of the largest object, as in ``OneObject``; ground: the mean colour of what the instrument sees of the
+    floor or the wall has the name that the words say. Light tints it: real pictures say how often that is so of them.
+
+    Args:
+        name: a name of ``BACKGROUND_CLASSES``.
+    """
+
+    metrics: ClassVar[tuple[str, ...]] = ("category", "colour", "ground")
+    higher_is_better: ClassVar[frozenset[str]] = frozenset(metrics)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
+        for index, sample, objects in split:
+            ground = next((each for each in sample.entities if each.noun == self.name), None)
+            words = [] if ground is None else ground.phrase.split()
+            if ground is None or len(words) < 2 or words[-2] not in COLOUR_NAMES:
+                continue
+            for caption in captions_of(sample, objects):
+                span = ground.spans[sample.captions.index(caption.text)]
+                if len(caption.objects) == 1 and all(caption.said) and span is not None:
+                    asked = (*caption.objects, Named(self.name, words[-2], ground))
+                    template = Prompt(caption.text).template
+                    yield PromptCase(template, asked, None, index, wording=caption.text)
+                    break
+
+    def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
+        one, ground = case.objects
+        mask = seen.ground.get(self.name)
+        is_seen = mask is not None and bool(mask.any())
+        right = is_seen and colour_name(seen.ground_colour(self.name)) == ground.colour
+        return {**score_main(seen, one), "ground": float(right)}
 
 
 class Ground(PromptKind):

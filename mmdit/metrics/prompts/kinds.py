@@ -7,7 +7,7 @@ are those of pictures that show both, as in VISOR (arXiv 2212.10015), so present
 
 from __future__ import annotations
 
-from mmdit.metrics.prompts.ground_kinds import Ground
+from mmdit.metrics.prompts.ground_kinds import Ground, NamedGround
 from mmdit.metrics.prompts.prompt_kind import PromptKind, Truth, colour_distance
 from mmdit.metrics.prompts.scores import Scores
 from mmdit.metrics.prompts.subject_kinds import (
@@ -40,6 +40,8 @@ __all__ = [
 KINDS: dict[str, PromptKind] = {
     "text.one": OneObject(),
     "text.two": TwoObjects(),
+    "text.floor": NamedGround("floor"),
+    "text.wall": NamedGround("wall"),
     "subject": OneSubject(named=False),
     "subject_named": OneSubject(named=True),
     "subject_small": SmallSubject(),

@@ -50,6 +50,9 @@ def test_real_pictures_are_right_and_copies_are_copies_without_any_model(split, 
     assert real["text"]["one"]["category"] >= 0.9
     assert real["text"]["one"]["colour"] >= 0.9
     assert real["text"]["two"]["num_samples"] >= 6
+    for name in ("floor", "wall"):
+        assert real["text"][name]["category"] >= 0.9
+        assert real["text"][name]["ground"] >= 0.7
     assert real["geometry"]["object_iou"] >= 0.8
     assert real["subjects"]["two"].keys() >= {"present", "colour", "relation", "all", "fused", "distance"}
     copied, other = controls["copied_references"]["subject"], controls["other_subjects"]["subject"]

@@ -65,6 +65,21 @@ def test_one_object_is_the_largest():
     assert KINDS["text.one"].score(view(other), asked, nothing) == {"category": 1.0, "colour": 0.0}
 
 
+@pytest.mark.parametrize("name", ["floor", "wall"])
+def test_a_ground_by_words(name):
+    torus, below, nothing = (
+        thing("torus", RED, box(0, 0, 8, 8)),
+        box(10, 0, 6, 16),
+        truth(thing("torus", RED, box(0, 0, 8, 8))),
+    )
+    asked, kind = case(("torus", "red"), (name, "blue")), KINDS[f"text.{name}"]
+    right = kind.score(view(torus, ground=[(name, BLUE, below)]), asked, nothing)
+    assert right == {"category": 1.0, "colour": 1.0, "ground": 1.0}
+    assert kind.score(view(torus, ground=[(name, GREEN, below)]), asked, nothing)["ground"] == 0.0
+    for unseen in ([], [("other", BLUE, below)], [(name, BLUE, np.zeros_like(below))]):
+        assert kind.score(view(torus, ground=unseen), asked, nothing)["ground"] == 0.0
+
+
 def test_two_objects():
     torus, cone = thing("torus", RED, box(0, 0, 6, 4)), thing("cone", BLUE, box(2, 8, 10, 4))
     asked, nothing = case(("torus", "red"), ("cone", "blue"), relation="left"), truth(torus, cone)
