@@ -147,7 +147,7 @@ def prompts(
         quality: Filters by CLIP; by default none.
         max_new_tokens: Most tokens of an answer of the captioner.
         dtype: That the networks run in.
-        batch_size: Images that are read, and captioned, at a time; the other networks take them one by one.
+        batch_size: Images that are read and described at a time; what is found in one depends on the others by rounding alone.
         num_workers: Loader processes per process.
         skip_bad: Exit with 0 where some images can't be used; they are listed and left out either way.
         allow_outside: Accept a manifest that names files outside the folder.

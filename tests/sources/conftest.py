@@ -114,8 +114,9 @@ def _save_marigold(folder: Path, kind: str, **changes: object) -> None:
     ).save_pretrained(folder)
 
 
-def _save_sam(folder: Path) -> None:
-    from transformers import SamConfig, SamImageProcessor, SamModel
+def _save_sam(folder: Path, kind: str = "Sam", **changes: object) -> None:
+    import transformers
+    from transformers import SamImageProcessor
 
     vision = {
         "hidden_size": 8,
@@ -138,8 +139,12 @@ def _save_sam(folder: Path) -> None:
         "iou_head_depth": 1,
         "iou_head_hidden_dim": 8,
         "attention_downsample_rate": 1,
+        **changes,
     }
-    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+    )
+    model = getattr(transformers, f"{kind}Model")(config)
     _widen(model)
     model.save_pretrained(folder)
     SamImageProcessor(
@@ -298,6 +303,11 @@ def marigold_normals(labellers_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def sam(labellers_dir: Path) -> Path:
     return saved_once(labellers_dir / "sam", _save_sam)
+
+
+@pytest.fixture(scope="session")
+def sam_hq(labellers_dir: Path) -> Path:
+    return saved_once(labellers_dir / "sam_hq", lambda folder: _save_sam(folder, "SamHQ", vit_dim=8))
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import BatchFeature
 
 from mmdit.errors import UserError, one_line
 from mmdit.sources.labelling.source import ModelSource
@@ -76,6 +77,23 @@ def load_processor(auto_class: Any, source: ModelSource) -> Any:
         return auto_class.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise _unloadable(source, error) from error
+
+
+def join_equal(inputs: Sequence[Mapping[str, torch.Tensor]]) -> Iterator[tuple[list[int], BatchFeature]]:
+    """Join inputs of equal shapes into batches: to pad images to a common size would change what is found in them.
+
+    Args:
+        inputs: what a processor made of each image, tensors (1, ...).
+
+    Yields:
+        Which of ``inputs`` a batch is of, and their tensors (N, ...).
+    """
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, tensors in enumerate(inputs):
+        groups.setdefault(tuple(tensor.shape for tensor in tensors.values()), []).append(number)
+    for numbers in groups.values():
+        names = inputs[numbers[0]].keys()
+        yield numbers, BatchFeature({name: torch.cat([inputs[number][name] for number in numbers]) for name in names})
 
 
 def load_diffusers(pipeline_class: Any, source: ModelSource, dtype: torch.dtype) -> Any:

@@ -13,7 +13,7 @@ from mmdit.sources.labelling.images import LoadedImage
 from mmdit.sources.labelling.network import FrozenNetwork
 from mmdit.sources.prompts.detection import Box, Detector
 from mmdit.sources.prompts.lookup import find_phrases
-from mmdit.sources.prompts.pipeline import FoundEntity, PromptPipeline
+from mmdit.sources.prompts.pipeline import FoundEntity, PromptPipeline, views
 from mmdit.sources.prompts.settings import CropSettings, PromptSettings
 
 
@@ -61,12 +61,12 @@ class CropsPipeline(PromptPipeline):
         return f"shorter side under --crops.min_side {self.settings.crops.min_side}" if small else ""
 
     def find(self, images: Sequence[LoadedImage], captions: Sequence[tuple[str, ...]]) -> list[tuple[FoundEntity, ...]]:
-        return [self._find(image, texts) for image, texts in zip(images, captions, strict=True)]
+        detected = self.detector.detect(views(images), self.settings.crops.min_score)
+        return [self._crop(*each) for each in zip(images, captions, detected, strict=True)]
 
-    def _find(self, image: LoadedImage, captions: tuple[str, ...]) -> tuple[FoundEntity, ...]:
+    def _crop(self, image: LoadedImage, captions: tuple[str, ...], detected: Sequence[Box]) -> tuple[FoundEntity, ...]:
         assert image.rgb is not None
-        assert image.view is not None
-        boxes = choose_boxes(self.detector.detect(image.view, self.settings.crops.min_score), self.settings.crops)
+        boxes = choose_boxes(detected, self.settings.crops)
         found = [find_phrases([box.label for box in boxes], text) for text in captions]
         entities = []
         for number, box in enumerate(boxes):

@@ -178,7 +178,8 @@ def make_prompts(
         pipeline: describes images.
         captions: where captions come from, as ``GivenCaptions`` takes it.
         allow_outside: accept a manifest that names files outside the folder.
-        batch_size: images that are read, and captioned, at a time.
+        batch_size: images that are read and described at a time; what is found in one depends on the others by rounding
+            alone.
         num_workers: loader processes per process.
         accelerator, devices, num_nodes: as Lightning's.
 

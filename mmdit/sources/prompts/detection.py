@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -16,7 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from mmdit.errors import UserError
-from mmdit.sources.labelling.network import FrozenNetwork, load_processor, load_transformers
+from mmdit.sources.labelling.network import FrozenNetwork, join_equal, load_processor, load_transformers
 from mmdit.sources.labelling.source import ModelSource
 
 DETECTORS: Collection[str] = MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.keys()
@@ -71,15 +72,24 @@ class Detector(FrozenNetwork):
         self.labels = {number: " ".join(name.replace("_", " ").split()) for number, name in names.items()}
 
     @torch.no_grad()
-    def detect(self, image: np.ndarray, min_score: float) -> list[Box]:
-        """Find the objects of an image (H, W, 3) uint8 with a score above ``min_score``, the best first.
+    def detect(self, images: Sequence[np.ndarray], min_score: float) -> list[list[Box]]:
+        """Find the objects of images (H, W, 3) uint8 with a score above ``min_score``, the best first.
 
-        Classes without a name ("N/A", "LABEL_3") are left out.
+        Classes without a name ("N/A", "LABEL_3") are left out. Images go through the network together where it sees them in
+        one size; what is found in one depends on the others by rounding alone.
         """
-        inputs = self.processor(images=[image], return_tensors="pt").to(self.device, self.dtype)
-        outputs = self.model(**inputs)
-        outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
-        (found,) = self.processor.post_process_object_detection(outputs, threshold=min_score, target_sizes=[(1, 1)])
+        found: list[list[Box]] = [[] for _ in images]
+        for numbers, inputs in join_equal([self.processor(images=[image], return_tensors="pt") for image in images]):
+            outputs = self.model(**inputs.to(self.device, self.dtype))
+            outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
+            results = self.processor.post_process_object_detection(
+                outputs, threshold=min_score, target_sizes=[(1, 1)] * len(numbers)
+            )
+            for number, result in zip(numbers, results, strict=True):
+                found[number] = self._boxes(result)
+        return found
+
+    def _boxes(self, found: Mapping[str, Tensor]) -> list[Box]:
         boxes = [
             _box(self.labels[label], score, corners)
             for label, score, corners in zip(
@@ -110,36 +120,60 @@ class Grounder(FrozenNetwork):
             raise UserError(f"{source.name}: its tokenizer is not a fast one: its tokens have no positions in the text")
 
     @torch.no_grad()
-    def ground(self, image: np.ndarray, phrases: Sequence[str], min_score: float) -> list[Box | None]:
-        """Find phrases in an image (H, W, 3) uint8.
+    def ground(
+        self, images: Sequence[np.ndarray], phrases: Sequence[Sequence[str]], min_score: float
+    ) -> list[list[Box | None]]:
+        """Find phrases in images (H, W, 3) uint8, each image's own.
 
-        The score of a box for a phrase is the highest of the phrase's tokens.
+        The score of a box for a phrase is the highest of the phrase's tokens. Images go through the network together where it
+        sees them in one size; shorter texts are padded, and the network's mask leaves the padding out, so that what is found
+        in an image depends on the others by rounding alone.
 
         Returns:
-            For each phrase its best box, None where none scores above ``min_score`` or the text has no room for the phrase.
+            For each phrase of an image its best box, None where none scores above ``min_score`` or the text has no room for
+            the phrase.
         """
-        if not phrases:
-            return []
-        text, spans = joined_phrases(phrases)
-        encoded = self.processor(images=image, text=text, return_tensors="pt", truncation=True)
-        offsets = self.processor.tokenizer(text, return_offsets_mapping=True, truncation=True)["offset_mapping"]
-        inputs = encoded.to(self.device, self.dtype)
-        outputs = self.model(**inputs)
-        scores = outputs.logits[0].float().sigmoid()  # (queries, tokens)
-        centres = outputs.pred_boxes[0].float()  # (queries, 4): x, y, width, height as shares
-        corners = torch.cat([centres[:, :2] - centres[:, 2:] / 2, centres[:, :2] + centres[:, 2:] / 2], dim=1)
-        found: list[Box | None] = []
-        for phrase, (start, end) in zip(phrases, spans, strict=True):
-            tokens = [
-                i for i, (first, last) in enumerate(offsets) if first < end and last > start and i < scores.shape[1]
-            ]
-            if not tokens:
-                found.append(None)
-                continue
-            score, query = scores[:, tokens].amax(dim=1).max(dim=0)
-            best = _box(phrase, float(score), corners[query].tolist())
-            found.append(best if best.score > min_score else None)
+        found: list[list[Box | None]] = [[] for _ in images]
+        asked = [number for number, each in enumerate(phrases) if each]
+        pixels = [self.processor.image_processor(images=images[number], return_tensors="pt") for number in asked]
+        for group, inputs in join_equal(pixels):
+            numbers = [asked[each] for each in group]
+            texts, spans = zip(*(joined_phrases(phrases[number]) for number in numbers), strict=True)
+            encoded = self.processor.tokenizer(
+                list(texts),
+                padding=True,
+                truncation=True,
+                return_token_type_ids=True,
+                return_offsets_mapping=True,
+                return_tensors="pt",
+            )
+            offsets = encoded.pop("offset_mapping").tolist()
+            outputs = self.model(**inputs.to(self.device, self.dtype), **encoded.to(self.device))
+            scores = outputs.logits.float().sigmoid().cpu()  # (images, queries, tokens)
+            centres, sizes = outputs.pred_boxes.float().cpu().split(2, dim=-1)  # (images, queries, 2) each, as shares
+            corners = torch.cat([centres - sizes / 2, centres + sizes / 2], dim=-1)
+            for row, number in enumerate(numbers):
+                found[number] = [
+                    _best_box(phrase, _tokens(span, offsets[row]), scores[row], corners[row], min_score)
+                    for phrase, span in zip(phrases[number], spans[row], strict=True)
+                ]
         return found
+
+
+def _tokens(span: tuple[int, int], offsets: Sequence[Sequence[int]]) -> list[int]:
+    """Which tokens, whose offsets in the text are given, lie in a span of it; padding lies nowhere."""
+    start, end = span
+    return [number for number, (first, last) in enumerate(offsets) if first < end and last > start]
+
+
+def _best_box(phrase: str, tokens: Sequence[int], scores: Tensor, corners: Tensor, min_score: float) -> Box | None:
+    """The box of the query with the highest score; ``scores``: (queries, tokens), ``corners``: (queries, 4)."""
+    tokens = [token for token in tokens if token < scores.shape[1]]
+    if not tokens:
+        return None
+    score, query = scores[:, tokens].amax(dim=1).max(dim=0)
+    best = _box(phrase, float(score), corners[query].tolist())
+    return best if best.score > min_score else None
 
 
 def joined_phrases(phrases: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

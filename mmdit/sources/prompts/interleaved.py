@@ -15,7 +15,7 @@ from mmdit.sources.labelling.network import FrozenNetwork
 from mmdit.sources.prompts.detection import Box, Grounder
 from mmdit.sources.prompts.lookup import Span, find_phrases
 from mmdit.sources.prompts.masks import Segmenter
-from mmdit.sources.prompts.pipeline import FoundEntity, PromptPipeline
+from mmdit.sources.prompts.pipeline import FoundEntity, PromptPipeline, views
 from mmdit.sources.prompts.settings import PromptSettings
 
 SEGMENTATION = "segmentation"  # a mask is enlarged and made smaller as labels are
@@ -46,17 +46,20 @@ class InterleavedPipeline(PromptPipeline):
 
     def find(self, images: Sequence[LoadedImage], captions: Sequence[tuple[str, ...]]) -> list[tuple[FoundEntity, ...]]:
         assert self.captioner is not None
-        views = [image.view for image in images if image.view is not None]
-        first = [texts[0] for texts in captions]
-        listed = self.captioner.entities(views, first, self.settings.interleaved.max_entities)
-        return [self._find(*each) for each in zip(images, captions, listed, strict=True)]
+        settings, pixels = self.settings.interleaved, views(images)
+        listed = self.captioner.entities(pixels, [texts[0] for texts in captions], settings.max_entities)
+        named = [in_captions(names, texts) for names, texts in zip(listed, captions, strict=True)]
+        boxes = self.grounder.ground(pixels, [phrases for phrases, _ in named], settings.min_score)
+        found = [
+            [(box, where) for box, where in zip(row, spans, strict=True) if box is not None]
+            for row, (_, spans) in zip(boxes, named, strict=True)
+        ]
+        masks = self.segmenter.segment(pixels, [[box for box, _ in row] for row in found])
+        return [self._cut_out(*each) for each in zip(images, found, masks, strict=True)]
 
-    def _find(self, image: LoadedImage, captions: tuple[str, ...], names: list[str]) -> tuple[FoundEntity, ...]:
-        assert image.view is not None
-        phrases, spans = in_captions(names, captions)
-        boxes = self.grounder.ground(image.view, phrases, self.settings.interleaved.min_score)
-        found = [(box, where) for box, where in zip(boxes, spans, strict=True) if box is not None]
-        masks = self.segmenter.segment(image.view, [box for box, _ in found])
+    def _cut_out(
+        self, image: LoadedImage, found: Sequence[tuple[Box, tuple[Span | None, ...]]], masks: Sequence[np.ndarray]
+    ) -> tuple[FoundEntity, ...]:
         entities = []
         for (box, where), mask in zip(found, masks, strict=True):
             if mask.any() and mask.mean() >= self.settings.interleaved.min_area:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForMaskGeneration
 
-from mmdit.sources.labelling.network import FrozenNetwork, load_processor, load_transformers
+from mmdit.sources.labelling.network import FrozenNetwork, join_equal, load_processor, load_transformers
 from mmdit.sources.labelling.source import ModelSource
 from mmdit.sources.prompts.detection import Box
 
@@ -37,15 +37,26 @@ class Segmenter(FrozenNetwork):
         self.processor = load_processor(SEGMENTERS[source.kind], source)
 
     @torch.no_grad()
-    def segment(self, image: np.ndarray, boxes: Sequence[Box]) -> list[np.ndarray]:
-        """Segment an image (H, W, 3) uint8: -> a mask (H, W) bool for each box."""
-        if not boxes:
-            return []
+    def segment(self, images: Sequence[np.ndarray], boxes: Sequence[Sequence[Box]]) -> list[list[np.ndarray]]:
+        """Segment images (H, W, 3) uint8: -> a mask (H, W) bool for each box of an image.
+
+        Images go through the network together where it sees them in one size. It decodes each box by itself, so an image with
+        fewer boxes than another repeats its last, and a mask depends on the other images by rounding alone.
+        """
+        found: list[list[np.ndarray]] = [[] for _ in images]
+        asked = [number for number, each in enumerate(boxes) if each]
+        most = max((len(boxes[number]) for number in asked), default=0)
+        for group, inputs in join_equal([self._prepare(images[number], boxes[number], most) for number in asked]):
+            tensors = {name: inputs[name].to(self.device, self.dtype) for name in ("pixel_values", "input_boxes")}
+            masks = self.model(**tensors, multimask_output=False).pred_masks.float().cpu()  # (images, boxes, 1, h, w)
+            sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
+            for each, whole in zip(group, self.processor.post_process_masks(masks, *sizes), strict=True):
+                count = len(boxes[asked[each]])
+                found[asked[each]] = [mask[0].numpy().astype(bool) for mask in whole[:count]]  # whole: (boxes, 1, H, W)
+        return found
+
+    def _prepare(self, image: np.ndarray, boxes: Sequence[Box], count: int) -> Any:
         height, width = image.shape[:2]
         corners = [[float(value) for value in box.pixels(height, width)] for box in boxes]
-        inputs = self.processor(image, input_boxes=[corners], return_tensors="pt")
-        tensors = {name: inputs[name].to(self.device, self.dtype) for name in ("pixel_values", "input_boxes")}
-        masks = self.model(**tensors, multimask_output=False).pred_masks.float().cpu()
-        sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
-        (found,) = self.processor.post_process_masks(masks, *sizes)  # (boxes, 1, H, W)
-        return [mask[0].numpy().astype(bool) for mask in found]
+        corners += corners[-1:] * (count - len(corners))
+        return self.processor(image, input_boxes=[corners], return_tensors="pt")

@@ -88,15 +88,14 @@ class PromptPipeline(ABC):
             images: any number.
             given: the captions of each, () = to be written.
         """
-        results: dict[int, Described] = {}
+        reasons = [self.refuses(image) for image in images]
         embeddings: dict[int, Tensor] = {}
-        for number, image in enumerate(images):
-            reason = self.refuses(image)
-            if not reason and self.judge is not None:
-                embeddings[number] = self.judge.embed_image(_view(image))
-                reason = self.judge.refuses_image(embeddings[number])
-            if reason:
-                results[number] = Described(dropped=reason)
+        if self.judge is not None:
+            left = [number for number, reason in enumerate(reasons) if not reason]
+            embeddings = dict(zip(left, self.judge.embed_images(views([images[n] for n in left])), strict=True))
+            for number in left:
+                reasons[number] = self.judge.refuses_image(embeddings[number])
+        results = {number: Described(dropped=reason) for number, reason in enumerate(reasons) if reason}
         left = [number for number in range(len(images)) if number not in results]
         written = self._write([images[number] for number in left if not given[number]])
         captions = {number: given[number] or (next(written),) for number in left}
@@ -116,9 +115,9 @@ class PromptPipeline(ABC):
         """A caption for each image, "" where there is none."""
         if self.captioner is None:
             return repeat("", len(images))
-        return iter(self.captioner.captions([_view(image) for image in images]))
+        return iter(self.captioner.captions(views(images)))
 
 
-def _view(image: LoadedImage) -> np.ndarray:
-    assert image.view is not None
-    return image.view
+def views(images: Sequence[LoadedImage]) -> list[np.ndarray]:
+    """What networks see of images that could be read: (h, w, 3) uint8 each."""
+    return [image.view for image in images if image.view is not None]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoProcessor, CLIPModel
 
 from mmdit.errors import UserError
-from mmdit.sources.labelling.network import FrozenNetwork, load_processor, load_transformers
+from mmdit.sources.labelling.network import FrozenNetwork, join_equal, load_processor, load_transformers
 from mmdit.sources.labelling.source import ModelSource
 from mmdit.sources.prompts.settings import QualitySettings
 from mmdit.storage.digests import digest_file
@@ -50,7 +50,7 @@ class ClipJudge(FrozenNetwork):
         return facts
 
     def refuses_image(self, embedding: Tensor) -> str:
-        """Why an image is left out, "" if it isn't; ``embedding`` as ``embed_image`` gives it."""
+        """Why an image is left out, "" if it isn't; ``embedding`` as ``embed_images`` gives it."""
         if self.head is None:
             return ""
         weight, bias = self.head
@@ -63,11 +63,14 @@ class ClipJudge(FrozenNetwork):
         return "" if score >= self.settings.min_clip_score else "CLIP score below --quality.min_clip_score"
 
     @torch.no_grad()
-    def embed_image(self, image: np.ndarray) -> Tensor:
-        """Embed an image (H, W, 3) uint8: -> (P,) float32 of unit length, on the CPU."""
-        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
-        states = self.model.vision_model(pixel_values=pixels).pooler_output
-        return _unit(self.model.visual_projection(states))[0]
+    def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Embed images (H, W, 3) uint8: -> (N, P) float32 of unit length, on the CPU."""
+        embeddings = torch.empty(len(images), int(self.model.config.projection_dim))
+        for numbers, inputs in join_equal([self.processor(images=image, return_tensors="pt") for image in images]):
+            pixels = inputs["pixel_values"].to(self.device, self.dtype)
+            states = self.model.vision_model(pixel_values=pixels).pooler_output
+            embeddings[numbers] = _unit(self.model.visual_projection(states))
+        return embeddings
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:

@@ -89,12 +89,11 @@ def _save_detr(folder: Path) -> None:
     DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(folder)
 
 
-def _save_grounding_dino(folder: Path) -> None:
+def _save_grounding_dino(folder: Path, kind: str = "GroundingDino") -> None:
+    import transformers
     from transformers import (
         BertConfig,
         BertTokenizerFast,
-        GroundingDinoConfig,
-        GroundingDinoForObjectDetection,
         GroundingDinoImageProcessor,
         GroundingDinoProcessor,
         SwinConfig,
@@ -119,7 +118,7 @@ def _save_grounding_dino(folder: Path) -> None:
         intermediate_size=16,
         max_position_embeddings=64,
     )
-    config = GroundingDinoConfig(
+    config = getattr(transformers, f"{kind}Config")(
         backbone_config=backbone,
         text_config=text,
         d_model=32,
@@ -133,7 +132,7 @@ def _save_grounding_dino(folder: Path) -> None:
         num_feature_levels=4,
         max_text_len=32,
     )
-    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    getattr(transformers, f"{kind}ForObjectDetection")(config).save_pretrained(folder)
     images = GroundingDinoImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=32)
     GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
@@ -274,6 +273,13 @@ def detr(networks_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def grounding_dino(networks_dir: Path) -> Path:
     return saved_once(networks_dir / "grounding_dino", _save_grounding_dino)
+
+
+@pytest.fixture(scope="session")
+def mm_grounding_dino(networks_dir: Path) -> Path:
+    return saved_once(
+        networks_dir / "mm_grounding_dino", lambda folder: _save_grounding_dino(folder, "MMGroundingDino")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def _load(part, folder, **settings):
 def test_detectors(kind, request, pixels):
     detector = _load("detector", request.getfixturevalue(kind))
     image = pixels(0, 40, 60)
-    boxes = detector.detect(image, 0.0)
+    (boxes,) = detector.detect([image], 0.0)
     with torch.no_grad():
         outputs = detector.model(**detector.processor(images=image, return_tensors="pt"))
     (found,) = detector.processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(40, 60)])
@@ -45,7 +45,7 @@ def test_detectors(kind, request, pixels):
         clipped = np.clip(np.array(corners) / [60, 40, 60, 40], 0, 1)
         np.testing.assert_allclose(box.corners, clipped, atol=1e-5)
     assert boxes
-    assert detector.detect(image, 1.0) == []
+    assert detector.detect([image], 1.0) == [[]]
     assert detector.provenance()["kind"] == kind
 
 
@@ -63,12 +63,13 @@ def test_phrases_are_joined_as_grounding_dino_was_trained():
     assert [text[slice(*span)] for span in spans] == ["a red torus", "st bernard", "cone"]
 
 
-def test_grounding_dino(grounding_dino, pixels):
+@pytest.mark.parametrize("kind", ["grounding_dino", "mm_grounding_dino"])
+def test_grounding_dino(kind, request, pixels):
     """The best box of a phrase, by the library's own post-processing of its tokens."""
-    grounder = _load("grounder", grounding_dino)
+    grounder = _load("grounder", request.getfixturevalue(kind))
     image = pixels(1, 40, 60)
     phrases = ["red torus", "cone"]
-    boxes = grounder.ground(image, phrases, 0.0)
+    (boxes,) = grounder.ground([image], [phrases], 0.0)
     inputs = grounder.processor(images=image, text="red torus. cone.", return_tensors="pt")
     with torch.no_grad():
         outputs = grounder.model(**inputs)
@@ -83,22 +84,22 @@ def test_grounding_dino(grounding_dino, pixels):
         assert box.score == pytest.approx(float(values.max()), abs=1e-5)
         np.testing.assert_allclose(box.corners, whole[int(values.argmax())].clamp(0, 1).numpy(), atol=1e-5)
     assert [box.label for box in boxes] == phrases
-    assert grounder.ground(image, phrases, 0.9999) == [None, None]
-    assert grounder.ground(image, [], 0.0) == []
+    assert grounder.ground([image], [phrases], 0.9999) == [[None, None]]
+    assert grounder.ground([image], [[]], 0.0) == [[]]
     # Beyond what the text model reads there are no tokens, and so no box.
-    assert grounder.ground(image, ["red torus"] * 20, 0.0)[-1] is None
+    assert grounder.ground([image], [["red torus"] * 20], 0.0)[0][-1] is None
 
 
-@pytest.mark.parametrize("kind", ["sam", "sam2"])
+@pytest.mark.parametrize("kind", ["sam", "sam_hq", "sam2"])
 def test_masks_of_boxes(kind, request, pixels):
     segmenter = _load("segmenter", request.getfixturevalue(kind))
     image = pixels(2, 24, 32)
     boxes = [Box("torus", 1.0, (0.1, 0.2, 0.6, 0.9)), Box("cone", 1.0, (0.5, 0.0, 1.0, 1.0))]
-    masks = segmenter.segment(image, boxes)
+    (masks,) = segmenter.segment([image], [boxes])
     assert [(mask.shape, mask.dtype) for mask in masks] == [((24, 32), np.dtype(bool))] * 2
-    (alone,) = segmenter.segment(image, boxes[1:])
+    ((alone,),) = segmenter.segment([image], [boxes[1:]])
     assert (alone == masks[1]).mean() > 0.99
-    assert segmenter.segment(image, []) == []
+    assert segmenter.segment([image], [[]]) == [[]]
 
 
 def test_captions_and_entities_of_a_model_that_chats(llava, random_llava, pixels):
@@ -135,7 +136,7 @@ def test_clip_scores(clip, pixels, tmp_path):
     quality = QualitySettings(str(clip), 0.0, tmp_path / "head.safetensors", 0.0)
     judge = _load("clip", clip, quality=quality)
     image, texts = pixels(3, 30, 40), ["a red torus", "blue cone left"]
-    embedding = judge.embed_image(image)
+    (embedding,) = judge.embed_images([image])
     model = CLIPModel.from_pretrained(clip).eval()
     inputs = judge.processor(text=texts, images=Image.fromarray(image), return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -176,14 +177,14 @@ def test_a_stack_of_linear_layers_is_one(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype, yolos, grounding_dino, sam, llava, clip, pixels):
     image, settings = pixels(0, 40, 60), {"dtype": dtype, "max_new_tokens": 1}
-    assert _load("detector", yolos, **settings).detect(image, 0.0)
-    (box,) = _load("grounder", grounding_dino, **settings).ground(image, ["torus"], 0.0)
-    (mask,) = _load("segmenter", sam, **settings).segment(image, [box])
+    assert _load("detector", yolos, **settings).detect([image], 0.0) != [[]]
+    ((box,),) = _load("grounder", grounding_dino, **settings).ground([image], [["torus"]], 0.0)
+    ((mask,),) = _load("segmenter", sam, **settings).segment([image], [[box]])
     assert mask.shape == (40, 60)
     captioner = _load("captioner", llava, **settings)
     assert captioner.captions([image]) == ["torus"]
     assert captioner.provenance()["dtype"] == dtype
-    embedding = _load("clip", clip, **settings).embed_image(image)
+    (embedding,) = _load("clip", clip, **settings).embed_images([image])
     assert embedding.dtype == torch.float32
     assert float(embedding.norm()) == pytest.approx(1, abs=1e-5)
 
