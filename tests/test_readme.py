@@ -14,9 +14,11 @@ from mmdit.cli.main import COMMANDS, find_command
 from mmdit.cli.results import (
     CARD,
     INTERLEAVED,
+    LORA,
     PROMPTS,
     REPORT,
     VIDEO,
+    lora_table,
     prompts_table,
     read,
     results_table,
@@ -75,7 +77,7 @@ def test_first_paragraph_settles_the_names():
 
 @needs_model
 def test_results_are_those_of_the_report():
-    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, VIDEO)]
+    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, LORA, VIDEO)]
     assert update(README, *reports) == README, "run: python -m mmdit.cli.results"
     card = CARD.read_text(encoding="utf-8")
     assert update_card(card, *reports[:2]) == card, "run: python -m mmdit.cli.results"
@@ -87,6 +89,27 @@ def test_video_table():
     table = video_table({"video": {"shared": maps}, "settings": settings})
     assert "| one noise for all | 1.23 | – | 0.0200 | – | – | – | 2.00% | – |" in table
     assert "20 camera paths of 48 frames through unseen scenes; 1 step" in table
+
+
+def test_lora_table():
+    row = {"seconds": 0.0, "category": 1.0, "colour": 0.5, "distance": 0.123, "nearest": 0.2}
+    report = {name: row for name in ("words", "picture", "real_images", "copied_references")} | {
+        "lora": {**row, "seconds": 47.6},
+        "settings": {
+            "subjects": ["a red torus"] * 4,
+            "num_images": 16,
+            "rank": 8,
+            "max_steps": 99,
+            "num_pictures": [5] * 4,
+        },
+    }
+    table = lora_table(report)
+    assert "| its picture | 0 | 1.00 | 0.50 | 0.12 | 0.20 |" in table
+    assert "| a LoRA and its words | 48 | 1.00 | 0.50 | 0.12 | 0.20 |" in table
+    assert (
+        "4 unseen subjects, 16 pictures of each in each way; a LoRA of rank 8 is trained for 99 steps on 5 pictures."
+        in table
+    )
 
 
 def test_prompts_table():
@@ -124,7 +147,7 @@ def test_results_table():
     assert "| RGB → depth | AbsRel | 0.012 | 0.500 |" in table
     assert "| depth → RGB | AbsRel of that RGB's depth | – | – |" in table
     assert "3 scenes of the split `test`; denoising steps: understanding 1, generation 25." in table
-    prompts = [read(PROMPTS), read(INTERLEAVED)]
+    prompts = [read(PROMPTS), read(INTERLEAVED), read(LORA)]
     assert update(update(README, report, *prompts), report, *prompts).count(table) == 1
 
 

@@ -78,6 +78,18 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
 # Of mmdit ablate, configs/ablations/prompts_scenes64.yaml.
 ABLATION = PACKAGE / "assets" / "scenes64" / "ablation_prompts.csv"
 
+# Of mmdit compare-lora.
+LORA = PACKAGE / "assets" / "scenes64" / "compare_lora.json"
+
+# each row, and its part of that report
+LORA_ROWS: tuple[tuple[str, str], ...] = (
+    ("its words alone", "words"),
+    ("its picture", "picture"),
+    ("a LoRA and its words", "lora"),
+    ("real pictures", "real_images"),
+    ("the reference, copied", "copied_references"),
+)
+
 VIDEO = PACKAGE / "assets" / "scenes64" / "video.json"
 
 # each row, and the method of the report
@@ -159,6 +171,30 @@ def prompts_table(report: dict[str, Any], beside: Mapping[str, dict[str, Any]] |
 def _count(report: dict[str, Any]) -> int:
     """Prompts of each kind."""
     return int(report["prompts"]["text"]["one"]["num_samples"])
+
+
+def lora_table(report: dict[str, Any]) -> str:
+    """Markdown: a subject in its words, by its picture, and by a LoRA that was trained for it."""
+    heads = (
+        "a subject by",
+        "seconds before",
+        "category",
+        "colour",
+        "distance of colours",
+        "to the nearest known picture",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for text, way in LORA_ROWS:
+        values = [_text(report[way], "seconds", "{:.0f}")]
+        values += [_text(report[way], name, "{:.2f}") for name in ("category", "colour", "distance", "nearest")]
+        lines.append(f"| {text} | {' | '.join(values)} |")
+    settings = report["settings"]
+    lines += [
+        "",
+        f"{len(settings['subjects'])} unseen subjects, {settings['num_images']} pictures of each in each way; a LoRA of rank "
+        f"{settings['rank']} is trained for {settings['max_steps']} steps on {settings['num_pictures'][0]} pictures.",
+    ]
+    return "\n".join(lines)
 
 
 def video_table(report: dict[str, Any]) -> str:
@@ -248,11 +284,13 @@ def update(
     report: dict[str, Any],
     prompts: dict[str, Any],
     interleaved: dict[str, Any],
+    lora: dict[str, Any],
     video: dict[str, Any] | None = None,
 ) -> str:
     """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
     readme = _put(readme, "results", results_table(report))
     readme = _put(readme, "prompts", prompts_table(prompts, {"interleaved": interleaved}))
+    readme = _put(readme, "lora", lora_table(lora))
     readme = _put(readme, "ablation", ablation_table(ABLATION))
     return readme if video is None else _put(readme, "video", video_table(video))
 
@@ -273,7 +311,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, VIDEO)]
+    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, LORA, VIDEO)]
     README.write_text(update(README.read_text(encoding="utf-8"), *reports), encoding="utf-8")
     CARD.write_text(update_card(CARD.read_text(encoding="utf-8"), *reports[:2]), encoding="utf-8")
     print(README, CARD, sep="\n")
