@@ -93,7 +93,7 @@ def test_video_table():
 
 def test_lora_table():
     row = {"seconds": 0.0, "category": 1.0, "colour": 0.5, "distance": 0.123, "nearest": 0.2}
-    report = {name: row for name in ("words", "picture", "real_images", "copied_references")} | {
+    report = dict.fromkeys(("words", "picture", "real_images", "copied_references"), row) | {
         "lora": {**row, "seconds": 47.6},
         "settings": {
             "subjects": ["a red torus"] * 4,
