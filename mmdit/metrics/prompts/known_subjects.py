@@ -70,7 +70,7 @@ def known_subjects(split: PromptedSplit, count: int) -> list[KnownSubject]:
                 number_of = {path: met[0] if number == other else number for path, number in number_of.items()}
             kept.append((index, one))
             number_of |= dict.fromkeys(one.entity.images, met[0])
-    found = []
+    found: list[KnownSubject] = []
     for places in shown.values():
         there = dict(places)
         if len(there) >= LEAST_PICTURES and len(found) < count:
