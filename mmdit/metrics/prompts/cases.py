@@ -26,11 +26,17 @@ from mmdit.names import RELATION_WORDS
 
 @dataclass(frozen=True)
 class Named:
-    """An object that a caption may name. colour: None where the phrase has none; entity: its place and pictures."""
+    """A thing that a caption may name. colour: None where the phrase has none; entity: its place and pictures."""
 
     category: str
     colour: str | None
     entity: Entity
+
+
+def named(entity: Entity) -> Named:
+    """What a phrase names, by its last two words: "checkered red torus" is a red torus."""
+    before = entity.phrase.split()[-2:-1]
+    return Named(entity.noun, before[0] if before and before[0] in COLOUR_NAMES else None, entity)
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,7 @@ class PromptedSplit:
                 yield index, prompted, objects
 
     def _named(self, sample: CaptionedSample) -> list[Named]:
-        found = []
-        for entity in sample.entities:
-            words = entity.phrase.split()
-            if words[-1] in self.categories:
-                colour = words[-2] if len(words) > 1 and words[-2] in COLOUR_NAMES else None
-                found.append(Named(words[-1], colour, entity))
-        return found
+        return [named(entity) for entity in sample.entities if entity.noun in self.categories]
 
     def truth(self, index: int) -> GroundTruth:
         """The true maps of a sample, at the model's size."""
@@ -126,9 +126,11 @@ class PromptedSplit:
 class CaptionedObjects:
     """A caption with the objects that it names, in the order of its text.
 
-    said: for each whether its colour is in the words; relation: of the first to the second, None = not said.
+    number: of the caption in its sample; said: for each object whether its colour is in the words; relation: of the first to
+    the second, None = not said.
     """
 
+    number: int
     text: str
     objects: tuple[Named, ...]
     said: tuple[bool, ...]
@@ -138,13 +140,13 @@ class CaptionedObjects:
 def captions_of(sample: CaptionedSample, objects: Sequence[Named]) -> Iterator[CaptionedObjects]:
     """Each caption of a sample that names at least one of the objects."""
     for number, text in enumerate(sample.captions):
-        named = [(span, each) for each in objects if (span := each.entity.spans[number]) is not None]
-        named.sort(key=lambda pair: pair[0])
-        if not named:
+        found = [(span, each) for each in objects if (span := each.entity.spans[number]) is not None]
+        found.sort(key=lambda pair: pair[0])
+        if not found:
             continue
-        between = text[named[0][0][1] : named[1][0][0]] if len(named) > 1 else ""
-        said = tuple(each.colour is not None and each.colour in text[slice(*span)].split() for span, each in named)
-        yield CaptionedObjects(text, tuple(each for _, each in named), said, relation_in(between))
+        between = text[found[0][0][1] : found[1][0][0]] if len(found) > 1 else ""
+        said = tuple(each.colour is not None and each.colour in text[slice(*span)].split() for span, each in found)
+        yield CaptionedObjects(number, text, tuple(each for _, each in found), said, relation_in(between))
 
 
 def relation_in(words: str) -> str | None:

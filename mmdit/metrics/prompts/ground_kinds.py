@@ -10,18 +10,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from mmdit.colours import COLOUR_NAMES, colour_name
+from mmdit.colours import colour_name
 from mmdit.data.prompts import CaptionedSample, Entity
-from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, article, captions_of
+from mmdit.metrics.prompts.cases import Named, PromptCase, PromptedSplit, article, captions_of, named
 from mmdit.metrics.prompts.instrument import Seen
 from mmdit.metrics.prompts.pictures import RealPictures, Source
 from mmdit.metrics.prompts.prompt_kind import PromptKind, Truth
 from mmdit.metrics.prompts.scores import Scores
-from mmdit.metrics.prompts.text_kinds import OneObject, score_main
+from mmdit.metrics.prompts.text_kinds import OneObject, score_main, text_case
 from mmdit.metrics.prompts.views import Cut, Shown
 from mmdit.modalities import IMAGE
 from mmdit.names import BACKGROUND_CLASSES, STYLE_WORD
-from mmdit.prompt import Prompt
 
 MIN_SIDE = 8  # pixels of a crop
 _LEADS = {STYLE_WORD: "in the style of the", "floor": "on a", "wall": "against a"}
@@ -45,16 +44,13 @@ class NamedGround(PromptKind):
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
-            ground = next((each for each in sample.entities if each.noun == self.name), None)
-            words = [] if ground is None else ground.phrase.split()
-            if ground is None or len(words) < 2 or words[-2] not in COLOUR_NAMES:
+            ground = next((named(each) for each in sample.entities if each.noun == self.name), None)
+            if ground is None or ground.colour is None:
                 continue
             for caption in captions_of(sample, objects):
-                span = ground.spans[sample.captions.index(caption.text)]
-                if len(caption.objects) == 1 and all(caption.said) and span is not None:
-                    asked = (*caption.objects, Named(self.name, words[-2], ground))
-                    template = Prompt(caption.text).template
-                    yield PromptCase(template, asked, None, index, wording=caption.text)
+                said = ground.entity.spans[caption.number] is not None
+                if len(caption.objects) == 1 and all(caption.said) and said:
+                    yield text_case(replace(caption, objects=(*caption.objects, ground)), index)
                     break
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:

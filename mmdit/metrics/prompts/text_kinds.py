@@ -49,7 +49,7 @@ class OneObject(PromptKind):
         for index, sample, objects in split:
             for caption in captions_of(sample, objects):
                 if len(caption.objects) == 1 and all(caption.said):
-                    yield _text_case(caption, index)
+                    yield text_case(caption, index)
                     break
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
@@ -66,7 +66,7 @@ class TwoObjects(PromptKind):
         for index, sample, objects in split:
             for caption in captions_of(sample, objects):
                 if is_pair(caption.objects) and all(caption.said) and caption.relation is not None:
-                    yield _text_case(caption, index)
+                    yield text_case(caption, index)
                     break
 
     def score(self, seen: Seen, case: PromptCase, truth: Truth) -> Scores:
@@ -102,5 +102,6 @@ def is_pair(objects: Sequence[Named]) -> bool:
     return len(objects) == 2 and objects[0].category != objects[1].category
 
 
-def _text_case(caption: CaptionedObjects, index: int) -> PromptCase:
+def text_case(caption: CaptionedObjects, index: int) -> PromptCase:
+    """A caption of the sample with number ``index`` as it stands, without braces."""
     return PromptCase(Prompt(caption.text).template, caption.objects, caption.relation, index, wording=caption.text)

@@ -38,9 +38,8 @@ def test_all_pictures_of_a_subject_are_found(split):
 
 
 def test_pictures_of_a_subject_are_judged(split, instrument):
-    for each in known_subjects(
-        split, 4
-    ):  # the real picture is the ceiling: it shows the subject, not what stands beside it
+    for each in known_subjects(split, 4):
+        # The real picture is the ceiling: it shows the subject, not what stands beside it.
         real = ScoreTable(SubjectScores.metrics)
         SubjectScores(each, split, instrument).add(real, [split.truth(each.samples[-1]).maps["rgb"]])
         assert real.compute()["category"] == 1.0
