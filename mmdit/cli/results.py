@@ -6,7 +6,7 @@ A test holds that both say what the reports say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,15 @@ LORA_ROWS: tuple[tuple[str, str], ...] = (
     ("a LoRA and its words", "lora"),
     ("real pictures", "real_images"),
     ("the reference, copied", "copied_references"),
+)
+
+# head of the column, where it is in a way, format
+LORA_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("seconds before", "seconds", "{:.0f}"),
+    ("category", "category", "{:.2f}"),
+    ("colour", "colour", "{:.2f}"),
+    ("distance of colours", "distance", "{:.2f}"),
+    ("to the nearest known picture", "nearest", "{:.2f}"),
 )
 
 VIDEO = PACKAGE / "assets" / "scenes64" / "video.json"
@@ -173,23 +182,23 @@ def _count(report: dict[str, Any]) -> int:
     return int(report["prompts"]["text"]["one"]["num_samples"])
 
 
+def _lines(
+    head: str, rows: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str, str]], report: dict[str, Any]
+) -> list[str]:
+    """Markdown: a line for each row's part of a report, a column for each measure of it."""
+    heads = [head, *(name for name, _, _ in columns)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for text, part in rows:
+        values = (_text(report, f"{part}.{path}", form) for _, path, form in columns)
+        lines.append(f"| {text} | {' | '.join(values)} |")
+    return lines
+
+
 def lora_table(report: dict[str, Any]) -> str:
     """Markdown: a subject in its words, by its picture, and by a LoRA that was trained for it."""
-    heads = (
-        "a subject by",
-        "seconds before",
-        "category",
-        "colour",
-        "distance of colours",
-        "to the nearest known picture",
-    )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for text, way in LORA_ROWS:
-        values = [_text(report[way], "seconds", "{:.0f}")]
-        values += [_text(report[way], name, "{:.2f}") for name in ("category", "colour", "distance", "nearest")]
-        lines.append(f"| {text} | {' | '.join(values)} |")
     settings = report["settings"]
-    lines += [
+    lines = [
+        *_lines("a subject by", LORA_ROWS, LORA_COLUMNS, report),
         "",
         f"{len(settings['subjects'])} unseen subjects, {settings['num_images']} pictures of each in each way; a LoRA of rank "
         f"{settings['rank']} is trained for {settings['max_steps']} steps on {settings['num_pictures'][0]} pictures.",
@@ -199,15 +208,9 @@ def lora_table(report: dict[str, Any]) -> str:
 
 def video_table(report: dict[str, Any]) -> str:
     """Markdown: flicker beside accuracy, one line per method, and the truth's own."""
-    lines = [
-        f"| frames | {' | '.join(head for head, _, _ in VIDEO_COLUMNS)} |",
-        "|---" * (len(VIDEO_COLUMNS) + 1) + "|",
-    ]
-    for text, method in VIDEO_ROWS:
-        values = (_text(report["video"], f"{method}.{path}", form) for _, path, form in VIDEO_COLUMNS)
-        lines.append(f"| {text} | {' | '.join(values)} |")
     settings = report["settings"]
-    lines += [
+    lines = [
+        *_lines("frames", VIDEO_ROWS, VIDEO_COLUMNS, report["video"]),
         "",
         f"{settings['num_scenes']} camera paths of {settings['num_frames']} frames through unseen scenes; "
         f"{settings['num_inference_steps']} step; depth in hundredths of its range.",

@@ -15,13 +15,8 @@ from mmdit.sources.prompts.detection import Box
 from mmdit.sources.prompts.settings import CropSettings, InterleavedSettings, PromptSettings, QualitySettings
 from mmdit.sources.prompts.table import PARTS, load_pipeline
 
-SIZES = [
-    (40, 60),
-    (80, 120),
-    (60, 40),
-    (40, 60),
-    (40, 60),
-]  # two shapes, where a processor keeps the ratio of the sides
+# Two shapes, where a processor keeps the ratio of the sides.
+SIZES = [(40, 60), (80, 120), (60, 40), (40, 60), (40, 60)]
 
 
 def _load(part, folder):
