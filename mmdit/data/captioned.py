@@ -1,8 +1,8 @@
-"""Images with captions, and pairs of pictures of one subject: what a CLIP model is trained on."""
+"""Images with captions, pairs of pictures of one subject, and what is cut out of them: what CLIP models are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,7 @@ class CaptionedImages(Dataset):
         self, images: AlignedFolder, seed: int, anonymous_share: float = 0.15, pair_share: float = 0.25
     ) -> None:
         self.images, self.seed, self.pair_share = images, seed, pair_share
-        root, split = images.info.root, images.split
-        rules = Rules(root, split, None, None, allow_outside=images.info.allow_outside)
-        self.prompts = read_prompts(rules)
-        if missing := [sample.id for sample in images.samples if sample.id not in self.prompts]:
-            raise UserError(
-                f"{root / split / PROMPTS}: has no caption of {len(missing)} samples, first {missing[0]!r}: "
-                "'mmdit data render' and 'mmdit data prompts' write them"
-            )
+        self.prompts = _prompts_of(images)
         self.draw = PromptDraw("either", max_subjects=1, plain_share=1 - anonymous_share, anonymous_share=1.0)
 
     def __len__(self) -> int:
@@ -86,9 +79,62 @@ class CaptionedImages(Dataset):
         path = self.images.samples[index % len(self.images.samples)].files[IMAGE]
         assert path is not None
         other = Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
-        return torch.stack([self._pixels(crop(read_picture(path), entity)), self._pixels(other)]), entity.phrase
+        return torch.stack(
+            [_pixels(crop(read_picture(path), entity), self.images), _pixels(other, self.images)]
+        ), entity.phrase
 
-    def _pixels(self, picture: Image.Image) -> torch.Tensor:
-        """(3, H, W) in [-1, 1] at the size of the images."""
-        codec = self.images.codecs[IMAGE]
-        return self.images.transform({IMAGE: np.asarray(picture)}, {IMAGE: codec})[IMAGE]
+
+class ImagesWithCrops(Dataset):
+    """Images, and of each one thing that its caption names, cut out of it, drawn anew at every position of the run.
+
+    A batch holds what ``images`` gives, stacked, and where samples have entities with masks ``crops`` (P, 3, H, W) float32
+    in [-1, 1], as ``mmdit.data.prompted.crop`` cuts.
+
+    Args:
+        images: the split, RGB among its modalities.
+        seed: of the draws.
+
+    Raises:
+        UserError: a split without captions.
+    """
+
+    takes_positions = True
+
+    def __init__(self, images: AlignedFolder, seed: int) -> None:
+        self.images, self.seed = images, seed
+        self.prompts = _prompts_of(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
+        """Read a batch; ``positions`` are those of the samples in the run, None = ``indices``."""
+        items, crops = [], []
+        for index, position in zip(indices, indices if positions is None else positions, strict=True):
+            item = self.images[index]
+            items.append(item)
+            entities = [entity for entity in self.prompts[item["id"]].entities if entity.mask is not None]
+            if entities:
+                rng = np.random.default_rng([self.seed, position])
+                path = self.images.samples[index % len(self.images.samples)].files[IMAGE]
+                assert path is not None
+                cut = crop(read_picture(path), entities[int(rng.integers(len(entities)))])
+                crops.append(_pixels(cut, self.images))
+        return default_collate(items) | ({"crops": torch.stack(crops)} if crops else {})
+
+
+def _prompts_of(images: AlignedFolder) -> Mapping[str, CaptionedSample]:
+    """The captions of a split, by sample. Raises UserError where a sample has none."""
+    root, split = images.info.root, images.split
+    prompts = read_prompts(Rules(root, split, None, None, allow_outside=images.info.allow_outside))
+    if missing := [sample.id for sample in images.samples if sample.id not in prompts]:
+        raise UserError(
+            f"{root / split / PROMPTS}: has no caption of {len(missing)} samples, first {missing[0]!r}: "
+            "'mmdit data render' and 'mmdit data prompts' write them"
+        )
+    return prompts
+
+
+def _pixels(picture: Image.Image, images: AlignedFolder) -> torch.Tensor:
+    """(3, H, W) in [-1, 1] at the size of the images."""
+    return images.transform({IMAGE: np.asarray(picture)}, {IMAGE: images.codecs[IMAGE]})[IMAGE]

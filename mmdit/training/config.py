@@ -26,6 +26,7 @@ from mmdit.training.network_config import (
     CaptionerConfig,
     CLIPConfig,
     DetectorConfig,
+    ImageEncoderConfig,
     TeacherConfig,
 )
 from mmdit.training.optimizers import OptimizerConfig
@@ -42,6 +43,7 @@ __all__ = [
     "DetectorConfig",
     "EMAConfig",
     "FrechetConfig",
+    "ImageEncoderConfig",
     "LoRAConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -80,7 +82,8 @@ class ModelConfig:
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
         second_time: let the network take a second time, for objectives that jump from one time to another.
-        trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"]; null = all.
+        trainable: beginnings of the names of the weights that are trained, such as ["conditioner.pseudo_word"] or, of all
+            blocks, ["blocks.*.cross"]; null = all.
         internal_guidance_depth: number of blocks before a second head with a loss of its own, away from whose prediction
             sampling can be led (internal guidance); null = none.
     """
@@ -393,12 +396,13 @@ class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher, clip, captioner or detector.
+        recipe: what is trained: transformer, autoencoder, teacher, clip, image_encoder, captioner or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
+        image_encoder: the image tower that is trained on, for recipe image_encoder.
         detector: the U-Net, for recipe detector.
         captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.
@@ -421,6 +425,7 @@ class TrainingConfig:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     data: DataConfig = field(default_factory=DataConfig)

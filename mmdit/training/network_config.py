@@ -88,6 +88,20 @@ class CLIPConfig:
 
 
 @dataclass
+class ImageEncoderConfig:
+    """CLIP's image tower of recipe "image_encoder", which learns to tell the colours of a picture's floor and wall.
+
+    Args:
+        pretrained: folder or Hub id of a CLIP model or its image tower, which is trained on.
+        colour_weight: weight of the colours' squared error, sRGB in [0, 1], against that of the embeddings to those of
+            ``pretrained``, in units of their standard deviation.
+    """
+
+    pretrained: str | None = None
+    colour_weight: NonNegativeNumber = 30.0
+
+
+@dataclass
 class DetectorConfig:
     """The small U-Net of recipe "detector", which judges what prompts made.
 

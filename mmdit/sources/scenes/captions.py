@@ -24,7 +24,7 @@ LARGE_WORDS = ("large", "large", "big")
 SIDES = ("left", "right")
 TEXTURE_WORDS = {"checker": "checkered", "stripes": "striped", "noise": "speckled"}
 GLOSS_WORD, SHINY = "shiny", 0.3
-STYLE_SHARE = 0.25  # of the captions of a pair; in 0.08 of them, a hundredth of all, styles were not learned
+STYLE_SHARE = 0.5  # of the captions of a pair; in 0.08 of them, a hundredth of all, styles were not learned
 # What words may stand for besides objects: floor and wall, and both together in another picture.
 FLOOR, WALL, STYLE = GROUND = (*BACKGROUND_CLASSES, STYLE_WORD)
 LEADS = ("", "", "", "a picture of ", "a photo of ", "a rendering of ")

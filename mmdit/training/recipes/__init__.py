@@ -11,6 +11,7 @@ from mmdit.training.recipes.autoencoder import autoencoder_run
 from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
 from mmdit.training.recipes.detector import detector_run
+from mmdit.training.recipes.image_encoder import image_encoder_run
 from mmdit.training.recipes.teacher import teacher_run
 from mmdit.training.recipes.transformer import transformer_run
 from mmdit.training.run import Run
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "autoencoder": autoencoder_run,
     "teacher": teacher_run,
     "clip": clip_run,
+    "image_encoder": image_encoder_run,
     "detector": detector_run,
     "captioner": captioner_run,
 }

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerFast
 
 from mmdit.data.captioned import CaptionedImages
-from mmdit.data.folder import AlignedFolder
-from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.contrastive import ContrastiveObjective, Texts, freeze_text, make_clip, save_clip
 from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.encoders.scene_teacher import SceneTeacher
@@ -24,7 +21,7 @@ from mmdit.prompt import IMAGE_WORD, mirror_text
 from mmdit.training.config import CLIPConfig, TrainingConfig
 from mmdit.training.module import Batch, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
-from mmdit.training.recipes.data import data_module
+from mmdit.training.recipes.data import data_module, sized_images
 from mmdit.training.run import Run
 
 
@@ -112,7 +109,5 @@ def _trained(settings: CLIPConfig) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
 
 
 def _captioned(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> CaptionedImages:
-    path, outside = str(config.data.path), config.data.allow_outside
-    modalities: Any = modalities_from_dataset(read_dataset_info(path), [IMAGE])
-    images = AlignedFolder(path, split, modalities, size=size, mirrored=mirrored, allow_outside=outside)
+    images = sized_images(config, split, [IMAGE], size, mirrored)
     return CaptionedImages(images, config.seed, pair_share=config.clip.pair_share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -225,3 +225,12 @@ def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | N
     if config.data.val_split is not None and config.trainer.validate_every > 0:
         val = AlignedFolder(config.data.path, config.data.val_split, modalities, allow_outside=outside)
     return train, val, modalities
+
+
+def sized_images(
+    config: TrainingConfig, split: str, names: Sequence[str], size: int, mirrored: bool = False
+) -> AlignedFolder:
+    """Modalities of a split's images, cropped and resized to ``size`` pixels. Raises UserError for one that the dataset lacks."""
+    path = str(config.data.path)
+    modalities = modalities_from_dataset(read_dataset_info(path), names)
+    return AlignedFolder(path, split, modalities, size=size, mirrored=mirrored, allow_outside=config.data.allow_outside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +111,22 @@ def make_transformer(
 
 
 def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
-    """Freeze all weights but those whose name begins with one of ``beginnings``. Raises UserError where none does."""
+    """Freeze all weights but those whose name begins with one of ``beginnings``, where ``*`` stands for anything.
+
+    Raises UserError where none does.
+    """
     names = [name for name, _ in network.named_parameters()]
     for beginning in beginnings:
-        if not any(name.startswith(beginning) for name in names):
+        if not any(begins_with(name, [beginning]) for name in names):
             parts = sorted({".".join(name.split(".")[:2]) for name in names})
             raise unknown_name("beginning in model.trainable", beginning, parts)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(tuple(beginnings)))
+        parameter.requires_grad_(begins_with(name, beginnings))
+
+
+def begins_with(name: str, beginnings: Sequence[str]) -> bool:
+    """Whether a weight's name begins with one of ``beginnings``, where ``*`` stands for anything: "blocks.*.cross"."""
+    return any(fnmatchcase(name, f"{beginning}*") for beginning in beginnings)
 
 
 def _start_from(network: MultimodalDiT, name: str) -> None:

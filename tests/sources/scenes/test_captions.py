@@ -55,14 +55,14 @@ def test_what_is_said_is_there_and_nothing_else(described):
 
 
 def test_style_is_asked_for_often_enough_to_be_learned(described):
-    """In one of four captions of a pair, of which another picture has the same floor and wall; in no other."""
+    """In half of the captions of a pair, of which another picture has the same floor and wall; in no other."""
     asked = {
         pair: [
             STYLE in caption.ground for layout, drawn in described if bool(layout.relation) == pair for caption in drawn
         ]
         for pair in (True, False)
     }
-    assert np.mean(asked[True]) == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / len(asked[True])) ** 0.5)
+    assert np.mean(asked[True]) == pytest.approx(0.5, abs=4 * (0.5 * 0.5 / len(asked[True])) ** 0.5)
     assert not any(asked[False])
 
 
