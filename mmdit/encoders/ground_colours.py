@@ -1,52 +1,65 @@
-"""CLIP's image tower, trained on until its embedding of a picture tells the colours of the picture's floor and wall.
+"""CLIP's image tower and the pseudo-words made of it, trained on until these tell the colours of a picture's floor and wall.
 
-A style that a picture shows ("in the style of the {scene}") reaches a generator through this embedding alone.
-B pictures, P crops, K kinds of ground, W width of the embedding, H W pixels.
+A style that a picture shows ("in the style of the {scene}") reaches a generator through one word alone (``TIUEConditioner``).
+B pictures, P crops, K kinds of ground, W width of the words, H W pixels.
 """
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from mmdit.encoders.contrastive import image_processor
 from mmdit.names import BACKGROUND_CLASSES
 
 MIN_PIXELS = 40  # of a floor or a wall whose colour is asked for
 
 
 class GroundReader(nn.Module):
-    """An image tower, and a linear map from its embedding to the mean colours of K = ``len(BACKGROUND_CLASSES)`` surfaces.
+    """Pseudo-words of pictures, and the mean colours of K = ``len(BACKGROUND_CLASSES)`` surfaces read from them.
+
+    Colours are read by a fixed map, so that words carry them in parts as large as the map's scale asks for: whatever reads the
+    words would not notice smaller ones.
 
     Args:
-        tower: what is trained; the map is for the training alone.
+        tower: CLIP's image tower.
+        pseudo_word: makes words of its embeddings. Both are trained.
+        scale: colour, sRGB in [0, 1], of one standard deviation of the words.
     """
 
-    def __init__(self, tower: CLIPVisionModelWithProjection) -> None:
+    mean: Tensor
+    std: Tensor
+    colour_map: Tensor
+
+    def __init__(self, tower: CLIPVisionModelWithProjection, pseudo_word: nn.Sequential, scale: float = 0.15) -> None:
         super().__init__()
-        self.tower = tower.requires_grad_(True)
-        self.colours = nn.Linear(int(tower.config.projection_dim), 3 * len(BACKGROUND_CLASSES))
-        nn.init.constant_(self.colours.bias, 0.5)
+        self.tower, self.pseudo_word = tower.requires_grad_(True), pseudo_word.requires_grad_(True)
+        last = pseudo_word[-1]
+        assert isinstance(last, nn.Linear)
+        width, count = last.out_features, 3 * len(BACKGROUND_CLASSES)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(()))
+        self.register_buffer("colour_map", scale * nn.init.orthogonal_(torch.empty(count, width)))
+        self.offset = nn.Parameter(torch.full((count,), 0.5))
 
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures in pixels."""
-        return int(self.tower.config.image_size)
+    @torch.no_grad()
+    def measure(self, pictures: Tensor) -> None:
+        """Take the words' mean and standard deviation from some pictures, (B, 3, H, W) in [-1, 1]."""
+        words = self.words(pictures)
+        self.mean.copy_(words.mean(dim=0))
+        self.std.copy_(words.std(dim=0).mean())
 
-    def forward(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """RGB (B, 3, H, W) in [-1, 1] -> embeddings (B, W) and colours (B, K, 3), sRGB in [0, 1]."""
-        embeddings = self.tower(pixel_values=rgb).image_embeds
-        return embeddings, self.colours(embeddings).unflatten(1, (-1, 3))
+    def words(self, pictures: Tensor) -> Tensor:
+        """RGB (B, 3, H, W) in [-1, 1] -> pseudo-words (B, W)."""
+        return self.pseudo_word(self.tower(pixel_values=pictures).image_embeds)
 
-    def save_tower(self, folder: Path) -> None:
-        """Write the tower and its image processor, as transformers lays them out."""
-        self.tower.save_pretrained(folder, safe_serialization=True)
-        image_processor(self.image_size).save_pretrained(folder)
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """RGB (B, 3, H, W) in [-1, 1] -> words (B, W), and the colours that they tell, (B, K, 3), sRGB in [0, 1]."""
+        words = self.words(pictures)
+        return words, F.linear((words - self.mean) / self.std, self.colour_map, self.offset).unflatten(1, (-1, 3))
 
 
 def mean_colours(rgb: Tensor, labels: Tensor, classes: tuple[int, ...]) -> Tensor:
@@ -61,17 +74,17 @@ def mean_colours(rgb: Tensor, labels: Tensor, classes: tuple[int, ...]) -> Tenso
 
 
 class GroundColourObjective:
-    """Squared error of the colours, and of the embeddings of pictures and of what is cut out of them to what they were.
+    """Squared error of the colours, and of the words of pictures and of what is cut out of them to what they were.
 
-    So a generator that reads these embeddings goes on reading them.
+    So a generator that reads these words goes on reading them.
 
     Args:
-        reader: as it is before training; its tower is copied.
-        colour_weight: weight of the colours' error against that of the embeddings, in units of their standard deviation.
+        reader: as it is before training; it is copied.
+        colour_weight: weight of the colours' error against that of the words, in units of their standard deviation.
     """
 
     def __init__(self, reader: GroundReader, colour_weight: float = 30.0) -> None:
-        self.before = copy.deepcopy(reader.tower).eval().requires_grad_(False)
+        self.before = copy.deepcopy(reader).eval().requires_grad_(False)
         self.colour_weight = colour_weight
 
     def __call__(self, reader: GroundReader, rgb: Tensor, colours: Tensor, crops: Tensor | None) -> dict[str, Tensor]:
@@ -85,10 +98,10 @@ class GroundColourObjective:
         """
         pictures = rgb if crops is None else torch.cat([rgb, crops])
         with torch.no_grad():
-            before = self.before.to(rgb.device)(pixel_values=pictures).image_embeds
-        embeddings, read = reader(pictures)
-        kept = F.mse_loss(embeddings, before) / before.var(dim=0).mean().clamp_min(1e-12)
+            before = self.before.to(rgb.device).words(pictures)
+        words, told = reader(pictures)
+        kept = F.mse_loss(words, before) / reader.std.square()
         known = ~colours.isnan()
-        error = torch.where(known, read[: len(rgb)] - colours.nan_to_num(), 0.0).square().sum()
+        error = torch.where(known, told[: len(rgb)] - colours.nan_to_num(), 0.0).square().sum()
         colour = error / known.sum().clamp_min(1)
         return {"loss": kept + self.colour_weight * colour, "kept": kept, "colour": colour}

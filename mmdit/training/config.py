@@ -402,7 +402,7 @@ class TrainingConfig:
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
-        image_encoder: the image tower that is trained on, for recipe image_encoder.
+        image_encoder: colours that pictures' words tell, for recipe image_encoder.
         detector: the U-Net, for recipe detector.
         captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmdit.bounds import ClosedUnitInterval, Layers, NonNegativeNumber, Width
+from mmdit.bounds import ClosedUnitInterval, Layers, NonNegativeNumber, PositiveNumber, Width
 
 
 @dataclass
@@ -89,16 +89,16 @@ class CLIPConfig:
 
 @dataclass
 class ImageEncoderConfig:
-    """CLIP's image tower of recipe "image_encoder", which learns to tell the colours of a picture's floor and wall.
+    """Recipe "image_encoder": pseudo-words of ``model.pretrained`` that tell the colours of a picture's floor and wall.
 
     Args:
-        pretrained: folder or Hub id of a CLIP model or its image tower, which is trained on.
-        colour_weight: weight of the colours' squared error, sRGB in [0, 1], against that of the embeddings to those of
-            ``pretrained``, in units of their standard deviation.
+        colour_weight: weight of the colours' squared error, sRGB in [0, 1], against that of the words to those of
+            ``model.pretrained``, in units of their standard deviation.
+        colour_scale: colour of one standard deviation of the words; a smaller one makes colours a larger part of them.
     """
 
-    pretrained: str | None = None
     colour_weight: NonNegativeNumber = 30.0
+    colour_scale: PositiveNumber = 0.15
 
 
 @dataclass

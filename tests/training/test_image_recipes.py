@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
 from mmdit.encoders.scene_detector import SceneDetector
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.encoders.subjects import load_image_encoder
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import (
@@ -25,7 +22,6 @@ from mmdit.training.config import (
     AutoencoderConfig,
     DataConfig,
     DetectorConfig,
-    ImageEncoderConfig,
     ModelConfig,
     OptimizerConfig,
     TeacherConfig,
@@ -106,57 +102,6 @@ def test_detector_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, 
     config.model.modalities = ["rgb", "depth"]
     with pytest.raises(UserError, match="has no segmentation"):
         build_run(config)
-
-
-def test_image_encoder_trains_and_exports(
-    tmp_path: Path, make_dataset: MakeDataset, prompt_folders: Any, tiny_config: Configure
-) -> None:
-    """On captioned scenes, from the image tower of a whole CLIP model; one step at once and after a stop are the same."""
-    data = DataConfig(str(prompt_folders.data), batch_size=4, val_split=None)
-    config = tiny_config(
-        max_steps=4,
-        recipe="image_encoder",
-        image_encoder=ImageEncoderConfig(str(prompt_folders.clip)),
-        data=data,
-        optimizer=OptimizerConfig(name="adamw", lr=1e-3),
-        ema=None,
-    )
-    run = build_run(config)
-    batch = next(iter(run.data.train_dataloader()))
-    assert batch["crops"].shape[1:] == batch["rgb"].shape[1:]
-    losses = run.module.losses(batch, torch.Generator())
-    assert float(losses["kept"].detach()) == 0 < float(losses["colour"].detach())
-    before = load_image_encoder(str(prompt_folders.clip))
-    folder = fit(run, config.trainer, config.ema, tmp_path / "run", None)
-    after = load_image_encoder(str(folder))
-    assert not torch.equal(before.encode(batch["rgb"]), after.encode(batch["rgb"]))
-
-    half = tiny_config(**{**vars(config), "trainer": replace(config.trainer, max_steps=2)})
-    fit(build_run(half), half.trainer, None, tmp_path / "halves", None)
-    again = load_image_encoder(str(fit(build_run(config), config.trainer, None, tmp_path / "halves", "auto")))
-    assert torch.equal(after.encode(batch["rgb"]), again.encode(batch["rgb"]))
-
-    for changes, message in (
-        ({"data": DataConfig(val_split=None)}, "data.path is null: recipe 'image_encoder' needs a dataset folder"),
-        ({"image_encoder": ImageEncoderConfig()}, "image_encoder.pretrained is null: give a folder or a Hub id"),
-        ({"image_encoder": ImageEncoderConfig("nowhere/at/all")}, "nowhere/at/all"),
-        ({"data": replace(data, path=str(make_dataset()))}, "has no caption of 5 samples"),
-    ):
-        with pytest.raises(UserError, match=message):
-            build_run(replace(config, **changes))
-
-    for edit, message in (
-        (lambda info: info["modalities"].remove("segmentation"), "unknown modality .*'segmentation'"),
-        (lambda info: info["segmentation_classes"][0].update(name="sky"), "has no segmentation class 'floor'"),
-    ):
-        copied = tmp_path / "copied"
-        shutil.copytree(prompt_folders.data, copied)
-        info = json.loads((copied / "dataset.json").read_text())
-        edit(info)
-        (copied / "dataset.json").write_text(json.dumps(info))
-        with pytest.raises(UserError, match=message):
-            build_run(replace(config, data=replace(data, path=str(copied))))
-        shutil.rmtree(copied)
 
 
 def test_transformer_on_encoded_latents(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:

@@ -23,6 +23,7 @@ from mmdit.training.config import (
     DataConfig,
     LoRAConfig,
     ModelConfig,
+    OptimizerConfig,
     PreviewConfig,
     PromptsConfig,
     TrainingConfig,
@@ -116,6 +117,72 @@ def test_a_run_with_prompts_resumes_exactly(clip: Path, make_config, tmp_path: P
     assert one.image_encoder is not None
     out = one(prompt="a {torus} behind a cone", subjects=[torch_image()], num_inference_steps=1)
     assert len(out.rgb) == 1
+
+
+def test_image_encoder_trains_on_and_exports_a_pipeline(
+    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
+) -> None:
+    """The tower and the pseudo-words alone change; steps at once and after a stop are the same."""
+    before = run_to_end(make_config(clip), tmp_path / "before")
+    data = DataConfig(path=str(dataset), batch_size=4, val_split=None)
+    optimizer = OptimizerConfig(name="adamw", lr=1e-3)
+    sections = {"recipe": "image_encoder", "data": data, "optimizer": optimizer, "alignment": None, "ema": None}
+    config = tiny_config(max_steps=4, model=ModelConfig(pretrained=str(before)), **sections)
+    run = build_run(config)
+    batch = next(iter(run.data.train_dataloader()))
+    assert batch["crops"].shape[1:] == batch["rgb"].shape[1:]
+    losses = run.module.losses(batch, torch.Generator())
+    assert float(losses["kept"].detach()) == 0 < float(losses["colour"].detach())
+    whole = fit(run, config.trainer, None, tmp_path / "whole", None)
+
+    half = tiny_config(max_steps=2, model=config.model, **sections)
+    half.optimizer.schedule = "constant"
+    fit(build_run(half), half.trainer, None, tmp_path / "halves", None)
+    halves = fit(build_run(config), config.trainer, None, tmp_path / "halves", "auto")
+    old, one, other = (MultimodalDiTPipeline.from_pretrained(folder) for folder in (before, whole, halves))
+    for part in ("transformer", "image_encoder", "text_encoder", "vae"):
+        weights = getattr(one, part).state_dict()
+        changed = {
+            name for name, weight in getattr(old, part).state_dict().items() if not torch.equal(weight, weights[name])
+        }
+        if part == "transformer":
+            assert changed == {f"conditioner.pseudo_word.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+        else:
+            assert bool(changed) == (part == "image_encoder")
+        for name, weight in getattr(other, part).state_dict().items():
+            assert torch.equal(weight, weights[name]), name
+    assert (
+        len(one(prompt="a cone in the style of the {scene}", subjects=[torch_image()], num_inference_steps=1).rgb) == 1
+    )
+
+
+def test_image_encoder_says_what_is_missing(
+    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path, make_dataset
+) -> None:
+    pretrained = str(run_to_end(make_config(clip), tmp_path / "run"))
+    data = DataConfig(path=str(dataset), batch_size=4, val_split=None)
+    config = tiny_config(recipe="image_encoder", data=data, model=ModelConfig(pretrained=pretrained), alignment=None)
+    for changes, message in (
+        ({"data": DataConfig(val_split=None)}, "data.path is null: recipe 'image_encoder' needs a dataset folder"),
+        ({"model": ModelConfig()}, "model.pretrained is null: give a pipeline folder or a bundled model's name"),
+        ({"model": ModelConfig(pretrained="nowhere")}, "model.pretrained nowhere: give a pipeline folder"),
+        ({"model": ModelConfig(pretrained="scenes64_class")}, "scenes64_class makes no words of pictures"),
+        ({"data": replace(data, path=str(make_dataset()))}, "has no caption of 5 samples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_run(replace(config, **changes))
+    for edit, message in (
+        (lambda info: info["modalities"].remove("segmentation"), "unknown modality .*'segmentation'"),
+        (lambda info: info["segmentation_classes"][0].update(name="sky"), "has no segmentation class 'floor'"),
+    ):
+        copied = tmp_path / "copied"
+        shutil.copytree(dataset, copied)
+        info = json.loads((copied / "dataset.json").read_text())
+        edit(info)
+        (copied / "dataset.json").write_text(json.dumps(info))
+        with pytest.raises(UserError, match=message):
+            build_run(replace(config, data=replace(data, path=str(copied))))
+        shutil.rmtree(copied)
 
 
 def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_config) -> None:

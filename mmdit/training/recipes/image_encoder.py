@@ -1,28 +1,35 @@
-"""Recipe "image_encoder": CLIP's image tower, trained on until a picture's embedding tells the colours of floor and wall."""
+"""Recipe "image_encoder": a model's image tower and pseudo-words, trained on until they tell a picture's floor and wall."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
 
 from mmdit.data.captioned import ImagesWithCrops
 from mmdit.encoders.ground_colours import GroundColourObjective, GroundReader, mean_colours
-from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
+from mmdit.models.tiue import TIUEConditioner
 from mmdit.names import BACKGROUND_CLASSES
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
-from mmdit.training.recipes.data import data_module, sized_images
+from mmdit.training.recipes.data import data_module, pretrained_folder, sized_images
 from mmdit.training.run import Run
+
+MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
 
 
 class ImageEncoderModule(LabelledModule):
-    """Trains an image tower. The batch is that of ``ImagesWithCrops``, with ``segmentation`` (B, 3, H, W) colours."""
+    """Trains an image tower and what makes words of it.
+
+    The batch is that of ``ImagesWithCrops``, with ``segmentation`` (B, 3, H, W) colours.
+    """
 
     network: GroundReader
     objective: GroundColourObjective
@@ -34,28 +41,36 @@ class ImageEncoderModule(LabelledModule):
 
 
 def image_encoder_run(config: TrainingConfig) -> Run:
-    """Recipe "image_encoder": the tower of ``image_encoder.pretrained``, on a dataset folder with captions and segmentation."""
+    """Recipe "image_encoder": that of ``model.pretrained``, on a dataset folder with captions and segmentation."""
     if config.data.path is None:
         raise UserError(
             "data.path is null: recipe 'image_encoder' needs a dataset folder with captions (see 'mmdit data render')"
         )
-    if config.image_encoder.pretrained is None:
+    if config.model.pretrained is None:
         raise UserError(
-            "image_encoder.pretrained is null: give a folder or a Hub id of a CLIP model or its image tower"
+            "model.pretrained is null: give a pipeline folder or a bundled model's name, of conditioner 'tiue'"
         )
     torch.manual_seed(config.seed)
-    source = PretrainedFolder.find(config.image_encoder.pretrained, "image_encoder.pretrained")
-    reader = GroundReader(source.load_model(CLIPVisionModelWithProjection))
-    train = _images(config, config.data.train_split, reader.image_size, mirrored=True)
+    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(config.model.pretrained))
+    conditioner = pipe.transformer.conditioner
+    if pipe.image_encoder is None or not isinstance(conditioner, TIUEConditioner):
+        raise UserError(
+            f"model.pretrained {config.model.pretrained} makes no words of pictures: give a model of conditioner 'tiue' with "
+            "an image encoder"
+        )
+    reader = GroundReader(pipe.image_encoder.float(), conditioner.pseudo_word, config.image_encoder.colour_scale)
+    size = int(pipe.image_encoder.config.image_size)
+    train = _images(config, config.data.train_split, size, mirrored=True)
     val = None
     if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = _images(config, config.data.val_split, reader.image_size)
+        val = _images(config, config.data.val_split, size)
     codec: Any = train.images.codecs["segmentation"]
     if lacking := [name for name in BACKGROUND_CLASSES if name not in codec.names]:
         raise UserError(
             f"recipe 'image_encoder' learns colours of {' and '.join(BACKGROUND_CLASSES)}: {config.data.path} has no "
             f"segmentation class {lacking[0]!r}"
         )
+    reader.measure(train.read_batch(range(min(len(train), MEASURED)))[IMAGE])
     module = ImageEncoderModule(
         reader,
         GroundColourObjective(reader, config.image_encoder.colour_weight),
@@ -64,9 +79,11 @@ def image_encoder_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
-    return Run(
-        module, data_module(config, train, val), lambda folder, _=None: reader.save_tower(folder), config.recipe, []
-    )
+
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+    return Run(module, data_module(config, train, val), export, "pipeline", [])
 
 
 def _images(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> ImagesWithCrops:
