@@ -76,12 +76,9 @@ class CaptionedImages(Dataset):
         if not entities or rng.random() >= self.pair_share:
             return None
         entity = entities[int(rng.integers(len(entities)))]
-        path = self.images.samples[index % len(self.images.samples)].files[IMAGE]
-        assert path is not None
         other = Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
-        return torch.stack(
-            [_pixels(crop(read_picture(path), entity), self.images), _pixels(other, self.images)]
-        ), entity.phrase
+        shown = (crop(_picture(self.images, index), entity), other)
+        return torch.stack([_pixels(picture, self.images) for picture in shown]), entity.phrase
 
 
 class ImagesWithCrops(Dataset):
@@ -116,9 +113,7 @@ class ImagesWithCrops(Dataset):
             entities = [entity for entity in self.prompts[item["id"]].entities if entity.mask is not None]
             if entities:
                 rng = np.random.default_rng([self.seed, position])
-                path = self.images.samples[index % len(self.images.samples)].files[IMAGE]
-                assert path is not None
-                cut = crop(read_picture(path), entities[int(rng.integers(len(entities)))])
+                cut = crop(_picture(self.images, index), entities[int(rng.integers(len(entities)))])
                 crops.append(_pixels(cut, self.images))
         return default_collate(items) | ({"crops": torch.stack(crops)} if crops else {})
 
@@ -133,6 +128,13 @@ def _prompts_of(images: AlignedFolder) -> Mapping[str, CaptionedSample]:
             "'mmdit data render' and 'mmdit data prompts' write them"
         )
     return prompts
+
+
+def _picture(images: AlignedFolder, index: int) -> np.ndarray:
+    """The whole picture of an item, as its file has it, not mirrored: (H, W, 3) uint8."""
+    path = images.samples[index % len(images.samples)].files[IMAGE]
+    assert path is not None
+    return read_picture(path)
 
 
 def _pixels(picture: Image.Image, images: AlignedFolder) -> torch.Tensor:

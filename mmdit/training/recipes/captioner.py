@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from mmdit.sources.scenes.questions import questions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import Batch, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
-from mmdit.training.recipes.data import data_module
+from mmdit.training.recipes.data import both_splits, data_module, dataset_path
 from mmdit.training.run import Run
 
 
@@ -47,14 +48,8 @@ class CaptionerModule(SteppedModule):
 
 def captioner_run(config: TrainingConfig) -> Run:
     """Recipe "captioner": on a dataset folder with captions; its words are those of the training split."""
-    if config.data.path is None:
-        raise UserError(
-            "data.path is null: recipe 'captioner' needs a dataset folder with captions (see 'mmdit data render')"
-        )
-    train = _instructions(config, config.data.train_split, mirrored=True)
-    val = None
-    if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = _instructions(config, config.data.val_split)
+    dataset_path(config, "a dataset folder with captions")
+    train, val = both_splits(config, partial(_instructions, config))
     sizes = asdict(config.captioner)
     tokenizer = word_tokenizer([*train.texts, IMAGE_WORD], MARKS, max_length=sizes.pop("max_length"))
     torch.manual_seed(config.seed)
@@ -83,7 +78,7 @@ def captioner_run(config: TrainingConfig) -> Run:
     return Run(module, data_module(config, train, val), export, "captioner", [])
 
 
-def _instructions(config: TrainingConfig, split: str, mirrored: bool = False) -> Instructions:
+def _instructions(config: TrainingConfig, split: str, mirrored: bool) -> Instructions:
     return Instructions(
         str(config.data.path),
         split,

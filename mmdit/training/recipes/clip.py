@@ -21,7 +21,7 @@ from mmdit.prompt import IMAGE_WORD, mirror_text
 from mmdit.training.config import CLIPConfig, TrainingConfig
 from mmdit.training.module import Batch, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
-from mmdit.training.recipes.data import data_module, sized_images
+from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
 from mmdit.training.run import Run
 
 
@@ -51,15 +51,9 @@ class CLIPModule(SteppedModule):
 
 def clip_run(config: TrainingConfig) -> Run:
     """Recipe "clip": a CLIP model on a dataset folder with captions; its words are those of the training split."""
-    if config.data.path is None:
-        raise UserError(
-            "data.path is null: recipe 'clip' needs a dataset folder with captions (see 'mmdit data render')"
-        )
+    dataset_path(config, "a dataset folder with captions")
     settings = config.clip
-    train = _captioned(config, config.data.train_split, settings.image_size, mirrored=True)
-    val = None
-    if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = _captioned(config, config.data.val_split, settings.image_size)
+    train, val = both_splits(config, partial(_captioned, config))
     network, tokenizer = _new(config, train) if settings.pretrained is None else _trained(settings)
     if settings.freeze_text_layers is not None and not settings.freeze_text:
         raise UserError(
@@ -108,6 +102,6 @@ def _trained(settings: CLIPConfig) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
     return network.requires_grad_(True), found.load(AutoTokenizer)
 
 
-def _captioned(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> CaptionedImages:
-    images = sized_images(config, split, [IMAGE], size, mirrored)
+def _captioned(config: TrainingConfig, split: str, mirrored: bool) -> CaptionedImages:
+    images = sized_images(config, split, [IMAGE], config.clip.image_size, mirrored)
     return CaptionedImages(images, config.seed, pair_share=config.clip.pair_share)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -29,6 +29,8 @@ from mmdit.training.alignment import target_width
 from mmdit.training.batch_size import check_batch
 from mmdit.training.config import LATENTS, AlignmentConfig, TrainingConfig
 from mmdit.training.frozen import Teacher
+
+Images = TypeVar("Images", bound=Dataset[Any])
 
 
 def pretrained_folder(name: str) -> Path:
@@ -214,22 +216,31 @@ def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLate
 
 
 def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
-    if config.data.path is None:
-        raise UserError(f"data.path is null: recipe {config.recipe!r} needs a dataset folder (see 'mmdit data render')")
-    modalities = modalities_from_dataset(
-        read_dataset_info(config.data.path), config.model.modalities, config.autoencoder.codecs
-    )
+    path = dataset_path(config)
+    modalities = modalities_from_dataset(read_dataset_info(path), config.model.modalities, config.autoencoder.codecs)
     outside = config.data.allow_outside
-    train = AlignedFolder(config.data.path, config.data.train_split, modalities, mirrored=True, allow_outside=outside)
-    val = None
-    if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = AlignedFolder(config.data.path, config.data.val_split, modalities, allow_outside=outside)
+    train, val = both_splits(
+        config, lambda split, mirrored: AlignedFolder(path, split, modalities, mirrored=mirrored, allow_outside=outside)
+    )
     return train, val, modalities
 
 
-def sized_images(
-    config: TrainingConfig, split: str, names: Sequence[str], size: int, mirrored: bool = False
-) -> AlignedFolder:
+def dataset_path(config: TrainingConfig, what: str = "a dataset folder") -> str:
+    """data.path. Raises UserError where it is null, which says that the recipe needs ``what``."""
+    if config.data.path is None:
+        raise UserError(f"data.path is null: recipe {config.recipe!r} needs {what} (see 'mmdit data render')")
+    return config.data.path
+
+
+def both_splits(config: TrainingConfig, read: Callable[[str, bool], Images]) -> tuple[Images, Images | None]:
+    """What ``read`` makes of the training split, mirrored too, and of the one that the run validates on; None = it doesn't."""
+    train = read(config.data.train_split, True)
+    if config.data.val_split is None or config.trainer.validate_every == 0:
+        return train, None
+    return train, read(config.data.val_split, False)
+
+
+def sized_images(config: TrainingConfig, split: str, names: Sequence[str], size: int, mirrored: bool) -> AlignedFolder:
     """Modalities of a split's images, cropped and resized to ``size`` pixels. Raises UserError for one that the dataset lacks."""
     path = str(config.data.path)
     modalities = modalities_from_dataset(read_dataset_info(path), names)

@@ -19,7 +19,7 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
-from mmdit.training.recipes.data import data_module, pretrained_folder, sized_images
+from mmdit.training.recipes.data import both_splits, data_module, dataset_path, pretrained_folder, sized_images
 from mmdit.training.run import Run
 
 MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
@@ -42,10 +42,7 @@ class ImageEncoderModule(LabelledModule):
 
 def image_encoder_run(config: TrainingConfig) -> Run:
     """Recipe "image_encoder": that of ``model.pretrained``, on a dataset folder with captions and segmentation."""
-    if config.data.path is None:
-        raise UserError(
-            "data.path is null: recipe 'image_encoder' needs a dataset folder with captions (see 'mmdit data render')"
-        )
+    dataset_path(config, "a dataset folder with captions")
     if config.model.pretrained is None:
         raise UserError(
             "model.pretrained is null: give a pipeline folder or a bundled model's name, of conditioner 'tiue'"
@@ -60,10 +57,11 @@ def image_encoder_run(config: TrainingConfig) -> Run:
         )
     reader = GroundReader(pipe.image_encoder.float(), conditioner.pseudo_word, config.image_encoder.colour_scale)
     size = int(pipe.image_encoder.config.image_size)
-    train = _images(config, config.data.train_split, size, mirrored=True)
-    val = None
-    if config.data.val_split is not None and config.trainer.validate_every > 0:
-        val = _images(config, config.data.val_split, size)
+
+    def images(split: str, mirrored: bool) -> ImagesWithCrops:
+        return ImagesWithCrops(sized_images(config, split, [IMAGE, "segmentation"], size, mirrored), config.seed)
+
+    train, val = both_splits(config, images)
     codec: Any = train.images.codecs["segmentation"]
     if lacking := [name for name in BACKGROUND_CLASSES if name not in codec.names]:
         raise UserError(
@@ -84,7 +82,3 @@ def image_encoder_run(config: TrainingConfig) -> Run:
         pipe.save_pretrained(folder, safe_serialization=True)
 
     return Run(module, data_module(config, train, val), export, "pipeline", [])
-
-
-def _images(config: TrainingConfig, split: str, size: int, mirrored: bool = False) -> ImagesWithCrops:
-    return ImagesWithCrops(sized_images(config, split, [IMAGE, "segmentation"], size, mirrored), config.seed)
