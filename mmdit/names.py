@@ -13,6 +13,8 @@ DEPTH_SPACES = ("depth", "disparity")
 BACKGROUND_CLASSES = ("floor", "wall")
 # What captions call floor and wall together, as another picture shows them.
 STYLE_WORD = "scene"
+# What leads to these words where a picture shows what they mean: "a red cone in the style of the {scene}".
+GROUND_LEADS = {"floor": "on a", "wall": "against a", STYLE_WORD: "in the style of the"}
 
 # How captions say where the first of two objects stands to the second, as the camera sees them.
 RELATION_WORDS: dict[str, tuple[str, ...]] = {

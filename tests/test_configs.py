@@ -29,7 +29,7 @@ from mmdit.training.recipes.transformer import begins_with, make_transformer
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
 # These read images, the others latents.
-CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_image_encoder"]
+CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_image_encoder", "scenes64_styles"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + [

@@ -43,7 +43,7 @@ class CaptionedImages(Dataset):
         self, images: AlignedFolder, seed: int, anonymous_share: float = 0.15, pair_share: float = 0.25
     ) -> None:
         self.images, self.seed, self.pair_share = images, seed, pair_share
-        self.prompts = _prompts_of(images)
+        self.prompts = prompts_of(images)
         self.draw = PromptDraw("either", max_subjects=1, plain_share=1 - anonymous_share, anonymous_share=1.0)
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class ImagesWithCrops(Dataset):
 
     def __init__(self, images: AlignedFolder, seed: int) -> None:
         self.images, self.seed = images, seed
-        self.prompts = _prompts_of(images)
+        self.prompts = prompts_of(images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,7 +118,7 @@ class ImagesWithCrops(Dataset):
         return default_collate(items) | ({"crops": torch.stack(crops)} if crops else {})
 
 
-def _prompts_of(images: AlignedFolder) -> Mapping[str, CaptionedSample]:
+def prompts_of(images: AlignedFolder) -> Mapping[str, CaptionedSample]:
     """The captions of a split, by sample. Raises UserError where a sample has none."""
     root, split = images.info.root, images.split
     prompts = read_prompts(Rules(root, split, None, None, allow_outside=images.info.allow_outside))

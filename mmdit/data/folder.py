@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import build_codecs
 from mmdit.modalities.modality import Modality
 from mmdit.modalities.sample import read_sample
+from mmdit.modalities.segmentation import SegmentationCodec
 
 
 class AlignedFolder(Dataset):
@@ -82,6 +83,16 @@ class AlignedFolder(Dataset):
             "present": torch.tensor([name in images for name in self.modalities]),
             **{name: images.get(name, blank) for name in self.modalities},
         }
+
+    def class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Rows of the segmentation's palette, by the names of its classes. Raises UserError for one that it lacks."""
+        codec = self.codecs["segmentation"]
+        assert isinstance(codec, SegmentationCodec)
+        if lacking := [name for name in names if name not in codec.names]:
+            raise UserError(
+                f"{self.info.root}: has no segmentation class {lacking[0]!r}, its classes are {', '.join(codec.names)}"
+            )
+        return tuple(codec.names.index(name) for name in names)
 
     def first_good(self) -> dict[str, Any]:
         """Return the first item that can be read. Raises the first one's error where none can."""

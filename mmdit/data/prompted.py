@@ -156,7 +156,7 @@ class PromptedLatents(Dataset):
             return {"category": category, **_NO_PROMPT}
         own = self._own_picture(sample)
         drawn = draw_prompt(sample, self.draw, rng, has_picture=own is not None)
-        subjects = [self._picture(own, drawn.entities[place], rng) for place in drawn.shown]
+        subjects = [draw_picture(drawn.entities[place], own, self.draw.pictures, rng) for place in drawn.shown]
         masks = [self._seen(_mask_of(entity)) if self.draw.masks else None for entity in drawn.entities]
         if view == 1:
             drawn = replace(drawn, mentions=drawn.mentions.mirrored())
@@ -181,18 +181,6 @@ class PromptedLatents(Dataset):
         """The file of the sample's own picture; None where it is not there, or not any more: latents do without."""
         path = self._pictures.get(sample.id)
         return path if path is not None and os.path.isfile(path) else None
-
-    def _picture(self, own: str | None, entity: Entity, rng: np.random.Generator) -> Image.Image:
-        share = PICTURES[self.draw.pictures]
-        if own is not None and is_surface(entity):
-            return crop(read_picture(own), entity)
-        if entity.images and (own is None or share is None or rng.random() >= share):
-            return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
-        assert own is not None
-        rgb = read_picture(own)
-        if entity.images and is_ground(entity, *rgb.shape[:2]):
-            return Image.fromarray(read_picture(entity.images[0]))
-        return crop(rgb, entity)
 
 
 @dataclass(frozen=True)
@@ -244,6 +232,20 @@ def draw_prompt(sample: CaptionedSample, draw: PromptDraw, rng: np.random.Genera
         words, end = words + word, stop
     entities = tuple(entity for _, entity in named)
     return DrawnPrompt(Prompt(words + text[end:], tuple(placed)), entities, tuple(shown))
+
+
+def draw_picture(entity: Entity, own: str | Path | None, pictures: str, rng: np.random.Generator) -> Image.Image:
+    """Draw what shows an entity, by a name in ``PICTURES``; ``own``: the file of the sample's own picture, None = not there."""
+    share = PICTURES[pictures]
+    if own is not None and is_surface(entity):
+        return crop(read_picture(own), entity)
+    if entity.images and (own is None or share is None or rng.random() >= share):
+        return Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
+    assert own is not None
+    rgb = read_picture(own)
+    if entity.images and is_ground(entity, *rgb.shape[:2]):
+        return Image.fromarray(read_picture(entity.images[0]))
+    return crop(rgb, entity)
 
 
 def _apart(named: list[tuple[tuple[int, int], Entity]]) -> list[tuple[tuple[int, int], Entity]]:
@@ -334,7 +336,7 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     mask = _mask_of(entity)
     check_place(entity, mask, height, width)
     if mask is not None and mask.any() and is_ground(entity, height, width):
-        return Image.fromarray(_largest_square(rgb, mask))
+        return Image.fromarray(largest_square(rgb, mask))
     if mask is not None:
         rgb = on_white(rgb, mask)
     x0, y0, x1, y1 = entity.box or (0, 0, width, height)
@@ -347,7 +349,7 @@ def crop(rgb: np.ndarray, entity: Entity) -> Image.Image:
     return picture
 
 
-def _largest_square(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def largest_square(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The largest square of a picture (H, W, 3) within a mask (H, W) that is not empty; of a large one a little less.
 
     Cells stand for pixels there, as many as keep it quick: those that are all within.

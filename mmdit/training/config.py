@@ -27,6 +27,7 @@ from mmdit.training.network_config import (
     CLIPConfig,
     DetectorConfig,
     ImageEncoderConfig,
+    StylesConfig,
     TeacherConfig,
 )
 from mmdit.training.optimizers import OptimizerConfig
@@ -51,6 +52,7 @@ __all__ = [
     "PreviewConfig",
     "PromptsConfig",
     "RoutingConfig",
+    "StylesConfig",
     "TaskConfig",
     "TeacherConfig",
     "TrainerConfig",
@@ -396,13 +398,14 @@ class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher, clip, image_encoder, captioner or detector.
+        recipe: what is trained: transformer, autoencoder, teacher, clip, image_encoder, styles, captioner or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
         image_encoder: colours that pictures' words tell, for recipe image_encoder.
+        styles: what else stays as it was, for recipe styles.
         detector: the U-Net, for recipe detector.
         captioner: the multimodal LLM, for recipe captioner.
         data: what it is trained on.
@@ -426,6 +429,7 @@ class TrainingConfig:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    styles: StylesConfig = field(default_factory=StylesConfig)
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -102,6 +102,17 @@ class ImageEncoderConfig:
 
 
 @dataclass
+class StylesConfig:
+    """Recipe "styles": the refiner of ``model.pretrained``, for which a style's picture comes to say what its floor and wall say.
+
+    Args:
+        kept_weight: weight of all other prompts' tokens, which stay what they were in ``model.pretrained``, against the styles'.
+    """
+
+    kept_weight: NonNegativeNumber = 2.0
+
+
+@dataclass
 class DetectorConfig:
     """The small U-Net of recipe "detector", which judges what prompts made.
 

@@ -119,36 +119,51 @@ def test_a_run_with_prompts_resumes_exactly(clip: Path, make_config, tmp_path: P
     assert len(out.rgb) == 1
 
 
-def test_image_encoder_trains_on_and_exports_a_pipeline(
-    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
-) -> None:
-    """The tower and the pseudo-words alone change; steps at once and after a stop are the same."""
-    before = run_to_end(make_config(clip), tmp_path / "before")
+# Recipes that train a part of a pipeline on: beginnings of the transformer's weights that change, and components that do.
+PARTS = {
+    "image_encoder": (("conditioner.pseudo_word",), {"image_encoder"}),
+    "styles": (("conditioner.token_norm", "conditioner.token_proj", "conditioner.refiner"), set()),
+}
+
+
+def part_of(recipe: str, dataset: Path, pretrained: Path | str, tiny_config, max_steps: int = 4) -> TrainingConfig:
     data = DataConfig(path=str(dataset), batch_size=4, val_split=None)
     optimizer = OptimizerConfig(name="adamw", lr=1e-3)
-    sections = {"recipe": "image_encoder", "data": data, "optimizer": optimizer, "alignment": None, "ema": None}
-    config = tiny_config(max_steps=4, model=ModelConfig(pretrained=str(before)), **sections)
+    sections = {"recipe": recipe, "data": data, "optimizer": optimizer, "alignment": None, "ema": None}
+    return tiny_config(max_steps=max_steps, model=ModelConfig(pretrained=str(pretrained)), **sections)
+
+
+@pytest.mark.parametrize("recipe", PARTS)
+def test_a_part_of_a_pipeline_is_trained_on(
+    recipe: str, clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
+) -> None:
+    """It alone changes; steps at once and after a stop are the same."""
+    sizes = {"refiner_depth": 1}
+    model = ModelConfig(size="debug", block="cross", conditioner="tiue", conditioner_settings=sizes)
+    before = run_to_end(make_config(clip, model=model), tmp_path / "before")
+    config = part_of(recipe, dataset, before, tiny_config)
     run = build_run(config)
     batch = next(iter(run.data.train_dataloader()))
-    assert batch["crops"].shape[1:] == batch["rgb"].shape[1:]
-    losses = run.module.losses(batch, torch.Generator())
-    assert float(losses["kept"].detach()) == 0 < float(losses["colour"].detach())
+    losses = {name: float(value.detach()) for name, value in run.module.losses(batch, torch.Generator()).items()}
+    learned = (losses.keys() - {"loss", "kept"}).pop()
+    assert losses["kept"] == 0 < losses[learned]
     whole = fit(run, config.trainer, None, tmp_path / "whole", None)
 
-    half = tiny_config(max_steps=2, model=config.model, **sections)
+    half = part_of(recipe, dataset, before, tiny_config, max_steps=2)
     half.optimizer.schedule = "constant"
     fit(build_run(half), half.trainer, None, tmp_path / "halves", None)
     halves = fit(build_run(config), config.trainer, None, tmp_path / "halves", "auto")
     old, one, other = (MultimodalDiTPipeline.from_pretrained(folder) for folder in (before, whole, halves))
+    beginnings, components = PARTS[recipe]
     for part in ("transformer", "image_encoder", "text_encoder", "vae"):
         weights = getattr(one, part).state_dict()
         changed = {
             name for name, weight in getattr(old, part).state_dict().items() if not torch.equal(weight, weights[name])
         }
         if part == "transformer":
-            assert changed == {f"conditioner.pseudo_word.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+            assert {name for name in weights if name.startswith(beginnings)} == changed
         else:
-            assert bool(changed) == (part == "image_encoder")
+            assert bool(changed) == (part in components)
         for name, weight in getattr(other, part).state_dict().items():
             assert torch.equal(weight, weights[name]), name
     assert (
@@ -156,14 +171,15 @@ def test_image_encoder_trains_on_and_exports_a_pipeline(
     )
 
 
-def test_image_encoder_says_what_is_missing(
-    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path, make_dataset
+@pytest.mark.parametrize("recipe", PARTS)
+def test_a_part_of_a_pipeline_says_what_is_missing(
+    recipe: str, clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path, make_dataset
 ) -> None:
     pretrained = str(run_to_end(make_config(clip), tmp_path / "run"))
-    data = DataConfig(path=str(dataset), batch_size=4, val_split=None)
-    config = tiny_config(recipe="image_encoder", data=data, model=ModelConfig(pretrained=pretrained), alignment=None)
+    config = part_of(recipe, dataset, pretrained, tiny_config)
+    data = config.data
     for changes, message in (
-        ({"data": DataConfig(val_split=None)}, "data.path is null: recipe 'image_encoder' needs a dataset folder"),
+        ({"data": DataConfig(val_split=None)}, f"data.path is null: recipe '{recipe}' needs a dataset folder"),
         ({"model": ModelConfig()}, "model.pretrained is null: give a pipeline folder or a bundled model's name"),
         ({"model": ModelConfig(pretrained="nowhere")}, "model.pretrained nowhere: give a pipeline folder"),
         ({"model": ModelConfig(pretrained="scenes64_class")}, "scenes64_class makes no words of pictures"),
@@ -183,6 +199,42 @@ def test_image_encoder_says_what_is_missing(
         with pytest.raises(UserError, match=message):
             build_run(replace(config, data=replace(data, path=str(copied))))
         shutil.rmtree(copied)
+
+
+def test_styles_need_a_model_that_can_be_told_them(
+    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
+) -> None:
+    """Two pictures in a prompt, words that it knows, and as many tokens either way; then captions that it can read."""
+    one_subject = PromptsConfig(str(dataset), text_encoder=str(clip), max_subjects=1)
+    narrow = run_to_end(make_config(clip, prompts=one_subject), tmp_path / "narrow")
+    with pytest.raises(UserError, match="takes 1 picture in a prompt: a style is told by 2"):
+        build_run(part_of("styles", dataset, narrow, tiny_config))
+
+    pretrained = run_to_end(make_config(clip), tmp_path / "run")
+    for words, message in (
+        (["style"], "recipe 'styles': .*style"),
+        (["floor", "wall", "on", "against"], "recipe 'styles': .*(floor|on)"),
+    ):
+        folder = tmp_path / "unknown"
+        shutil.copytree(pretrained, folder)
+        tokenizer = folder / "tokenizer/tokenizer.json"
+        known = json.loads(tokenizer.read_text())
+        for word in words:
+            known["model"]["vocab"][f"un{word}"] = known["model"]["vocab"].pop(word)
+        tokenizer.write_text(json.dumps(known))
+        with pytest.raises(UserError, match=message):
+            build_run(part_of("styles", dataset, folder, tiny_config))
+        shutil.rmtree(folder)
+
+    folder = tmp_path / "captions"
+    shutil.copytree(dataset, folder)
+    lines = (folder / "train/prompts.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[0] |= {"captions": ["a xylophone"], "entities": []}
+    (folder / "train/prompts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    config = part_of("styles", folder, pretrained, tiny_config, max_steps=16)
+    with pytest.raises(UserError, match=r"prompts\.jsonl, sample '000000': .*xylophone"):
+        list(build_run(config).data.train_dataloader())
 
 
 def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_config) -> None:

@@ -20,10 +20,9 @@ from mmdit.metrics.prompts.scores import Scores
 from mmdit.metrics.prompts.text_kinds import OneObject, score_main, text_case
 from mmdit.metrics.prompts.views import Cut, Shown
 from mmdit.modalities import IMAGE
-from mmdit.names import BACKGROUND_CLASSES, STYLE_WORD
+from mmdit.names import BACKGROUND_CLASSES, GROUND_LEADS, STYLE_WORD
 
 MIN_SIDE = 8  # pixels of a crop
-_LEADS = {STYLE_WORD: "in the style of the", "floor": "on a", "wall": "against a"}
 
 
 class NamedGround(PromptKind):
@@ -91,7 +90,7 @@ class Ground(PromptKind):
             case = next((case for case in turned if _is_unlike(case.objects[0], objects)), None)
             if case is not None:
                 (one,), (reference, other) = case.objects, shown
-                words = f"{article(one.colour or one.category)} {one.colour} {one.category} {_LEADS[self.name]}"
+                words = f"{article(one.colour or one.category)} {one.colour} {one.category} {GROUND_LEADS[self.name]}"
                 yield replace(
                     case,
                     template=f"{words} {{{self.name}}}",
@@ -102,7 +101,7 @@ class Ground(PromptKind):
 
     def _shown(self, sample: CaptionedSample, picture: Path) -> tuple[Shown, Path] | None:
         """What shows the ground of a sample, and another picture that has it."""
-        entities = [entity for entity in sample.entities if entity.images and entity.noun in _LEADS]
+        entities = [entity for entity in sample.entities if entity.images and entity.noun in GROUND_LEADS]
         if self.name == STYLE_WORD:
             return (entities[0].images[0], picture) if entities else None
         own = next((entity for entity in entities if entity.noun == self.name), None)

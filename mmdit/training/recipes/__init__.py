@@ -12,6 +12,7 @@ from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
 from mmdit.training.recipes.detector import detector_run
 from mmdit.training.recipes.image_encoder import image_encoder_run
+from mmdit.training.recipes.styles import styles_run
 from mmdit.training.recipes.teacher import teacher_run
 from mmdit.training.recipes.transformer import transformer_run
 from mmdit.training.run import Run
@@ -22,6 +23,7 @@ RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "teacher": teacher_run,
     "clip": clip_run,
     "image_encoder": image_encoder_run,
+    "styles": styles_run,
     "detector": detector_run,
     "captioner": captioner_run,
 }
