@@ -67,13 +67,17 @@ class PromptConditioner(ClassConditioner):
             return Conditioning(vector)
         given = prompt.prompts
         mask = given.mask & given.present[:, None]  # (B, L)
-        states = self.token_norm(self.states(given).to(self.token_norm.weight.dtype))  # (B, L, W)
+        states = self.normed_states(given)
         kept = mask[..., None].to(states.dtype)
         pooled = (states * kept).sum(1) / kept.sum(1).clamp_min(1)  # (B, W)
         added = torch.where(given.present[:, None], self.pooled_proj(pooled), 0.0)
         subjects = given.subjects.masked_fill(~mask, NO_SUBJECT)
         tokens = self.refiner(self.token_proj(states), mask)  # (B, L, D)
         return Conditioning(vector + added, tokens, mask, subjects)
+
+    def normed_states(self, given: EncodedPrompts) -> Tensor:
+        """``states`` behind a norm, (B, L, W): what the vector and, projected, the refiner take."""
+        return self.token_norm(self.states(given).to(self.token_norm.weight.dtype))
 
     def states(self, given: EncodedPrompts) -> Tensor:
         """What becomes tokens, (B, L, W)."""

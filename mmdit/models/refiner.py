@@ -30,6 +30,11 @@ class RefinerLayer(nn.Module):
         tokens = tokens + self.attn(normed, normed, mask)
         return tokens + self.mlp(self.mlp_norm(tokens))
 
+    def map(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """How much each token reads of each, as ``forward`` takes them: (B, L, L)."""
+        normed = self.attn_norm(tokens)
+        return self.attn.map(normed, normed, mask)
+
 
 class TokenRefiner(nn.Module):
     """Lets all tokens of a prompt read each other, in both directions.

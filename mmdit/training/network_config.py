@@ -107,9 +107,11 @@ class StylesConfig:
 
     Args:
         kept_weight: weight of all other prompts' tokens, which stay what they were in ``model.pretrained``, against the styles'.
+        attention_weight: weight of the refiner's attention from the word that comes to tell the floor to the picture's word.
     """
 
     kept_weight: NonNegativeNumber = 2.0
+    attention_weight: NonNegativeNumber = 0.05
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """The loss that teaches a conditioner what "in the style of the {scene}" means, by a floor and a wall that it can read.
 
 One pseudo-word that tells two colours is not what a denoiser's attention reads. The tokens of a floor's word and a wall's are.
+So the refiner has to bring what the scene's word tells to another word's place, and by itself it learns to look elsewhere: a loss
+on its attention says where to look.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from mmdit.conditioning import EncodedPrompts
 from mmdit.models.prompted import PromptInputs
+from mmdit.models.refiner import RefinerLayer
 from mmdit.models.tiue import TIUEConditioner
 
 
@@ -23,11 +26,13 @@ class StyleObjective:
     Args:
         conditioner: as it is before training, whose tokens are the targets; it is copied.
         kept_weight: weight of the others.
+        attention_weight: weight of the attention's loss, the negative logarithm of how much a word reads of the style's word in
+            the refiner's first layer: the word whose place in the told prompt a picture has.
     """
 
-    def __init__(self, conditioner: TIUEConditioner, kept_weight: float = 2.0) -> None:
+    def __init__(self, conditioner: TIUEConditioner, kept_weight: float = 2.0, attention_weight: float = 0.05) -> None:
         self.before = copy.deepcopy(conditioner).eval().requires_grad_(False)
-        self.kept_weight = kept_weight
+        self.kept_weight, self.attention_weight = kept_weight, attention_weight
 
     def __call__(
         self,
@@ -36,7 +41,7 @@ class StyleObjective:
         styled: EncodedPrompts | None = None,
         told: EncodedPrompts | None = None,
     ) -> dict[str, Tensor]:
-        """Compute "loss", "style" and "kept".
+        """Compute "loss", "kept", and where there are styles "style" and "attention".
 
         Args:
             conditioner: what is trained.
@@ -52,9 +57,22 @@ class StyleObjective:
             as_before = tokens_of(self.before, kept)
             scale = as_before.var(dim=0).mean()
             as_told = None if told is None else tokens_of(self.before, told)
-        stayed = error(kept, as_before)
-        style = stayed.new_zeros(()) if styled is None or as_told is None else error(styled, as_told)
-        return {"loss": style + self.kept_weight * stayed, "style": style, "kept": stayed}
+        losses = {"kept": error(kept, as_before)}
+        loss = self.kept_weight * losses["kept"]
+        if styled is not None and told is not None and as_told is not None:
+            losses["style"] = error(styled, as_told)
+            losses["attention"] = _reading_loss(conditioner, styled, (told.subjects >= 0) & (styled.subjects < 0))
+            loss = loss + losses["style"] + self.attention_weight * losses["attention"]
+        return {"loss": loss, **losses}
+
+
+def _reading_loss(conditioner: TIUEConditioner, given: EncodedPrompts, readers: Tensor) -> Tensor:
+    """-log of what tokens, ``readers`` (B, L) bool, read of their prompt's pictures; a mean."""
+    layer = conditioner.refiner.layers[0]
+    assert isinstance(layer, RefinerLayer)
+    read = layer.map(conditioner.token_proj(conditioner.normed_states(given)), given.mask)  # (B, L, L)
+    pictures = (given.subjects >= 0)[:, None].to(read.dtype)  # (B, 1, L)
+    return -(read * pictures).sum(dim=2)[readers].clamp_min(1e-6).log().mean()
 
 
 def tokens_of(conditioner: TIUEConditioner, given: EncodedPrompts) -> Tensor:

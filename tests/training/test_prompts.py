@@ -119,11 +119,13 @@ def test_a_run_with_prompts_resumes_exactly(clip: Path, make_config, tmp_path: P
     assert len(out.rgb) == 1
 
 
-# Recipes that train a part of a pipeline on: beginnings of the transformer's weights that change, and components that do.
+# Recipes that train a part of a pipeline on: what they learn, beginnings of the transformer's weights that change, and
+# components that do.
 PARTS = {
-    "image_encoder": (("conditioner.pseudo_word",), {"image_encoder"}),
-    "styles": (("conditioner.token_norm", "conditioner.token_proj", "conditioner.refiner"), set()),
+    "image_encoder": ("colour", ("conditioner.pseudo_word",), {"image_encoder"}),
+    "styles": ("style", ("conditioner.token_norm", "conditioner.token_proj", "conditioner.refiner"), set()),
 }
+REFINED = ModelConfig(size="debug", block="cross", conditioner="tiue", conditioner_settings={"refiner_depth": 1})
 
 
 def part_of(recipe: str, dataset: Path, pretrained: Path | str, tiny_config, max_steps: int = 4) -> TrainingConfig:
@@ -138,15 +140,15 @@ def test_a_part_of_a_pipeline_is_trained_on(
     recipe: str, clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
 ) -> None:
     """It alone changes; steps at once and after a stop are the same."""
-    sizes = {"refiner_depth": 1}
-    model = ModelConfig(size="debug", block="cross", conditioner="tiue", conditioner_settings=sizes)
-    before = run_to_end(make_config(clip, model=model), tmp_path / "before")
+    learned, beginnings, components = PARTS[recipe]
+    before = run_to_end(make_config(clip, model=REFINED), tmp_path / "before")
     config = part_of(recipe, dataset, before, tiny_config)
     run = build_run(config)
     batch = next(iter(run.data.train_dataloader()))
     losses = {name: float(value.detach()) for name, value in run.module.losses(batch, torch.Generator()).items()}
-    learned = (losses.keys() - {"loss", "kept"}).pop()
-    assert losses["kept"] == 0 < losses[learned]
+    assert losses["kept"] == 0
+    assert losses.keys() >= {"loss", learned}
+    assert losses[learned] > 0
     whole = fit(run, config.trainer, None, tmp_path / "whole", None)
 
     half = part_of(recipe, dataset, before, tiny_config, max_steps=2)
@@ -154,7 +156,6 @@ def test_a_part_of_a_pipeline_is_trained_on(
     fit(build_run(half), half.trainer, None, tmp_path / "halves", None)
     halves = fit(build_run(config), config.trainer, None, tmp_path / "halves", "auto")
     old, one, other = (MultimodalDiTPipeline.from_pretrained(folder) for folder in (before, whole, halves))
-    beginnings, components = PARTS[recipe]
     for part in ("transformer", "image_encoder", "text_encoder", "vae"):
         weights = getattr(one, part).state_dict()
         changed = {
@@ -175,7 +176,7 @@ def test_a_part_of_a_pipeline_is_trained_on(
 def test_a_part_of_a_pipeline_says_what_is_missing(
     recipe: str, clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path, make_dataset
 ) -> None:
-    pretrained = str(run_to_end(make_config(clip), tmp_path / "run"))
+    pretrained = str(run_to_end(make_config(clip, model=REFINED), tmp_path / "run"))
     config = part_of(recipe, dataset, pretrained, tiny_config)
     data = config.data
     for changes, message in (
@@ -202,15 +203,21 @@ def test_a_part_of_a_pipeline_says_what_is_missing(
 
 
 def test_styles_need_a_model_that_can_be_told_them(
-    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path
+    clip: Path, dataset: Path, make_config, tiny_config, tmp_path: Path, monkeypatch
 ) -> None:
-    """Two pictures in a prompt, words that it knows, and as many tokens either way; then captions that it can read."""
+    """Two pictures in a prompt, a refiner, words that it knows; and captions that it can read."""
     one_subject = PromptsConfig(str(dataset), text_encoder=str(clip), max_subjects=1)
-    narrow = run_to_end(make_config(clip, prompts=one_subject), tmp_path / "narrow")
+    narrow = run_to_end(make_config(clip, prompts=one_subject, model=REFINED), tmp_path / "narrow")
     with pytest.raises(UserError, match="takes 1 picture in a prompt: a style is told by 2"):
         build_run(part_of("styles", dataset, narrow, tiny_config))
 
-    pretrained = run_to_end(make_config(clip), tmp_path / "run")
+    unrefined = run_to_end(make_config(clip), tmp_path / "unrefined")
+    with pytest.raises(
+        UserError, match=r"has no refiner, .* give a model of conditioner_settings\.refiner_depth 1 or more"
+    ):
+        build_run(part_of("styles", dataset, unrefined, tiny_config))
+
+    pretrained = run_to_end(make_config(clip, model=REFINED), tmp_path / "run")
     for words, message in (
         (["style"], "recipe 'styles': .*style"),
         (["floor", "wall", "on", "against"], "recipe 'styles': .*(floor|on)"),
@@ -225,6 +232,13 @@ def test_styles_need_a_model_that_can_be_told_them(
         with pytest.raises(UserError, match=message):
             build_run(part_of("styles", dataset, folder, tiny_config))
         shutil.rmtree(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmdit.training.recipes.styles.TOLD", "on a {floor} and against a {wall}")
+        with pytest.raises(
+            UserError, match=r"'in the style of the scene' as 8 tokens and .* as 9: recipe 'styles' needs"
+        ):
+            build_run(part_of("styles", dataset, pretrained, tiny_config))
 
     folder = tmp_path / "captions"
     shutil.copytree(dataset, folder)

@@ -51,7 +51,7 @@ def batch(seed: int, count: int = 8) -> tuple[EncodedPrompts, EncodedPrompts, En
 
 
 def test_loss_by_hand(conditioner):
-    objective = StyleObjective(conditioner, kept_weight=3.0)
+    objective = StyleObjective(conditioner, kept_weight=3.0, attention_weight=0.5)
     before = copy.deepcopy(conditioner)
     with torch.no_grad():
         for weight in conditioner.token_proj.parameters():
@@ -69,13 +69,20 @@ def test_loss_by_hand(conditioner):
     torch.testing.assert_close(losses["kept"], (rows(conditioner, kept) - targets).square().mean() / scale)
     style = (rows(conditioner, styled) - rows(before, told)).square().mean() / scale
     torch.testing.assert_close(losses["style"], style)
-    torch.testing.assert_close(losses["loss"], style + 3 * losses["kept"])
+    # Of four words the second comes to tell a picture, and the last has one.
+    layer = conditioner.refiner.layers[0]
+    tokens = layer.attn_norm(conditioner.token_proj(conditioner.token_norm(conditioner.states(styled))))
+    q, (k, _) = layer.attn.q(tokens)[:, 1], layer.attn.kv(tokens).chunk(2, dim=-1)
+    assert layer.attn.num_heads == 1
+    read = ((k @ q[:, :, None])[..., 0] / D**0.5).softmax(dim=1)[:, 3]
+    torch.testing.assert_close(losses["attention"], -read.log().mean())
+    torch.testing.assert_close(losses["loss"], style + 3 * losses["kept"] + 0.5 * losses["attention"])
 
 
 def test_a_batch_without_styles_only_stays_as_it_is(conditioner):
     objective = StyleObjective(conditioner)
     losses = {name: float(value.detach()) for name, value in objective(conditioner, batch(1)[0]).items()}
-    assert losses == {"loss": 0, "style": 0, "kept": 0}
+    assert losses == {"loss": 0, "kept": 0}
 
 
 def test_styles_are_learned_and_all_else_stays(conditioner):

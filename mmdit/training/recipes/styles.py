@@ -84,6 +84,11 @@ def styles_run(config: TrainingConfig) -> Run:
             f"model.pretrained {config.model.pretrained} takes {conditioner.max_subjects} picture in a prompt: a style is told "
             f"by {len(BACKGROUND_CLASSES)}, give a model that takes them"
         )
+    if len(conditioner.refiner.layers) == 0:
+        raise UserError(
+            f"model.pretrained {config.model.pretrained} has no refiner, whose words read each other: give a model of "
+            "conditioner_settings.refiner_depth 1 or more"
+        )
     own = pipe.prompt_encoder()
     assert own is not None
     encoder = copy.deepcopy(own).float()  # a copy: the pipeline's own is written as it was
@@ -95,7 +100,7 @@ def styles_run(config: TrainingConfig) -> Run:
         return StyledPrompts(images, config.seed, conditioner.max_subjects)
 
     train, val = both_splits(config, prompts)
-    objective = StyleObjective(conditioner.float(), config.styles.kept_weight)
+    objective = StyleObjective(conditioner.float(), config.styles.kept_weight, config.styles.attention_weight)
     conditioner.requires_grad_(False)
     for part in TRAINED:
         getattr(conditioner, part).requires_grad_(True)
