@@ -126,8 +126,8 @@ class RunningMoments:
                 )
         if self.moments is None:
             return None
-        own = (sums[0] - sums[0].detach()) / max(num, 1.0), (sums[1] - sums[1].detach()) / max(num, 1.0)  # zeros
-        return Moments(self.moments.mean + own[0], self.moments.second + own[1])
+        own = ((each - each.detach()) / (num or 1.0) for each in sums)  # zeros
+        return Moments(*(now + zero for now, zero in zip((self.moments.mean, self.moments.second), own, strict=True)))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -16,12 +16,14 @@ from mmdit.training.config import (
     AlignmentConfig,
     DataConfig,
     EMAConfig,
+    FrechetConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PreviewConfig,
     PromptsConfig,
     RoutingConfig,
+    TaskConfig,
     TrainerConfig,
     TrainingConfig,
 )
@@ -53,6 +55,7 @@ def train(
     prompts: list[str] | None = None,
     interleaved: bool = False,
     steps: bool = False,
+    teacher: str | None = None,
 ) -> None:
     """Two steps of two accumulated batches, with a checkpoint after one; or the last one, from ``source``'s checkpoint.
 
@@ -61,6 +64,7 @@ def train(
     the three of these that are about the image. ``interleaved``: read by a
     multimodal LLM, in joint attention and with the attention-mask loss; most batches have samples without a prompt.
     ``steps``: with the objective of few steps, and guidance in the network; in most batches one process has no sample that steps.
+    ``teacher``: a folder, for the loss on the features of samples; of each batch one process samples one, the other none.
     """
     model = ModelConfig(size="debug", qk_norm="rms_norm", position_embedding="rope", gradient_checkpointing=True)
     data, settings, alignment, routing = DataConfig(batch_size=4), None, None, None
@@ -79,10 +83,16 @@ def train(
     if steps:
         model.second_time, routing = True, None
         objective.name, objective.settings = "solution_flow", {"guidance_scale": 2.0, "guidance_mix": 0.5}
+    task, frechet = TaskConfig(), None
+    if teacher is not None:
+        task, routing = TaskConfig({"joint": 1.0}, absent_share=0.0), None
+        frechet = FrechetConfig(weight=10.0, teacher=teacher, share=0.25, decay=0.5, num_samples=1)
     config = TrainingConfig(
         model=model,
         data=data,
         prompts=settings,
+        task=task,
+        frechet=frechet,
         objective=objective,
         alignment=alignment,
         routing=routing,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.checkpoints import read_checkpoint
@@ -28,13 +29,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, processes: Any, prompt_folder
     """Folders of whole runs (one, ddp, fsdp2, bf16) and of runs that went on from another's checkpoint (a-b: from a in b).
 
     Those named prompts… read prompts, those named interleaved… too, by a multimodal LLM and with the attention-mask loss; those
-    named steps… train few steps.
+    named steps… train few steps, those named frechet… on the features of samples.
     """
     root = tmp_path_factory.mktemp("runs")
     train = runpy.run_path(str(WORKER))["train"]
     folders = [str(folder) for folder in (prompt_folders.data, prompt_folders.latents, prompt_folders.clip)]
     train(str(root / "one"))
     train(str(root / "steps"), steps=True)
+    torch.manual_seed(3)  # of 4 x 4 tokens, as the debug network has
+    SceneTeacher(2, 3, image_size=16, patch_size=4, hidden_size=8, depth=1, num_heads=2).save_pretrained(
+        root / "teacher"
+    )
+    frechet = {"teacher": str(root / "teacher")}
+    train(str(root / "frechet"), **frechet)
     train(str(root / "prompts"), prompts=folders)
     interleaved: dict[str, Any] = {"prompts": [*folders[:2], str(prompt_folders.captioner)], "interleaved": True}
     train(str(root / "interleaved"), **interleaved)
@@ -43,6 +50,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, processes: Any, prompt_folder
         {"output": "fsdp2", "strategy": "fsdp2"},
         {"output": "steps-ddp", "strategy": "ddp", "steps": True},
         {"output": "steps-fsdp2", "strategy": "fsdp2", "steps": True},
+        {"output": "frechet-ddp", "strategy": "ddp", **frechet},
+        {"output": "frechet-fsdp2", "strategy": "fsdp2", **frechet},
         {"output": "bf16", "strategy": "fsdp2", "precision": "bf16-mixed"},
         {"output": "prompts-ddp", "strategy": "ddp", "prompts": folders},
         {"output": "prompts-fsdp2", "strategy": "fsdp2", "prompts": folders},
@@ -82,6 +91,18 @@ def test_few_steps_are_shared_out_like_samples(runs: Path, strategy: str) -> Non
     weights = [read_checkpoint(runs / name / LAST)["state_dict"] for name in ("steps", f"steps-{strategy}")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_samples_for_the_frechet_distance_are_shared_out_too(runs: Path, strategy: str) -> None:
+    """One of a batch, so that a process has none, and moments and gradients are those of one process."""
+    names = ("frechet", f"frechet-{strategy}")
+    one, ours = (load_file(runs / name / "gradients.safetensors") for name in names)
+    assert difference(one, ours) < 5e-5
+    first, second = (read_checkpoint(runs / name / LAST)["frechet"] for name in names)
+    assert second["count"] * 2 == first["count"] == 4
+    for mine, theirs in zip(second["moments"], first["moments"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
