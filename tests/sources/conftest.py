@@ -170,11 +170,11 @@ def _save_sam2(folder: Path) -> None:
         backbone_config=backbone,
         backbone_channel_list=[64, 32, 16, 8],
         backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
-        fpn_hidden_size=8,
+        fpn_hidden_size=32,
     )
-    prompt = {"hidden_size": 8, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
+    prompt = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
     decoder = {
-        "hidden_size": 8,
+        "hidden_size": 32,  # an eighth of it tells one box's mask from another's
         "mlp_dim": 8,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,

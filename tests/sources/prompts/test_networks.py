@@ -99,6 +99,7 @@ def test_masks_of_boxes(kind, request, pixels):
     assert [(mask.shape, mask.dtype) for mask in masks] == [((24, 32), np.dtype(bool))] * 2
     ((alone,),) = segmenter.segment([image], [boxes[1:]])
     assert (alone == masks[1]).mean() > 0.99
+    assert (alone == masks[0]).mean() < 0.95, "nothing tells whose mask it is"
     assert segmenter.segment([image], [[]]) == [[]]
 
 
