@@ -104,9 +104,11 @@ class PromptPipeline(ABC):
                 results[number] = Described(
                     problem=NO_CAPTION if self.captioner is None else "the captioner wrote nothing"
                 )
-            elif self.judge is not None and (reason := self.judge.refuses_captions(embeddings[number], texts)):
-                results[number] = Described(dropped=reason)
         left = [number for number in left if number not in results]
+        if self.judge is not None:
+            refused = self.judge.refuses_captions([embeddings[n] for n in left], [captions[n] for n in left])
+            results |= {n: Described(dropped=reason) for n, reason in zip(left, refused, strict=True) if reason}
+            left = [number for number in left if number not in results]
         found = self.find([images[number] for number in left], [captions[number] for number in left]) if left else []
         results |= {number: Described(captions[number], entities) for number, entities in zip(left, found, strict=True)}
         return [results[number] for number in range(len(images))]

@@ -57,10 +57,16 @@ class ClipJudge(FrozenNetwork):
         score = float(weight @ embedding + bias)
         return "" if score >= self.settings.min_aesthetics else "aesthetics below --quality.min_aesthetics"
 
-    def refuses_captions(self, embedding: Tensor, captions: Sequence[str]) -> str:
-        """Why an image with these captions is left out, "" if it isn't: the one that fits best counts."""
-        score = CLIP_SCORE_SCALE * max(0.0, float((self.embed_texts(captions) @ embedding).max()))
-        return "" if score >= self.settings.min_clip_score else "CLIP score below --quality.min_clip_score"
+    def refuses_captions(self, embeddings: Sequence[Tensor], captions: Sequence[Sequence[str]]) -> list[str]:
+        """Why each image with its captions is left out, "" if it isn't: of several captions the one that fits best counts."""
+        counts = [len(each) for each in captions]
+        texts = self.embed_texts([text for each in captions for text in each]).split(counts)
+        scores = [
+            CLIP_SCORE_SCALE * max(0.0, float((own @ embedding).max()))
+            for own, embedding in zip(texts, embeddings, strict=True)
+        ]
+        low = "CLIP score below --quality.min_clip_score"
+        return ["" if score >= self.settings.min_clip_score else low for score in scores]
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[np.ndarray]) -> Tensor:
@@ -75,6 +81,8 @@ class ClipJudge(FrozenNetwork):
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts, cut to what CLIP reads: -> (N, P) float32 of unit length, on the CPU."""
+        if not texts:
+            return torch.zeros(0, int(self.model.config.projection_dim))
         limit = int(self.model.config.text_config.max_position_embeddings)
         encoded = self.processor(
             text=list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"

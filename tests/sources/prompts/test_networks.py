@@ -147,12 +147,18 @@ def test_clip_scores(clip, pixels, tmp_path):
     score = CLIP_SCORE_SCALE * max(0.0, float(cosines.max()))
     for least, refused in ((max(score - 1e-3, 0), False), (score + 1e-3, True)):
         other = _load("clip", clip, quality=QualitySettings(str(clip), least))
-        assert bool(other.refuses_captions(embedding, texts)) is refused
+        assert [bool(reason) for reason in other.refuses_captions([embedding], [texts])] == [refused]
         assert other.refuses_image(embedding) == ""  # no head was given
     aesthetics = float(torch.nn.functional.normalize(outputs.image_embeds, dim=-1)[0] @ weight[0] + bias)
     for least, refused in ((aesthetics - 1e-3, False), (aesthetics + 1e-3, True)):
         other = _load("clip", clip, quality=QualitySettings(str(clip), 0.0, tmp_path / "head.safetensors", least))
         assert bool(other.refuses_image(embedding)) is refused
+    # Each image has its own captions, however many.
+    scores = [CLIP_SCORE_SCALE * max(0.0, float(cosine)) for cosine in cosines]
+    between = _load("clip", clip, quality=QualitySettings(str(clip), sum(scores) / 2))
+    refused = between.refuses_captions([embedding] * 3, [texts[:1], texts, texts[1:]])
+    assert [bool(reason) for reason in refused] == [scores[0] < scores[1], False, scores[1] < scores[0]]
+    assert between.refuses_captions([], []) == []
     long = judge.embed_texts(["a red torus " * 40])  # cut to what CLIP reads, not refused
     assert long.shape == (1, 8)
 
