@@ -31,6 +31,7 @@ LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "ima
 # These read images, the others latents.
 CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_image_encoder", "scenes64_styles"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
+OF_A_RUN = ["scenes64_styles"]  # of a model that another recipe makes; here the bundled one
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + [
     "scenes64_fewsteps",
@@ -49,6 +50,7 @@ def train(name: str, run: Path, *more: str) -> None:
     """Train a configuration for one step on this machine, its network as small as can be."""
     small = "" if name in IMAGE_RECIPES + LORA_RECIPES else ON_DISK if name in PROMPT_RECIPES else IN_MEMORY
     small += f" {WITHOUT_FILES}" if name in LARGE else ""
+    small += " --model.pretrained scenes64" if name in OF_A_RUN else ""
     arguments = ["--config", str(CONFIGS[name]), "--output", str(run), *ONE_STEP.split(), *small.split(), *more]
     assert main(["train", *arguments]) == 0
 

@@ -16,7 +16,6 @@ from mmdit.errors import UserError
 from mmdit.modalities import build_codecs
 from mmdit.modalities.modality import Modality
 from mmdit.modalities.sample import read_sample
-from mmdit.modalities.segmentation import SegmentationCodec
 
 
 class AlignedFolder(Dataset):
@@ -86,8 +85,7 @@ class AlignedFolder(Dataset):
 
     def class_numbers(self, names: Sequence[str]) -> tuple[int, ...]:
         """Rows of the segmentation's palette, by the names of its classes. Raises UserError for one that it lacks."""
-        codec = self.codecs["segmentation"]
-        assert isinstance(codec, SegmentationCodec)
+        codec: Any = self.codecs["segmentation"]
         if lacking := [name for name in names if name not in codec.names]:
             raise UserError(
                 f"{self.info.root}: has no segmentation class {lacking[0]!r}, its classes are {', '.join(codec.names)}"

@@ -14,7 +14,16 @@ from PIL import Image
 from mmdit.data.datamodule import ResumableDataModule, StepSampler, make_loader
 from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
-from mmdit.data.prompted import PromptDraw, PromptedLatents, crop, draw_prompt, is_ground, is_surface, read_mask
+from mmdit.data.prompted import (
+    PromptDraw,
+    PromptedLatents,
+    crop,
+    draw_picture,
+    draw_prompt,
+    is_ground,
+    is_surface,
+    read_mask,
+)
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity
 from mmdit.data.transforms import JointTransform
 from mmdit.encoders.precompute import encode_dataset
@@ -150,7 +159,7 @@ def test_grounds_are_shown_by_squares_of_themselves_and_styles_by_other_pictures
     for sample in samples:
         own = read_picture(dataset._pictures[sample.id])
         for entity in sample.entities:
-            picture = np.asarray(dataset._picture(dataset._pictures[sample.id], entity, np.random.default_rng(0)))
+            picture = np.asarray(draw_picture(entity, dataset._pictures[sample.id], pictures, np.random.default_rng(0)))
             kind = entity.phrase.split()[-1]
             from_others = any(np.array_equal(picture, read_picture(path)) for path in entity.images)
             assert from_others == (kind == "scene" or (pictures == "other" and kind not in ("floor", "wall")))
