@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,9 +131,14 @@ def prompts_of(images: AlignedFolder) -> Mapping[str, CaptionedSample]:
     return prompts
 
 
+def own_picture(images: AlignedFolder, index: int) -> Path | None:
+    """The file of an item's whole picture, which is not mirrored; None where it has none."""
+    return images.samples[index % len(images.samples)].files[IMAGE]
+
+
 def _picture(images: AlignedFolder, index: int) -> np.ndarray:
-    """The whole picture of an item, as its file has it, not mirrored: (H, W, 3) uint8."""
-    path = images.samples[index % len(images.samples)].files[IMAGE]
+    """The whole picture of an item, as its file has it: (H, W, 3) uint8."""
+    path = own_picture(images, index)
     assert path is not None
     return read_picture(path)
 

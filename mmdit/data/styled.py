@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mmdit.data.captioned import prompts_of
+from mmdit.data.captioned import own_picture, prompts_of
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.prompted import PromptDraw, draw_picture, draw_prompt, largest_square
 from mmdit.data.prompts import PROMPTS, CaptionedSample
@@ -82,7 +81,7 @@ class StyledPrompts(Dataset):
         plain = captions_without(sample, GROUND_LEADS)
         if not plain.captions or not item["present"].all():
             return None
-        rgb = ((item[IMAGE].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+        rgb = self.images.codecs[IMAGE].decode(item[IMAGE][None])[0]
         labels = self.segmentation.logits(item["segmentation"][None]).argmax(dim=1)[0].numpy()  # (H, W)
         masks = [labels == number for number in self.classes]
         if not all(mask.any() for mask in masks):
@@ -100,7 +99,7 @@ class StyledPrompts(Dataset):
         )
 
     def _kept(self, sample: CaptionedSample, index: int, is_mirrored: bool, rng: np.random.Generator) -> Prompt:
-        own = self.images.samples[index % len(self.images.samples)].files[IMAGE]
+        own = own_picture(self.images, index)
         unstyled = captions_without(sample, [STYLE_WORD])
         if unstyled.captions:
             drawn = draw_prompt(unstyled, self.draw, rng, has_picture=own is not None)

@@ -52,6 +52,15 @@ def _texts(samples: PromptedLatents, ids: Iterable[str]) -> Iterator[tuple[str, 
                     yield sample_id, Prompt(each)
 
 
+def read_named(prompts: Sequence[tuple[str, Prompt | None]], encoder: FrozenPromptEncoder) -> Any:
+    """What the encoder reads of prompts of samples (id, prompt). Raises UserError as ``check_named``."""
+    try:
+        return encoder.read([prompt for _, prompt in prompts])
+    except UserError:
+        check_named(prompts, encoder)
+        raise
+
+
 def check_named(prompts: Sequence[tuple[str, Any]], encoder: FrozenPromptEncoder) -> None:
     """Check prompts of samples (id, prompt). Raises the UserError of the first that is refused, with the sample's id."""
     try:

@@ -14,9 +14,8 @@ from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.vae_teacher import VAETeacher
-from mmdit.errors import UserError
 from mmdit.prompt import parse
-from mmdit.training.captions import check_named
+from mmdit.training.captions import read_named
 
 Batch = dict[str, Any]
 Teacher = FeatureTeacher | SceneTeacher | VAETeacher
@@ -46,11 +45,7 @@ class PromptReading:
         """
         pairs = zip(batch["caption"], batch["subjects"], strict=True)
         prompts = [parse(template, pictures) if template else None for template, pictures in pairs]
-        try:
-            read = self.encoder.read(prompts)
-        except UserError:
-            check_named(list(zip(batch["id"], prompts, strict=True)), self.encoder)
-            raise
+        read = read_named(list(zip(batch["id"], prompts, strict=True)), self.encoder)
         batch = {key: value for key, value in batch.items() if key != "subjects"} | {READ: read}
         return batch if self.ground is None else self.ground(batch, self.encoder)
 

@@ -18,7 +18,7 @@ from mmdit.modalities import IMAGE
 from mmdit.models.tiue import TIUEConditioner
 from mmdit.names import BACKGROUND_CLASSES
 from mmdit.prompt import parse
-from mmdit.training.captions import check_named
+from mmdit.training.captions import read_named
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.module import SteppedModule
@@ -71,8 +71,9 @@ class StyleReading:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with what the encoder takes in place of its prompts; a list without any is left out."""
-        check_named(list(zip(batch["id"], batch["kept"], strict=True)), self.encoder)
-        return {"id": batch["id"], **{kind: self.encoder.read(batch[kind]) for kind in KINDS if batch[kind]}}
+        kept = read_named(list(zip(batch["id"], batch["kept"], strict=True)), self.encoder)
+        pairs = {kind: self.encoder.read(batch[kind]) for kind in ("styled", "told") if batch[kind]}
+        return {"id": batch["id"], "kept": kept, **pairs}
 
 
 def styles_run(config: TrainingConfig) -> Run:
