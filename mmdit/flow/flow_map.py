@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError
-from mmdit.flow.flow_matching import FlowDraw, FlowObjective, Network, ObjectiveOutput, masked_means
+from mmdit.flow.flow_matching import FlowDraw, FlowObjective, Network, ObjectiveOutput, Teach, masked_means
 from mmdit.flow.guidance import Guidance
 from mmdit.flow.path import PathSample, linear_path
 from mmdit.task import Role, supervised_mask
@@ -163,6 +163,7 @@ class FlowMapObjective(FlowObjective):
         conditioning: Conditioning,
         draw: FlowDraw,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+        teach: Teach | None = None,
         null: Conditioning | None = None,
     ) -> ObjectiveOutput:
         """Losses are "loss" (weighted sum), "loss/<modality>" of flow matching and "jump/<modality>" of the steps.
@@ -174,6 +175,8 @@ class FlowMapObjective(FlowObjective):
             null: the conditioning of "no prompt", of B samples, where the field is guided.
         """
         path = linear_path(clean, draw.noise, draw.timesteps)
+        if teach is not None:
+            path, clean = teach(path, clean, draw.roles)
         timesteps_next = draw.timesteps_next
         output = network(path.x_t, path.timesteps, draw.roles, conditioning, timesteps_next=timesteps_next)
         jumping = torch.zeros_like(draw.t, dtype=torch.bool) if draw.next_t is None else draw.next_t < draw.t  # (B,)

@@ -48,6 +48,10 @@ class Network(Protocol):
         ...
 
 
+# (the path of the data, the data (B, M, C, H, W), roles (B, M)) -> both as a network is to learn them, x_t and timesteps the same
+Teach = Callable[[PathSample, Tensor, Tensor], tuple[PathSample, Tensor]]
+
+
 @dataclass(frozen=True)
 class FlowDraw:
     """The random part of a step.
@@ -149,11 +153,12 @@ class Objective(ABC):
         conditioning: Conditioning,
         draw: FlowDraw,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+        teach: Teach | None = None,
     ) -> ObjectiveOutput:
         """Compute the losses on latents ``clean`` (B, M, C, H, W).
 
         ``mean_over_processes`` averages counts, so that averaging gradients over processes equals one process with the
-        whole batch.
+        whole batch. ``teach`` puts what trained models predict in place of what the data say; None = the data.
         """
 
 
@@ -217,6 +222,7 @@ class FlowObjective(Objective):
         conditioning: Conditioning,
         draw: FlowDraw,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
+        teach: Teach | None = None,
     ) -> ObjectiveOutput:
         """Losses are "loss" (weighted sum) and "loss/<modality>", the mean over its supervised entries.
 
@@ -225,6 +231,8 @@ class FlowObjective(Objective):
         """
         path = linear_path(clean, draw.noise, draw.timesteps)
         output = network(path.x_t, path.timesteps, draw.roles, conditioning)
+        if teach is not None:
+            path, clean = teach(path, clean, draw.roles)
         per_entry, has_unknown = self.entries(output, self.prediction.target(path, clean), path, draw)
         mask = supervised_mask(draw.roles) & has_unknown
         means = masked_means(per_entry, mask, mean_over_processes(mask.sum(0).to(per_entry.dtype)))  # (M,)

@@ -324,6 +324,23 @@ class FrechetConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """Targets that trained models predict, in place of the data's, by the samples' kind of prompt.
+
+    Each is a pipeline folder or a bundled model's name, of this model's modalities, encoders and latents; null = the data say.
+
+    Args:
+        no_prompt: of samples without words: none there, or dropped, or hidden beside a condition.
+        text: of samples whose words have no pictures.
+        pictures: of samples of whose words some have pictures.
+    """
+
+    no_prompt: str | None = None
+    text: str | None = None
+    pictures: str | None = None
+
+
+@dataclass
 class TrainerConfig:
     """How long and on what.
 
@@ -420,6 +437,7 @@ class TrainingConfig:
         lora: train low-rank updates of model.pretrained in place of a model; null = off.
         routing: tokens that skip blocks in training; null = none.
         frechet: a loss on the features of samples, for post-training; null = off.
+        distillation: targets that trained models predict; null = those of the data alone.
     """
 
     recipe: str = "transformer"
@@ -444,3 +462,4 @@ class TrainingConfig:
     lora: LoRAConfig | None = None
     routing: RoutingConfig | None = None
     frechet: FrechetConfig | None = None
+    distillation: DistillationConfig | None = None

@@ -20,6 +20,7 @@ from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
+from mmdit.training.distillation import Distillation
 from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
@@ -141,6 +142,7 @@ class TransformerModule(SteppedModule):
         routing: of tokens past blocks, in training; None = none.
         internal_weight: weight of the objective's loss on the middle head of a network that has one.
         frechet: the loss on the features of samples, in training; None = off.
+        distillation: targets that trained models predict; None = those of the data.
     """
 
     network: MultimodalDiT
@@ -160,12 +162,13 @@ class TransformerModule(SteppedModule):
         internal_weight: float = 0.5,
         routing: TokenRouting | None = None,
         frechet: FrechetLoss | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.frozen = objective, frozen
         self.alignment, self.attention = alignment, attention
         self.hide_prompt_beside, self.internal_weight = hide_prompt_beside, internal_weight
-        self.routing, self.frechet = routing, frechet
+        self.routing, self.frechet, self.distillation = routing, frechet, distillation
 
     @property
     def codec(self) -> LatentCodec:
@@ -186,7 +189,8 @@ class TransformerModule(SteppedModule):
             route = self.routing.route(kept[rank::world_size].to(moments.device))
 
         clean = self.codec.latents_all(moments, noise=draw.posterior_noise)  # (B, M, C, h, w)
-        conditioning = self.network.conditioner(self._prompt(batch, draw))
+        prompt = self._prompt(batch, draw)
+        conditioning = self.network.conditioner(prompt)
         network = partial(
             self.network.__call__,  # the same as self.network, which mypy takes for no function
             output_alignment=self.alignment.weight > 0,
@@ -197,6 +201,8 @@ class TransformerModule(SteppedModule):
         if self.objective.needs_null:
             with torch.no_grad():
                 asked["null"] = self.network.conditioner.null(len(clean)).to(moments.device)
+        if self.distillation is not None:
+            asked["teach"] = partial(self.distillation, prompt=prompt, conditioning=conditioning)
         recorded = InternalPredictions(network)
         has_internal = self.network.config.internal_guidance_depth is not None
         inputs = (clean, conditioning, draw, self._mean_over_processes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,12 +19,14 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import load_teacher
+from mmdit.encoders.precompute import fingerprint
 from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import MODALITIES, Modality, get_modalities
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
+from mmdit.storage.requests import Request
 from mmdit.training.alignment import target_width
 from mmdit.training.batch_size import check_batch
 from mmdit.training.config import LATENTS, AlignmentConfig, TrainingConfig
@@ -33,11 +35,11 @@ from mmdit.training.frozen import Teacher
 Images = TypeVar("Images", bound=Dataset[Any])
 
 
-def pretrained_folder(name: str) -> Path:
-    """model.pretrained, a pipeline folder or a bundled model's name -> the folder. Raises UserError for one without a network."""
+def pretrained_folder(name: str, key: str = "model.pretrained") -> Path:
+    """What ``key`` says, a pipeline folder or a bundled name -> the folder. Raises UserError for one without a network."""
     folder = bundled_models().get(name, Path(name))
     if not (folder / "transformer").is_dir():
-        raise UserError(f"model.pretrained {name}: give a pipeline folder, with a subfolder transformer/")
+        raise UserError(f"{key} {name}: give a pipeline folder, with a subfolder transformer/")
     return folder
 
 
@@ -177,6 +179,46 @@ def stored_data(config: TrainingConfig) -> LatentData:
     shape = (height, width)
     categories, rendered = list(info.categories), is_rendered(info.source.get("provenance"))
     return LatentData(splits[0], splits[1], vae, modalities, categories, shape, feature_dim, teacher, rendered)
+
+
+# Of a modality, what the data may have otherwise than a model: its loss's weight, and where the model brings it, the whitening.
+_WEIGHT, _WHITENING = "loss_weight", ("latents_mean", "latents_std")
+
+
+def check_encoding(
+    data: LatentData,
+    where: str,
+    name: str,
+    vae: AutoencoderKL,
+    modalities: Mapping[str, Modality],
+    *,
+    whitened: bool = True,
+) -> None:
+    """Refuse latents that mean something else than a model takes them for.
+
+    Args:
+        data: the latents, all of the model's modalities among them.
+        where: they are, for the message.
+        name: of the model, for the message, such as "model.pretrained scenes64".
+        vae, modalities: the model's.
+        whitened: whether the model takes them as the data whiten them.
+
+    Raises:
+        UserError: another VAE, or a modality that is encoded or whitened otherwise.
+    """
+    if fingerprint(data.vae) != fingerprint(vae):
+        raise UserError(f"{where}: latents of another VAE than that of {name}: encode with its own")
+    free = {_WEIGHT} if whitened else {_WEIGHT, *_WHITENING}
+    for modality in modalities.values():
+        ours, theirs = (
+            {key: value for key, value in each.to_dict().items() if key not in free}
+            for each in (modality, data.modalities[modality.name])
+        )
+        if differences := Request(ours).check(theirs):
+            raise UserError(
+                f"{where}: {modality.name} is encoded otherwise than {name} has it "
+                f"({differences[0].replace('was', 'is', 1).replace('now', 'there')}): encode it as the model does"
+            )
 
 
 def _stored_vae(folder: Path) -> AutoencoderKL:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from mmdit.data.latents import LatentShards
 from mmdit.data.manifest import NO_CATEGORY
-from mmdit.encoders.precompute import fingerprint
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError
 from mmdit.modalities import Modality, get_modalities
@@ -26,13 +24,10 @@ from mmdit.pipelines.lora import adapter_state
 from mmdit.pipelines.lora_file import WEIGHTS, write_lora
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
-from mmdit.storage.requests import Request
 from mmdit.training.config import LoRAConfig, TrainingConfig
-from mmdit.training.recipes.data import LatentData, pretrained_folder
+from mmdit.training.recipes.data import LatentData, check_encoding, pretrained_folder
 
 logger = logging.getLogger(__name__)
-
-_FREE = ("loss_weight", "latents_mean", "latents_std")  # of a modality: what the data may have otherwise than the model
 
 
 @dataclass
@@ -70,17 +65,7 @@ class LoRABase:
 
     def adopt(self, data: LatentData, where: str) -> LatentData:
         """The data as the model reads them, categories by the model's ids. Raises UserError for latents of other networks."""
-        if fingerprint(data.vae) != fingerprint(self.vae):
-            raise UserError(
-                f"{where}: latents of another VAE than that of model.pretrained {self.name}: encode with its own"
-            )
-        for name, modality in self.modalities.items():
-            ours, theirs = (_meaning(each) for each in (modality, data.modalities[name]))
-            if differences := Request(ours).check(theirs):
-                raise UserError(
-                    f"{where}: {name} is encoded otherwise than model.pretrained {self.name} has it "
-                    f"({differences[0].replace('was', 'is', 1).replace('now', 'there')}): encode it as the model does"
-                )
+        check_encoding(data, where, f"model.pretrained {self.name}", self.vae, self.modalities, whitened=False)
         count = self.network.config.num_classes
         ids = {label: number for number, label in self.id2label.items()}
         table = [ids.get(name, NO_CATEGORY) for name in data.categories]
@@ -163,7 +148,3 @@ def lora_base(config: TrainingConfig) -> LoRABase:
         {int(number): str(label) for number, label in (index.get("id2label") or {}).items()},
         settings,
     )
-
-
-def _meaning(modality: Modality) -> dict[str, Any]:
-    return {name: value for name, value in modality.to_dict().items() if name not in _FREE}

@@ -38,6 +38,7 @@ from mmdit.training.frozen import FrozenNetworks
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
+from mmdit.training.recipes.distillation import distillation
 from mmdit.training.recipes.frechet import frechet_loss
 from mmdit.training.recipes.lora import lora_base
 from mmdit.training.recipes.prompts import attention_loss, prompt_encoder, prompt_reading
@@ -241,6 +242,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         routing=token_routing(config, network, attention.blocks),
         internal_weight=config.objective.internal_guidance_weight,
         frechet=frechet_loss(config, network, data, codec, objective.scheduler),
+        distillation=distillation(config, network, data, prompts),
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
     defaults = dict(objective.sampling_defaults or _guidance_on_prompts(config))

@@ -24,9 +24,11 @@ def test_sections_are_found_by_type():
     assert set(TRAIN) == {
         "model", "autoencoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
         "clip", "captioner", "detector", "image_encoder", "styles", "prompts", "lora", "routing", "frechet",
+        "distillation",
     }  # fmt: skip
     assert {name for name, null in TRAIN.items() if null} == {
         "alignment",
+        "distillation",
         "ema",
         "frechet",
         "lora",
