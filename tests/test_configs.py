@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from mmdit.cli.main import COMMANDS, find_command, main
 from mmdit.modalities import MODALITIES
 from mmdit.models.config import get_size
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.loading import bundled_models
 from mmdit.task import TaskMixture
 from mmdit.training.checkpoints import read_checkpoint
+from mmdit.training.distillation import PROMPT_KINDS
 from mmdit.training.optimizers import make_optimizer
 from mmdit.training.recipes.transformer import begins_with, make_transformer
 
@@ -32,6 +35,7 @@ LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "ima
 CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_image_encoder", "scenes64_styles"]
 IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 OF_A_RUN = ["scenes64_styles"]  # of a model that another recipe makes; here the bundled one
+JOINING = "umm_scenes64_joined"  # of two models; here of one twice
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + [
     "scenes64_fewsteps",
@@ -85,6 +89,11 @@ def test_configuration_trains(
         data = ["--data.path", str(prompt_folders.latents), "--prompts.path", str(prompt_folders.data)]
         encoder = prompt_folders.captioner if name.startswith("unimo_") else prompt_folders.clip
         data += ["--prompts.text_encoder", str(encoder)]
+        if name == JOINING:
+            train("umm_scenes64_style", tmp_path / "before", *data)
+            before = str(tmp_path / "before/pipeline")
+            data += ["--model.pretrained", before, "--model.weights_from", json.dumps({"blocks.*.cross": before})]
+            data += [word for kind in PROMPT_KINDS for word in (f"--distillation.{kind}", before)]
     elif name in IMAGE_RECIPES:
         data = ["--data.path", str(prompt_folders.data if name in CAPTION_RECIPES else make_dataset(4, size=32))]
     elif name in LORA_RECIPES:
@@ -246,6 +255,19 @@ def test_unimo_has_the_numbers_of_its_paper(scale: str, parsed: dict[str, Any]) 
         assert (multimodal.preview.guidance_scale, multimodal.preview.num_inference_steps) == (5.0, 50)
         assert (multimodal.prompts.pictures, multimodal.prompts.max_subjects) == ("crop", 4)
         assert multimodal.prompts.counts == "unimo"
+
+
+def test_each_step_of_styles_by_pictures_begins_with_the_one_before(parsed: dict[str, Any]) -> None:
+    """The last learns words from the model that the first began with, and pictures from the one before it."""
+    chain = [parsed[name] for name in ("scenes64_image_encoder", "umm_scenes64_style", "scenes64_styles", JOINING)]
+    for before, after in pairwise(chain):
+        assert Path(after.model.pretrained) == Path(before.output) / "pipeline"
+    first, last = chain[0].model.pretrained, chain[-1]
+    assert set(bundled_models()) >= set(last.model.weights_from.values())
+    assert (last.distillation.text, last.distillation.no_prompt, last.model.weights_from["blocks.*.cross"]) == (
+        first,
+    ) * 3
+    assert last.distillation.pictures == last.model.pretrained
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

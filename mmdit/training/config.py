@@ -80,6 +80,8 @@ class ModelConfig:
         gradient_checkpointing: trade a third more compute for activations of one block at a time.
         pretrained: pipeline folder whose transformer to start from, or null. It may have fewer modalities, another conditioner,
             and the block that ``block`` derives from; the rest must match.
+        weights_from: beginning of weights' names, as in ``trainable`` -> pipeline folder or bundled model; these weights begin as
+            they are there, after ``pretrained``.
         block: name in ``mmdit.models.blocks.BLOCKS``: "dit", or "cross" and "joint", which also attend to the prompt's tokens.
         conditioner: name in ``mmdit.models.conditioners.CONDITIONERS``, the kind of prompt.
         conditioner_settings: further arguments of the conditioner, by name.
@@ -104,6 +106,7 @@ class ModelConfig:
     time_embedding: str = "fused"
     gradient_checkpointing: bool = False
     pretrained: str | None = None
+    weights_from: dict[str, str] = field(default_factory=dict)
     block: str = "dit"
     conditioner: str = "class"
     conditioner_settings: dict[str, Any] = field(default_factory=dict)

@@ -150,6 +150,31 @@ def test_what_was_known_is_kept_and_the_rest_learned(prompted, tmp_path: Path) -
     assert all(name.startswith("network.") for name in checkpoint["state_dict"])
 
 
+def test_some_weights_begin_as_those_of_another_model(prompted, tmp_path: Path) -> None:
+    """Those that weights_from names, and no others; of a model that has them, in their shapes."""
+    one, other = (str(trained(prompted(seed=seed), tmp_path / str(seed))) for seed in (1, 2))
+    model = replace(PROMPTED, pretrained=one, weights_from={"blocks.*.cross": other})
+    begun = build_run(prompted(model=model)).module.network.state_dict()
+    first, second = (load_file(next((Path(name) / "transformer").glob("*.safetensors"))) for name in (one, other))
+    crossing = {name for name in begun if ".cross" in name}
+    assert 0 < len(crossing) < len(begun)
+    for name, weight in begun.items():
+        assert torch.equal(weight, (second if name in crossing else first)[name]), name
+    classes = str(trained(prompted(prompts=None, model=ModelConfig(size="debug")), tmp_path / "classes"))
+    wide = str(trained(prompted(model=replace(PROMPTED, hidden_size=48, num_heads=3)), tmp_path / "wide"))
+    for weights_from, message in (
+        ({"nowhere": other}, "unknown beginning in model.weights_from 'nowhere'"),
+        ({"blocks.*.cross": "nowhere"}, r"model.weights_from blocks.\*.cross: nowhere: give a pipeline folder"),
+        (
+            {"blocks.*.cross": classes},
+            r"model.weights_from blocks.\*.cross: .*classes.*: blocks.0.cross.* and not there",
+        ),
+        ({"blocks.*.cross": wide}, r"wide.*: blocks.0.cross\S+ is \[32\S* .*here and \[48\S* .*there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_run(prompted(model=replace(model, weights_from=weights_from)))
+
+
 def test_a_teacher_must_mean_the_same(prompted, prompt_folders, tmp_path: Path) -> None:
     teacher = trained(prompted(), tmp_path / "teacher")
     copies = partial(_copy, teacher, tmp_path)

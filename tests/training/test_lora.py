@@ -186,16 +186,19 @@ def test_categories_go_by_their_names(
         ({"lora": LoRAConfig(4, None, ["to_q"])}, "lora: unknown LoRA target 'to_q'"),
         ({"alignment": True}, "alignment is given beside lora"),
         ({"model": "trainable"}, "model.trainable is given beside lora"),
+        ({"model": "weights_from"}, "model.weights_from is given beside lora"),
         ({"objective": ObjectiveConfig()}, "objective.prediction is 'velocity', and model.pretrained .* predicts 'sample'"),
         ({"seed": 1}, "latents of another VAE"),  # a synthetic VAE follows from the seed
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 def test_bad_runs(lora_config: Configure, trained: Path, changes: dict, message: str) -> None:
     if changes.get("alignment") is True:
         changes = {"alignment": AlignmentConfig(depth=1)}
     if changes.get("model") == "trainable":
         changes = {"model": ModelConfig(pretrained=str(trained), trainable=["head"])}
+    if changes.get("model") == "weights_from":
+        changes = {"model": ModelConfig(pretrained=str(trained), weights_from={"head": str(trained)})}
     with pytest.raises(UserError, match=message) as caught:
         build_run(lora_config(**changes))
     assert "\n" not in str(caught.value)

@@ -115,6 +115,11 @@ def lora_base(config: TrainingConfig) -> LoRABase:
     for key, value, why in (
         ("alignment", config.alignment, "the projector is no part of a LoRA"),
         ("model.trainable", config.model.trainable, "a LoRA trains its own weights alone"),
+        (
+            "model.weights_from",
+            config.model.weights_from or None,
+            "a LoRA leaves the weights of model.pretrained as they are",
+        ),
         ("trainer.float8", config.trainer.float8 or None, "frozen layers with updates are not converted"),
     ):
         if value is not None:

@@ -104,6 +104,8 @@ def make_transformer(
     )
     if model.pretrained is not None:
         _start_from(network, model.pretrained)
+    for beginning, name in model.weights_from.items():
+        _take_weights(network, beginning, name)
     if model.trainable is not None:
         train_only(network, model.trainable)
     if model.gradient_checkpointing:
@@ -116,13 +118,20 @@ def train_only(network: MultimodalDiT, beginnings: Sequence[str]) -> None:
 
     Raises UserError where none does.
     """
-    names = [name for name, _ in network.named_parameters()]
     for beginning in beginnings:
-        if not any(begins_with(name, [beginning]) for name in names):
-            parts = sorted({".".join(name.split(".")[:2]) for name in names})
-            raise unknown_name("beginning in model.trainable", beginning, parts)
+        _names_with(network, beginning, "model.trainable")
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(begins_with(name, beginnings))
+
+
+def _names_with(network: MultimodalDiT, beginning: str, key: str) -> list[str]:
+    """Names of the weights that begin so. Raises UserError, which names the configuration's ``key``, where none does."""
+    names = [name for name, _ in network.named_parameters()]
+    found = [name for name in names if begins_with(name, [beginning])]
+    if not found:
+        parts = sorted({".".join(name.split(".")[:2]) for name in names})
+        raise unknown_name(f"beginning in {key}", beginning, parts)
+    return found
 
 
 def begins_with(name: str, beginnings: Sequence[str]) -> bool:
@@ -137,6 +146,18 @@ def _start_from(network: MultimodalDiT, name: str) -> None:
         start_from(network, trained)
     except UserError as error:
         raise UserError(f"model.pretrained {name} does not fit the model section: {error}") from error
+
+
+def _take_weights(network: MultimodalDiT, beginning: str, name: str) -> None:
+    key = "model.weights_from"
+    wanted = _names_with(network, beginning, key)
+    ours = network.state_dict()
+    theirs = load_component(pretrained_folder(name, f"{key} {beginning}:") / "transformer", MultimodalDiT).state_dict()
+    for each in wanted:
+        if each not in theirs or theirs[each].shape != ours[each].shape:
+            there = f"{list(theirs[each].shape)} there" if each in theirs else "not there"
+            raise UserError(f"{key} {beginning}: {name}: {each} is {list(ours[each].shape)} here and {there}")
+    network.load_state_dict({each: theirs[each] for each in wanted}, strict=False)
 
 
 def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> dict[str, float]:
