@@ -22,8 +22,7 @@ def distillation(
     """What the section distillation says, None without it.
 
     Raises:
-        UserError: no teacher, or one that means something else by its latents, categories or
-            prompts.
+        UserError: no teacher, or one that means something else by its latents, categories or prompts.
     """
     settings = config.distillation
     if settings is None:
