@@ -26,7 +26,7 @@ from mmdit.conditioning import Conditioning
 from mmdit.errors import UserError
 from mmdit.flow.flow_matching import FlowDraw, FlowObjective, Network, ObjectiveOutput, Teach, masked_means
 from mmdit.flow.guidance import Guidance
-from mmdit.flow.path import PathSample, linear_path
+from mmdit.flow.path import PathSample
 from mmdit.task import Role, supervised_mask
 
 # Steps begin at least here: nearer to the data there is no way left to step over, and a clean prediction's 1 / t is bounded
@@ -174,9 +174,7 @@ class FlowMapObjective(FlowObjective):
         Args:
             null: the conditioning of "no prompt", of B samples, where the field is guided.
         """
-        path = linear_path(clean, draw.noise, draw.timesteps)
-        if teach is not None:
-            path, clean = teach(path, clean, draw.roles)
+        path, clean = self.learned_path(clean, draw, teach)
         timesteps_next = draw.timesteps_next
         output = network(path.x_t, path.timesteps, draw.roles, conditioning, timesteps_next=timesteps_next)
         jumping = torch.zeros_like(draw.t, dtype=torch.bool) if draw.next_t is None else draw.next_t < draw.t  # (B,)

@@ -229,15 +229,18 @@ class FlowObjective(Objective):
         A modality that no sample of the batch supervises contributes 0. What is known of a modality is at the sample's t
         like the rest of it, as ``flow.path.place`` shows it in sampling, and is in no loss.
         """
-        path = linear_path(clean, draw.noise, draw.timesteps)
+        path, clean = self.learned_path(clean, draw, teach)
         output = network(path.x_t, path.timesteps, draw.roles, conditioning)
-        if teach is not None:
-            path, clean = teach(path, clean, draw.roles)
         per_entry, has_unknown = self.entries(output, self.prediction.target(path, clean), path, draw)
         mask = supervised_mask(draw.roles) & has_unknown
         means = masked_means(per_entry, mask, mean_over_processes(mask.sum(0).to(per_entry.dtype)))  # (M,)
         losses = {"loss": self.weighted(means), **self.named("loss", means)}
         return ObjectiveOutput(losses, output)
+
+    def learned_path(self, clean: Tensor, draw: FlowDraw, teach: Teach | None) -> tuple[PathSample, Tensor]:
+        """The path at the draw's times and the data (B, M, C, H, W), as the network is to learn them."""
+        path = linear_path(clean, draw.noise, draw.timesteps)
+        return (path, clean) if teach is None else teach(path, clean, draw.roles)
 
     def entries(self, output: NetworkOutput, target: Tensor, path: PathSample, draw: FlowDraw) -> tuple[Tensor, Tensor]:
         """Weighted squared error of each modality of each sample, and whether not all of it is known, both (B, M)."""

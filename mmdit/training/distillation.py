@@ -47,8 +47,9 @@ class Distillation:
             conditioning: what the trained network's made of it.
         """
         velocity, clean, kinds = path.velocity.clone(), clean.clone(), kinds_of(conditioning)
-        for kind, teacher in self.teachers.items():
-            rows = (kinds == PROMPT_KINDS.index(kind)).nonzero().flatten()
+        for teacher in dict.fromkeys(self.teachers.values()):  # one of several kinds is asked once
+            asked = [PROMPT_KINDS.index(kind) for kind, network in self.teachers.items() if network is teacher]
+            rows = torch.isin(kinds, torch.tensor(asked, device=kinds.device)).nonzero().flatten()
             if len(rows) == 0:
                 continue
             theirs = teacher.to(clean.device).conditioner(prompt).rows(rows)

@@ -32,8 +32,10 @@ def distillation(
         listed = ", ".join(f"distillation.{kind}" for kind in PROMPT_KINDS)
         raise UserError(f"distillation names no model: give one of {listed}, or distillation null")
     where = f"data.path {config.data.path}"
-    pipes = {name: _teacher(name, kind, network, data, where) for kind, name in given.items()}
+    pipes: dict[str, MultimodalDiTPipeline] = {}
     for kind, name in given.items():
+        if name not in pipes:
+            pipes[name] = _teacher(name, kind, network, data, where)
         if kind != NO_PROMPT:
             _check_prompts(f"distillation.{kind} {name}", kind, pipes[name], config.model.conditioner, encoder)
     return Distillation({kind: pipes[name].transformer for kind, name in given.items()})
