@@ -168,7 +168,7 @@ def test_categories_go_by_their_names(
     names = [latents.info.categories[label] for label in labels]  # the bundled model's order is that of the data
     assert len(set(names)) > 3
     data = stored_data(base.of(config))
-    adopted = base.adopt(data, "these")
+    adopted = base.adopt(data)
     expected = [{"torus": 0, "cone": 7}.get(name, -1) for name in names]
     assert [adopted.train[i]["category"] for i in range(10)] == expected
     assert adopted.train.read_batch([0, 3])["category"].tolist() == [expected[0], expected[3]]
@@ -188,7 +188,7 @@ def test_categories_go_by_their_names(
         ({"model": "trainable"}, "model.trainable is given beside lora"),
         ({"model": "weights_from"}, "model.weights_from is given beside lora"),
         ({"objective": ObjectiveConfig()}, "objective.prediction is 'velocity', and model.pretrained .* predicts 'sample'"),
-        ({"seed": 1}, "latents of another VAE"),  # a synthetic VAE follows from the seed
+        ({"seed": 1}, "data.path null: latents of another VAE than that of model.pretrained "),  # its seed makes it
     ],
     ids=range(10),
 )  # fmt: skip

@@ -98,6 +98,7 @@ class LatentData:
     feature_dim: int | None
     teacher: Teacher | None = None
     rendered: bool = False  # whether all of it is known to be rendered scenes
+    where: str = "data.path null"  # for messages
 
 
 def synthetic_data(config: TrainingConfig) -> LatentData:
@@ -178,7 +179,18 @@ def stored_data(config: TrainingConfig) -> LatentData:
     assert splits[0] is not None
     shape = (height, width)
     categories, rendered = list(info.categories), is_rendered(info.source.get("provenance"))
-    return LatentData(splits[0], splits[1], vae, modalities, categories, shape, feature_dim, teacher, rendered)
+    return LatentData(
+        splits[0],
+        splits[1],
+        vae,
+        modalities,
+        categories,
+        shape,
+        feature_dim,
+        teacher,
+        rendered,
+        where=f"data.path {config.data.path}",
+    )
 
 
 # Of a modality, what the data may have otherwise than a model: its loss's weight, and where the model brings it, the whitening.
@@ -187,7 +199,6 @@ _WEIGHT, _WHITENING = "loss_weight", ("latents_mean", "latents_std")
 
 def check_encoding(
     data: LatentData,
-    where: str,
     name: str,
     vae: AutoencoderKL,
     modalities: Mapping[str, Modality],
@@ -198,7 +209,6 @@ def check_encoding(
 
     Args:
         data: the latents, all of the model's modalities among them.
-        where: they are, for the message.
         name: of the model, for the message, such as "model.pretrained scenes64".
         vae, modalities: the model's.
         whitened: whether the model takes them as the data whiten them.
@@ -207,7 +217,7 @@ def check_encoding(
         UserError: another VAE, or a modality that is encoded or whitened otherwise.
     """
     if fingerprint(data.vae) != fingerprint(vae):
-        raise UserError(f"{where}: latents of another VAE than that of {name}: encode with its own")
+        raise UserError(f"{data.where}: latents of another VAE than that of {name}: encode with its own")
     free = {_WEIGHT} if whitened else {_WEIGHT, *_WHITENING}
     for modality in modalities.values():
         ours, theirs = (
@@ -216,7 +226,7 @@ def check_encoding(
         )
         if differences := Request(ours).check(theirs):
             raise UserError(
-                f"{where}: {modality.name} is encoded otherwise than {name} has it "
+                f"{data.where}: {modality.name} is encoded otherwise than {name} has it "
                 f"({differences[0].replace('was', 'is', 1).replace('now', 'there')}): encode it as the model does"
             )
 

@@ -31,17 +31,16 @@ def distillation(
     if not given:
         listed = ", ".join(f"distillation.{kind}" for kind in PROMPT_KINDS)
         raise UserError(f"distillation names no model: give one of {listed}, or distillation null")
-    where = f"data.path {config.data.path}"
     pipes: dict[str, MultimodalDiTPipeline] = {}
     for kind, name in given.items():
         if name not in pipes:
-            pipes[name] = _teacher(name, kind, network, data, where)
+            pipes[name] = _teacher(name, kind, network, data)
         if kind != NO_PROMPT:
             _check_prompts(f"distillation.{kind} {name}", kind, pipes[name], config.model.conditioner, encoder)
     return Distillation({kind: pipes[name].transformer for kind, name in given.items()})
 
 
-def _teacher(name: str, kind: str, network: MultimodalDiT, data: LatentData, where: str) -> MultimodalDiTPipeline:
+def _teacher(name: str, kind: str, network: MultimodalDiT, data: LatentData) -> MultimodalDiTPipeline:
     key = f"distillation.{kind}"
     pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(name, key)).to(dtype=network.dtype)
     ours, theirs = network.config, pipe.transformer.config
@@ -50,7 +49,7 @@ def _teacher(name: str, kind: str, network: MultimodalDiT, data: LatentData, whe
             raise UserError(
                 f"{key} {name}: {setting} is {getattr(theirs, setting)!r} there and {getattr(ours, setting)!r} here"
             )
-    check_encoding(data, where, f"{key} {name}", pipe.vae, pipe.modalities)
+    check_encoding(data, f"{key} {name}", pipe.vae, pipe.modalities)
     categories = [pipe.id2label.get(number, str(number)) for number in range(theirs.num_classes)]
     if categories != data.categories:
         raise UserError(f"{key} {name}: its categories are not those of the data, in their order")

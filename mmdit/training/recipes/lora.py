@@ -63,9 +63,9 @@ class LoRABase:
         model = replace(config.model, modalities=list(own.modalities), **same)
         return replace(config, model=model, data=replace(config.data, whitening="pretrained"))
 
-    def adopt(self, data: LatentData, where: str) -> LatentData:
+    def adopt(self, data: LatentData) -> LatentData:
         """The data as the model reads them, categories by the model's ids. Raises UserError for latents of other networks."""
-        check_encoding(data, where, f"model.pretrained {self.name}", self.vae, self.modalities, whitened=False)
+        check_encoding(data, f"model.pretrained {self.name}", self.vae, self.modalities, whitened=False)
         count = self.network.config.num_classes
         ids = {label: number for number, label in self.id2label.items()}
         table = [ids.get(name, NO_CATEGORY) for name in data.categories]

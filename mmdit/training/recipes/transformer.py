@@ -182,16 +182,15 @@ def loss_weights(config: TrainingConfig, modalities: Mapping[str, Modality]) -> 
     return weights
 
 
-def _check_patches(config: TrainingConfig, data: LatentData) -> None:
+def _check_patches(patch: int, data: LatentData) -> None:
     """Refuse latents that don't divide into patches, in the words of images."""
-    patch = config.model.patch_size
     if not any(side % patch for side in data.latent_shape):
         return
     scale = LatentCodec(data.vae, data.modalities).downsampling
     height, width = (side * scale for side in data.latent_shape)
     fitting = "x".join(str(max(1, side // patch) * patch * scale) for side in data.latent_shape)
     raise UserError(
-        f"data.path {config.data.path}: images of {height} x {width} pixels (height x width) do not divide into patches of "
+        f"{data.where}: images of {height} x {width} pixels (height x width) do not divide into patches of "
         f"{patch * scale}: encode with another --size, such as {fitting}"
     )
 
@@ -215,8 +214,8 @@ def transformer_run(config: TrainingConfig) -> Run:
         config = base.of(config)
     data = synthetic_data(config) if config.data.path is None else stored_data(config)
     if base is not None:
-        data = base.adopt(data, f"data.path {config.data.path}")
-    _check_patches(config, data)
+        data = base.adopt(data)
+    _check_patches(config.model.patch_size, data)
     prompts = prompt_encoder(config)
     network = _new_network(config, data, prompts) if base is None else base.network_for(prompts)
     for split in (data.train, data.val):
