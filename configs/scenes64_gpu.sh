@@ -32,4 +32,4 @@ steps=$(cat "$run/decay")
 $train "$@" --trainer.max_steps "$steps"
 
 $mmdit evaluate --model "$run/pipeline" --data "$data" --split test --num_prompts 96 \
-  --num_inference_steps 12 --guidance_scale 3 --output "$run/report.json"
+  --num_inference_steps 12 --output "$run/report.json"

@@ -21,7 +21,7 @@ from mmdit.metrics.arrays import Array
 from mmdit.metrics.prompts.views import Shown, read_shown
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.modalities import IMAGE
-from mmdit.names import RELATION_WORDS
+from mmdit.names import RELATION_WORDS, STYLE_WORD
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,12 @@ class CaptionedObjects:
 
 
 def captions_of(sample: CaptionedSample, objects: Sequence[Named]) -> Iterator[CaptionedObjects]:
-    """Each caption of a sample that names at least one of the objects."""
+    """Each caption of a sample that names at least one of the objects. Those that say "in the style of the scene" are left out:
+    without a picture it means nothing."""
+    styles = [entity for entity in sample.entities if entity.noun == STYLE_WORD]
     for number, text in enumerate(sample.captions):
+        if any(style.spans[number] is not None for style in styles):
+            continue
         found = [(span, each) for each in objects if (span := each.entity.spans[number]) is not None]
         found.sort(key=lambda pair: pair[0])
         if not found:

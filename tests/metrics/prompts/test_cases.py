@@ -9,7 +9,7 @@ from mmdit.metrics.prompts.cases import PromptedSplit, article, captions_of, rel
 from mmdit.metrics.prompts.kinds import KINDS, Contradiction, TwoSubjects
 from mmdit.metrics.prompts.views import read_shown
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.names import RELATION_WORDS
+from mmdit.names import GROUND_LEADS, RELATION_WORDS, STYLE_WORD
 from mmdit.prompt import parse
 from mmdit.sources.scenes.dataset import SEGMENTATION_CLASSES
 
@@ -36,12 +36,15 @@ def test_articles():
 
 
 def test_what_captions_name(split, lines):
+    """Those that mean a picture by "the scene" are left out."""
+    assert any(GROUND_LEADS[STYLE_WORD] in text for line in lines.values() for text in line["captions"])
     seen = 0
     for index, sample, objects in split:
         line = lines[split.samples.samples[index].id]
         for caption in captions_of(sample, objects):
             seen += 1
             assert caption.text in line["captions"]
+            assert GROUND_LEADS[STYLE_WORD] not in caption.text
             for one, said in zip(caption.objects, caption.said, strict=True):
                 assert re.search(rf"\b{one.category}\b", caption.text)
                 assert said == bool(re.search(rf"\b{one.colour} {one.category}\b", caption.text))
@@ -59,6 +62,8 @@ def test_cases_ask_for_what_the_true_picture_shows(name, split):
         phrases = {entity.phrase for entity in line.entities}
         true = case.objects[:1] if name == "subject_recoloured" else case.objects
         assert {f"{one.colour} {one.category}" for one in true} <= phrases
+        if name != "style.scene":
+            assert GROUND_LEADS[STYLE_WORD] not in case.template, "of a scene that no picture shows"
         prompt = parse(case.template, case.subjects)
         assert len(prompt.images) == (0 if case.in_words else len(case.references))
         own = split.truth(case.sample).maps["rgb"]
