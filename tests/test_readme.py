@@ -13,17 +13,14 @@ from mmdit.cli.common.parsing import build_parser
 from mmdit.cli.main import COMMANDS, find_command
 from mmdit.cli.results import (
     CARD,
-    INTERLEAVED,
-    LORA,
-    PROMPTS,
-    REPORT,
-    VIDEO,
+    CARD_TABLES,
+    TABLES,
+    diversity_table,
     lora_table,
     prompts_table,
-    read,
+    put,
     results_table,
     update,
-    update_card,
     video_table,
 )
 from mmdit.pipelines.loading import bundled_models
@@ -77,10 +74,9 @@ def test_first_paragraph_settles_the_names():
 
 @needs_model
 def test_results_are_those_of_the_report():
-    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, LORA, VIDEO)]
-    assert update(README, *reports) == README, "run: python -m mmdit.cli.results"
     card = CARD.read_text(encoding="utf-8")
-    assert update_card(card, *reports[:2]) == card, "run: python -m mmdit.cli.results"
+    assert update(README, TABLES) == README, "run: python -m mmdit.cli.results"
+    assert update(card, CARD_TABLES) == card, "run: python -m mmdit.cli.results"
 
 
 def test_video_table():
@@ -89,6 +85,16 @@ def test_video_table():
     table = video_table({"video": {"shared": maps}, "settings": settings})
     assert "| one noise for all | 1.23 | – | 0.0200 | – | – | – | 2.00% | – |" in table
     assert "20 camera paths of 48 frames through unseen scenes; 1 step" in table
+
+
+def test_diversity_table():
+    settings = {"condition": "depth", "num_images": 16, "num_maps": 8, "num_inference_steps": 25}
+    made = {"distance": 0.203, "feature_distance": 0.06, "abs_rel": 0.0204}
+    table = diversity_table({"images": made, "controls": {"other_map": {"abs_rel": 0.5}}, "settings": settings})
+    assert "| RGB for one depth map |" in table
+    assert "| made for it | 0.20 | 0.06 | 0.020 |" in table
+    assert "| against another map | – | – | 0.500 |" in table
+    assert "16 images for each of 8 unseen maps; 25 steps." in table
 
 
 def test_lora_table():
@@ -147,8 +153,7 @@ def test_results_table():
     assert "| RGB → depth | AbsRel | 0.012 | 0.500 |" in table
     assert "| depth → RGB | AbsRel of that RGB's depth | – | – |" in table
     assert "3 scenes of the split `test`; denoising steps: understanding 1, generation 25." in table
-    prompts = [read(PROMPTS), read(INTERLEAVED), read(LORA)]
-    assert update(update(README, report, *prompts), report, *prompts).count(table) == 1
+    assert put(put(README, "results", table), "results", table).count(table) == 1
 
 
 def test_the_bundled_model_is_trained_on_with_its_own_encoders():

@@ -6,7 +6,7 @@ A test holds that both say what the reports say.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,22 @@ VIDEO_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("mIoU", "segmentation.miou", "{:.3f}"),
 )
 
+# Of mmdit diversity.
+DIVERSITY = PACKAGE / "assets" / "scenes64" / "diversity.json"
+
+# each row, and its part of that report
+DIVERSITY_ROWS: tuple[tuple[str, str], ...] = (
+    ("made for it", "images"),
+    ("against another map", "controls.other_map"),
+    ("true, each of its own map", "controls.real_images"),
+)
+# head of the column, where it is in a part, format
+DIVERSITY_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("distance of two, RGB", "distance", "{:.2f}"),
+    ("of their features", "feature_distance", "{:.2f}"),
+    ("AbsRel of the depth in them", "abs_rel", "{:.3f}"),
+)
+
 
 _ABSENT = object()
 
@@ -218,6 +234,18 @@ def video_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def diversity_table(report: dict[str, Any]) -> str:
+    """Markdown: how images for one map differ, and keep to it."""
+    settings = report["settings"]
+    lines = [
+        *_lines(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report),
+        "",
+        f"{settings['num_images']} images for each of {settings['num_maps']} unseen maps; "
+        f"{settings['num_inference_steps']} steps.",
+    ]
+    return "\n".join(lines)
+
+
 def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
     """Yield what a part of a report measures: its path, the value, and the standard error where there is one."""
     errors = report.get("standard_error", {})
@@ -268,34 +296,11 @@ OTHER_PARTS = (
 )
 
 
-def _put(text: str, name: str, table: str) -> str:
+def put(text: str, name: str, table: str) -> str:
     """Return the text with the table between the marks of a name."""
     begin, end = f"<!-- {name}: python -m mmdit.cli.results -->", f"<!-- end of {name} -->"
     before, rest = text.split(begin)
     return f"{before}{begin}\n\n{table}\n\n{end}{rest.split(end)[1]}"
-
-
-def update_card(card: str, report: dict[str, Any], prompts: dict[str, Any]) -> str:
-    """Return the card's text with every number of the reports between its marks."""
-    card = _put(card, "prompts", metrics_table(prompts, "prompts", *PROMPT_CONTROLS, errors=True))
-    card = _put(card, "fusing", fusing_table(prompts))
-    return _put(card, "metrics", metrics_table(report, *OTHER_PARTS))
-
-
-def update(
-    readme: str,
-    report: dict[str, Any],
-    prompts: dict[str, Any],
-    interleaved: dict[str, Any],
-    lora: dict[str, Any],
-    video: dict[str, Any] | None = None,
-) -> str:
-    """Return the README's text with the tables of the reports between their marks; None = that of videos stays."""
-    readme = _put(readme, "results", results_table(report))
-    readme = _put(readme, "prompts", prompts_table(prompts, {"interleaved": interleaved}))
-    readme = _put(readme, "lora", lora_table(lora))
-    readme = _put(readme, "ablation", ablation_table(ABLATION))
-    return readme if video is None else _put(readme, "video", video_table(video))
 
 
 def ablation_table(path: Path) -> str:
@@ -313,8 +318,32 @@ def read(path: Path) -> dict[str, Any]:
     return report
 
 
+# marks in the README -> the table between them
+TABLES: dict[str, Callable[[], str]] = {
+    "results": lambda: results_table(read(REPORT)),
+    "prompts": lambda: prompts_table(read(PROMPTS), {"interleaved": read(INTERLEAVED)}),
+    "lora": lambda: lora_table(read(LORA)),
+    "diversity": lambda: diversity_table(read(DIVERSITY)),
+    "ablation": lambda: ablation_table(ABLATION),
+    "video": lambda: video_table(read(VIDEO)),
+}
+
+# marks in the card -> every number of the reports
+CARD_TABLES: dict[str, Callable[[], str]] = {
+    "prompts": lambda: metrics_table(read(PROMPTS), "prompts", *PROMPT_CONTROLS, errors=True),
+    "fusing": lambda: fusing_table(read(PROMPTS)),
+    "metrics": lambda: metrics_table(read(REPORT), *OTHER_PARTS),
+}
+
+
+def update(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
+    """Return the text with each table between its marks."""
+    for name, table in tables.items():
+        text = put(text, name, table())
+    return text
+
+
 if __name__ == "__main__":
-    reports = [read(path) for path in (REPORT, PROMPTS, INTERLEAVED, LORA, VIDEO)]
-    README.write_text(update(README.read_text(encoding="utf-8"), *reports), encoding="utf-8")
-    CARD.write_text(update_card(CARD.read_text(encoding="utf-8"), *reports[:2]), encoding="utf-8")
-    print(README, CARD, sep="\n")
+    for path, tables in ((README, TABLES), (CARD, CARD_TABLES)):
+        path.write_text(update(path.read_text(encoding="utf-8"), tables), encoding="utf-8")
+        print(path)
