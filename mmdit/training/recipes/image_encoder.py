@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
-from mmdit.training.recipes.prompts import tiue_pipeline
+from mmdit.training.recipes.prompts import in_place, tiue_pipeline
 from mmdit.training.run import Run
 
 MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
@@ -62,8 +60,4 @@ def image_encoder_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
-
-    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        pipe.save_pretrained(folder, safe_serialization=True)
-
-    return Run(module, data_module(config, train, val), export, "pipeline", [])
+    return in_place(pipe, module, data_module(config, train, val))

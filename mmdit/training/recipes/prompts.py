@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from mmdit.data.datamodule import ResumableDataModule
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
 from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
@@ -20,7 +23,9 @@ from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import PromptReading
 from mmdit.training.grounding import GROUNDED, AttentionLoss, Grounding
+from mmdit.training.module import SteppedModule
 from mmdit.training.recipes.data import pretrained_folder
+from mmdit.training.run import Run
 
 
 def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
@@ -97,6 +102,15 @@ def tiue_pipeline(
             "an image encoder"
         )
     return pipe, pipe.image_encoder, conditioner
+
+
+def in_place(pipe: MultimodalDiTPipeline, module: SteppedModule, data: ResumableDataModule) -> Run:
+    """A run that trains parts of a pipeline where they are, and exports all of it."""
+
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+    return Run(module, data, export, "pipeline", [])
 
 
 def attention_loss(config: TrainingConfig, network: MultimodalDiT) -> AttentionLoss:

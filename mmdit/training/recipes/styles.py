@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -24,7 +22,7 @@ from mmdit.training.frozen import Batch
 from mmdit.training.module import SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
-from mmdit.training.recipes.prompts import tiue_pipeline
+from mmdit.training.recipes.prompts import in_place, tiue_pipeline
 from mmdit.training.run import Run
 from mmdit.training.styles import StyleObjective
 
@@ -113,11 +111,7 @@ def styles_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
-
-    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        pipe.save_pretrained(folder, safe_serialization=True)
-
-    return Run(module, data_module(config, train, val, StyleReading(without_networks(encoder))), export, "pipeline", [])
+    return in_place(pipe, module, data_module(config, train, val, StyleReading(without_networks(encoder))))
 
 
 def _check_pair(config: TrainingConfig, encoder: FrozenPromptEncoder) -> None:
