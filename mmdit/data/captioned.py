@@ -74,7 +74,7 @@ class CaptionedImages(Dataset):
 
     def _pair(self, sample: CaptionedSample, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, str] | None:
         entities = [entity for entity in sample.entities if entity.images]
-        if not entities or rng.random() >= self.pair_share:
+        if not entities or own_picture(self.images, index) is None or rng.random() >= self.pair_share:
             return None
         entity = entities[int(rng.integers(len(entities)))]
         other = Image.fromarray(read_picture(entity.images[int(rng.integers(len(entity.images)))]))
@@ -112,7 +112,7 @@ class ImagesWithCrops(Dataset):
             item = self.images[index]
             items.append(item)
             entities = [entity for entity in self.prompts[item["id"]].entities if entity.mask is not None]
-            if entities:
+            if entities and own_picture(self.images, index) is not None:
                 rng = np.random.default_rng([self.seed, position])
                 cut = crop(_picture(self.images, index), entities[int(rng.integers(len(entities)))])
                 crops.append(_pixels(cut, self.images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from mmdit.data.prompts import PROMPTS, CaptionedSample
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.names import BACKGROUND_CLASSES, GROUND_LEADS, STYLE_WORD
-from mmdit.prompt import IMAGE_WORD, Prompt, parse
+from mmdit.prompt import IMAGE_WORD, Prompt, mirror_text, parse, parse_text
 
 MIN_SIDE = 4  # pixels of a square that shows a floor or a wall
 STYLED = f"{GROUND_LEADS[STYLE_WORD]} {{{STYLE_WORD}}}"
@@ -27,10 +27,10 @@ TOLD = " ".join(f"{GROUND_LEADS[name]} {{{name}}}" for name in BACKGROUND_CLASSE
 class StyledPrompts(Dataset):
     """Of each picture two prompts that mean the same, and one that asks for no style, drawn anew at every position of the run.
 
-    A batch holds ``id`` and three lists of prompts. ``styled`` and ``told`` are of one length, of the pictures whose floor and
-    wall are both to be seen and which have a caption that names neither: "<caption> in the style of the {scene}", where the
-    picture itself is the scene, and "<caption> on a {floor} against a {wall}", by squares of it. ``kept`` are ordinary ones, one
-    of each picture, with pictures of what they name, but of no style.
+    A batch holds ``id`` and three lists of prompts, and ``pair_id`` of the first two. ``styled`` and ``told`` are of one length,
+    of the pictures whose floor and wall are both to be seen and which have a caption that names neither: "<caption> in the style
+    of the {scene}", where the picture itself is the scene, and "<caption> on a {floor} against a {wall}", by squares of it.
+    ``kept`` are ordinary ones, one of each picture, with pictures of what they name, but of no style.
     A mirrored image has mirrored captions.
 
     Args:
@@ -58,18 +58,29 @@ class StyledPrompts(Dataset):
                 "name none, to which a style can be added"
             )
 
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every text that a prompt of the split may have, pictures left out, with the id of its sample."""
+        mirrored = len(self.images) > len(self.images.samples)
+        for name, sample in self.prompts.items():
+            for text in sample.captions:
+                yield from ((name, view) for view in ((text, mirror_text(text)) if mirrored else (text,)))
+            for text in captions_without(sample, GROUND_LEADS).captions:
+                for told in (STYLED, STYLED.replace(STYLE_WORD, IMAGE_WORD), TOLD):
+                    yield name, f"{text} {parse_text(told)}"
+
     def __len__(self) -> int:
         return len(self.images)
 
     def read_batch(self, indices: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Any]:
         """Read a batch; ``positions`` are those of the samples in the run, None = ``indices``."""
-        batch: dict[str, list[Any]] = {"id": [], "styled": [], "told": [], "kept": []}
+        batch: dict[str, list[Any]] = {"id": [], "pair_id": [], "styled": [], "told": [], "kept": []}
         for index, position in zip(indices, indices if positions is None else positions, strict=True):
             item = self.images[index]
             rng = np.random.default_rng([self.seed, position])
             sample, is_mirrored = self.prompts[item["id"]], index >= len(self.images.samples)
             batch["id"].append(item["id"])
             if (pair := self._pair(sample, item, is_mirrored, rng)) is not None:
+                batch["pair_id"].append(item["id"])
                 batch["styled"].append(pair[0])
                 batch["told"].append(pair[1])
             batch["kept"].append(self._kept(sample, index, is_mirrored, rng))
@@ -82,7 +93,7 @@ class StyledPrompts(Dataset):
         if not plain.captions or not item["present"].all():
             return None
         rgb = self.images.codecs[IMAGE].decode(item[IMAGE][None])[0]
-        labels = self.segmentation.logits(item["segmentation"][None]).argmax(dim=1)[0].numpy()  # (H, W)
+        labels = self.segmentation.rows(item["segmentation"][None])[0].numpy()  # (H, W)
         masks = [labels == number for number in self.classes]
         if not all(mask.any() for mask in masks):
             return None

@@ -113,6 +113,6 @@ class AutoencoderObjective:
 
     def _label(self, codec: Any, output: Tensor, images: Tensor) -> Tensor:
         """Cross-entropy over the palette of a codec with ``logits``, per image: (N, 3, H, W) -> (N,)."""
-        target = codec.logits(images).argmax(dim=1)
+        target = codec.rows(images)
         logits = self.temperature * codec.logits(output)
         return F.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))

@@ -9,6 +9,12 @@ from mmdit.errors import UserError
 LAYER_KEY = "prompt_hidden_layer"  # in the config of the model
 
 
+def noted_layer(model: Any) -> int:
+    """Number of the layer whose states are taken, 0 = the embeddings, as it is noted in the model's config."""
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    return int(getattr(model.config, LAYER_KEY, -1)) % (layers + 1)
+
+
 def note_layer(model: Any, hidden_layer: int | None) -> int:
     """Choose the layer of a model of transformers whose states are taken, in its ``hidden_states``.
 

@@ -92,9 +92,13 @@ class SegmentationCodec(Codec, name="segmentation"):
         cross = torch.einsum("bchw,kc->bkhw", images, palette)
         return 2 * cross - palette.square().sum(dim=1)[:, None, None] - images.square().sum(dim=1, keepdim=True)
 
+    def rows(self, images: Tensor) -> Tensor:
+        """Rows of the palette that are nearest, (B, 3, H, W) -> (B, H, W) int64."""
+        return self.logits(images).argmax(dim=1)
+
     def decode(self, images: Tensor) -> np.ndarray:
         """Map (B, 3, H, W) to the ids of the nearest colours, (B, H, W) int64."""
-        return self.ids[self.logits(check_images(images)).argmax(dim=1).cpu()].numpy()
+        return self.ids[self.rows(check_images(images)).cpu()].numpy()
 
     def ensemble(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The label of most estimates (the smallest id of several), and the share that has another."""

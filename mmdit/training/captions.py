@@ -34,22 +34,31 @@ def check_captions(samples: PromptedLatents, encoder: FrozenPromptEncoder) -> No
         logger.warning(
             "prompts: the captions of the first %d of %d samples are checked before training", MOST_SAMPLES, len(ids)
         )
-    texts = _texts(samples, ids[:MOST_SAMPLES])
-    while part := list(islice(texts, _AT_ONCE)):
+    check_texts(_texts(samples, ids[:MOST_SAMPLES]), encoder)
+
+
+def check_texts(texts: Iterable[tuple[str, str]], encoder: FrozenPromptEncoder) -> None:
+    """Check texts of samples (id, text), each once. Raises UserError as ``check_named``."""
+    known: set[str] = set()
+
+    def new() -> Iterator[tuple[str, Prompt]]:
+        for name, text in texts:
+            if text not in known:
+                known.add(text)
+                yield name, Prompt(text)
+
+    prompts = new()
+    while part := list(islice(prompts, _AT_ONCE)):
         check_named(part, encoder)
 
 
-def _texts(samples: PromptedLatents, ids: Iterable[str]) -> Iterator[tuple[str, Prompt]]:
-    """Each text once, with the first sample that has it."""
-    known: set[str] = set()
+def _texts(samples: PromptedLatents, ids: Iterable[str]) -> Iterator[tuple[str, str]]:
     for sample_id in ids:
         sample = samples.prompts.get(sample_id)
         for text in () if sample is None else sample.captions:
-            views = (text, mirror_text(text)) if samples.latents.num_views > 1 else (text,)
-            for each in views:
-                if each not in known:
-                    known.add(each)
-                    yield sample_id, Prompt(each)
+            yield sample_id, text
+            if samples.latents.num_views > 1:
+                yield sample_id, mirror_text(text)
 
 
 def read_named(prompts: Sequence[tuple[str, Prompt | None]], encoder: FrozenPromptEncoder) -> Any:

@@ -7,7 +7,7 @@ far fewer steps are needed. B samples, M modalities, C H W latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from mmdit.conditioning import NO_SUBJECT, Conditioning
 from mmdit.flow.path import PathSample
 from mmdit.flow.prediction import PREDICTIONS
+from mmdit.models.prompted import PromptInputs
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.names import SAMPLE
 
@@ -28,8 +29,8 @@ class Distillation:
     """What trained networks predict of a step's samples, each of those with its kind of prompt.
 
     Args:
-        teachers: name in ``PROMPT_KINDS`` -> network, of the trained one's modalities, prediction and conditioner. They are
-            frozen, and no submodules: checkpoints and the optimizer don't see them.
+        teachers: name in ``PROMPT_KINDS`` -> network, of the trained one's modalities. It reads prompts of its kinds alone, as
+            the trained one does. They are frozen, and no submodules: checkpoints and the optimizer don't see them.
     """
 
     def __init__(self, teachers: Mapping[str, MultimodalDiT]) -> None:
@@ -48,17 +49,29 @@ class Distillation:
         """
         velocity, clean, kinds = path.velocity.clone(), clean.clone(), kinds_of(conditioning)
         for teacher in dict.fromkeys(self.teachers.values()):  # one of several kinds is asked once
-            asked = [PROMPT_KINDS.index(kind) for kind, network in self.teachers.items() if network is teacher]
-            rows = torch.isin(kinds, torch.tensor(asked, device=kinds.device)).nonzero().flatten()
+            asked = [kind for kind, network in self.teachers.items() if network is teacher]
+            numbers = torch.tensor([PROMPT_KINDS.index(kind) for kind in asked], device=kinds.device)
+            rows = torch.isin(kinds, numbers).nonzero().flatten()
             if len(rows) == 0:
                 continue
-            theirs = teacher.to(clean.device).conditioner(prompt).rows(rows)
+            theirs = teacher.to(clean.device).conditioner(_shown(prompt, asked)).rows(rows)
             x_t, t = path.x_t[rows], path.timesteps[rows]
             output = teacher(x_t, t, roles[rows], theirs).sample.to(clean.dtype)
             velocity[rows] = PREDICTIONS[teacher.config.prediction].to_velocity(output, x_t, t)
             sample = PREDICTIONS[SAMPLE].from_velocity(velocity[rows], x_t, t)
             clean[rows] = output if teacher.config.prediction == SAMPLE else sample
         return replace(path, velocity=velocity), clean
+
+
+def _shown(prompt: Any, kinds: Sequence[str]) -> Any:
+    """What a teacher of these kinds is shown of a batch's prompts: its encoders need not fit the others."""
+    if not isinstance(prompt, PromptInputs):
+        return prompt
+    if not {TEXT, PICTURES} & set(kinds):
+        return prompt.class_labels
+    if PICTURES in kinds or prompt.prompts is None:
+        return prompt
+    return replace(prompt, prompts=prompt.prompts.text_only())
 
 
 def kinds_of(conditioning: Conditioning) -> Tensor:

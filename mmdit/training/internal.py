@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from mmdit.models.transformer import MultimodalDiTOutput
+
+T = TypeVar("T")
+
+
+def once(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, called once: what it returned first is returned ever after, whatever it is given."""
+    kept: list[T] = []
+
+    def asked(*args: Any, **kwargs: Any) -> T:
+        if not kept:
+            kept.append(function(*args, **kwargs))
+        return kept[0]
+
+    return asked
 
 
 class InternalPredictions:

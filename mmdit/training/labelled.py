@@ -37,4 +37,4 @@ class LabelledModule(SteppedModule):
 
     def labels(self, batch: Batch) -> Tensor:
         """(B, H, W), rows of the codec's palette."""
-        return self.segmentation.logits(batch["segmentation"]).argmax(dim=1)
+        return self.segmentation.rows(batch["segmentation"])

@@ -24,7 +24,7 @@ from mmdit.training.distillation import Distillation
 from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
-from mmdit.training.internal import InternalPredictions
+from mmdit.training.internal import InternalPredictions, once
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
@@ -202,7 +202,7 @@ class TransformerModule(SteppedModule):
             with torch.no_grad():
                 asked["null"] = self.network.conditioner.null(len(clean)).to(moments.device)
         if self.distillation is not None:
-            asked["teach"] = partial(self.distillation, prompt=prompt, conditioning=conditioning)
+            asked["teach"] = once(partial(self.distillation, prompt=prompt, conditioning=conditioning))
         recorded = InternalPredictions(network)
         has_internal = self.network.config.internal_guidance_depth is not None
         inputs = (clean, conditioning, draw, self._mean_over_processes)

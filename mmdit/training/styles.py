@@ -41,7 +41,7 @@ class StyleObjective:
         styled: EncodedPrompts | None = None,
         told: EncodedPrompts | None = None,
     ) -> dict[str, Tensor]:
-        """Compute "loss", "kept", and where there are styles "style" and "attention".
+        """Compute "loss", "kept", "style" and "attention", the last two 0 where there are no styles.
 
         Args:
             conditioner: what is trained.
@@ -57,7 +57,8 @@ class StyleObjective:
             as_before = tokens_of(self.before, kept)
             scale = as_before.var(dim=0).mean()
             as_told = None if told is None else tokens_of(self.before, told)
-        losses = {"kept": error(kept, as_before)}
+        none = scale.new_zeros(())
+        losses = {"kept": error(kept, as_before), "style": none, "attention": none}
         loss = self.kept_weight * losses["kept"]
         if styled is not None and told is not None and as_told is not None:
             losses["style"] = error(styled, as_told)

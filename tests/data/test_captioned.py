@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmdit.data.captioned import ImagesWithCrops
+from mmdit.data.captioned import CaptionedImages, ImagesWithCrops
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import crop
@@ -47,6 +47,20 @@ def test_draws_are_those_of_the_positions(prompt_folders) -> None:
     assert torch.equal(one, again)
     drawn = [pictures.read_batch([0], [position])["crops"] for position in range(8)]
     assert any(not torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+def test_a_sample_without_its_picture_brings_none(prompt_folders, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(prompt_folders.data, root)
+    manifest = root / "train/manifest.jsonl"
+    listed = [json.loads(line) for line in manifest.read_text().splitlines()]
+    del listed[1]["rgb"]
+    manifest.write_text("\n".join(map(json.dumps, listed)) + "\n")
+    batch = ImagesWithCrops(images_of(root, size=16), seed=0).read_batch([0, 1, 2])
+    assert batch["present"].tolist() == [[True, True], [False, True], [True, True]]
+    assert batch["crops"].shape == (2, 3, 16, 16)
+    pairs = CaptionedImages(images_of(root, size=16), seed=0, pair_share=1.0)
+    assert len(pairs.read_batch(list(range(16)))["pairs"]) < 16
 
 
 def test_pictures_without_masks_bring_none(prompt_folders, tmp_path: Path) -> None:

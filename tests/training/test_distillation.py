@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from mmdit.conditioning import NO_SUBJECT, Conditioning
+from mmdit.conditioning import NO_SUBJECT, Conditioning, EncodedPrompts
+from mmdit.encoders.hidden_layer import LAYER_KEY
 from mmdit.errors import UserError
 from mmdit.flow.path import linear_path
+from mmdit.models.prompted import PromptInputs
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.training.config import (
     DataConfig,
@@ -68,6 +70,64 @@ def test_rows_with_a_teacher_are_on_the_line_that_it_predicts(prediction: str) -
     assert torch.equal(new_path.x_t, path.x_t)
     torch.testing.assert_close(new[[0, 2]], expected[[0, 2]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(new + at * new_path.velocity, path.x_t, atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_reads_prompts_of_its_kinds_alone() -> None:
+    """One of no prompts need not have ours, one of words no pictures' encoder; each predicts as it does by itself."""
+    torch.manual_seed(0)
+
+    def teacher(**settings: Any) -> MultimodalDiT:
+        prompted = {"block": "cross", "conditioner": "tiue", "conditioner_settings": settings} if settings else {}
+        made = MultimodalDiT(
+            modalities=["rgb", "depth"], sample_size=8, num_classes=5, prediction="sample", **_debug(), **prompted
+        )
+        for weight in made.parameters():
+            nn.init.normal_(weight, std=0.1)
+        return made.eval()
+
+    classes, words = teacher(), teacher(text_width=12, image_width=3)
+    pictures = teacher(text_width=12, image_width=6)
+    numbers = torch.tensor([[NO_SUBJECT] * 4, [NO_SUBJECT] * 4, [NO_SUBJECT, NO_SUBJECT, 0, NO_SUBJECT]])
+    states = torch.randn(3, 4, 12)
+
+    def restate(pseudo: Tensor) -> Tensor:
+        return torch.where((numbers >= 0)[..., None], pseudo[numbers.clamp_min(0)], states)
+
+    mask, present = torch.ones(3, 4, dtype=torch.bool), torch.tensor([False, True, True])
+    prompts = EncodedPrompts(states, mask, numbers, torch.randn(1, 6), restate, present)
+    prompt = PromptInputs(torch.tensor([2, -1, 1]), prompts)
+    clean, t = torch.randn(3, 2, 4, 8, 8), torch.rand(3, 2) * 0.8 + 0.1
+    path, roles = linear_path(clean, torch.randn(3, 2, 4, 8, 8), t), torch.zeros(3, 2, dtype=torch.int64)
+    for kinds, network, rows in (
+        (("no_prompt",), classes, [0]),
+        (("no_prompt",), words, [0]),
+        (("text",), words, [1]),
+        (("no_prompt", "text"), words, [0, 1]),
+        (("pictures",), pictures, [2]),
+    ):
+        taught = Distillation(dict.fromkeys(kinds, network))
+        _, new = taught(path, clean, roles, prompt=prompt, conditioning=pictures.conditioner(prompt))
+        assert [not torch.equal(one, other) for one, other in zip(new, clean, strict=True)] == [
+            i in rows for i in range(3)
+        ]
+        own = prompt.class_labels if network is classes else prompt
+        if network is words:
+            own = PromptInputs(prompt.class_labels, prompts.text_only())
+        with torch.no_grad():
+            expected = network(path.x_t, t, roles, network.conditioner(own)).sample
+        torch.testing.assert_close(new[rows], expected[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_a_middle_head_asks_the_teachers_once(prompted, tmp_path: Path) -> None:
+    teacher = str(trained(prompted(), tmp_path / "teacher"))
+    model = replace(PROMPTED, internal_guidance_depth=1)
+    run = build_run(prompted(model=model, distillation=DistillationConfig(text=teacher)))
+    asked: list[int] = []
+    (network,) = run.module.distillation.teachers.values()
+    network.register_forward_hook(lambda *_: asked.append(1))
+    losses = run.module.train().losses(next(iter(run.data.train_dataloader())), torch.Generator().manual_seed(0))
+    assert losses["internal"] > 0
+    assert len(asked) == 1
 
 
 def _debug() -> dict[str, Any]:
@@ -213,6 +273,15 @@ def test_a_teacher_must_mean_the_same(prompted, prompt_folders, tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=message):
             build_run(config)
+    layered = copies("layered")
+    config = json.loads((layered / "text_encoder/config.json").read_text())
+    (layered / "text_encoder/config.json").write_text(json.dumps(config | {LAYER_KEY: 0}))
+    depth = config.get("text_config", config)["num_hidden_layers"]
+    with pytest.raises(
+        UserError,
+        match=f"takes the states of layer 0 of its text_encoder, and layer {depth} .* give prompts.hidden_layer 0",
+    ):
+        build_run(named(layered))
     eyes = copies("eyes", weights="image_encoder")
     with pytest.raises(UserError, match=r"pictures .*: its image_encoder is not the one that reads prompts here"):
         build_run(named(eyes, "pictures"))

@@ -248,7 +248,17 @@ def test_styles_need_a_model_that_can_be_told_them(
     (folder / "train/prompts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     config = part_of("styles", folder, pretrained, tiny_config, max_steps=16)
     with pytest.raises(UserError, match=r"prompts\.jsonl, sample '000000': .*xylophone"):
-        list(build_run(config).data.train_dataloader())
+        build_run(config)
+
+    encoder = MultimodalDiTPipeline.from_pretrained(pretrained).prompt_encoder()
+    assert isinstance(encoder, PromptEncoder)
+    longest = encoder.text.max_length
+    rows[0]["captions"] = [" ".join(["grey"] * (longest - 2))]
+    (folder / "train/prompts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with pytest.raises(
+        UserError, match=rf"sample '000000': .* has {longest + 6} tokens, .*'in the style of the scene'"
+    ):
+        build_run(config)
 
 
 def test_gradients_reach_the_pseudo_word_alone_where_asked(clip: Path, make_config) -> None:

@@ -82,7 +82,7 @@ def test_loss_by_hand(conditioner):
 def test_a_batch_without_styles_only_stays_as_it_is(conditioner):
     objective = StyleObjective(conditioner)
     losses = {name: float(value.detach()) for name, value in objective(conditioner, batch(1)[0]).items()}
-    assert losses == {"loss": 0, "kept": 0}
+    assert losses == {"loss": 0, "kept": 0, "style": 0, "attention": 0}
 
 
 def test_styles_are_learned_and_all_else_stays(conditioner):

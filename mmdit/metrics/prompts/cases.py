@@ -137,10 +137,14 @@ class CaptionedObjects:
     relation: str | None
 
 
-def captions_of(sample: CaptionedSample, objects: Sequence[Named]) -> Iterator[CaptionedObjects]:
-    """Each caption of a sample that names at least one of the objects. Those that say "in the style of the scene" are left out:
-    without a picture it means nothing."""
-    styles = [entity for entity in sample.entities if entity.noun == STYLE_WORD]
+def captions_of(
+    sample: CaptionedSample, objects: Sequence[Named], *, in_words: bool = False
+) -> Iterator[CaptionedObjects]:
+    """Each caption of a sample that names at least one of the objects.
+
+    ``in_words``: that is asked for as it stands. "In the style of the scene" means nothing without a picture: it is left out.
+    """
+    styles = [entity for entity in sample.entities if entity.phrase == STYLE_WORD] if in_words else []
     for number, text in enumerate(sample.captions):
         if any(style.spans[number] is not None for style in styles):
             continue

@@ -46,8 +46,9 @@ class NamedGround(PromptKind):
             ground = next((named(each) for each in sample.entities if each.noun == self.name), None)
             if ground is None or ground.colour is None:
                 continue
-            for caption in captions_of(sample, objects):
-                said = ground.entity.spans[caption.number] is not None
+            for caption in captions_of(sample, objects, in_words=True):
+                span = ground.entity.spans[caption.number]
+                said = span is not None and ground.colour in caption.text[slice(*span)].split()
                 if len(caption.objects) == 1 and all(caption.said) and said:
                     yield text_case(replace(caption, objects=(*caption.objects, ground)), index)
                     break

@@ -47,7 +47,7 @@ class OneObject(PromptKind):
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
-            for caption in captions_of(sample, objects):
+            for caption in captions_of(sample, objects, in_words=True):
                 if len(caption.objects) == 1 and all(caption.said):
                     yield text_case(caption, index)
                     break
@@ -64,7 +64,7 @@ class TwoObjects(PromptKind):
 
     def find(self, split: PromptedSplit) -> Iterator[PromptCase]:
         for index, sample, objects in split:
-            for caption in captions_of(sample, objects):
+            for caption in captions_of(sample, objects, in_words=True):
                 if is_pair(caption.objects) and all(caption.said) and caption.relation is not None:
                     yield text_case(caption, index)
                     break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mmdit.encoders.hidden_layer import noted_layer
 from mmdit.encoders.precompute import fingerprint
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError
@@ -72,3 +73,8 @@ def _check_prompts(
         part, other = encoder.components[name], own.components.get(name)
         if isinstance(part, nn.Module) and (other is None or fingerprint(other) != fingerprint(part)):
             raise UserError(f"{where}: its {name} is not the one that reads prompts here: give a model that has it")
+        if isinstance(part, nn.Module) and noted_layer(part) != noted_layer(other):
+            raise UserError(
+                f"{where}: it takes the states of layer {noted_layer(other)} of its {name}, and layer {noted_layer(part)} is "
+                f"taken here: give prompts.hidden_layer {noted_layer(other)}"
+            )

@@ -15,7 +15,7 @@ from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
-from mmdit.training.recipes.prompts import in_place, tiue_pipeline
+from mmdit.training.recipes.in_place import in_place, tiue_pipeline
 from mmdit.training.run import Run
 
 MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
@@ -25,14 +25,21 @@ class ImageEncoderModule(LabelledModule):
     """Trains an image tower and what makes words of it.
 
     The batch is that of ``ImagesWithCrops``, with ``segmentation`` (B, 3, H, W) colours.
+
+    Args:
+        classes: rows of the palette, of ``BACKGROUND_CLASSES``.
+        settings: as in ``LabelledModule``.
     """
 
     network: GroundReader
     objective: GroundColourObjective
 
+    def __init__(self, *settings: Any, classes: tuple[int, ...], **more: Any) -> None:
+        super().__init__(*settings, **more)
+        self.classes = classes
+
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        classes = tuple(self.segmentation.names.index(name) for name in BACKGROUND_CLASSES)
-        colours = mean_colours(batch[IMAGE], self.labels(batch), classes)
+        colours = mean_colours(batch[IMAGE], self.labels(batch), self.classes)
         colours[~batch["present"].all(dim=1)] = torch.nan  # blank where a file is missing
         return self.objective(self.network, batch[IMAGE], colours, batch.get("crops"))
 
@@ -49,13 +56,14 @@ def image_encoder_run(config: TrainingConfig) -> Run:
         return ImagesWithCrops(sized_images(config, split, [IMAGE, "segmentation"], size, mirrored), config.seed)
 
     train, val = both_splits(config, images)
-    train.images.class_numbers(BACKGROUND_CLASSES)  # which may be lacking
+    classes = train.images.class_numbers(BACKGROUND_CLASSES)
     codec: Any = train.images.codecs["segmentation"]
     reader.measure(train.read_batch(range(min(len(train), MEASURED)))[IMAGE])
     module = ImageEncoderModule(
         reader.train(),
         GroundColourObjective(reader, config.image_encoder.colour_weight),
         codec,
+        classes=classes,
         optimizer=config.optimizer,
         seed=config.seed,
         max_steps=config.trainer.max_steps,

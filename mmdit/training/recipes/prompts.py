@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
-
-from mmdit.data.datamodule import ResumableDataModule
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
 from mmdit.encoders.prompts import PROMPT_ENCODERS, load_prompt_encoder, make_prompt_encoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.attention import ATTENTION_LOSSES, tapped_blocks
 from mmdit.models.blocks import BLOCKS
-from mmdit.models.tiue import TIUEConditioner
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.loading import INDEX, bundled_models, check_folder, load_optional
-from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.component import read_config
 from mmdit.storage.transformers_folder import CONFIG
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import PromptReading
 from mmdit.training.grounding import GROUNDED, AttentionLoss, Grounding
-from mmdit.training.module import SteppedModule
 from mmdit.training.recipes.data import pretrained_folder
-from mmdit.training.run import Run
 
 
 def prompt_encoder(config: TrainingConfig) -> FrozenPromptEncoder | None:
@@ -81,36 +72,6 @@ def _encoders_of_a_model(config: TrainingConfig) -> FrozenPromptEncoder:
             f"not {config.model.conditioner!r}: give that, or other encoders"
         )
     return make_prompt_encoder(theirs, load_optional(folder, {}))
-
-
-def tiue_pipeline(
-    config: TrainingConfig,
-) -> tuple[MultimodalDiTPipeline, CLIPVisionModelWithProjection, TIUEConditioner]:
-    """The pipeline ``model.pretrained``, its image tower and its conditioner, which makes words of what the tower sees.
-
-    Raises UserError for none, or one that makes no words of pictures.
-    """
-    if config.model.pretrained is None:
-        raise UserError(
-            "model.pretrained is null: give a pipeline folder or a bundled model's name, of conditioner 'tiue'"
-        )
-    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(config.model.pretrained))
-    conditioner = pipe.transformer.conditioner
-    if pipe.image_encoder is None or not isinstance(conditioner, TIUEConditioner):
-        raise UserError(
-            f"model.pretrained {config.model.pretrained} makes no words of pictures: give a model of conditioner 'tiue' with "
-            "an image encoder"
-        )
-    return pipe, pipe.image_encoder, conditioner
-
-
-def in_place(pipe: MultimodalDiTPipeline, module: SteppedModule, data: ResumableDataModule) -> Run:
-    """A run that trains parts of a pipeline where they are, and exports all of it."""
-
-    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        pipe.save_pretrained(folder, safe_serialization=True)
-
-    return Run(module, data, export, "pipeline", [])
 
 
 def attention_loss(config: TrainingConfig, network: MultimodalDiT) -> AttentionLoss:

@@ -16,13 +16,13 @@ from mmdit.modalities import IMAGE
 from mmdit.models.tiue import TIUEConditioner
 from mmdit.names import BACKGROUND_CLASSES
 from mmdit.prompt import parse
-from mmdit.training.captions import read_named
+from mmdit.training.captions import check_texts, read_named
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.module import SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
-from mmdit.training.recipes.prompts import in_place, tiue_pipeline
+from mmdit.training.recipes.in_place import in_place, tiue_pipeline
 from mmdit.training.run import Run
 from mmdit.training.styles import StyleObjective
 
@@ -69,9 +69,13 @@ class StyleReading:
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with what the encoder takes in place of its prompts; a list without any is left out."""
-        kept = read_named(list(zip(batch["id"], batch["kept"], strict=True)), self.encoder)
-        pairs = {kind: self.encoder.read(batch[kind]) for kind in ("styled", "told") if batch[kind]}
-        return {"id": batch["id"], "kept": kept, **pairs}
+        ids = {"kept": batch["id"], "styled": batch["pair_id"], "told": batch["pair_id"]}
+        read = {
+            kind: read_named(list(zip(ids[kind], batch[kind], strict=True)), self.encoder)
+            for kind in KINDS
+            if batch[kind]
+        }
+        return {"id": batch["id"], **read}
 
 
 def styles_run(config: TrainingConfig) -> Run:
@@ -99,6 +103,9 @@ def styles_run(config: TrainingConfig) -> Run:
         return StyledPrompts(images, config.seed, conditioner.max_subjects)
 
     train, val = both_splits(config, prompts)
+    for split in (train, val):
+        if split is not None:
+            check_texts(split.texts(), encoder)
     objective = StyleObjective(conditioner.float(), config.styles.kept_weight, config.styles.attention_weight)
     conditioner.requires_grad_(False)
     for part in TRAINED:

@@ -1,11 +1,13 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mmdit.data.prompts import CaptionedSample, Entity
 from mmdit.errors import UserError
-from mmdit.metrics.prompts.cases import PromptedSplit, article, captions_of, relation_in
+from mmdit.metrics.prompts.cases import PromptedSplit, article, captions_of, named, relation_in
 from mmdit.metrics.prompts.kinds import KINDS, Contradiction, TwoSubjects
 from mmdit.metrics.prompts.views import read_shown
 from mmdit.metrics.samples import EvaluationSamples
@@ -36,21 +38,46 @@ def test_articles():
 
 
 def test_what_captions_name(split, lines):
-    """Those that mean a picture by "the scene" are left out."""
-    assert any(GROUND_LEADS[STYLE_WORD] in text for line in lines.values() for text in line["captions"])
     seen = 0
     for index, sample, objects in split:
         line = lines[split.samples.samples[index].id]
         for caption in captions_of(sample, objects):
             seen += 1
             assert caption.text in line["captions"]
-            assert GROUND_LEADS[STYLE_WORD] not in caption.text
             for one, said in zip(caption.objects, caption.said, strict=True):
                 assert re.search(rf"\b{one.category}\b", caption.text)
                 assert said == bool(re.search(rf"\b{one.colour} {one.category}\b", caption.text))
             places = [caption.text.index(one.category) for one in caption.objects]
             assert places == sorted(places)
     assert seen > 100
+
+
+def test_words_alone_ask_for_no_style(split):
+    """ "In the style of the scene" means a picture; a street scene doesn't."""
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for _, sample, objects in split:
+        for in_words, found in texts.items():
+            found += [caption.text for caption in captions_of(sample, objects, in_words=in_words)]
+    assert texts[True] == [text for text in texts[False] if GROUND_LEADS[STYLE_WORD] not in text]
+    assert len(texts[True]) < len(texts[False])
+    torus, text = Entity("red torus", ((2, 11),)), "a red torus in a street scene"
+    street = CaptionedSample("0", (text,), (torus, Entity("street scene", ((17, 29),))))
+    assert [one.text for one in captions_of(street, [named(torus)], in_words=True)] == [text]
+
+
+def test_a_colour_of_the_floor_is_asked_for_where_the_words_say_it(split):
+    asked = KINDS["text.floor"].cases(split, 100)
+    unsaid = {case.sample for case in asked[::2]}
+
+    def told_less(sample: CaptionedSample) -> CaptionedSample:
+        ground = [each for each in sample.entities if each.noun == "floor"]
+        cut = tuple(replace(each, spans=tuple(s and (s[1] - 5, s[1]) for s in each.spans)) for each in ground)
+        return replace(sample, entities=(*(each for each in sample.entities if each.noun != "floor"), *cut))
+
+    ids = {split.samples.samples[number].id for number in unsaid}
+    split.prompts = {name: told_less(each) if name in ids else each for name, each in split.prompts.items()}
+    left = KINDS["text.floor"].cases(split, 100)
+    assert {case.sample for case in left} == {case.sample for case in asked} - unsaid
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

@@ -1,0 +1,51 @@
+"""What recipes need that train a part of a pipeline where it is: the pipeline, and the run that exports all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from mmdit.data.datamodule import ResumableDataModule
+from mmdit.errors import UserError
+from mmdit.models.tiue import TIUEConditioner
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training.config import TrainingConfig
+from mmdit.training.module import SteppedModule
+from mmdit.training.recipes.data import pretrained_folder
+from mmdit.training.run import Run
+
+
+def tiue_pipeline(
+    config: TrainingConfig,
+) -> tuple[MultimodalDiTPipeline, CLIPVisionModelWithProjection, TIUEConditioner]:
+    """The pipeline ``model.pretrained``, its image tower and its conditioner, which makes words of what the tower sees.
+
+    Raises UserError for none, or one that makes no words of pictures.
+    """
+    if config.model.pretrained is None:
+        raise UserError(
+            "model.pretrained is null: give a pipeline folder or a bundled model's name, of conditioner 'tiue'"
+        )
+    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(config.model.pretrained))
+    conditioner = pipe.transformer.conditioner
+    if pipe.image_encoder is None or not isinstance(conditioner, TIUEConditioner):
+        raise UserError(
+            f"model.pretrained {config.model.pretrained} makes no words of pictures: give a model of conditioner 'tiue' with "
+            "an image encoder"
+        )
+    return pipe, pipe.image_encoder, conditioner
+
+
+def in_place(pipe: MultimodalDiTPipeline, module: SteppedModule, data: ResumableDataModule) -> Run:
+    """A run that trains parts of a pipeline where they are, and exports all of it.
+
+    The module's network is those parts, not a copy: what it has learned is in the pipeline, without an average of weights.
+    """
+
+    def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        pipe.save_pretrained(folder, safe_serialization=True)
+
+    return Run(module, data, export, "pipeline", [])
