@@ -28,7 +28,7 @@ from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
 from mmdit.modalities.rgb import WHITE, on_white, read_picture
 from mmdit.modalities.stored import open_stored
-from mmdit.names import BACKGROUND_CLASSES
+from mmdit.names import BACKGROUND_CLASSES, GROUND_LEADS
 from mmdit.prompt import IMAGE_WORD, Prompt, Span
 
 SEARCHED = 256  # cells along the shorter side in which a square is looked for
@@ -75,7 +75,14 @@ class PromptDraw:
 PICTURES: dict[str, float | None] = {"other": None, "crop": 1.0, "either": 0.5}
 
 
-_NO_PROMPT: dict[str, Any] = {"caption": "", "subjects": [], "subject_masks": [], "mentions": [], "mention_masks": []}
+_NO_PROMPT: dict[str, Any] = {
+    "caption": "",
+    "subjects": [],
+    "subject_masks": [],
+    "shows_ground": False,
+    "mentions": [],
+    "mention_masks": [],
+}
 
 
 class PromptedLatents(Dataset):
@@ -83,7 +90,8 @@ class PromptedLatents(Dataset):
 
     A batch has, beside that of ``latents``, by sample: ``caption``, a template as ``mmdit.prompt.parse`` reads it, "" = none;
     ``subjects``, a list of PIL images, one per brace; ``subject_masks``, a list of bool (H, W), where each of
-    them is in the part of the picture that was encoded, None = not known; ``mentions`` and ``mention_masks``, the same of all
+    them is in the part of the picture that was encoded, None = not known; ``shows_ground``, whether one of them is a floor, a
+    wall or a whole scene; ``mentions`` and ``mention_masks``, the same of all
     that the caption names, with or without a picture: (start, end) in characters of the text without braces. ``category`` is
     -1 where the label is not shown.
     A mirrored view has a mirrored caption and mirrored masks.
@@ -166,6 +174,7 @@ class PromptedLatents(Dataset):
             "caption": drawn.prompt.template,
             "subjects": subjects,
             "subject_masks": [masks[place] for place in drawn.shown],
+            "shows_ground": any(drawn.entities[place].noun in GROUND_LEADS for place in drawn.shown),
             "mentions": [(span.start, span.end) for span in drawn.mentions.spans],
             "mention_masks": masks,
         }

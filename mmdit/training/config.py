@@ -336,11 +336,13 @@ class DistillationConfig:
         no_prompt: of samples without words: none there, or dropped, or hidden beside a condition.
         text: of samples whose words have no pictures.
         pictures: of samples of whose words some have pictures.
+        ground: of those among them that show a floor, a wall or a scene's style; null = pictures says it.
     """
 
     no_prompt: str | None = None
     text: str | None = None
     pictures: str | None = None
+    ground: str | None = None
 
 
 @dataclass

@@ -21,8 +21,8 @@ from mmdit.models.prompted import PromptInputs
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.names import SAMPLE
 
-NO_PROMPT, TEXT, PICTURES = "no_prompt", "text", "pictures"
-PROMPT_KINDS = (NO_PROMPT, TEXT, PICTURES)
+NO_PROMPT, TEXT, PICTURES, GROUND = "no_prompt", "text", "pictures", "ground"
+PROMPT_KINDS = (NO_PROMPT, TEXT, PICTURES, GROUND)
 
 
 class Distillation:
@@ -38,7 +38,14 @@ class Distillation:
 
     @torch.no_grad()
     def __call__(
-        self, path: PathSample, clean: Tensor, roles: Tensor, *, prompt: Any, conditioning: Conditioning
+        self,
+        path: PathSample,
+        clean: Tensor,
+        roles: Tensor,
+        *,
+        prompt: Any,
+        conditioning: Conditioning,
+        shows_ground: Sequence[bool] | None = None,
     ) -> tuple[PathSample, Tensor]:
         """The path's velocity and the data (B, M, C, H, W), in rows that have a teacher as it predicts them.
 
@@ -46,8 +53,9 @@ class Distillation:
             path, clean, roles: as an objective has them (``mmdit.flow.flow_matching.Teach``).
             prompt: what a conditioner reads; what training dropped is gone.
             conditioning: what the trained network's made of it.
+            shows_ground: of each sample, see ``PromptedLatents``; None = of none.
         """
-        velocity, clean, kinds = path.velocity.clone(), clean.clone(), kinds_of(conditioning)
+        velocity, clean, kinds = path.velocity.clone(), clean.clone(), kinds_of(conditioning, shows_ground)
         for teacher in dict.fromkeys(self.teachers.values()):  # one of several kinds is asked once
             asked = [kind for kind, network in self.teachers.items() if network is teacher]
             numbers = torch.tensor([PROMPT_KINDS.index(kind) for kind in asked], device=kinds.device)
@@ -67,15 +75,15 @@ def _shown(prompt: Any, kinds: Sequence[str]) -> Any:
     """What a teacher of these kinds is shown of a batch's prompts: its encoders need not fit the others."""
     if not isinstance(prompt, PromptInputs):
         return prompt
-    if not {TEXT, PICTURES} & set(kinds):
+    if set(kinds) == {NO_PROMPT}:
         return prompt.class_labels
-    if PICTURES in kinds or prompt.prompts is None:
+    if {PICTURES, GROUND} & set(kinds) or prompt.prompts is None:
         return prompt
     return replace(prompt, prompts=prompt.prompts.text_only())
 
 
-def kinds_of(conditioning: Conditioning) -> Tensor:
-    """(B,) int64, numbers in ``PROMPT_KINDS``: no words, words alone, or words of which some have pictures."""
+def kinds_of(conditioning: Conditioning, shows_ground: Sequence[bool] | None = None) -> Tensor:
+    """(B,) int64, numbers in ``PROMPT_KINDS``: no words, words alone, or words of which some have pictures, of ground or not."""
     none = torch.zeros(len(conditioning.vector), dtype=torch.int64, device=conditioning.vector.device)
     if conditioning.tokens is None:
         return none
@@ -83,4 +91,7 @@ def kinds_of(conditioning: Conditioning) -> Tensor:
     kinds = torch.where(silent, PROMPT_KINDS.index(NO_PROMPT), PROMPT_KINDS.index(TEXT))
     if conditioning.subject_ids is None:
         return kinds
-    return torch.where((conditioning.subject_ids != NO_SUBJECT).any(1), PROMPT_KINDS.index(PICTURES), kinds)
+    shown = torch.full_like(kinds, PROMPT_KINDS.index(PICTURES))
+    if shows_ground is not None:
+        shown[torch.tensor(shows_ground, device=shown.device)] = PROMPT_KINDS.index(GROUND)
+    return torch.where((conditioning.subject_ids != NO_SUBJECT).any(1), shown, kinds)

@@ -202,7 +202,8 @@ class TransformerModule(SteppedModule):
             with torch.no_grad():
                 asked["null"] = self.network.conditioner.null(len(clean)).to(moments.device)
         if self.distillation is not None:
-            asked["teach"] = once(partial(self.distillation, prompt=prompt, conditioning=conditioning))
+            told = {"prompt": prompt, "conditioning": conditioning, "shows_ground": batch.get("shows_ground")}
+            asked["teach"] = once(partial(self.distillation, **told))
         recorded = InternalPredictions(network)
         has_internal = self.network.config.internal_guidance_depth is not None
         inputs = (clean, conditioning, draw, self._mean_over_processes)

@@ -205,6 +205,9 @@ def test_every_brace_has_its_picture_and_its_mask(folders):
             assert len(prompt.images) == len(batch["subject_masks"][0]) == len(prompt.spans)
             for word, image in zip(prompt.words, prompt.images, strict=True):
                 assert image.size == (64, 64) or word.split()[-1] in ("floor", "wall")
+            if IMAGE_WORD not in prompt.words:
+                ground = [word for word in prompt.words if word.split()[-1] in ("floor", "wall", "scene")]
+                assert batch["shows_ground"] == [bool(ground)]
 
 
 def test_mirrored_views_have_mirrored_captions_and_masks(folders):

@@ -42,6 +42,10 @@ def test_the_kind_of_a_prompt_is_what_its_tokens_are() -> None:
     tokens = torch.zeros(4, 2, 8)
     kinds = [PROMPT_KINDS[number] for number in kinds_of(Conditioning(vector, tokens, mask, ids))]
     assert kinds == ["no_prompt", "text", "pictures", "pictures"]
+    told = kinds_of(
+        Conditioning(vector, tokens, mask, ids), [True, True, False, True]
+    )  # of words alone nothing is shown
+    assert [PROMPT_KINDS[number] for number in told] == ["no_prompt", "text", "pictures", "ground"]
     assert [PROMPT_KINDS[number] for number in kinds_of(Conditioning(vector))] == ["no_prompt"] * 4
     assert [PROMPT_KINDS[number] for number in kinds_of(Conditioning(vector, tokens))] == ["text"] * 4
 
@@ -104,6 +108,7 @@ def test_a_teacher_reads_prompts_of_its_kinds_alone() -> None:
         (("text",), words, [1]),
         (("no_prompt", "text"), words, [0, 1]),
         (("pictures",), pictures, [2]),
+        (("ground",), pictures, []),
     ):
         taught = Distillation(dict.fromkeys(kinds, network))
         _, new = taught(path, clean, roles, prompt=prompt, conditioning=pictures.conditioner(prompt))
@@ -116,6 +121,23 @@ def test_a_teacher_reads_prompts_of_its_kinds_alone() -> None:
         with torch.no_grad():
             expected = network(path.x_t, t, roles, network.conditioner(own)).sample
         torch.testing.assert_close(new[rows], expected[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_of_ground_have_a_teacher_of_their_own(prompted, tmp_path: Path) -> None:
+    """Where none is named it is that of all pictures. A batch says which samples are meant."""
+    one, other = (str(trained(prompted(seed=seed), tmp_path / str(seed))) for seed in (1, 2))
+    config = prompted(distillation=DistillationConfig(pictures=one))
+    run = build_run(config)
+    teachers = run.module.distillation.teachers
+    assert set(teachers) == {"pictures", "ground"}
+    assert teachers["ground"] is teachers["pictures"]
+    batch = next(iter(run.data.train_dataloader()))
+    assert 0 < sum(batch["shows_ground"]) < len(batch["id"])
+    losses = {}
+    for ground in (None, one, other):
+        config.distillation = DistillationConfig(pictures=one, ground=ground)
+        losses[ground] = losses_of(config)["loss"]
+    assert losses[None] == losses[one] != losses[other]
 
 
 def test_a_middle_head_asks_the_teachers_once(prompted, tmp_path: Path) -> None:
@@ -254,7 +276,7 @@ def test_a_teacher_must_mean_the_same(prompted, prompt_folders, tmp_path: Path) 
     for config, message in (
         (
             prompted(distillation=DistillationConfig()),
-            r"distillation names no model: give one of distillation\.no_prompt, .*pictures, or distillation null",
+            r"distillation names no model: give one of distillation\.no_prompt, .*ground, or distillation null",
         ),
         (named("nowhere"), "distillation.text nowhere: give a pipeline folder, with a subfolder transformer/"),
         (

@@ -11,7 +11,7 @@ from mmdit.errors import UserError
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
-from mmdit.training.distillation import NO_PROMPT, PROMPT_KINDS, TEXT, Distillation
+from mmdit.training.distillation import GROUND, NO_PROMPT, PROMPT_KINDS, TEXT, Distillation
 from mmdit.training.recipes.data import LatentData, check_encoding, pretrained_folder
 
 _SAME = ("modalities", "patch_size")  # of the network, for predictions to mean the same
@@ -28,7 +28,8 @@ def distillation(
     settings = config.distillation
     if settings is None:
         return None
-    given = {kind: name for kind in PROMPT_KINDS if (name := getattr(settings, kind)) is not None}
+    named = {**vars(settings), GROUND: settings.ground or settings.pictures}
+    given = {kind: name for kind in PROMPT_KINDS if (name := named[kind]) is not None}
     if not given:
         listed = ", ".join(f"distillation.{kind}" for kind in PROMPT_KINDS)
         raise UserError(f"distillation names no model: give one of {listed}, or distillation null")
