@@ -198,52 +198,50 @@ def _count(report: dict[str, Any]) -> int:
     return int(report["prompts"]["text"]["one"]["num_samples"])
 
 
-def _lines(
-    head: str, rows: Sequence[tuple[str, str]], columns: Sequence[tuple[str, str, str]], report: dict[str, Any]
-) -> list[str]:
-    """Markdown: a line for each row's part of a report, a column for each measure of it."""
+def _table(
+    head: str,
+    rows: Sequence[tuple[str, str]],
+    columns: Sequence[tuple[str, str, str]],
+    report: dict[str, Any],
+    below: str,
+) -> str:
+    """Markdown: a line for each row's part of a report, a column for each measure of it, and a sentence below."""
     heads = [head, *(name for name, _, _ in columns)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for text, part in rows:
         values = (_text(report, f"{part}.{path}", form) for _, path, form in columns)
         lines.append(f"| {text} | {' | '.join(values)} |")
-    return lines
+    return "\n".join([*lines, "", below])
 
 
 def lora_table(report: dict[str, Any]) -> str:
     """Markdown: a subject in its words, by its picture, and by a LoRA that was trained for it."""
     settings = report["settings"]
-    lines = [
-        *_lines("a subject by", LORA_ROWS, LORA_COLUMNS, report),
-        "",
+    below = (
         f"{len(settings['subjects'])} unseen subjects, {settings['num_images']} pictures of each in each way; a LoRA of rank "
-        f"{settings['rank']} is trained for {settings['max_steps']} steps on {settings['num_pictures'][0]} pictures.",
-    ]
-    return "\n".join(lines)
+        f"{settings['rank']} is trained for {settings['max_steps']} steps on {settings['num_pictures'][0]} pictures."
+    )
+    return _table("a subject by", LORA_ROWS, LORA_COLUMNS, report, below)
 
 
 def video_table(report: dict[str, Any]) -> str:
     """Markdown: flicker beside accuracy, one line per method, and the truth's own."""
     settings = report["settings"]
-    lines = [
-        *_lines("frames", VIDEO_ROWS, VIDEO_COLUMNS, report["video"]),
-        "",
+    below = (
         f"{settings['num_scenes']} camera paths of {settings['num_frames']} frames through unseen scenes; "
-        f"{settings['num_inference_steps']} step; depth in hundredths of its range.",
-    ]
-    return "\n".join(lines)
+        f"{settings['num_inference_steps']} step; depth in hundredths of its range."
+    )
+    return _table("frames", VIDEO_ROWS, VIDEO_COLUMNS, report["video"], below)
 
 
 def diversity_table(report: dict[str, Any]) -> str:
     """Markdown: how images for one map differ, and keep to it."""
     settings = report["settings"]
-    lines = [
-        *_lines(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report),
-        "",
+    below = (
         f"{settings['num_images']} images for each of {settings['num_maps']} unseen maps; "
-        f"{settings['num_inference_steps']} steps.",
-    ]
-    return "\n".join(lines)
+        f"{settings['num_inference_steps']} steps."
+    )
+    return _table(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report, below)
 
 
 def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
