@@ -59,14 +59,13 @@ class StyledPrompts(Dataset):
             )
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every text that a prompt of the split may have, pictures left out, with the id of its sample."""
+        """The longest text that a prompt of each caption may have, pictures left out, with the id of its sample."""
         mirrored = len(self.images) > len(self.images.samples)
         for name, sample in self.prompts.items():
+            plain = set(captions_without(sample, GROUND_LEADS).captions)
             for text in sample.captions:
-                yield from ((name, view) for view in ((text, mirror_text(text)) if mirrored else (text,)))
-            for text in captions_without(sample, GROUND_LEADS).captions:
-                for told in (STYLED, STYLED.replace(STYLE_WORD, IMAGE_WORD), TOLD):
-                    yield name, f"{text} {parse_text(told)}"
+                for view in (text, mirror_text(text)) if mirrored else (text,):
+                    yield name, f"{view} {parse_text(STYLED)}" if text in plain else view
 
     def __len__(self) -> int:
         return len(self.images)
