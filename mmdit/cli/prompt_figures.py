@@ -1,4 +1,4 @@
-"""``mmdit prompt-figures``: the fusing scale, and the map of pseudo-words."""
+"""``mmdit prompt-figures``: the fusing scale, styles by pictures, and the map of pseudo-words."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdit.bounds import Batch, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 from mmdit.storage.files import write_atomically
 
-FUSING, WORDS = "fusing", "pseudo_words"
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mmdit.metrics.prompts.figures import ShownPrompt
+
+FUSING, GROUNDS, WORDS = "fusing", "grounds", "pseudo_words"
 
 
 def prompt_figures(
@@ -35,11 +40,12 @@ def prompt_figures(
     device: str = "auto",
     dtype: DtypeName = "auto",
 ) -> None:
-    """Draw what the fusing scale does, and where the pseudo-words of subjects lie.
+    """Draw what the fusing scale does, what is made of styles by pictures, and where the pseudo-words of subjects lie.
 
     Writes OUTPUT/fusing.csv and fusing.png (how far pictures follow the words and how far the subject's picture, for each scale,
     where the two contradict each other: "a {red torus}" beside the picture of a blue one), fusing_pictures.png (some of
-    the pictures), pseudo_words.csv and pseudo_words.png (t-SNE of the pseudo-words of four categories).
+    the pictures), grounds.png (an object in the style of a scene, on a floor and against a wall that a picture shows, where the
+    split has them), pseudo_words.csv and pseudo_words.png (t-SNE of the pseudo-words of four categories).
 
     Args:
         data: Dataset folder whose split has prompts.jsonl with other pictures of subjects (data render --composition subjects).
@@ -49,7 +55,7 @@ def prompt_figures(
         lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
         lora_scale: How much of them; 0 = none, 1 = all.
         num_prompts: Prompts that the numbers are means of.
-        num_rows: Prompts that are shown.
+        num_rows: Prompts that are shown of each kind.
         fusing_scales: By default 0, 0.25, 0.5, 0.75 and 1.
         categories: Of the map; by default the four with the most subjects.
         detector: Folder of the detector that judges; by default the model's own, or a bundled one.
@@ -68,7 +74,13 @@ def prompt_figures(
     from mmdit.cli.common.output import prepare_folder, write_image
     from mmdit.cli.common.pictures import labelled_grid
     from mmdit.metrics.prompts.evaluation import FUSING_SCALES, PromptEvaluation, fuses_subjects, takes_prompts
-    from mmdit.metrics.prompts.figures import fusing_pictures, map_in_plane, neighbours_alike, pseudo_words
+    from mmdit.metrics.prompts.figures import (
+        fusing_pictures,
+        ground_pictures,
+        map_in_plane,
+        neighbours_alike,
+        pseudo_words,
+    )
     from mmdit.metrics.tasks import TaskRunner
 
     scales = list(FUSING_SCALES) if fusing_scales is None else fusing_scales
@@ -103,6 +115,11 @@ def prompt_figures(
         ["subject", *(f"{scale:g}" for scale in scales)],
     )
     write_image(output / f"{FUSING}_pictures.png", grid)
+    grounds = ground_pictures(tasks, prompted, num_rows)
+    written = [f"{FUSING}.csv", f"{FUSING}.png", f"{FUSING}_pictures.png", f"{WORDS}.csv", f"{WORDS}.png"]
+    if grounds:
+        write_image(output / f"{GROUNDS}.png", _ground_grid(grounds))
+        written.append(f"{GROUNDS}.png")
     evaluation = PromptEvaluation(
         tasks, prompted, instrument, count=num_prompts, batch_size=batch_size, fusing_scales=scales
     )
@@ -110,8 +127,22 @@ def prompt_figures(
     _write_table(output / f"{FUSING}.csv", [_flat(row) for row in measured])
     caption = f"{len(prompted)} samples, {measured[0]['num_samples']} prompts" if measured else ""
     write_atomically(output / f"{FUSING}.png", fusing_chart(measured, caption))
-    for name in (f"{FUSING}.csv", f"{FUSING}.png", f"{FUSING}_pictures.png", f"{WORDS}.csv", f"{WORDS}.png"):
+    for name in written:
         print(output / name)
+
+
+def _ground_grid(grounds: Mapping[str, Sequence[ShownPrompt]]) -> Image.Image:
+    """For each kind a row of the pictures that prompts show, above what was made of them and of the words below it."""
+    from mmdit.cli.common.pictures import labelled_grid
+    from mmdit.names import GROUND_LEADS
+
+    pictures, labels, captions = [], [], []
+    for name, prompts in grounds.items():
+        lead = GROUND_LEADS[name]
+        pictures += [[each.reference for each in prompts], [each.made[0] for each in prompts]]
+        labels += [f"{{{name}}}", f"{lead} {{{name}}}"]
+        captions += [[""] * len(prompts), [each.words.partition(f" {lead}")[0] for each in prompts]]
+    return labelled_grid(pictures, labels, [], captions)
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_prompt_figures(mmdit, prompt_scenes, prompted_dir, tmp_path):
     words = read(tmp_path / "figures" / "pseudo_words.csv")
     assert len({row["category"] for row in words}) <= 4
     assert len({(row["x"], row["y"]) for row in words}) == len(words) >= 4
-    for name in ("fusing.png", "fusing_pictures.png", "pseudo_words.png"):
+    for name in ("fusing.png", "fusing_pictures.png", "grounds.png", "pseudo_words.png"):
         assert Image.open(tmp_path / "figures" / name).width > 300
 
 

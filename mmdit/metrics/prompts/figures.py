@@ -1,7 +1,7 @@
-"""What the figures of prompts are drawn from: pictures for each fusing scale, and the map of the subjects' pseudo-words.
+"""What the figures of prompts are drawn from: pictures for each fusing scale, styles by pictures, the map of pseudo-words.
 
-UMM-Diffusion (arXiv 2303.09319) shows both: figure 7, the fusing scale α; and by t-SNE (van der Maaten and Hinton, 2008) that
-the pseudo-words of one class lie together.
+UMM-Diffusion (arXiv 2303.09319) shows them: figure 7, the fusing scale α; styles by words and a picture; and by t-SNE (van der
+Maaten and Hinton, 2008) that the pseudo-words of one class lie together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from PIL import Image
 
 from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
-from mmdit.metrics.prompts.cases import PromptedSplit
-from mmdit.metrics.prompts.kinds import Contradiction
+from mmdit.metrics.prompts.cases import PromptCase, PromptedSplit
+from mmdit.metrics.prompts.kinds import KINDS, Contradiction, Ground
 from mmdit.metrics.prompts.views import read_shown
 from mmdit.metrics.tasks import TaskRunner
 from mmdit.modalities import IMAGE
@@ -29,31 +29,49 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class FusingRow:
-    """One prompt: its words, the subject's picture, and what the model makes of them for each scale, uint8 (H, W, 3)."""
+class ShownPrompt:
+    """One prompt: its words, the picture in it, and what the model makes of them for each scale, uint8 (H, W, 3)."""
 
     words: str
     reference: Array
     made: tuple[Array, ...]
 
 
-def fusing_pictures(tasks: TaskRunner, split: PromptedSplit, scales: Sequence[float], count: int) -> list[FusingRow]:
+def fusing_pictures(tasks: TaskRunner, split: PromptedSplit, scales: Sequence[float], count: int) -> list[ShownPrompt]:
     """Prompts whose words contradict the picture, with the same noise for every scale."""
     cases = Contradiction().cases(split, count)
     if not cases:
         raise UserError("the split's captions have no subject with another picture: render with --composition subjects")
+    return _drawn(tasks, cases, "prompts.fusing", scales)
+
+
+def ground_pictures(tasks: TaskRunner, split: PromptedSplit, count: int) -> dict[str, list[ShownPrompt]]:
+    """A scene's style, a floor and a wall by pictures, as the evaluation asks for them: name -> prompts.
+
+    Without those of which the split has none.
+    """
+    drawn = {}
+    for name, kind in KINDS.items():
+        if isinstance(kind, Ground) and (cases := kind.cases(split, count)):
+            drawn[kind.name] = _drawn(tasks, cases, f"prompts.{name}", [None])
+    return drawn
+
+
+def _drawn(
+    tasks: TaskRunner, cases: Sequence[PromptCase], noise: str, scales: Sequence[float | None]
+) -> list[ShownPrompt]:
     made = [
         tasks.prompt(
             [case.template for case in cases],
             range(len(cases)),
-            noise="prompts.fusing",
+            noise=noise,
             subjects=[case.subjects for case in cases],
             fusing_scale=scale,
         )
         for scale in scales
     ]
     return [
-        FusingRow(
+        ShownPrompt(
             case.wording.replace("{", "").replace("}", ""),
             read_shown(case.references[0]),
             tuple(pictures[row][IMAGE] for pictures in made),

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from mmdit.errors import UserError
-from mmdit.metrics.prompts.figures import fusing_pictures, map_in_plane, neighbours_alike, pseudo_words
+from mmdit.metrics.prompts.figures import fusing_pictures, ground_pictures, map_in_plane, neighbours_alike, pseudo_words
+from mmdit.metrics.prompts.kinds import KINDS
+from mmdit.metrics.prompts.views import read_shown
 from mmdit.metrics.tasks import TaskRunner
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -62,3 +64,18 @@ def test_fusing_pictures_share_their_noise(prompted, split):
         assert np.array_equal(row.made[0], row.made[1])
         assert "{" not in row.words
         assert row.reference.shape == row.made[0].shape == (64, 64, 3)
+
+
+def test_ground_pictures_are_those_that_the_evaluation_makes(prompted, split):
+    tasks = TaskRunner(prompted, 1, guidance_scale=2.0, seed=0)
+    drawn = ground_pictures(tasks, split, 2)
+    assert list(drawn) == ["scene", "floor", "wall"]
+    for name, rows in drawn.items():
+        kind = f"style.{name}"
+        cases = KINDS[kind].cases(split, 2)
+        made = tasks.prompt([each.template for each in cases], range(2), noise=f"prompts.{kind}",
+                            subjects=[each.subjects for each in cases])  # fmt: skip
+        for row, case, maps in zip(rows, cases, made, strict=True):
+            assert row.words == case.wording
+            assert np.array_equal(row.reference, read_shown(case.references[0]))
+            assert np.array_equal(row.made[0], maps["rgb"])
