@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +67,32 @@ def test_missing_modality_is_no_image_for_the_autoencoder(make_dataset: MakeData
     batch["depth"][~batch["present"][:, 1]] = 7.0
     again = module.losses(batch, torch.Generator().manual_seed(0))
     assert torch.equal(losses["loss"], again["loss"])
+
+
+def test_missing_picture_is_none_for_the_image_encoder(
+    prompt_folders: Any, tiny_config: Configure, tmp_path: Path
+) -> None:
+    """It is neither measured, nor among the pictures whose words are kept."""
+    root = Path(shutil.copytree(prompt_folders.data, tmp_path / "data"))
+    manifest = root / "train/manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()][:4]
+    del rows[1]["rgb"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(str(root), batch_size=4, val_split=None)
+    run = build_run(tiny_config(recipe="image_encoder", model=ModelConfig(pretrained="scenes64"), data=data))
+    module, batch = run.module.eval(), run.data.train.read_batch(range(8))  # mirrored ones too
+    assert batch["present"][:, 0].tolist() == [True, False, True, True] * 2
+    shown = batch["rgb"][batch["present"][:, 0]]
+    torch.testing.assert_close(module.network.mean, module.network.words(shown).mean(dim=0))
+    with torch.no_grad():
+        module.network.pseudo_word[-1].weight.mul_(1.1)
+    losses = module.losses(batch, torch.Generator())
+    batch["rgb"][1] = 0.7
+    assert torch.equal(losses["loss"], module.losses(batch, torch.Generator())["loss"])
+    words, before = (
+        each.words(torch.cat([shown, batch["crops"]])) for each in (module.network, module.objective.before)
+    )
+    torch.testing.assert_close(losses["kept"], (words - before).square().mean() / module.network.std.square())
 
 
 def test_teacher_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:

@@ -18,6 +18,7 @@ from mmdit.training.recipes.data import both_splits, data_module, dataset_path, 
 from mmdit.training.recipes.in_place import in_place, tiue_pipeline
 from mmdit.training.run import Run
 
+MODALITIES = [IMAGE, "segmentation"]
 MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
 
 
@@ -41,7 +42,8 @@ class ImageEncoderModule(LabelledModule):
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         colours = mean_colours(batch[IMAGE], self.labels(batch), self.classes)
         colours[~batch["present"].all(dim=1)] = torch.nan  # blank where a file is missing
-        return self.objective(self.network, batch[IMAGE], colours, batch.get("crops"))
+        has_picture = batch["present"][:, MODALITIES.index(IMAGE)]
+        return self.objective(self.network, batch[IMAGE][has_picture], colours[has_picture], batch.get("crops"))
 
 
 def image_encoder_run(config: TrainingConfig) -> Run:
@@ -53,12 +55,13 @@ def image_encoder_run(config: TrainingConfig) -> Run:
     size = int(tower.config.image_size)
 
     def images(split: str, mirrored: bool) -> ImagesWithCrops:
-        return ImagesWithCrops(sized_images(config, split, [IMAGE, "segmentation"], size, mirrored), config.seed)
+        return ImagesWithCrops(sized_images(config, split, MODALITIES, size, mirrored), config.seed)
 
     train, val = both_splits(config, images)
     classes = train.images.class_numbers(BACKGROUND_CLASSES)
     codec: Any = train.images.codecs["segmentation"]
-    reader.measure(train.read_batch(range(min(len(train), MEASURED)))[IMAGE])
+    first = [train.images[index] for index in range(min(len(train), MEASURED))]
+    reader.measure(torch.stack([each[IMAGE] for each in first if each["present"][MODALITIES.index(IMAGE)]]))
     module = ImageEncoderModule(
         reader.train(),
         GroundColourObjective(reader, config.image_encoder.colour_weight),
