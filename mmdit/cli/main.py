@@ -90,7 +90,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "prompt-figures": Command(
         "mmdit.cli.prompt_figures:prompt_figures",
-        "Draw what the fusing scale does, and where the pseudo-words of subjects lie.",
+        "Draw what the fusing scale does, what is made of styles by pictures, and where the pseudo-words of subjects lie.",
     ),
     "compare-lora": Command(
         "mmdit.cli.compare_lora:compare_lora", "Compare a subject's picture with a LoRA that is trained for it."

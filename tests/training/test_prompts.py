@@ -399,6 +399,16 @@ def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_f
     module = build_run(make_config(clip, model=model, data=data)).module
     assert module.codec.modalities["depth"].latents_std == (2.0,) * 4
     assert module.codec.modalities["rgb"] == pipe.modalities["rgb"]
+    otherwise = {**pipe.modalities, "depth": pipe.modalities["depth"].replace(space="depth", quantiles=(0.0, 1.0))}
+    MultimodalDiTPipeline(**pipe.components, modalities=otherwise, id2label=pipe.id2label).save_pretrained(
+        tmp_path / "linear"
+    )
+    linear = replace(model, pretrained=str(tmp_path / "linear"))
+    with pytest.raises(
+        UserError,
+        match=r"data.whitening 'pretrained': depth is encoded otherwise than model.pretrained .*linear has it",
+    ):
+        build_run(make_config(clip, model=linear, data=data))
     with pytest.raises(UserError, match=r"data.whitening 'pretrained' is that of model.pretrained, which is null"):
         build_run(make_config(clip, data=data))
 

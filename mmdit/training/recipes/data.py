@@ -35,6 +35,11 @@ from mmdit.training.frozen import Teacher
 Images = TypeVar("Images", bound=Dataset[Any])
 
 
+# Of a modality, what the data may have otherwise than a model: its loss's weight, and where the model brings it, the whitening.
+_WEIGHT = "loss_weight"
+_FREE = {_WEIGHT, "latents_mean", "latents_std"}
+
+
 def pretrained_folder(name: str, key: str = "model.pretrained") -> Path:
     """What ``key`` says, a pipeline folder or a bundled name -> the folder. Raises UserError for one without a network."""
     folder = bundled_models().get(name, Path(name))
@@ -52,6 +57,9 @@ def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modalit
     if modality.name not in known:  # a modality that is new to the model
         return modality
     trained = Modality.from_dict(known[modality.name])
+    _check_modality(
+        modality, trained, {*_FREE, "classes"}, "data.whitening 'pretrained'", f"model.pretrained {pretrained}"
+    )
     return modality.replace(latents_mean=trained.latents_mean, latents_std=trained.latents_std)
 
 
@@ -193,10 +201,6 @@ def stored_data(config: TrainingConfig) -> LatentData:
     )
 
 
-# Of a modality, what the data may have otherwise than a model: its loss's weight, and where the model brings it, the whitening.
-_WEIGHT, _WHITENING = "loss_weight", ("latents_mean", "latents_std")
-
-
 def check_encoding(
     data: LatentData,
     name: str,
@@ -218,17 +222,17 @@ def check_encoding(
     """
     if fingerprint(data.vae) != fingerprint(vae):
         raise UserError(f"{data.where}: latents of another VAE than that of {name}: encode with its own")
-    free = {_WEIGHT} if whitened else {_WEIGHT, *_WHITENING}
     for modality in modalities.values():
-        ours, theirs = (
-            {key: value for key, value in each.to_dict().items() if key not in free}
-            for each in (modality, data.modalities[modality.name])
+        _check_modality(data.modalities[modality.name], modality, {_WEIGHT} if whitened else _FREE, data.where, name)
+
+
+def _check_modality(ours: Modality, theirs: Modality, free: set[str], where: str, name: str) -> None:
+    own, other = ({key: value for key, value in each.to_dict().items() if key not in free} for each in (ours, theirs))
+    if differences := Request(other).check(own):
+        raise UserError(
+            f"{where}: {ours.name} is encoded otherwise than {name} has it "
+            f"({differences[0].replace('was', 'is', 1).replace('now', 'there')}): encode it as the model does"
         )
-        if differences := Request(ours).check(theirs):
-            raise UserError(
-                f"{data.where}: {modality.name} is encoded otherwise than {name} has it "
-                f"({differences[0].replace('was', 'is', 1).replace('now', 'there')}): encode it as the model does"
-            )
 
 
 def _stored_vae(folder: Path) -> AutoencoderKL:
