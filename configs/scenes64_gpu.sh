@@ -31,5 +31,4 @@ fi
 steps=$(cat "$run/decay")
 $train "$@" --trainer.max_steps "$steps"
 
-$mmdit evaluate --model "$run/pipeline" --data "$data" --split test --num_prompts 96 \
-  --num_inference_steps 12 --output "$run/report.json"
+$mmdit evaluate --model "$run/pipeline" --data "$data" --split test --num_prompts 96 --output "$run/report.json"

@@ -37,7 +37,7 @@ ROWS: tuple[tuple[str, str, str, str | None, str], ...] = (
 
 
 PROMPTS = PACKAGE / "assets" / "scenes64" / "prompts.json"
-# Of a model with the other conditioner, on scenes of another seed; it is not bundled.
+# Of a model with the other conditioner, which is not bundled; fewer prompts of the same scenes.
 INTERLEAVED = PACKAGE / "assets" / "scenes64" / "prompts_interleaved.json"
 
 # what is asked, measure, where it is in the report and its controls

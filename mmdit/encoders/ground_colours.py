@@ -92,11 +92,14 @@ class GroundColourObjective:
 
         Args:
             reader: what is trained.
-            rgb: (B, 3, H, W) in [-1, 1].
+            rgb: (B, 3, H, W) in [-1, 1]; without any, and without crops, the losses are 0.
             colours: (B, K, 3), NaN = not asked for.
             crops: (P, 3, H, W); None = none.
         """
         pictures = rgb if crops is None else torch.cat([rgb, crops])
+        if len(pictures) == 0:
+            nothing = reader.offset.sum() * 0.0  # whose gradients are zero
+            return {"loss": nothing, "kept": nothing, "colour": nothing}
         with torch.no_grad():
             before = self.before.to(rgb.device).words(pictures)
         words, told = reader(pictures)

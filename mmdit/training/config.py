@@ -196,7 +196,7 @@ class DataConfig:
         val_split: name of the split to validate on; null turns validation off.
         whitening: of latents: "dataset" (mean and std of each modality's channels in the training split, from the encoded
             data), "vae" (the VAE's own scaling factor for all: MMGen's, and what its weights expect) or "pretrained" (that of
-            model.pretrained, on other data than it was trained on).
+            model.pretrained, on other data than it was trained on, encoded as its own were).
         allow_outside: accept a dataset whose manifests name files outside its folder.
     """
 

@@ -65,6 +65,9 @@ def test_pictures_without_grounds_or_crops_only_stay_as_they_are(reader):
     objective = GroundColourObjective(reader)
     losses = objective(reader.eval(), torch.rand(2, 3, 16, 16), torch.full((2, 2, 3), torch.nan), None)
     assert float(losses["colour"]) == float(losses["kept"]) == float(losses["loss"]) == 0
+    nothing = objective(reader, torch.zeros(0, 3, 16, 16), torch.zeros(0, 2, 3), None)
+    assert float(nothing["loss"]) == 0
+    nothing["loss"].backward()
 
 
 def test_colours_are_learned_and_crops_stay(reader):

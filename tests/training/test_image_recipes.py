@@ -93,6 +93,11 @@ def test_missing_picture_is_none_for_the_image_encoder(
         each.words(torch.cat([shown, batch["crops"]])) for each in (module.network, module.objective.before)
     )
     torch.testing.assert_close(losses["kept"], (words - before).square().mean() / module.network.std.square())
+    for row in rows:
+        row.pop("rgb", None)
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"data\.path .*data: none of its first 8 samples has rgb"):
+        build_run(tiny_config(recipe="image_encoder", model=ModelConfig(pretrained="scenes64"), data=data))
 
 
 def test_teacher_trains_and_exports(tmp_path: Path, make_dataset: MakeDataset, tiny_config: Configure) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdit.data.captioned import ImagesWithCrops
 from mmdit.encoders.ground_colours import GroundColourObjective, GroundReader, mean_colours
+from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.names import BACKGROUND_CLASSES
 from mmdit.training.config import TrainingConfig
@@ -18,7 +19,7 @@ from mmdit.training.recipes.data import both_splits, data_module, dataset_path, 
 from mmdit.training.recipes.in_place import in_place, tiue_pipeline
 from mmdit.training.run import Run
 
-MODALITIES = [IMAGE, "segmentation"]
+READ = (IMAGE, "segmentation")  # what ``present`` in a batch is of
 MEASURED = 64  # pictures that the words' mean and standard deviation are taken from
 
 
@@ -42,8 +43,12 @@ class ImageEncoderModule(LabelledModule):
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         colours = mean_colours(batch[IMAGE], self.labels(batch), self.classes)
         colours[~batch["present"].all(dim=1)] = torch.nan  # blank where a file is missing
-        has_picture = batch["present"][:, MODALITIES.index(IMAGE)]
+        has_picture = _has_picture(batch)
         return self.objective(self.network, batch[IMAGE][has_picture], colours[has_picture], batch.get("crops"))
+
+
+def _has_picture(batch: Batch) -> Tensor:
+    return batch["present"][:, READ.index(IMAGE)]
 
 
 def image_encoder_run(config: TrainingConfig) -> Run:
@@ -55,13 +60,15 @@ def image_encoder_run(config: TrainingConfig) -> Run:
     size = int(tower.config.image_size)
 
     def images(split: str, mirrored: bool) -> ImagesWithCrops:
-        return ImagesWithCrops(sized_images(config, split, MODALITIES, size, mirrored), config.seed)
+        return ImagesWithCrops(sized_images(config, split, READ, size, mirrored), config.seed)
 
     train, val = both_splits(config, images)
     classes = train.images.class_numbers(BACKGROUND_CLASSES)
     codec: Any = train.images.codecs["segmentation"]
-    first = [train.images[index] for index in range(min(len(train), MEASURED))]
-    reader.measure(torch.stack([each[IMAGE] for each in first if each["present"][MODALITIES.index(IMAGE)]]))
+    first = train.read_batch(range(min(len(train), MEASURED)))
+    if not _has_picture(first).any():
+        raise UserError(f"data.path {config.data.path}: none of its first {len(first['id'])} samples has {IMAGE}")
+    reader.measure(first[IMAGE][_has_picture(first)])
     module = ImageEncoderModule(
         reader.train(),
         GroundColourObjective(reader, config.image_encoder.colour_weight),
