@@ -133,13 +133,18 @@ def prompt_figures(
 
 def _ground_grid(grounds: Mapping[str, Sequence[ShownPrompt]]) -> Image.Image:
     """For each kind a row of the pictures that prompts show, above what was made of them and of the words below it."""
+    import numpy as np
+    from PIL import Image
+
     from mmdit.cli.common.pictures import labelled_grid
     from mmdit.names import GROUND_LEADS
 
     pictures, labels, captions = [], [], []
     for name, prompts in grounds.items():
         lead = GROUND_LEADS[name]
-        pictures += [[each.reference for each in prompts], [each.made[0] for each in prompts]]
+        made = [each.made[0] for each in prompts]
+        size = (made[0].shape[1], made[0].shape[0])  # a crop is of any
+        pictures += [[np.asarray(Image.fromarray(each.reference).resize(size)) for each in prompts], made]
         labels += [f"{{{name}}}", f"{lead} {{{name}}}"]
         captions += [[""] * len(prompts), [each.words.partition(f" {lead}")[0] for each in prompts]]
     return labelled_grid(pictures, labels, [], captions)
