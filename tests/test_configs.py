@@ -258,7 +258,7 @@ def test_unimo_has_the_numbers_of_its_paper(scale: str, parsed: dict[str, Any]) 
 
 
 def test_each_step_of_styles_by_pictures_begins_with_the_one_before(parsed: dict[str, Any]) -> None:
-    """The last learns words from the model that the first began with, and pictures from the one before it."""
+    """The last learns grounds and styles from the model before it, and all else from what the first made."""
     chain = [parsed[name] for name in ("scenes64_image_encoder", "umm_scenes64_style", "scenes64_styles", JOINING)]
     for before, after in pairwise(chain):
         assert Path(after.model.pretrained) == Path(before.output) / "pipeline"

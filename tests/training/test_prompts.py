@@ -406,7 +406,7 @@ def test_whitening_of_the_model_it_starts_from(clip: Path, make_config, prompt_f
     linear = replace(model, pretrained=str(tmp_path / "linear"))
     with pytest.raises(
         UserError,
-        match=r"data.whitening 'pretrained': depth is encoded otherwise than model.pretrained .*linear has it",
+        match=r"data\.path .*latents: depth is encoded otherwise than model\.pretrained .*linear has it \(.*encode it as",
     ):
         build_run(make_config(clip, model=linear, data=data))
     with pytest.raises(UserError, match=r"data.whitening 'pretrained' is that of model.pretrained, which is null"):

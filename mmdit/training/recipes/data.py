@@ -48,7 +48,8 @@ def pretrained_folder(name: str, key: str = "model.pretrained") -> Path:
     return folder
 
 
-def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modality:
+def _pretrained_whitening(modality: Modality, config: TrainingConfig) -> Modality:
+    pretrained = config.model.pretrained
     if pretrained is None:
         raise UserError(
             "data.whitening 'pretrained' is that of model.pretrained, which is null: give a pipeline folder"
@@ -57,15 +58,14 @@ def _pretrained_whitening(modality: Modality, pretrained: str | None) -> Modalit
     if modality.name not in known:  # a modality that is new to the model
         return modality
     trained = Modality.from_dict(known[modality.name])
-    _check_modality(
-        modality, trained, {*_FREE, "classes"}, "data.whitening 'pretrained'", f"model.pretrained {pretrained}"
-    )
+    where, name = f"data.path {config.data.path}", f"model.pretrained {pretrained}"
+    _check_modality(modality, trained, {*_FREE, "classes"}, where, name)
     return modality.replace(latents_mean=trained.latents_mean, latents_std=trained.latents_std)
 
 
-# Name -> (modality of the data, model.pretrained) -> modality. Without its own statistics a modality's latents are scaled by
+# Name -> (modality of the data, the configuration) -> modality. Without its own statistics a modality's latents are scaled by
 # the VAE's factor (``LatentCodec``).
-WHITENINGS: dict[str, Callable[[Modality, str | None], Modality]] = {
+WHITENINGS: dict[str, Callable[[Modality, TrainingConfig], Modality]] = {
     "dataset": lambda modality, _: modality,
     "vae": lambda modality, _: modality.replace(latents_mean=None, latents_std=None),
     "pretrained": _pretrained_whitening,
@@ -168,7 +168,7 @@ def stored_data(config: TrainingConfig) -> LatentData:
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
     whiten = WHITENINGS[config.data.whitening]
-    modalities = {name: whiten(info.modalities[name], config.model.pretrained) for name in names}
+    modalities = {name: whiten(info.modalities[name], config) for name in names}
     height, width = info.moments_shape[1:]
     teacher: Teacher | None = None
     feature_dim = None
