@@ -69,24 +69,32 @@ class AutoencoderObjective:
         """Return scalar losses: "loss" (to minimise) and its unweighted parts "l1", "edge", "kl", "cosine", "label"."""
         moments = codec.moments(images)
         mean, logvar = moments.float().chunk(2, dim=1)
-        z = codec.sample(moments, generator)
+        output = codec.decode_raw(self.noisy(codec.sample(moments, generator), generator)).float()
+        return self.losses(output, images.to(output), modality_ids.to(output.device), mean, logvar)
+
+    def noisy(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents z (B, C, h, w), not whitened, with noise on each by the share of ``latent_noise`` that is drawn for it."""
         spread = z.detach().float().std(dim=(0, 2, 3), keepdim=True).to(z)  # (1, C, 1, 1)
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=generator.device).to(z.device)
         share = torch.rand(len(z), 1, 1, 1, generator=generator, device=generator.device).to(z)
-        output = codec.decode_raw(z + self.latent_noise * share * spread * noise).float()
-        return self.losses(output, images.to(output), modality_ids.to(output.device), mean, logvar)
+        return z + self.latent_noise * share * spread * noise
 
     def losses(
         self, output: Tensor, images: Tensor, modality_ids: Tensor, mean: Tensor, logvar: Tensor
     ) -> dict[str, Tensor]:
         """Compare reconstructions ``output`` with ``images``, both (B, 3, H, W); ``mean``, ``logvar`` (B, C, h, w)."""
+        parts = self.reconstruction(output, images, modality_ids)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return {**parts, "loss": parts["loss"] + self.kl_weight * kl, "kl": kl.detach()}
+
+    def reconstruction(self, output: Tensor, images: Tensor, modality_ids: Tensor) -> dict[str, Tensor]:
+        """The losses of ``output`` beside ``images``, both (B, 3, H, W), without the latents' own."""
         weights = self.weights.to(images.device)[modality_ids]  # (B,)
         batch = len(images)
         l1 = (output - images).abs().mean(dim=(1, 2, 3))
         edge = torch.zeros_like(l1)
         for d in (-1, -2):
             edge = edge + (output.diff(dim=d) - images.diff(dim=d)).abs().mean(dim=(1, 2, 3))
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         terms = {name: torch.zeros(batch, device=images.device) for name in self._terms}
         counts = dict.fromkeys(self._terms, torch.zeros((), dtype=torch.int64, device=images.device))
         for row, row_codec in enumerate(self.codecs):
@@ -98,11 +106,10 @@ class AutoencoderObjective:
                 counts[name] = counts[name] + len(chosen)
         cosine, label = terms["cosine"], terms["label"]
         per_image = l1 + self.edge_weight * edge + self.cosine_weight * cosine + self.label_weight * label
-        loss = (weights * per_image).mean() + self.kl_weight * kl
-        parts = {"l1": l1.mean(), "edge": edge.mean(), "kl": kl, "cosine": cosine.sum(), "label": label.sum()}
+        parts = {"l1": l1.mean(), "edge": edge.mean(), "cosine": cosine.sum(), "label": label.sum()}
         for name, count in counts.items():
             parts[name] = parts[name] / count.clamp_min(1)
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": (weights * per_image).mean(), **{name: value.detach() for name, value in parts.items()}}
 
     @staticmethod
     def _cosine(codec: Codec, output: Tensor, images: Tensor) -> Tensor:
@@ -116,3 +123,13 @@ class AutoencoderObjective:
         target = codec.rows(images)
         logits = self.temperature * codec.logits(output)
         return F.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))
+
+
+def make_autoencoder_objective(
+    modalities: Mapping[str, Modality], settings: Mapping[str, Any], key: str
+) -> AutoencoderObjective:
+    """The loss with the arguments that ``key`` of a configuration gives. Raises UserError for one that it doesn't take."""
+    try:
+        return AutoencoderObjective(modalities, **settings)
+    except TypeError as error:
+        raise UserError(f"{key} is {dict(settings)}: the autoencoder's loss does not take that ({error})") from error

@@ -132,11 +132,14 @@ class LatentCodec:
         self._check_modalities(z)
         return (z - self._mean.to(z)) / self._std.to(z)
 
+    def unwhiten_all(self, latents: Tensor) -> Tensor:
+        """Latents (B, M, C, h, w) -> unwhitened z of the same shape, the inverse of ``whiten_all``."""
+        self._check_modalities(latents)
+        return latents * self._std.to(latents) + self._mean.to(latents)
+
     def decode_all(self, latents: Tensor) -> Tensor:
         """Decode whitened latents (B, M, C, h, w) -> images (B, M, 3, H, W), not clipped."""
-        self._check_modalities(latents)
-        z = latents * self._std.to(latents) + self._mean.to(latents)
-        return self.decode_raw(z.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        return self.decode_raw(self.unwhiten_all(latents).flatten(0, 1)).unflatten(0, latents.shape[:2])
 
     def _check_modalities(self, values: Tensor) -> None:
         if values.ndim != 5 or values.shape[1] != len(self.modalities):

@@ -47,6 +47,8 @@ from mmdit.storage.requests import Request
 
 THREADS = 16
 
+DECODER_PARTS = ("decoder.", "post_quant_conv.")  # beginnings of the names of a VAE's weights
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -60,6 +62,12 @@ class Processes:
 def fingerprint(network: nn.Module) -> str:
     """Hash a network's weights, as float32, so that latents and decoder can't be mixed up unnoticed."""
     return digest_tensors(network.state_dict(), dtype=torch.float32)
+
+
+def encoder_fingerprint(vae: nn.Module) -> str:
+    """Hash what makes latents of images: VAEs that differ in their decoder alone have one."""
+    weights = {name: value for name, value in vae.state_dict().items() if not name.startswith(DECODER_PARTS)}
+    return digest_tensors(weights, dtype=torch.float32)
 
 
 def encode_dataset(

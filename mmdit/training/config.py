@@ -25,6 +25,7 @@ from mmdit.training.network_config import (
     AutoencoderConfig,
     CaptionerConfig,
     CLIPConfig,
+    DecoderConfig,
     DetectorConfig,
     ImageEncoderConfig,
     StylesConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "CLIPConfig",
     "CaptionerConfig",
     "DataConfig",
+    "DecoderConfig",
     "DetectorConfig",
     "EMAConfig",
     "FrechetConfig",
@@ -420,10 +422,11 @@ class TrainingConfig:
     """Everything that one YAML file says about a run.
 
     Args:
-        recipe: what is trained: transformer, autoencoder, teacher, clip, image_encoder, styles, captioner or detector.
+        recipe: what is trained: transformer, autoencoder, decoder, teacher, clip, image_encoder, styles, captioner or detector.
         seed: of weights, data order, roles, timesteps and noise.
         model: the transformer.
         autoencoder: the VAE, for recipe autoencoder.
+        decoder: what a VAE's decoder learns to decode, for recipe decoder.
         teacher: the ViT, for recipe teacher.
         clip: the text and image encoder, for recipe clip.
         image_encoder: colours that pictures' words tell, for recipe image_encoder.
@@ -449,6 +452,7 @@ class TrainingConfig:
     seed: Seed = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     clip: CLIPConfig = field(default_factory=CLIPConfig)
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)

@@ -32,6 +32,20 @@ class AutoencoderConfig:
 
 
 @dataclass
+class DecoderConfig:
+    """Recipe "decoder": that of the VAE of ``model.pretrained``, whose encoder, and so all latents, stay as they are.
+
+    Args:
+        predicted_share: share of the samples whose other modalities are decoded from what the model itself predicts of them from
+            their RGB, in as many steps as it takes by itself: the decoder learns to make the best of its errors.
+        settings: arguments of the loss (``mmdit.encoders.autoencoder_loss``); that of the KL divergence changes nothing here.
+    """
+
+    predicted_share: ClosedUnitInterval = 0.5
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class TeacherConfig:
     """The small ViT of recipe "teacher", for alignment and for the Fréchet distance on scenes.
 

@@ -10,6 +10,7 @@ from mmdit.training.config import TrainingConfig
 from mmdit.training.recipes.autoencoder import autoencoder_run
 from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
+from mmdit.training.recipes.decoder import decoder_run
 from mmdit.training.recipes.detector import detector_run
 from mmdit.training.recipes.image_encoder import image_encoder_run
 from mmdit.training.recipes.styles import styles_run
@@ -20,6 +21,7 @@ from mmdit.training.run import Run
 RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "transformer": transformer_run,
     "autoencoder": autoencoder_run,
+    "decoder": decoder_run,
     "teacher": teacher_run,
     "clip": clip_run,
     "image_encoder": image_encoder_run,

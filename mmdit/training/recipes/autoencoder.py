@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from mmdit.encoders.autoencoder_loss import AutoencoderObjective
+from mmdit.encoders.autoencoder_loss import AutoencoderObjective, make_autoencoder_objective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
@@ -61,7 +61,7 @@ def autoencoder_run(config: TrainingConfig) -> Run:
     with torch.no_grad():  # a narrow posterior to begin with: noise of std 1 would hide the image from the decoder
         vae.quant_conv.weight[settings.latent_channels :] *= 0.1
         vae.quant_conv.bias[settings.latent_channels :] = -4.0
-    objective = AutoencoderObjective(modalities, **settings.settings)  # type: ignore[arg-type]
+    objective = make_autoencoder_objective(modalities, settings.settings, "autoencoder.settings")
     module = AutoencoderModule(
         LatentCodec(vae, modalities),
         objective,

@@ -19,10 +19,11 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import load_teacher
-from mmdit.encoders.precompute import fingerprint
+from mmdit.encoders.precompute import encoder_fingerprint
 from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import MODALITIES, Modality, get_modalities
+from mmdit.modalities.table import codec_class
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
@@ -220,7 +221,7 @@ def check_encoding(
     Raises:
         UserError: another VAE, or a modality that is encoded or whitened otherwise.
     """
-    if fingerprint(data.vae) != fingerprint(vae):
+    if encoder_fingerprint(data.vae) != encoder_fingerprint(vae):
         raise UserError(f"{data.where}: latents of another VAE than that of {name}: encode with its own")
     for modality in modalities.values():
         _check_modality(data.modalities[modality.name], modality, {_WEIGHT} if whitened else _FREE, data.where, name)
@@ -274,11 +275,37 @@ def _with_prompts(config: TrainingConfig, latents: LatentShards) -> PromptedLate
 def image_data(config: TrainingConfig) -> tuple[AlignedFolder, AlignedFolder | None, dict[str, Modality]]:
     path = dataset_path(config)
     modalities = modalities_from_dataset(read_dataset_info(path), config.model.modalities, config.autoencoder.codecs)
+    return *_aligned(config, path, modalities), modalities
+
+
+def images_as(
+    config: TrainingConfig, modalities: Mapping[str, Modality], name: str
+) -> tuple[AlignedFolder, AlignedFolder | None]:
+    """Images of a dataset folder, encoded as a model's modalities are.
+
+    Args:
+        modalities: the model's, all of them in the dataset.
+        name: of the model, for the message, such as "model.pretrained scenes64".
+
+    Raises:
+        UserError: a dataset that lacks one, or whose classes are others.
+    """
+    path = dataset_path(config)
+    info = read_dataset_info(path)
+    for modality in modalities_from_dataset(info, modalities).values():
+        theirs = modalities[modality.name]
+        ours = theirs.replace(**codec_class(modality).dataset_settings(info.facts))
+        _check_modality(ours, theirs, set(), f"data.path {path}", name)
+    return _aligned(config, path, modalities)
+
+
+def _aligned(
+    config: TrainingConfig, path: str, modalities: Mapping[str, Modality]
+) -> tuple[AlignedFolder, AlignedFolder | None]:
     outside = config.data.allow_outside
-    train, val = both_splits(
+    return both_splits(
         config, lambda split, mirrored: AlignedFolder(path, split, modalities, mirrored=mirrored, allow_outside=outside)
     )
-    return train, val, modalities
 
 
 def dataset_path(config: TrainingConfig, what: str = "a dataset folder") -> str:

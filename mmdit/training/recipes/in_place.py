@@ -18,6 +18,13 @@ from mmdit.training.recipes.data import pretrained_folder
 from mmdit.training.run import Run
 
 
+def pretrained_pipeline(config: TrainingConfig, kind: str = "") -> MultimodalDiTPipeline:
+    """The pipeline ``model.pretrained``. Raises UserError for none; the message says what ``kind`` is asked for."""
+    if config.model.pretrained is None:
+        raise UserError(f"model.pretrained is null: give a pipeline folder or a bundled model's name{kind}")
+    return MultimodalDiTPipeline.from_pretrained(pretrained_folder(config.model.pretrained))
+
+
 def tiue_pipeline(
     config: TrainingConfig,
 ) -> tuple[MultimodalDiTPipeline, CLIPVisionModelWithProjection, TIUEConditioner]:
@@ -25,11 +32,7 @@ def tiue_pipeline(
 
     Raises UserError for none, or one that makes no words of pictures.
     """
-    if config.model.pretrained is None:
-        raise UserError(
-            "model.pretrained is null: give a pipeline folder or a bundled model's name, of conditioner 'tiue'"
-        )
-    pipe = MultimodalDiTPipeline.from_pretrained(pretrained_folder(config.model.pretrained))
+    pipe = pretrained_pipeline(config, ", of conditioner 'tiue'")
     conditioner = pipe.transformer.conditioner
     if pipe.image_encoder is None or not isinstance(conditioner, TIUEConditioner):
         raise UserError(
