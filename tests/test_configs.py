@@ -32,8 +32,8 @@ from mmdit.training.recipes.transformer import begins_with, make_transformer
 CONFIGS = {path.stem: path for path in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml")}
 LARGE = ["hypersim_depth2rgb", "hypersim_understanding", "imagenet256_xl2", "imagenet256_xl2_plus"]
 # These read images, the others latents.
-CAPTION_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_image_encoder", "scenes64_styles"]
-IMAGE_RECIPES = [*CAPTION_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
+SCENE_RECIPES = ["scenes64_captioner", "scenes64_clip", "scenes64_decoder", "scenes64_image_encoder", "scenes64_styles"]
+IMAGE_RECIPES = [*SCENE_RECIPES, "scenes64_detector", "scenes64_teacher", "scenes64_vae"]
 OF_A_RUN = ["scenes64_styles"]  # of a model that another recipe makes; here the bundled one
 JOINING = "umm_scenes64_joined"  # of two models; here of one in both places
 LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
@@ -95,7 +95,7 @@ def test_configuration_trains(
             data += ["--model.pretrained", before, "--model.weights_from", json.dumps({"blocks.*.cross": before})]
             data += [word for kind in PROMPT_KINDS for word in (f"--distillation.{kind}", before)]
     elif name in IMAGE_RECIPES:
-        data = ["--data.path", str(prompt_folders.data if name in CAPTION_RECIPES else make_dataset(4, size=32))]
+        data = ["--data.path", str(prompt_folders.data if name in SCENE_RECIPES else make_dataset(4, size=32))]
     elif name in LORA_RECIPES:
         data = ["--data.path", str(style_latents)]
     train(name, tmp_path / "run", *data)
