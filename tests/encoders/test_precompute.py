@@ -17,7 +17,7 @@ from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentShards, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.codec import LatentCodec
-from mmdit.encoders.precompute import Processes, encode_dataset
+from mmdit.encoders.precompute import Processes, encode_dataset, encoder_fingerprint, fingerprint
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.encoders.shard_writing import ShardWriter
 from mmdit.errors import UserError
@@ -450,3 +450,16 @@ def test_files_outside_need_a_word(make_dataset, vae, tmp_path):
         _encode(root, tmp_path / "out", vae)
     _encode(root, tmp_path / "out", vae, allow_outside=True)
     assert len(LatentShards(tmp_path / "out")) == 10
+
+
+@pytest.mark.parametrize(
+    ("part", "same"), [("decoder.", True), ("post_quant_conv.", True), ("encoder.", False), ("quant_conv.", False)]
+)
+def test_latents_are_told_by_what_encodes_them(part: str, same: bool) -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    before, whole = encoder_fingerprint(vae), fingerprint(vae)
+    with torch.no_grad():
+        next(value for name, value in vae.named_parameters() if name.startswith(part)).add_(1.0)
+    assert (encoder_fingerprint(vae) == before) is same
+    assert fingerprint(vae) != whole
