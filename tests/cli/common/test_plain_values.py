@@ -22,7 +22,7 @@ PAYLOAD = "open('PWNED', 'w').write('code from data ran')\nclass X: pass\n"
 
 def test_sections_are_found_by_type():
     assert set(TRAIN) == {
-        "model", "autoencoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
+        "model", "autoencoder", "decoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
         "clip", "captioner", "detector", "image_encoder", "styles", "prompts", "lora", "routing", "frechet",
         "distillation",
     }  # fmt: skip
