@@ -22,8 +22,8 @@ PAYLOAD = "open('PWNED', 'w').write('code from data ran')\nclass X: pass\n"
 
 def test_sections_are_found_by_type():
     assert set(TRAIN) == {
-        "model", "autoencoder", "decoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
-        "clip", "captioner", "detector", "image_encoder", "styles", "prompts", "lora", "routing", "frechet",
+        "model", "autoencoder", "teacher", "data", "task", "objective", "alignment", "optimizer", "trainer", "ema", "preview",
+        "clip", "decoder", "captioner", "detector", "image_encoder", "styles", "prompts", "lora", "routing", "frechet",
         "distillation",
     }  # fmt: skip
     assert {name for name, null in TRAIN.items() if null} == {
