@@ -47,7 +47,7 @@ from mmdit.storage.requests import Request
 
 THREADS = 16
 
-DECODER_PARTS = ("decoder.", "post_quant_conv.")  # beginnings of the names of a VAE's weights
+DECODER_PARTS = ("decoder", "post_quant_conv")  # of a VAE: what makes images of latents
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def fingerprint(network: nn.Module) -> str:
 
 def encoder_fingerprint(vae: nn.Module) -> str:
     """Hash what makes latents of images: VAEs that differ in their decoder alone have one."""
-    weights = {name: value for name, value in vae.state_dict().items() if not name.startswith(DECODER_PARTS)}
+    weights = {name: value for name, value in vae.state_dict().items() if name.split(".")[0] not in DECODER_PARTS}
     return digest_tensors(weights, dtype=torch.float32)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective, make_autoencoder_objective
 from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.precompute import DECODER_PARTS
 from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
@@ -18,8 +19,6 @@ from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import data_module, images_as
 from mmdit.training.recipes.in_place import in_place, pretrained_pipeline
 from mmdit.training.run import Run
-
-PARTS = ("post_quant_conv", "decoder")  # of the VAE
 
 
 class DecoderModule(SteppedModule):
@@ -44,7 +43,7 @@ class DecoderModule(SteppedModule):
         seed: int,
         max_steps: int,
     ) -> None:
-        parts = {name: part for name in PARTS if (part := getattr(pipe.vae, name, None)) is not None}
+        parts = {name: part for name in DECODER_PARTS if (part := getattr(pipe.vae, name, None)) is not None}
         super().__init__(nn.ModuleDict(parts).train(), optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective, self.predicted_share = objective, predicted_share
         self.codec = LatentCodec(pipe.vae, pipe.modalities)
