@@ -98,6 +98,12 @@ def test_example_scenes_are_small_and_whole():
     assert len(categories) == 10
 
 
+def test_bundled_reports_name_no_path_of_a_machine():
+    absolute = re.compile(r': "(/[^"]*/|[A-Z]:\\)')
+    reports = (ROOT / "mmdit" / "assets").glob("*/*.json")
+    assert not [path for path in reports if absolute.search(path.read_text(encoding="utf-8"))]
+
+
 def test_bundled_weights_are_small_and_readable():
     assets = ROOT / "mmdit" / "assets"
     files = [path for path in assets.rglob("*") if path.is_file()]

@@ -25,7 +25,7 @@ from mmdit.encoders.scene_detector import SceneDetector, enlarge, zoom_box
 from mmdit.errors import UserError
 from mmdit.metrics.arrays import Array
 from mmdit.names import BACKGROUND_CLASSES
-from mmdit.pipelines.loading import bundled_models, resolve_model
+from mmdit.pipelines.loading import ASSETS, bundled_models, resolve_model
 
 INSTRUMENT_FOLDER = "detector"
 MIN_AREA = 0.006  # of the picture: smaller groups of pixels are no object
@@ -229,4 +229,6 @@ def find_instrument(
 
 
 def _load(folder: Path) -> Instrument:
-    return Instrument(SceneDetector.from_pretrained(folder), name=str(folder))
+    # A bundled one is named from the package on: reports say the same wherever that is installed.
+    name = folder.relative_to(ASSETS.parents[1]).as_posix() if folder.is_relative_to(ASSETS) else str(folder)
+    return Instrument(SceneDetector.from_pretrained(folder), name=name)

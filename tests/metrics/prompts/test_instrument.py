@@ -75,6 +75,9 @@ def test_which_instrument_is_found(prompted, tmp_path):
     found = find_instrument(prompted, CATEGORY_NAMES)
     assert set(found.categories) == set(CATEGORY_NAMES)
     assert find_instrument(prompted, ["teapot"]) is None
+    bundled = find_instrument(None, CATEGORY_NAMES)
+    assert bundled is not None
+    assert bundled.name == "mmdit/assets/scenes64/detector"  # wherever the package is
     SceneDetector(["floor", "teapot"], 32, patch_size=2, channels=(8,), blocks=(1,)).save_pretrained(tmp_path)
     assert find_instrument(prompted, ["teapot"], str(tmp_path)).categories == ["teapot"]
     with pytest.raises(UserError, match="does not know 'torus': it knows teapot"):
