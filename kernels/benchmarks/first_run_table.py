@@ -51,6 +51,9 @@ def timings(rows: Sequence[Record]) -> Iterator[str]:
         title = _title(key[1:])
         if not mine and not rest:
             continue
+        if key[1] == "copy":
+            yield f"| a copy in memory | | | {float(rest[0]['milliseconds']):.3g} | {rate(rest[0])} | |"
+            continue
         if not mine or not rest:
             missing = "ours was not measured" if not mine else "no other was measured"
             known = best(mine or rest)

@@ -86,10 +86,20 @@ def attention_rows(sizes: Sizes, section: str, few: bool = False) -> Iterator[Ro
                 yield with_work(row, flops=factor * 4.0 * b * n * n * h * d)
 
 
+def copy_rows(sizes: Sizes, section: str) -> Iterator[Row]:
+    """A large copy in device memory, what the norms' rates are compared with; bytes are read and written."""
+    count = 2**29 if sizes.device == "cuda" else 2**10
+    source, target = (torch.ones(count, dtype=torch.bfloat16, device=sizes.device) for _ in range(2))
+    row = Row(section, "copy", f"{count} numbers", "bfloat16", "forward", "torch")
+    for row in interleave({"torch": row}, {"torch": lambda: functools.partial(target.copy_, source)}, sizes):
+        yield with_work(row, moved=4.0 * count)
+
+
 def adaln_rows(sizes: Sizes, section: str, few: bool = False) -> Iterator[Row]:
     """Both norms, in bfloat16 and with a float32 stream that is rounded for the product behind it."""
     (b, t), d = sizes.adaln, sizes.width
     half = torch.bfloat16
+    yield from copy_rows(sizes, section)
     for stream in (half, torch.float32) if sizes.device == "cuda" else (torch.float32,):
         x = torch.randn(b, t, d, dtype=stream, device=sizes.device)
         y = torch.randn(b, t, d, dtype=half, device=sizes.device)

@@ -242,6 +242,8 @@ class ObjectiveConfig:
         internal_guidance_scale: of the trained model where a call names none; 1 = off.
         sampling_shift: of the steps of the trained model's scheduler, as of diffusers' (``mmdit.flow.schedulers.shifted``); above
             1 more of them are at much noise, where a picture's layout is decided.
+        draws_per_sample: how often a step trains on each sample of its batch, with a time, noise and a task of its own each time
+            (MAR, arXiv 2406.11838, draws four). Reading a sample and encoding its prompt then cost once.
     """
 
     prediction: str = "velocity"
@@ -255,6 +257,7 @@ class ObjectiveConfig:
     settings: dict[str, Any] = field(default_factory=dict)
     internal_guidance_weight: PositiveNumber = 0.5
     internal_guidance_scale: NonNegativeNumber = 1.0
+    draws_per_sample: Layers = 1
 
 
 @dataclass

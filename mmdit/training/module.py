@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mmdit.conditioning import EncodedPrompts
 from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.codec import LatentCodec
 from mmdit.flow.objective import FlowDraw, Objective
@@ -22,7 +23,7 @@ from mmdit.task import Role
 from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
 from mmdit.training.distillation import Distillation
 from mmdit.training.frechet import FrechetLoss
-from mmdit.training.frozen import Batch, FrozenNetworks
+from mmdit.training.frozen import READ, Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions, once
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
@@ -113,6 +114,19 @@ class SteppedModule(LightningModule):
         return self.trainer.strategy.reduce(counts, reduce_op="mean")  # type: ignore[return-value]
 
 
+def repeated(batch: Batch, count: int) -> Batch:
+    """Each sample ``count`` times, next to each other; what frozen encoders made of its prompt is not made again."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, EncodedPrompts):
+            return value.repeat(count)
+        if isinstance(value, Tensor):
+            return value.repeat_interleave(count, 0)
+        return [each for each in value for _ in range(count)]
+
+    return {key: part(value) for key, value in batch.items() if key != READ}
+
+
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
     """``generator`` on the CPU; on a GPU one seeded from it, for noise that takes the CPU longer to draw than a step does."""
     if device.type == "cpu":
@@ -143,6 +157,7 @@ class TransformerModule(SteppedModule):
         internal_weight: weight of the objective's loss on the middle head of a network that has one.
         frechet: the loss on the features of samples, in training; None = off.
         distillation: targets that trained models predict; None = those of the data.
+        draws_per_sample: how often a training step takes each sample of its batch, see ``repeated``; not with an attention loss.
     """
 
     network: MultimodalDiT
@@ -163,8 +178,10 @@ class TransformerModule(SteppedModule):
         routing: TokenRouting | None = None,
         frechet: FrechetLoss | None = None,
         distillation: Distillation | None = None,
+        draws_per_sample: int = 1,
     ) -> None:
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
+        self.draws_per_sample = draws_per_sample
         self.objective, self.frozen = objective, frozen
         self.alignment, self.attention = alignment, attention
         self.hide_prompt_beside, self.internal_weight = hide_prompt_beside, internal_weight
@@ -175,6 +192,9 @@ class TransformerModule(SteppedModule):
         return self.frozen.codec
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = self.frozen.encode_prompts(batch, self.device)
+        if self.training and self.draws_per_sample > 1:
+            batch = repeated(batch, self.draws_per_sample)
         moments = batch["moments"].float()  # (B, M, 2C, h, w)
         rank, world_size = self._processes()
         size, (m, c, h, w) = len(moments) * world_size, moments.shape[1:]
@@ -252,9 +272,9 @@ class TransformerModule(SteppedModule):
             self.frechet.load(checkpoint.get("frechet"))
 
     def _prompt(self, batch: Batch, draw: FlowDraw) -> Any:
-        """The prompts of the batch, dropped at random in training, and beside a condition where configured."""
+        """The prompts of the encoded batch, dropped at random in training, and beside a condition where configured."""
         conditioner, modalities = self.network.conditioner, list(self.network.config.modalities)
-        prompt = conditioner.of_batch(self.frozen.encode_prompts(batch, self.device))
+        prompt = conditioner.of_batch(batch)
         if self.training and draw.prompt_draw is not None:
             prompt = conditioner.drop(prompt, draw.prompt_draw)
         if self.hide_prompt_beside in modalities:

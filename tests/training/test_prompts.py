@@ -500,3 +500,45 @@ def test_prompts_are_read_by_the_processes_that_load_data(clip: Path, make_confi
     read, own = (encode(each, torch.device("cpu"))["prompts"] for each in (batch, raw))
     for name in ("states", "mask", "subjects", "subject_embeddings", "present"):
         assert torch.equal(getattr(read, name), getattr(own, name))
+
+
+def test_several_draws_of_a_sample(clip: Path, make_config) -> None:
+    """The step is that of a batch with each sample so often, but its prompts are encoded once."""
+    config = make_config(clip)
+    config.objective.draws_per_sample = 3
+    run = build_run(config)
+    module, batches = run.module.train(), run.data.train_dataloader()
+    raw = run.data.train.read_batch(*zip(*next(iter(batches.batch_sampler)), strict=True))
+    assert any(raw["subjects"])
+    asked: list[int] = []
+    module.frozen.prompts.text.model.register_forward_hook(lambda *_: asked.append(1))
+    step = module.losses(raw, torch.Generator().manual_seed(0))
+    assert len(asked) <= 2  # the words, and the words with pictures among them
+    step["loss"].backward()
+    gradients = [p.grad.clone() for p in module.network.parameters() if p.grad is not None]
+
+    written = {
+        key: value.repeat_interleave(3, 0) if isinstance(value, torch.Tensor) else [v for v in value for _ in range(3)]
+        for key, value in raw.items()
+    }
+    module.draws_per_sample = 1
+    module.zero_grad()
+    same = module.losses(written, torch.Generator().manual_seed(0))
+    same["loss"].backward()
+    torch.testing.assert_close(step["loss"], same["loss"])
+    for ours, theirs in zip(gradients, [p.grad for p in module.network.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert module.losses(raw, torch.Generator().manual_seed(0))["loss"] != step["loss"]
+
+    module.draws_per_sample = 3
+    validated = module.eval().losses(raw, torch.Generator().manual_seed(0))["loss"]
+    module.draws_per_sample = 1
+    assert validated == module.losses(raw, torch.Generator().manual_seed(0))["loss"]
+
+
+def test_several_draws_and_the_attention_loss(clip: Path, make_config, prompt_folders) -> None:
+    prompts = PromptsConfig(str(prompt_folders.data), str(clip), attention_loss_weight=0.5)
+    config = make_config(clip, prompts=prompts)
+    config.objective.draws_per_sample = 2
+    with pytest.raises(UserError, match=r"draws_per_sample is 2.*attention_loss_weight: 0"):
+        build_run(config)

@@ -249,6 +249,11 @@ def transformer_run(config: TrainingConfig) -> Run:
     if network.next_time_embed is not None and not objective.needs_second_time:
         network.next_time_embed.requires_grad_(False)  # no loss reaches it, and DDP waits for all that is trained
     attention = attention_loss(config, network)
+    if config.objective.draws_per_sample > 1 and attention.blocks:
+        raise UserError(
+            f"objective.draws_per_sample is {config.objective.draws_per_sample}, and the attention loss counts what a batch "
+            "names once: set prompts.attention_loss_weight: 0, or draws_per_sample: 1"
+        )
     module = TransformerModule(
         network,
         objective,
@@ -263,6 +268,7 @@ def transformer_run(config: TrainingConfig) -> Run:
         internal_weight=config.objective.internal_guidance_weight,
         frechet=frechet_loss(config, network, data, codec, objective.scheduler),
         distillation=distillation(config, network, data, prompts),
+        draws_per_sample=config.objective.draws_per_sample,
     )
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
     defaults = dict(objective.sampling_defaults or _guidance_on_prompts(config))
