@@ -90,8 +90,8 @@ def copy_rows(sizes: Sizes, section: str) -> Iterator[Row]:
     """A large copy in device memory, what the norms' rates are compared with; bytes are read and written."""
     count = 2**29 if sizes.device == "cuda" else 2**10
     source, target = (torch.ones(count, dtype=torch.bfloat16, device=sizes.device) for _ in range(2))
-    row = Row(section, "copy", f"{count} numbers", "bfloat16", "forward", "torch")
-    for row in interleave({"torch": row}, {"torch": lambda: functools.partial(target.copy_, source)}, sizes):
+    rows = {"torch": Row(section, "copy", f"{count} numbers", "bfloat16", "forward", "torch")}
+    for row in interleave(rows, {"torch": lambda: functools.partial(target.copy_, source)}, sizes):
         yield with_work(row, moved=4.0 * count)
 
 
