@@ -26,6 +26,7 @@ def evaluate(
     num_prompts: NonNegativeInt | None = None,
     detector: str | None = None,
     clip: str | None = None,
+    tasks: list[str] | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
     allow_outside: bool = False,
@@ -55,6 +56,7 @@ def evaluate(
         num_prompts: Prompts of each kind; by default as num_samples; 0 = none.
         detector: Folder of the detector that judges prompts; by default the model's own, or a bundled one.
         clip: CLIP model for the similarity of subjects, a folder or a Hub id; by default it is not measured.
+        tasks: Some of understanding, conditioning and generation; by default all.
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: auto is bfloat16 on a GPU that has it and float32 elsewhere.
         allow_outside: Accept a manifest that names files outside the dataset's folder.
@@ -85,6 +87,7 @@ def evaluate(
         num_prompts=num_prompts,
         detector=detector,
         clip=clip,
+        tasks=tasks,
         allow_outside=allow_outside,
     )
     report["settings"] |= {

@@ -78,7 +78,8 @@ def sweep(
     from mmdit.metrics.feature_networks import find_teacher
     from mmdit.metrics.report import depth_range
     from mmdit.metrics.samples import EvaluationSamples
-    from mmdit.metrics.sweep import STEPS, TASKS, StepSweep, sweep_rows
+    from mmdit.metrics.sweep import STEPS, StepSweep, sweep_rows
+    from mmdit.metrics.tasks import TASKS
     from mmdit.pipelines.denoising import check_scheduler
     from mmdit.storage.versions import versions
 
@@ -230,7 +231,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ``loss`` is the share by which one step is worse. One step is the plain Euler one where it was measured: every
     deterministic sampler's single step is an Euler step.
     """
-    from mmdit.metrics.sweep import HEADLINES, TASKS, higher_is_better
+    from mmdit.metrics.sweep import HEADLINES, higher_is_better
+    from mmdit.metrics.tasks import TASKS
 
     best: dict[str, dict[str, Any]] = {}
     one_step: dict[str, dict[str, Any]] = {}

@@ -38,7 +38,8 @@ class FeatureNetwork(Protocol):
 class Evaluation:
     """One pass over the samples, batch by batch; ``evaluate`` says what the arguments mean.
 
-    ``network`` is a ``FeatureNetwork`` or None; ``span`` is the depth range of the data in metres.
+    ``network`` is a ``FeatureNetwork`` or None; ``span`` is the depth range of the data in metres; ``tasks`` are some of
+    ``TASKS``.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Evaluation:
         seed: int,
         network: Any,
         span: tuple[float, float],
+        tasks: Sequence[str] = TASKS,
     ) -> None:
+        self.wanted = tuple(tasks)
         self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
         self.num_inference_steps = num_inference_steps
         own = pipe.defaults
@@ -89,7 +92,7 @@ class Evaluation:
         self.pairs, self.generated_pairs = PreviousPairs(), PreviousPairs()
         self.vae_psnr = PeakSignalToNoise()
         self.category, self.classified = RunningMean(), RunningMean()
-        self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae")}
+        self.features = {name: FeatureStatistics() for name in ("real", "generated", "vae", "others")}
         self.num_samples = 0
         if network is None:
             self.notes.append("frechet_distance is null: no feature network; name one with teacher")
@@ -107,11 +110,17 @@ class Evaluation:
     def update(self, batch: Sequence[GroundTruth]) -> None:
         """Run every task on a batch of samples."""
         self.num_samples += len(batch)
-        self._understand([sample for sample in batch if IMAGE in sample.maps])
-        for name in self.conditions:
+        if "understanding" in self.wanted:
+            self._understand([sample for sample in batch if IMAGE in sample.maps])
+        for name in self.conditions if "conditioning" in self.wanted else ():
             self._condition(name, [sample for sample in batch if can_condition(self.pipe, name, sample)])
-        self._generate(batch)
+        if "generation" in self.wanted:
+            self._generate(batch)
         self._reconstruct(batch)
+
+    def compare(self, batch: Sequence[GroundTruth]) -> None:
+        """Take other real images, whose Fréchet distance is what a perfect model would have with as many samples."""
+        self._measure_images("others", [sample.maps[IMAGE] for sample in batch if IMAGE in sample.maps])
 
     def _understand(self, batch: Sequence[GroundTruth]) -> None:
         if not batch or len(self.pipe.modalities) < 2:
@@ -222,6 +231,10 @@ class Evaluation:
                     "consistency": {key: self.vae_consistency.compute()[key] for key in geometry},
                 },
                 "ground_truth": {"consistency": {key: self.true_consistency.compute()[key] for key in geometry}},
+                "other_samples": {
+                    "frechet_distance": feature_distance(self.features["real"], self.features["others"]),
+                    "num_images": self.features["others"].count,
+                },
             },
             "settings": {
                 "num_samples": self.num_samples,

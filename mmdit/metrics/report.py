@@ -6,6 +6,7 @@ label. Generation is given the labels of the samples, so that its class balance 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmdit.metrics.feature_networks import find_teacher
 from mmdit.metrics.maps import batched
 from mmdit.metrics.prompts.report import add_prompts
 from mmdit.metrics.samples import EvaluationSamples
+from mmdit.metrics.tasks import chosen_tasks
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import json_safe
 
@@ -40,6 +42,7 @@ def evaluate(
     num_prompts: int | None = None,
     detector: str | None = None,
     clip: str | None = None,
+    tasks: Sequence[str] | None = None,
     progress: bool = True,
     allow_outside: bool = False,
 ) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def evaluate(
         num_prompts: of each kind, where the split has captions and the model takes prompts; None = ``num_samples``, 0 = none.
         detector: the instrument that judges prompts, a folder; None = see ``find_instrument``.
         clip: CLIP model for the similarities of subjects, a folder or Hub id; None = they are not measured.
+        tasks: some of understanding, conditioning and generation; None = all. What belongs to the others is None.
         progress: show a bar.
         allow_outside: accept a manifest that names files outside the dataset.
 
@@ -68,6 +72,7 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("num_inference_steps", num_inference_steps)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: give a whole number, at least 1")
+    wanted = chosen_tasks(tasks)
     if not isinstance(pipe, MultimodalDiTPipeline):
         pipe = MultimodalDiTPipeline.from_pretrained(str(pipe))
     if device is not None or dtype is not None:
@@ -84,6 +89,7 @@ def evaluate(
         seed=seed,
         network=network,
         span=depth_range(samples.info.depth_scale),
+        tasks=wanted,
     )
     quiet = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(disable=True)
@@ -92,6 +98,9 @@ def evaluate(
             for batch in batched(samples, batch_size):
                 evaluation.update(batch)
                 bar.update(len(batch))
+        if network is not None and "generation" in wanted:
+            for batch in batched(samples.others(), batch_size):
+                evaluation.compare(batch)
         report = evaluation.compute()
         if num_prompts != 0:
             everything = EvaluationSamples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +69,17 @@ class EvaluationSamples:
                 f"{root} has {', '.join(self.info.modalities)}, none of the model's {', '.join(modalities)}"
             )
         samples = read_manifest(self.info, split)
-        order = np.random.default_rng(seed).permutation(len(samples))[:num_samples]
-        self.samples: list[Sample] = [samples[index] for index in order]
+        order = np.random.default_rng(seed).permutation(len(samples))
+        self.samples: list[Sample] = [samples[index] for index in order[:num_samples]]
+        self._rest = [samples[index] for index in order[len(self.samples) :]]
         self.codecs = build_codecs(self.modalities)
         self.transform = JointTransform(size)
+
+    def others(self) -> EvaluationSamples:
+        """As many other samples of the split, none where it has fewer left."""
+        other = copy.copy(self)
+        other.samples = self._rest[: len(self)] if len(self._rest) >= len(self) else []
+        return other
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -28,7 +28,7 @@ from mmdit.metrics.maps import (
     metric_class,
 )
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.metrics.tasks import TASKS, TaskRunner, can_condition, class_labels, pooled_features
+from mmdit.metrics.tasks import TaskRunner, can_condition, chosen_tasks, class_labels, pooled_features
 from mmdit.modalities import IMAGE, MODALITIES, build_codecs
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
@@ -69,12 +69,9 @@ class Row:
 
 def sweep_rows(tasks: Sequence[str], schedulers: Sequence[str], steps: Sequence[int]) -> list[Row]:
     """All combinations, cheapest first. Raises UserError for an unknown task, fewer than one step, or an empty list."""
-    for name in tasks:
-        if name not in TASKS:
-            raise unknown_name("task", name, TASKS)
-    for kind, names in (("task", tasks), ("scheduler", schedulers)):
-        if not names:
-            raise UserError(f"no {kind} is given: give at least one")
+    tasks = chosen_tasks(tasks)
+    if not schedulers:
+        raise UserError("no scheduler is given: give at least one")
     if not steps or min(steps) < 1:
         raise UserError(f"steps are {list(steps)}: give numbers of at least 1")
     return sorted({Row(count, task, name) for count in steps for task in tasks for name in schedulers})

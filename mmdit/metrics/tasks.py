@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import pooled
+from mmdit.errors import UserError, unknown_name
 from mmdit.metrics.arrays import RunningMean
 from mmdit.metrics.maps import others, sample_generators, unstack
 from mmdit.metrics.samples import GroundTruth
@@ -27,6 +28,18 @@ PROMPTS = "prompts"
 Maps = dict[str, np.ndarray]
 # (what the noise is for, indices of the samples) -> a generator for each
 Noise = Callable[[str, Sequence[int]], list[torch.Generator]]
+
+
+def chosen_tasks(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Those of ``TASKS``, None = all. Raises UserError for an unknown one, or none."""
+    if names is None:
+        return TASKS
+    for name in names:
+        if name not in TASKS:
+            raise unknown_name("task", name, TASKS)
+    if not names:
+        raise UserError(f"no task is given: give at least one of {', '.join(TASKS)}")
+    return tuple(names)
 
 
 class TaskRunner:

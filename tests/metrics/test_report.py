@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 
 from mmdit.encoders.scene_teacher import SceneTeacher
 from mmdit.errors import UserError
@@ -149,6 +150,46 @@ def test_a_teacher_gives_the_frechet_distance(pipe, dataset, tmp_path):
     assert by_folder["settings"]["model"] == str(tmp_path / "model")
 
 
+def test_as_many_other_real_images_are_the_floor_of_the_frechet_distance(pipe, make_dataset):
+    """Numpy's covariance and scipy's root of the product, on the network's own features of the images that were not drawn."""
+    data = make_dataset(7, 32, "test", segmentation_classes=list(SEGMENTATION_CLASSES))
+    torch.manual_seed(0)
+    teacher = SceneTeacher(num_categories=2, num_labels=12, hidden_size=20, depth=1, num_heads=2).eval()
+    report = measure(pipe, data, num_samples=3, teacher=teacher, tasks=["generation"], num_inference_steps=1)
+    order = np.random.default_rng(0).permutation(7)
+    whole = EvaluationSamples(data, "test", pipe.modalities, pipe.native_shape)
+    ids = {sample.id: sample.maps["rgb"] for sample in whole}
+    names = sorted(ids)
+    with torch.no_grad():
+        real, others = (
+            teacher.pooled(torch.from_numpy(np.stack([ids[names[i]] for i in part])).permute(0, 3, 1, 2) / 127.5 - 1)
+            for part in (order[:3], order[3:6])
+        )
+    first, second = (np.cov(x.double().numpy(), rowvar=False) for x in (real, others))
+    root = np.trace(sqrtm(first @ second)).real
+    gap = ((real.double().mean(0) - others.double().mean(0)) ** 2).sum().item()
+    expected = gap + np.trace(first) + np.trace(second) - 2 * root
+    found = report["controls"]["other_samples"]
+    assert found["num_images"] == 3
+    assert found["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    assert measure(pipe, data, num_samples=4, teacher=teacher, tasks=["generation"], num_inference_steps=1)["controls"][
+        "other_samples"
+    ] == {"frechet_distance": None, "num_images": 0}  # fewer are left than were drawn
+
+
+def test_some_tasks_alone(pipe, dataset, report):
+    alone = measure(pipe, dataset, tasks=["understanding"])
+    assert alone["understanding"] == report["understanding"]
+    assert alone["controls"]["shuffled_understanding"] == report["controls"]["shuffled_understanding"]
+    assert alone["controls"]["vae_only"] == report["controls"]["vae_only"]
+    assert alone["generation"]["category_accuracy"] is None
+    assert alone["conditioning"]["depth"]["abs_rel"] is None
+    assert alone["timing"]["seconds_per_image"]["generation"] is None
+    generated = measure(pipe, dataset, tasks=["generation"])
+    assert generated["generation"] == report["generation"]
+    assert generated["understanding"]["depth"]["abs_rel"] is None
+
+
 def _encoded(pipe, depth):
     samples = read_conditions({"depth": depth}, pipe.codecs)
     return encode_conditions(samples, pipe.codecs, 8, 8, False).images["depth"][0]
@@ -175,6 +216,8 @@ def test_bad_arguments_are_refused(pipe, dataset, tmp_path):
         ({"split": "nowhere"}, "splits in .*: test"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"teacher": "no_such_network"}, "neither a folder nor a timm model"),
+        ({"tasks": ["generating"]}, "unknown task 'generating'"),
+        ({"tasks": []}, "no task is given"),
     ):
         with pytest.raises(UserError, match=message):
             measure(pipe, dataset, **arguments)

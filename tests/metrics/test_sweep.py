@@ -9,7 +9,8 @@ from mmdit.errors import UserError
 from mmdit.flow.schedulers import make_scheduler
 from mmdit.metrics.maps import map_metrics, sample_generators
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.metrics.sweep import TASKS, Row, StepSweep, columns, higher_is_better, sweep_rows
+from mmdit.metrics.sweep import Row, StepSweep, columns, higher_is_better, sweep_rows
+from mmdit.metrics.tasks import TASKS
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 RANGE = (0.001, 65.535)

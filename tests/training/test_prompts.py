@@ -526,7 +526,9 @@ def test_several_draws_of_a_sample(clip: Path, make_config) -> None:
     same = module.losses(written, torch.Generator().manual_seed(0))
     same["loss"].backward()
     torch.testing.assert_close(step["loss"], same["loss"])
-    for ours, theirs in zip(gradients, [p.grad for p in module.network.parameters() if p.grad is not None], strict=True):
+    for ours, theirs in zip(
+        gradients, [p.grad for p in module.network.parameters() if p.grad is not None], strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert module.losses(raw, torch.Generator().manual_seed(0))["loss"] != step["loss"]
 

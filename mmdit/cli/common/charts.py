@@ -33,7 +33,8 @@ def sweep_chart(rows: Sequence[Mapping[str, Any]], caption: str) -> bytes:
         UserError: matplotlib is not installed.
     """
     from mmdit.flow.schedulers import SCHEDULERS
-    from mmdit.metrics.sweep import HEADLINES, TASKS, higher_is_better
+    from mmdit.metrics.sweep import HEADLINES, higher_is_better
+    from mmdit.metrics.tasks import TASKS
 
     panels = {
         task: [name for name in HEADLINES[task] if any(r["task"] == task and name in r for r in rows)] for task in TASKS
