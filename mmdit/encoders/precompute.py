@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from mmdit.encoders.shard_writing import ShardWriter
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Modality
 from mmdit.progress import Progress
+from mmdit.storage.component import load_component
 from mmdit.storage.digests import digest_tensors
 from mmdit.storage.files import share_weights
 from mmdit.storage.lock import FolderLock
@@ -137,7 +138,7 @@ def encode_dataset(
         source={"licence": first.licence, "provenance": first.provenance, "size": size},
     )
     with FolderLock(output, "mmdit data encode") if processes.rank == 0 else nullcontext():
-        info = _merge_with_existing(output, info)
+        info = _merge_with_existing(output, info, vae)
         jobs = [job for split in splits for job in shard_jobs(output, split, folders[split], info, shard_size)]
         todo = _incomplete(jobs, info, folders, skip_bad)
         if processes.rank == 0:
@@ -207,8 +208,9 @@ def _finish(
     if any(modality.latents_mean is None for modality in info.modalities.values()):
         first = [job for job in jobs if job.split == splits[0] and job.lists_samples]
         info = _with_statistics(splits[0], info, first)
-    vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
-    share_weights(output / "vae")
+    if fingerprint(vae) == info.vae["fingerprint"]:  # else the output has its own, with another decoder
+        vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
+        share_weights(output / "vae")
     write_json(output / "latents.json", info.to_dict())
     say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
     if skipped := sum(len(record.left_out) for record in records.values()):
@@ -258,16 +260,29 @@ def _decisive(info: LatentsInfo) -> dict[str, Any]:
     }
 
 
-def _merge_with_existing(output: Path, info: LatentsInfo) -> LatentsInfo:
-    """Keep the whitening statistics (and the features) of an output that is being extended, if it fits."""
+def _merge_with_existing(output: Path, info: LatentsInfo, vae: AutoencoderKL) -> LatentsInfo:
+    """Keep the whitening statistics (and the features) of an output that is being extended, if it fits.
+
+    A VAE that differs from the output's own in its decoder alone makes the same latents: the output keeps its own.
+    """
     if not (output / "latents.json").is_file():
         return info
     old = read_latents_info(output)
+    if _stored_encoder(output) == encoder_fingerprint(vae):
+        info = replace(info, vae=old.vae)
     remedy = "choose another --output, or delete it"
     Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
     if info.features is not None and old.features is not None:
         Request(info.features).refuse_other(old.features, output, "features", "delete them first")
-    return LatentsInfo(**{**vars(info), "modalities": old.modalities, "features": info.features or old.features})
+    return replace(info, modalities=old.modalities, features=info.features or old.features)
+
+
+def _stored_encoder(output: Path) -> str | None:
+    """``encoder_fingerprint`` of the output's own VAE; None where it isn't there, or can't be read."""
+    try:
+        return encoder_fingerprint(load_component(output / "vae", AutoencoderKL, low_cpu_mem_usage=False))
+    except UserError:
+        return None
 
 
 def _with_statistics(split: str, info: LatentsInfo, jobs: Sequence[ShardJob]) -> LatentsInfo:
@@ -287,7 +302,7 @@ def _with_statistics(split: str, info: LatentsInfo, jobs: Sequence[ShardJob]) ->
             raise UserError(f"split {split!r} has no sample with {name}: its latents can't be whitened; leave it out")
         mean_values, std_values = whitening_statistics(total, square, count)
         modalities[name] = modality.replace(latents_mean=mean_values, latents_std=std_values)
-    return LatentsInfo(**{**vars(info), "modalities": modalities})
+    return replace(info, modalities=modalities)
 
 
 def _describe(teacher: FeatureTeacher | SceneTeacher, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -463,3 +464,27 @@ def test_latents_are_told_by_what_encodes_them(part: str, same: bool) -> None:
         next(value for name, value in vae.named_parameters() if name.startswith(part)).add_(1.0)
     assert (encoder_fingerprint(vae) == before) is same
     assert fingerprint(vae) != whole
+
+
+def test_a_vae_with_another_decoder_extends_the_latents(make_dataset, vae, tmp_path):
+    """They are the same latents: nothing is written again, and the folder keeps its own VAE."""
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae)
+    before = _files(tmp_path / "out")
+    stamps = [
+        path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*.safetensors")) if "vae" not in path.parts
+    ]
+    other = copy.deepcopy(vae)
+    with torch.no_grad():
+        other.decoder.conv_in.weight.mul_(2)
+    _encode(root, tmp_path / "out", other)
+    assert {k: v for k, v in _files(tmp_path / "out").items() if "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k
+    }
+    assert stamps == [
+        path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*.safetensors")) if "vae" not in path.parts
+    ]
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(2)
+    with pytest.raises(UserError, match="of another request"):
+        _encode(root, tmp_path / "out", other)
