@@ -16,6 +16,7 @@ from mmdit.cli.results import (
     CARD_TABLES,
     TABLES,
     diversity_table,
+    generation_table,
     lora_table,
     prompts_table,
     put,
@@ -141,6 +142,26 @@ def test_prompts_table():
     assert "| one object | category | 0.99 | 0.25 | 0.10 | 1.00 |" in table
     assert "|  | object IoU | 0.90 | – | – | – |" in table
     assert "guidance 3. theirs: 48 prompts." in table
+
+
+def test_generation_table():
+    report = {
+        "generation": {
+            "frechet_distance": 18.25,
+            "classifier_accuracy": 0.93,
+            "consistency": {"depth_normal_angle": 8.04},
+        },
+        "controls": {
+            "other_samples": {"frechet_distance": 2.0},
+            "vae_only": {"consistency": {"depth_normal_angle": 7.8}},
+        },
+        "settings": {"num_samples": 2048, "num_inference_steps": {"generation": 25}, "guidance_scale": 2.0},
+    }
+    table = generation_table(report)
+    assert "| generated from the categories | 18.2 | 0.930 | 8.0° |" in table
+    assert "| as many other real images | 2.0 | – | – |" in table
+    assert "| the real ones through the VAE | – | – | 7.8° |" in table
+    assert "2,048 unseen scenes; 25 steps, guidance 2." in table
 
 
 def test_results_table():

@@ -20,6 +20,7 @@ def evaluate(
     num_samples: PositiveInt | None = 128,
     num_inference_steps: InferenceSteps | None = None,
     guidance_scale: NonNegativeNumber | None = None,
+    internal_guidance_scale: NonNegativeNumber | None = None,
     seed: Seed = 0,
     batch_size: Batch = 32,
     teacher: str | None = None,
@@ -50,6 +51,8 @@ def evaluate(
         num_samples: Samples drawn from the split with the seed; null = all.
         num_inference_steps: Denoising steps of every task; by default 1 for understanding and the model's own for the others.
         guidance_scale: On the category or the prompt, in generation; 1 = no guidance; by default the model's own.
+        internal_guidance_scale: How far from what the model's middle block predicts, in all but understanding, where it has a
+            head there; 1 = off; by default the model's own.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the report does not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.
@@ -81,6 +84,7 @@ def evaluate(
         num_samples=num_samples,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        internal_guidance_scale=internal_guidance_scale,
         seed=seed,
         batch_size=batch_size,
         teacher=teacher,

@@ -120,6 +120,8 @@ def prompt_figures(
     if grounds:
         write_image(output / f"{GROUNDS}.png", _ground_grid(grounds))
         written.append(f"{GROUNDS}.png")
+    else:
+        (output / f"{GROUNDS}.png").unlink(missing_ok=True)  # of an earlier call on another split
     evaluation = PromptEvaluation(
         tasks, prompted, instrument, count=num_prompts, batch_size=batch_size, fusing_scales=scales
     )

@@ -136,6 +136,22 @@ DIVERSITY_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("AbsRel of the depth in them", "abs_rel", "{:.3f}"),
 )
 
+# Of many samples: mmdit evaluate --tasks '[generation]'.
+GENERATION = PACKAGE / "assets" / "scenes64" / "generation.json"
+
+# each row, and its part of that report
+GENERATION_ROWS: tuple[tuple[str, str], ...] = (
+    ("generated from the categories", "generation"),
+    ("as many other real images", "controls.other_samples"),
+    ("the real ones through the VAE", "controls.vae_only"),
+)
+# head of the column, where it is in a part, format
+GENERATION_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("Fréchet distance", "frechet_distance", "{:.1f}"),
+    ("category, by a classifier", "classifier_accuracy", "{:.3f}"),
+    ("depth against normals", "consistency.depth_normal_angle", "{:.1f}°"),
+)
+
 
 _ABSENT = object()
 
@@ -244,6 +260,16 @@ def diversity_table(report: dict[str, Any]) -> str:
     return _table(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report, below)
 
 
+def generation_table(report: dict[str, Any]) -> str:
+    """Markdown: generated images beside as many real ones, which are the floor of a distance of so few."""
+    settings = report["settings"]
+    below = (
+        f"{settings['num_samples']:,} unseen scenes; {settings['num_inference_steps']['generation']} steps, guidance "
+        f"{settings['guidance_scale']:g}."
+    )
+    return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, report, below)
+
+
 def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
     """Yield what a part of a report measures: its path, the value, and the standard error where there is one."""
     errors = report.get("standard_error", {})
@@ -319,6 +345,7 @@ def read(path: Path) -> dict[str, Any]:
 # marks in the README -> the table between them
 TABLES: dict[str, Callable[[], str]] = {
     "results": lambda: results_table(read(REPORT)),
+    "generation": lambda: generation_table(read(GENERATION)),
     "prompts": lambda: prompts_table(read(PROMPTS), {"interleaved": read(INTERLEAVED)}),
     "lora": lambda: lora_table(read(LORA)),
     "diversity": lambda: diversity_table(read(DIVERSITY)),
@@ -331,6 +358,7 @@ CARD_TABLES: dict[str, Callable[[], str]] = {
     "prompts": lambda: metrics_table(read(PROMPTS), "prompts", *PROMPT_CONTROLS, errors=True),
     "fusing": lambda: fusing_table(read(PROMPTS)),
     "metrics": lambda: metrics_table(read(REPORT), *OTHER_PARTS),
+    "generation": lambda: metrics_table(read(GENERATION), "generation", "controls.other_samples"),
 }
 
 

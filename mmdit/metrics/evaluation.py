@@ -49,6 +49,7 @@ class Evaluation:
         *,
         num_inference_steps: int | None,
         guidance_scale: float | None,
+        internal_guidance_scale: float | None = None,
         seed: int,
         network: Any,
         span: tuple[float, float],
@@ -64,8 +65,14 @@ class Evaluation:
         }
         on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
         self.tasks = TaskRunner(
-            pipe, steps, guidance_scale=self.guidance_scale, prompt_guidance_scale=on_prompts, seed=seed
+            pipe,
+            steps,
+            guidance_scale=self.guidance_scale,
+            prompt_guidance_scale=on_prompts,
+            internal_guidance_scale=internal_guidance_scale,
+            seed=seed,
         )
+        self.internal = {} if internal_guidance_scale is None else {"internal_guidance_scale": internal_guidance_scale}
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         self.depth: Any
@@ -241,6 +248,7 @@ class Evaluation:
                 # One number where the caller gave one, else what each task used.
                 "num_inference_steps": self.num_inference_steps or dict(self.tasks.steps),
                 "guidance_scale": self.guidance_scale,
+                **self.internal,
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
                 "device": str(self.pipe.execution_device),

@@ -34,6 +34,7 @@ def evaluate(
     num_samples: int | None = 128,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    internal_guidance_scale: float | None = None,
     seed: int = 0,
     batch_size: int = 32,
     device: str | torch.device | None = None,
@@ -54,6 +55,7 @@ def evaluate(
         num_samples: drawn from the split with ``seed``; None = all. Generation makes as many.
         num_inference_steps: for all tasks; None = 1 for understanding, the model's own for the others.
         guidance_scale: on the class, in generation, and on prompts; None = the model's own.
+        internal_guidance_scale: of all tasks but understanding; None = the model's own.
         seed: of the samples' choice and of all noise. The report is a function of it, whatever the batch size.
         batch_size: samples at a time.
         device, dtype: None = as the pipeline is; a pipeline loaded here goes to the CPU in float32.
@@ -86,6 +88,7 @@ def evaluate(
         samples,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
+        internal_guidance_scale=internal_guidance_scale,
         seed=seed,
         network=network,
         span=depth_range(samples.info.depth_scale),

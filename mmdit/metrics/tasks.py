@@ -50,6 +50,7 @@ class TaskRunner:
         steps: denoising steps of each task, or one number for all; prompts have those of generation.
         guidance_scale: on the class, in generation, and on the prompt.
         prompt_guidance_scale: on the prompt; None = ``guidance_scale``.
+        internal_guidance_scale: of all tasks but understanding; None = the model's own.
         seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
@@ -63,11 +64,13 @@ class TaskRunner:
         *,
         guidance_scale: float = 1.0,
         prompt_guidance_scale: float | None = None,
+        internal_guidance_scale: float | None = None,
         seed: int = 0,
         noise: Noise | None = None,
     ) -> None:
         self.pipe, self.guidance_scale = pipe, guidance_scale
         self.prompt_guidance_scale = guidance_scale if prompt_guidance_scale is None else prompt_guidance_scale
+        self.internal_guidance_scale = internal_guidance_scale
         self.steps = dict.fromkeys(TASKS, steps) if isinstance(steps, int) else dict(steps)
         self.noise: Noise = noise or (lambda task, indices: sample_generators(seed, task, indices))
         self.seconds = {task: RunningMean() for task in TASKS}
@@ -143,6 +146,8 @@ class TaskRunner:
     def _run(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
         steps = self.steps["generation" if task == PROMPTS else task]
+        if task != "understanding":
+            arguments["internal_guidance_scale"] = self.internal_guidance_scale
         output = self.pipe(num_inference_steps=steps, output_type="np", **arguments)
         if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()

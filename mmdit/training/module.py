@@ -225,7 +225,8 @@ class TransformerModule(SteppedModule):
             told = {"prompt": prompt, "conditioning": conditioning, "shows_ground": batch.get("shows_ground")}
             asked["teach"] = once(partial(self.distillation, **told))
         recorded = InternalPredictions(network)
-        has_internal = self.network.config.internal_guidance_depth is not None
+        head = self.network.internal_head
+        has_internal = head is not None and any(weight.requires_grad for weight in head.parameters())
         inputs = (clean, conditioning, draw, self._mean_over_processes)
         step = self.objective(recorded if has_internal else network, *inputs, **asked)
         losses = dict(step.losses)

@@ -24,6 +24,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.modalities.exr import need_exr
 from mmdit.modalities.resizing import antialiased
+from mmdit.pipelines.defaults import check_internal
 from mmdit.pipelines.labels import resolve_labels
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.progress import Progress
@@ -172,6 +173,7 @@ class SamplingRun:
         *,
         num_inference_steps: int | None,
         guidance_scale: float | None,
+        internal_guidance_scale: float | None = None,
         understanding: bool = False,
         prompted: bool = False,
         scheduler: str | None,
@@ -195,6 +197,10 @@ class SamplingRun:
         steps = self.pipe.default_steps(understanding=understanding)
         self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
         self.guidance_scale = defaults.guidance(prompt=prompted) if guidance_scale is None else guidance_scale
+        self.internal = {}  # in requests only where it is asked for: those of before had none
+        if internal_guidance_scale is not None:
+            check_internal(internal_guidance_scale, self.pipe.transformer, "--internal_guidance_scale")
+            self.internal = {"internal_guidance_scale": internal_guidance_scale}
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape
@@ -229,6 +235,7 @@ class SamplingRun:
             "seed": seed,
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
+            **self.internal,
             "scheduler": type(self.pipe.scheduler).__name__,
             "category": category,
             "class_id": class_id,
@@ -263,7 +270,9 @@ class SamplingRun:
             while batch := list(islice(names, self.batch_size)):
                 made = {name: requests[name] for name in batch}
                 seeds = [request["seed"] for request in made.values()]
-                outputs = run_pipeline(self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **inputs(batch))
+                outputs = run_pipeline(
+                    self.pipe, seeds, self.num_inference_steps, self.guidance_scale, **self.internal, **inputs(batch)
+                )
                 for (name, request), (arrays, spread) in zip(made.items(), outputs, strict=True):
                     finished = finish(name, arrays)
                     size = next(iter(finished.values())).shape[:2]

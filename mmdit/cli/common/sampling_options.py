@@ -79,6 +79,8 @@ class SamplingOptions(ModelOptions):
         num_inference_steps: Denoising steps; null = the model's own, 25 where it names none.
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
             own, 2 where it names none.
+        internal_guidance_scale: How far from what the model's middle block predicts, at no evaluation more, where it has a head
+            there; 1 = off; null = the model's own.
         scheduler: euler, heun, unipc, dpmsolver++, euler_maruyama, or flow_map for a model that learned its steps; by default
             the model's own.
         seed: Seed of the first sample.
@@ -88,6 +90,7 @@ class SamplingOptions(ModelOptions):
 
     num_inference_steps: InferenceSteps | None = None
     guidance_scale: NonNegativeNumber | None = None
+    internal_guidance_scale: NonNegativeNumber | None = None
     scheduler: str | None = None
     seed: Seed = 0
     device: str = "auto"
@@ -113,6 +116,7 @@ class SamplingOptions(ModelOptions):
             self.model,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale if words.asks else 1.0,
+            internal_guidance_scale=self.internal_guidance_scale,
             understanding=understanding,
             prompted=bool(words.typed),
             scheduler=self.scheduler,
