@@ -40,6 +40,7 @@ LORA_RECIPES = ["scenes64_lora"]  # of the bundled model, as it is
 PROMPT_RECIPES = [name for name in CONFIGS if name.startswith(("umm_", "unimo_"))] + [
     "scenes64_fewsteps",
     "scenes64_gpu",
+    "scenes64_internal",
 ]
 ONE_STEP = """
 --trainer.max_steps 1 --trainer.validate_every 0 --trainer.log_every 1 --trainer.accelerator cpu --trainer.devices 1
@@ -55,6 +56,7 @@ def train(name: str, run: Path, *more: str) -> None:
     small = "" if name in IMAGE_RECIPES + LORA_RECIPES else ON_DISK if name in PROMPT_RECIPES else IN_MEMORY
     small += f" {WITHOUT_FILES}" if name in LARGE else ""
     small += " --model.pretrained scenes64" if name in OF_A_RUN else ""
+    small += " --model.internal_guidance_depth 1" if name == "scenes64_internal" else ""
     arguments = ["--config", str(CONFIGS[name]), "--output", str(run), *ONE_STEP.split(), *small.split(), *more]
     assert main(["train", *arguments]) == 0
 

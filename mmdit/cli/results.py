@@ -136,12 +136,14 @@ DIVERSITY_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("AbsRel of the depth in them", "abs_rel", "{:.3f}"),
 )
 
-# Of many samples: mmdit evaluate --tasks '[generation]'.
+# Of many samples: mmdit evaluate --tasks '[generation]'; as the model does by itself, and with internal guidance.
 GENERATION = PACKAGE / "assets" / "scenes64" / "generation.json"
+GENERATION_INTERNAL = PACKAGE / "assets" / "scenes64" / "generation_internal.json"
 
 # each row, and its part of that report
 GENERATION_ROWS: tuple[tuple[str, str], ...] = (
     ("generated from the categories", "generation"),
+    ("with internal guidance", "internal.generation"),
     ("as many other real images", "controls.other_samples"),
     ("the real ones through the VAE", "controls.vae_only"),
 )
@@ -150,6 +152,7 @@ GENERATION_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("Fréchet distance", "frechet_distance", "{:.1f}"),
     ("category, by a classifier", "classifier_accuracy", "{:.3f}"),
     ("depth against normals", "consistency.depth_normal_angle", "{:.1f}°"),
+    ("seconds an image", "seconds", "{:.2f}"),
 )
 
 
@@ -260,14 +263,24 @@ def diversity_table(report: dict[str, Any]) -> str:
     return _table(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report, below)
 
 
-def generation_table(report: dict[str, Any]) -> str:
-    """Markdown: generated images beside as many real ones, which are the floor of a distance of so few."""
-    settings = report["settings"]
+def generation_table(report: dict[str, Any], internal: dict[str, Any]) -> str:
+    """Markdown: generated images beside as many real ones, which are the floor of a distance of so few.
+
+    Args:
+        report: of the model as it is by itself.
+        internal: of internal guidance.
+    """
+    own, led = report["settings"], internal["settings"]
+    both = [
+        {"generation": {**each["generation"], "seconds": each["timing"]["seconds_per_image"]["generation"]}}
+        for each in (report, internal)
+    ]
     below = (
-        f"{settings['num_samples']:,} unseen scenes; {settings['num_inference_steps']['generation']} steps, guidance "
-        f"{settings['guidance_scale']:g}."
+        f"{own['num_samples']:,} unseen scenes; {own['num_inference_steps']['generation']} steps of two evaluations, guidance "
+        f"{own['guidance_scale']:g}, and {led['num_inference_steps']} of one, internal guidance "
+        f"{led['internal_guidance_scale']:g}; one core."
     )
-    return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, report, below)
+    return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, {**report, **both[0], "internal": both[1]}, below)
 
 
 def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
@@ -345,7 +358,7 @@ def read(path: Path) -> dict[str, Any]:
 # marks in the README -> the table between them
 TABLES: dict[str, Callable[[], str]] = {
     "results": lambda: results_table(read(REPORT)),
-    "generation": lambda: generation_table(read(GENERATION)),
+    "generation": lambda: generation_table(read(GENERATION), read(GENERATION_INTERNAL)),
     "prompts": lambda: prompts_table(read(PROMPTS), {"interleaved": read(INTERLEAVED)}),
     "lora": lambda: lora_table(read(LORA)),
     "diversity": lambda: diversity_table(read(DIVERSITY)),

@@ -49,6 +49,23 @@ def test_generate(mmdit, tiny_pipeline_dir, tmp_path):
     assert mmdit("generate", "torus", *common, "--seed", 6, "--guidance_scale", 1, "--overwrite").code == 0
 
 
+def test_internal_guidance(mmdit, tiny_pipeline_dir, tmp_path):
+    common = ("generate", "torus", "--num_inference_steps", 2, "--guidance_scale", 1)
+    made = []
+    for scale in (1, 1.8):
+        assert mmdit(*common, "--internal_guidance_scale", scale, "--output", f"out{scale}").code == 0
+        folder = tmp_path / f"out{scale}" / "torus_0"
+        assert _metadata(folder)["internal_guidance_scale"] == scale
+        made.append(np.load(folder / "depth.npy"))
+    assert mmdit(*common, "--output", "out").code == 0
+    assert "internal_guidance_scale" not in _metadata(tmp_path / "out" / "torus_0")
+    assert np.array_equal(np.load(tmp_path / "out" / "torus_0" / "depth.npy"), made[0])
+    assert not np.allclose(made[0], made[1], atol=1e-2)
+    refused = mmdit(*common, "--model", tiny_pipeline_dir, "--internal_guidance_scale", 1.8, "--output", "none")
+    assert refused.code == 2
+    assert "--internal_guidance_scale is 1.8: this model has no head on a middle block" in refused.error
+
+
 def test_generate_by_id_and_scheduler(mmdit, tiny_pipeline_dir, tmp_path):
     result = mmdit("generate", 5, "--num_images", 2, "--model", tiny_pipeline_dir, "--scheduler", "heun",
                    "--num_inference_steps", 1, "--guidance_scale", 1, "--output", "out")  # fmt: skip

@@ -150,20 +150,29 @@ def test_a_teacher_gives_the_frechet_distance(pipe, dataset, tmp_path):
     assert by_folder["settings"]["model"] == str(tmp_path / "model")
 
 
+def matched(drawn: list[int], left: list[int]) -> list[int]:
+    """The next of the same category for each, which is the number's parity, and where there is none any other."""
+    chosen: list[int] = []
+    for number in drawn:
+        alike = [i for i in left if i not in chosen and i % 2 == number % 2]
+        chosen += alike[:1]
+    return chosen + [i for i in left if i not in chosen][: len(drawn) - len(chosen)]
+
+
 def test_as_many_other_real_images_are_the_floor_of_the_frechet_distance(pipe, make_dataset):
     """Numpy's covariance and scipy's root of the product, on the network's own features of the images that were not drawn."""
     data = make_dataset(7, 32, "test", segmentation_classes=list(SEGMENTATION_CLASSES))
     torch.manual_seed(0)
     teacher = SceneTeacher(num_categories=2, num_labels=12, hidden_size=20, depth=1, num_heads=2).eval()
     report = measure(pipe, data, num_samples=3, teacher=teacher, tasks=["generation"], num_inference_steps=1)
-    order = np.random.default_rng(0).permutation(7)
+    order = np.random.default_rng(0).permutation(7).tolist()
     whole = EvaluationSamples(data, "test", pipe.modalities, pipe.native_shape)
     ids = {sample.id: sample.maps["rgb"] for sample in whole}
     names = sorted(ids)
     with torch.no_grad():
         real, others = (
             teacher.pooled(torch.from_numpy(np.stack([ids[names[i]] for i in part])).permute(0, 3, 1, 2) / 127.5 - 1)
-            for part in (order[:3], order[3:6])
+            for part in (order[:3], matched(order[:3], order[3:]))
         )
     first, second = (np.cov(x.double().numpy(), rowvar=False) for x in (real, others))
     root = np.trace(sqrtm(first @ second)).real
@@ -175,6 +184,19 @@ def test_as_many_other_real_images_are_the_floor_of_the_frechet_distance(pipe, m
     assert measure(pipe, data, num_samples=4, teacher=teacher, tasks=["generation"], num_inference_steps=1)["controls"][
         "other_samples"
     ] == {"frechet_distance": None, "num_images": 0}  # fewer are left than were drawn
+
+
+def test_internal_guidance_is_that_of_all_but_understanding(make_dataset):
+    pipe = MultimodalDiTPipeline.from_pretrained("scenes64")
+    data = make_dataset(2, 64, "test", segmentation_classes=list(SEGMENTATION_CLASSES))
+    plain, led = (measure(pipe, data, teacher=None, **given) for given in ({}, {"internal_guidance_scale": 1.5}))
+    assert led["settings"]["internal_guidance_scale"] == 1.5
+    assert "internal_guidance_scale" not in plain["settings"]
+    assert led["understanding"] == plain["understanding"]
+    for part in ("conditioning", "generation"):
+        assert led[part] != plain[part]
+    own = measure(pipe, data, teacher=None, internal_guidance_scale=1.0)
+    assert own["generation"] == plain["generation"]  # the bundled model has it off
 
 
 def test_some_tasks_alone(pipe, dataset, report):
@@ -218,6 +240,7 @@ def test_bad_arguments_are_refused(pipe, dataset, tmp_path):
         ({"teacher": "no_such_network"}, "neither a folder nor a timm model"),
         ({"tasks": ["generating"]}, "unknown task 'generating'"),
         ({"tasks": []}, "no task is given"),
+        ({"internal_guidance_scale": 1.5}, "this model has no head on a middle block"),
     ):
         with pytest.raises(UserError, match=message):
             measure(pipe, dataset, **arguments)

@@ -31,6 +31,20 @@ def test_the_choice_is_the_seeds_and_has_no_repeats(make_dataset):
     assert len(load(root, num_samples=99)) == 12
 
 
+def test_others_are_of_the_same_categories(make_dataset):
+    """As far as the split has them; and none where fewer are left than were drawn."""
+    root = make_dataset(num_samples=12, split="test")
+    drawn = load(root, num_samples=4, seed=1)
+    others = drawn.others()
+    assert len(others) == 4
+    assert not {sample.id for sample in drawn} & {sample.id for sample in others}
+    assert sorted(sample.category for sample in others) == sorted(sample.category for sample in drawn)
+    six = load(root, num_samples=6, seed=3)
+    assert len({sample.id for sample in six.others()} | {sample.id for sample in six}) == 12
+    assert len(load(root, num_samples=7).others()) == 0
+    assert len(load(root).others()) == 0
+
+
 def test_categories_and_missing_modalities(make_dataset):
     def edit(rows):
         for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,23 @@ def test_the_middle_block_has_the_loss_of_the_last_one(tiny_config: Configure, t
     assert torch.equal(
         loaded.transformer.internal_head.linears[0].weight, module.network.internal_head.linears[0].weight
     )
+
+
+def test_a_middle_head_that_is_frozen_has_no_loss(tiny_config: Configure) -> None:
+    """What else is trained, such as a LoRA of a model with such a head, is trained as without it; or the head alone."""
+    model = ModelConfig(size="debug", internal_guidance_depth=1)
+    losses = {}
+    for trainable in (["blocks"], ["internal_head"]):
+        run = build_run(tiny_config(model=replace(model, trainable=trainable), alignment=None))
+        batch = next(iter(run.data.train_dataloader()))
+        step = run.module.losses(batch, torch.Generator().manual_seed(0))
+        step["loss"].backward()
+        losses[trainable[0]] = step
+        named = {name for name, weight in run.module.network.named_parameters() if weight.grad is not None}
+        assert named
+        assert all(name.startswith(f"{trainable[0]}.") for name in named)
+    assert "internal" not in losses["blocks"]
+    assert losses["internal_head"]["internal"] > 0
 
 
 def test_missing_modalities_do_not_touch_the_loss(tiny_config: Configure) -> None:
