@@ -268,7 +268,7 @@ def _merge_with_existing(output: Path, info: LatentsInfo, vae: AutoencoderKL) ->
     if not (output / "latents.json").is_file():
         return info
     old = read_latents_info(output)
-    if _stored_encoder(output) == encoder_fingerprint(vae):
+    if info.vae["fingerprint"] != old.vae["fingerprint"] and _stored_encoder(output) == encoder_fingerprint(vae):
         info = replace(info, vae=old.vae)
     remedy = "choose another --output, or delete it"
     Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
