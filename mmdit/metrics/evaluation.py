@@ -72,7 +72,6 @@ class Evaluation:
             internal_guidance_scale=internal_guidance_scale,
             seed=seed,
         )
-        self.internal = {} if internal_guidance_scale is None else {"internal_guidance_scale": internal_guidance_scale}
         self.notes: list[str] = []
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         self.depth: Any
@@ -219,6 +218,7 @@ class Evaluation:
         for other, own in self.generated_pairs.close():
             self._agree(self.wrong_consistency, other, own)
         geometry = ("depth_normal_angle", "pixels_used")
+        internal = self.tasks.internal_guidance_scale
         return {
             "understanding": self.right.compute(),
             "conditioning": {name: metrics.compute()[name] for name, metrics in self.conditioned.items()},
@@ -248,7 +248,7 @@ class Evaluation:
                 # One number where the caller gave one, else what each task used.
                 "num_inference_steps": self.num_inference_steps or dict(self.tasks.steps),
                 "guidance_scale": self.guidance_scale,
-                **self.internal,
+                **({} if internal is None else {"internal_guidance_scale": internal}),
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,
                 "device": str(self.pipe.execution_device),

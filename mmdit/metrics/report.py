@@ -20,6 +20,7 @@ from mmdit.metrics.maps import batched
 from mmdit.metrics.prompts.report import add_prompts
 from mmdit.metrics.samples import EvaluationSamples
 from mmdit.metrics.tasks import chosen_tasks
+from mmdit.pipelines.defaults import check_internal
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import json_safe
 
@@ -79,6 +80,8 @@ def evaluate(
         pipe = MultimodalDiTPipeline.from_pretrained(str(pipe))
     if device is not None or dtype is not None:
         pipe.to(*(value for value in (device, dtype) if value is not None))
+    if internal_guidance_scale is not None:
+        check_internal(internal_guidance_scale, pipe.transformer)
     network = find_teacher(pipe, teacher) if teacher is None or isinstance(teacher, str) else teacher
     samples = EvaluationSamples(
         data, split, pipe.modalities, pipe.native_shape, num_samples=num_samples, seed=seed, allow_outside=allow_outside

@@ -241,6 +241,7 @@ def test_bad_arguments_are_refused(pipe, dataset, tmp_path):
         ({"tasks": ["generating"]}, "unknown task 'generating'"),
         ({"tasks": []}, "no task is given"),
         ({"internal_guidance_scale": 1.5}, "this model has no head on a middle block"),
+        ({"internal_guidance_scale": 1.5, "tasks": ["understanding"]}, "this model has no head on a middle block"),
     ):
         with pytest.raises(UserError, match=message):
             measure(pipe, dataset, **arguments)
