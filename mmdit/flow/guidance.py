@@ -77,7 +77,7 @@ def check_interval(name: str, interval: object) -> None:
         raise UserError(f"{name} is {interval!r}: give (low, high) with 0 <= low <= high <= 1")
 
 
-def internally_guided(sample: Tensor, internal: Tensor, scale: float) -> Tensor:
+def internally_guided(sample: Tensor, internal: Tensor, scale: float | Tensor) -> Tensor:
     """D_i + w (D_f - D_i): the last head's prediction, away from the middle's (arXiv 2512.24176); in fp32.
 
     What is predicted may be the velocity or the clean latent: one follows linearly from the other.

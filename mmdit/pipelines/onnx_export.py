@@ -10,7 +10,7 @@ import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Graph:
     Args:
         name: of its file, without suffix.
         module: what it computes.
-        inputs: number of samples -> inputs by name, in the order of ``module.forward``.
+        inputs: number of samples -> inputs of ``module`` by name.
         output: name of the output.
         dynamic: input -> dimensions that may have any size, by name; dimension 0 is B in all.
     """
@@ -59,16 +59,29 @@ class Graph:
 
 
 class LabelStep(nn.Module):
-    """latents (B, M, C, h, w), timesteps (B, M), roles (B, M), class_labels (B,), -1 = none -> velocity (B, M, C, h, w)."""
+    """latents (B, M, C, h, w), timesteps (B, M), roles (B, M), class_labels (B,), -1 = none -> velocity (B, M, C, h, w).
 
-    def __init__(self, transformer: MultimodalDiT, internal_scale: float = 1.0) -> None:
+    Of a model that learned its steps, also timesteps_next (B, M): the mean velocity to there. Of one with a head on a middle
+    block, also internal_guidance_scale (B,), 1 = off.
+    """
+
+    def __init__(self, transformer: MultimodalDiT) -> None:
         super().__init__()
-        self.transformer, self.internal_scale = transformer, internal_scale
+        self.transformer = transformer
         self.to_velocity = PREDICTIONS[transformer.config.prediction].to_velocity
 
-    def forward(self, latents: Tensor, timesteps: Tensor, roles: Tensor, class_labels: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        roles: Tensor,
+        class_labels: Tensor,
+        timesteps_next: Tensor | None = None,
+        internal_guidance_scale: Tensor | None = None,
+    ) -> Tensor:
         """The velocity dx / dt, whatever the network predicts."""
-        return self._velocity(latents, timesteps, roles, self.transformer.conditioner(class_labels))
+        conditioning = self.transformer.conditioner(class_labels)
+        return self._velocity(latents, timesteps, roles, conditioning, timesteps_next, internal_guidance_scale)
 
     def _velocity(
         self,
@@ -76,9 +89,10 @@ class LabelStep(nn.Module):
         timesteps: Tensor,
         roles: Tensor,
         conditioning: Conditioning,
-        timesteps_next: Tensor | None = None,
+        timesteps_next: Tensor | None,
+        internal_scale: Tensor | None,
     ) -> Tensor:
-        guided = self.internal_scale != 1
+        guided = internal_scale is not None
         made = self.transformer(
             latents,
             timesteps,
@@ -88,7 +102,9 @@ class LabelStep(nn.Module):
             timesteps_next=timesteps_next,
             output_internal=guided,
         )
-        output = internally_guided(made[0], made[2], self.internal_scale) if guided else made[0]
+        output = made[0]
+        if internal_scale is not None:
+            output = internally_guided(made[0], made[2], internal_scale[:, None, None, None, None])
         return self.to_velocity(output, latents, timesteps)
 
 
@@ -106,37 +122,12 @@ class PromptStep(LabelStep):
         vector: Tensor,
         tokens: Tensor | None = None,
         token_mask: Tensor | None = None,
+        timesteps_next: Tensor | None = None,
+        internal_guidance_scale: Tensor | None = None,
     ) -> Tensor:
         """The velocity dx / dt, whatever the network predicts."""
-        return self._velocity(latents, timesteps, roles, Conditioning(vector, tokens, token_mask))
-
-
-class LabelMapStep(LabelStep):
-    """``LabelStep`` of a model that learned its steps: the mean velocity to timesteps_next (B, M)."""
-
-    def forward(  # type: ignore[override]
-        self, latents: Tensor, timesteps: Tensor, timesteps_next: Tensor, roles: Tensor, class_labels: Tensor
-    ) -> Tensor:
-        """The mean velocity of the step; with ``timesteps`` twice the velocity."""
-        conditioning = self.transformer.conditioner(class_labels)
-        return self._velocity(latents, timesteps, roles, conditioning, timesteps_next)
-
-
-class PromptMapStep(PromptStep):
-    """``PromptStep`` of a model that learned its steps."""
-
-    def forward(  # type: ignore[override]
-        self,
-        latents: Tensor,
-        timesteps: Tensor,
-        timesteps_next: Tensor,
-        roles: Tensor,
-        vector: Tensor,
-        tokens: Tensor | None = None,
-        token_mask: Tensor | None = None,
-    ) -> Tensor:
-        """As ``LabelMapStep``."""
-        return self._velocity(latents, timesteps, roles, Conditioning(vector, tokens, token_mask), timesteps_next)
+        conditioning = Conditioning(vector, tokens, token_mask)
+        return self._velocity(latents, timesteps, roles, conditioning, timesteps_next, internal_guidance_scale)
 
 
 class Encoder(nn.Module):
@@ -163,12 +154,6 @@ class Decoder(nn.Module):
         return self.codec.decode_all(latents)
 
 
-def internal_scale_of(pipe: MultimodalDiTPipeline) -> float:
-    """Scale of internal guidance that is part of the graph: the model's own, where it is on at all times."""
-    defaults = pipe.defaults
-    return defaults.internal_guidance_scale if tuple(defaults.internal_guidance_interval) == (0, 1) else 1.0
-
-
 def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
     """The three graphs of a pipeline in float32 on the CPU, at the size that it is trained on."""
     transformer, codec = pipe.transformer, LatentCodec(pipe.vae, pipe.modalities)
@@ -188,11 +173,19 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
         generator = torch.Generator().manual_seed(1)
         timesteps = _EARLIEST + (1 - _EARLIEST) * torch.rand(count, m, generator=generator)
         roles = torch.randint(len(Role), (count, m), generator=generator)
-        later = {"timesteps_next": timesteps * torch.rand(count, 1, generator=generator)} if steps else {}
-        return {**latents(count), "timesteps": timesteps, **later, "roles": roles}
+        return {**latents(count), "timesteps": timesteps, "roles": roles}
+
+    def further(count: int) -> dict[str, Tensor]:
+        generator, inputs = torch.Generator().manual_seed(2), {}
+        if steps:
+            inputs["timesteps_next"] = noisy(count)["timesteps"] * torch.rand(count, 1, generator=generator)
+        if transformer.internal_head is not None:
+            inputs["internal_guidance_scale"] = 1 + torch.rand(count, generator=generator)
+        return inputs
 
     def labelled(count: int) -> dict[str, Tensor]:
-        return {**noisy(count), "class_labels": torch.arange(count) % (transformer.config.num_classes + 1) - 1}
+        labels = torch.arange(count) % (transformer.config.num_classes + 1) - 1
+        return {**noisy(count), "class_labels": labels, **further(count)}
 
     attends, hidden, length = BLOCKS[transformer.config.block].attends_to_prompt, transformer.config.hidden_size, 5
 
@@ -200,15 +193,13 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
         inputs = {**noisy(count), "vector": draw(count, hidden)}
         if attends:
             inputs |= {"tokens": draw(count, length, hidden), "token_mask": draw(count, length) > -0.5}
-        return inputs
+        return inputs | further(count)
 
     if isinstance(transformer.conditioner, ClassConditioner):
-        label_step = (LabelMapStep if steps else LabelStep)(transformer, internal_scale_of(pipe))
-        step = Graph("transformer", label_step, labelled, "velocity", {})
+        step = Graph("transformer", LabelStep(transformer), labelled, "velocity", {})
     else:
         dynamic = {name: {1: "tokens"} for name in ("tokens", "token_mask")} if attends else {}
-        prompt_step = (PromptMapStep if steps else PromptStep)(transformer, internal_scale_of(pipe))
-        step = Graph("transformer", prompt_step, prompted, "velocity", dynamic)
+        step = Graph("transformer", PromptStep(transformer), prompted, "velocity", dynamic)
     return [
         step,
         Graph("vae_encoder", Encoder(codec), pictures, "latents", {}),
@@ -260,7 +251,7 @@ def compare(graph: Graph, path: Path) -> tuple[float, float]:
     for count in _BATCHES:
         inputs = graph.inputs(count)
         with torch.no_grad():
-            expected = graph.module.eval()(*inputs.values())
+            expected = graph.module.eval()(**inputs)
         (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         difference = max(difference, float((torch.from_numpy(found) - expected).abs().max()))
         largest = max(largest, float(expected.abs().max()))
@@ -270,16 +261,17 @@ def compare(graph: Graph, path: Path) -> tuple[float, float]:
 def _export(graph: Graph, path: Path) -> None:
     inputs = graph.inputs(2)
     batch = torch.export.Dim("batch")
-    dynamic = tuple(
-        {0: batch, **{axis: torch.export.Dim(name) for axis, name in graph.dynamic.get(key, {}).items()}}
+    dynamic = {
+        key: {0: batch, **{axis: torch.export.Dim(name) for axis, name in graph.dynamic.get(key, {}).items()}}
         for key in inputs
-    )
+    }
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph.module.eval(),
-                tuple(inputs.values()),
+                (),
+                kwargs=inputs,
                 dynamo=True,
                 verbose=False,
                 input_names=list(inputs),
@@ -331,10 +323,8 @@ def _settings(pipe: MultimodalDiTPipeline) -> dict[str, Any]:
         "time": "0 is data, 1 is noise; x_t = (1 - t) data + t noise; an Euler step is x + (t_next - t) velocity"
         + steps,
         "defaults": {
-            "num_inference_steps": pipe.defaults.num_inference_steps,
-            "guidance_scale": pipe.defaults.guidance_scale,
+            **asdict(pipe.defaults),
             "condition_time": 0.005,
         },
-        "internal_guidance_scale": internal_scale_of(pipe),
         "versions": versions((*PACKAGES, "multimodal-dit", "torch", "diffusers")),
     }

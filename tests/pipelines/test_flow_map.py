@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError
 from mmdit.flow.schedulers import FlowMapScheduler, jumps, make_scheduler, shift_of
-from mmdit.pipelines.onnx_export import PromptMapStep, graphs_of
+from mmdit.pipelines.onnx_export import PromptStep, graphs_of
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import Role
 
@@ -103,14 +103,14 @@ def test_exported_steps_are_the_models_own(make_pipeline: MakePipeline) -> None:
     pipe = make_pipeline("flow_map")
     step, model = graphs_of(pipe)[0], pipe.transformer
     inputs = step.inputs(2)
-    assert list(inputs) == ["latents", "timesteps", "timesteps_next", "roles", "class_labels"]
-    latents, timesteps, later, roles, labels = inputs.values()
+    assert list(inputs) == ["latents", "timesteps", "roles", "class_labels", "timesteps_next"]
+    latents, timesteps, roles, labels, later = inputs.values()
     assert (later < timesteps).all()
     prompt = model.conditioner(labels)
     expected = model(latents, timesteps, roles, prompt, timesteps_next=later).sample
-    assert torch.equal(step.module(*inputs.values()), expected)
+    assert torch.equal(step.module(**inputs), expected)
     assert not torch.equal(model(latents, timesteps, roles, prompt).sample, expected)
-    assert torch.equal(PromptMapStep(model)(latents, timesteps, later, roles, prompt.vector), expected)
+    assert torch.equal(PromptStep(model)(latents, timesteps, roles, prompt.vector, timesteps_next=later), expected)
     assert list(graphs_of(make_pipeline())[0].inputs(2)) == ["latents", "timesteps", "roles", "class_labels"]
 
 
