@@ -85,7 +85,7 @@ def compare_lora(
     if not takes_prompts(pipe) or pipe.image_encoder is None:
         raise UserError(f"--model {model!r} takes no subjects by their pictures: give one with an image encoder")
     pipe.set_progress_bar_config(disable=True)
-    guidance_scale = pipe.defaults.guidance(prompt=True) if guidance_scale is None else guidance_scale
+    guidance_scale, internal = pipe.defaults.guided(guidance_scale, None, prompt=True)
     prompted, instrument = judged_split(pipe, data, split, seed, detector)
     samples = prompted.samples
     subjects = known_subjects(prompted, num_subjects)
@@ -97,7 +97,9 @@ def compare_lora(
     rows, labels = [], []
     for number, subject in enumerate(subjects):
         scores = SubjectScores(subject, prompted, instrument)
-        tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, seed=seed)
+        tasks = TaskRunner(
+            pipe, num_inference_steps, guidance_scale=guidance_scale, internal_guidance_scale=internal, seed=seed
+        )
         make = partial(_make, tasks, noise=f"compare_lora.{number}", count=num_images, batch_size=batch_size)
         made = {WORDS: make(subject.words), PICTURE: make(subject.template, subject=subject.reference)}
         ids = [samples.samples[index].id for index in subject.samples[:-1]]

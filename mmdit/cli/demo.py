@@ -39,8 +39,8 @@ def demo(
         lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
         lora_scale: How much of them; 0 = none, 1 = all.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
-        num_inference_steps: Denoising steps of generate and condition, null = the model's own, 25 where it names none;
-            understanding takes one.
+        num_inference_steps: Denoising steps, null = the model's own, 25 where it names none, which it may have others of on
+            prompts; understanding takes one.
         guidance_scale: How strongly the category is followed; 1 = no guidance; null = the model's own, 2 where it names none.
         seed: Seed of the noise.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -60,12 +60,13 @@ def demo(
     pipe.set_progress_bar_config(leave=False)
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
-    num_inference_steps = pipe.default_steps() if num_inference_steps is None else num_inference_steps
-    own = pipe.defaults
+    steps_on_prompts = num_inference_steps or pipe.default_steps(prompt=True)
+    num_inference_steps = num_inference_steps or pipe.default_steps()
+    own, internal = pipe.defaults, None if guidance_scale is None else 1.0
     on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
     guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
     scenes, span = load_scenes(pipe, data)
-    steps = Steps(pipe, num_inference_steps, guidance_scale, on_prompts, seed, span)
+    steps = Steps(pipe, num_inference_steps, guidance_scale, on_prompts, seed, span, steps_on_prompts, internal)
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
@@ -85,6 +86,8 @@ def demo(
         "num_scenes": len(scenes),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
+        "internal_guidance_scale": own.internal_guidance_scale if internal is None else internal,
+        "prompt_num_inference_steps": steps_on_prompts,
         "prompt_guidance_scale": on_prompts,
         "seed": seed,
         "device": str(pipe.device),

@@ -21,7 +21,7 @@ def diversity(
     num_maps: PositiveInt = 8,
     num_images: PositiveInt = 16,
     num_rows: PositiveInt = 4,
-    num_inference_steps: InferenceSteps = 25,
+    num_inference_steps: InferenceSteps | None = None,
     seed: Seed = 0,
     batch_size: Batch = 32,
     teacher: str | None = None,
@@ -45,7 +45,7 @@ def diversity(
         num_maps: Maps that the numbers are means of, drawn from the split with the seed.
         num_images: Images of each map, at least 2.
         num_rows: Maps that are shown.
-        num_inference_steps: Denoising steps of an image; the model looks at it in one.
+        num_inference_steps: Denoising steps of an image, by default the model's own; it looks at it in one.
         seed: Of the choice of maps and of all noise.
         batch_size: Images at a time; the results do not depend on it.
         teacher: Feature network: a folder or a timm model; by default the model's own, if it has one.
@@ -82,6 +82,7 @@ def diversity(
     if IMAGE not in pipe.modalities:
         raise UserError(f"--model {model!r} makes no RGB: it has {', '.join(pipe.modalities)}")
     network = find_teacher(pipe, teacher)
+    num_inference_steps = num_inference_steps or pipe.default_steps()
     steps = {"understanding": 1, "conditioning": num_inference_steps, "generation": num_inference_steps}
     measure = DiversityMeasure(
         TaskRunner(pipe, steps, seed=seed),

@@ -109,7 +109,7 @@ def evaluate_prompts(
     }
     folder = output.with_name(f"{output.stem}_images")
     pictures = BenchmarkPictures(folder, prompts, int(str(settings["images_per_prompt"])), settings)
-    tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, seed=seed)
+    tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, internal_guidance_scale=1.0, seed=seed)
     pictures.make(tasks, batch_size=batch_size, fusing_scale=fusing_scale)
     report = score_prompts(pictures, clip=texts, dino=images)
     if features is not None:

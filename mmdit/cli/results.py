@@ -77,6 +77,8 @@ PROMPT_ROWS: tuple[tuple[str, str, str], ...] = (
 
 # Of mmdit ablate, configs/ablations/prompts_scenes64.yaml.
 ABLATION = PACKAGE / "assets" / "scenes64" / "ablation_prompts.csv"
+# configs/ablations/scenes64.yaml.
+RECIPE_ABLATION = PACKAGE / "assets" / "scenes64" / "ablation.csv"
 
 # Of mmdit compare-lora.
 LORA = PACKAGE / "assets" / "scenes64" / "compare_lora.json"
@@ -138,12 +140,13 @@ DIVERSITY_COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 # Of many samples: mmdit evaluate --tasks '[generation]'; as the model does by itself, and with internal guidance.
 GENERATION = PACKAGE / "assets" / "scenes64" / "generation.json"
-GENERATION_INTERNAL = PACKAGE / "assets" / "scenes64" / "generation_internal.json"
+# The same with classifier-free guidance in place of the model's own.
+GENERATION_GUIDANCE = PACKAGE / "assets" / "scenes64" / "generation_guidance.json"
 
 # each row, and its part of that report
 GENERATION_ROWS: tuple[tuple[str, str], ...] = (
     ("generated from the categories", "generation"),
-    ("with internal guidance", "internal.generation"),
+    ("with classifier-free guidance", "guided.generation"),
     ("as many other real images", "controls.other_samples"),
     ("the real ones through the VAE", "controls.vae_only"),
 )
@@ -204,7 +207,7 @@ def prompts_table(report: dict[str, Any], beside: Mapping[str, dict[str, Any]] |
         lines.append(f"| {asked} | {measure} | {' | '.join(values)} |")
     settings, count = report["settings"], _count(report)
     steps = settings["num_inference_steps"]
-    steps = steps["generation"] if isinstance(steps, dict) else steps
+    steps = settings.get("prompt_num_inference_steps", steps["generation"] if isinstance(steps, dict) else steps)
     scale = settings.get("prompt_guidance_scale", settings["guidance_scale"])
     asked = f"{count} prompts of each kind where the split has as many, of unseen scenes and subjects"
     fewer = "".join(f" {name}: {_count(other)} prompts." for name, other in beside.items() if _count(other) != count)
@@ -263,24 +266,31 @@ def diversity_table(report: dict[str, Any]) -> str:
     return _table(f"RGB for one {settings['condition']} map", DIVERSITY_ROWS, DIVERSITY_COLUMNS, report, below)
 
 
-def generation_table(report: dict[str, Any], internal: dict[str, Any]) -> str:
+def generation_table(report: dict[str, Any], guided: dict[str, Any]) -> str:
     """Markdown: generated images beside as many real ones, which are the floor of a distance of so few.
 
     Args:
         report: of the model as it is by itself.
-        internal: of internal guidance.
+        guided: with classifier-free guidance.
     """
-    own, led = report["settings"], internal["settings"]
     both = [
         {"generation": {**each["generation"], "seconds": each["timing"]["seconds_per_image"]["generation"]}}
-        for each in (report, internal)
+        for each in (report, guided)
     ]
-    below = (
-        f"{own['num_samples']:,} unseen scenes; {own['num_inference_steps']['generation']} steps of two evaluations, guidance "
-        f"{own['guidance_scale']:g}, and {led['num_inference_steps']} of one, internal guidance "
-        f"{led['internal_guidance_scale']:g}; one core."
-    )
-    return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, {**report, **both[0], "internal": both[1]}, below)
+    settings = [each["settings"] for each in (report, guided)]
+    below = f"{settings[0]['num_samples']:,} unseen scenes; {sampler_of(settings[0])}, and {sampler_of(settings[1])}; one core."
+    return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, {**report, **both[0], "guided": both[1]}, below)
+
+
+def sampler_of(settings: dict[str, Any]) -> str:
+    """Steps and guidance of generation, by the settings of a report."""
+    steps, scale = settings["num_inference_steps"], settings["guidance_scale"]
+    steps = steps["generation"] if isinstance(steps, dict) else steps
+    internal = settings.get("internal_guidance_scale", 1)
+    parts = [f"{steps} steps of {'one evaluation' if scale == 1 else 'two evaluations'}"]
+    parts += [] if scale == 1 else [f"guidance {scale:g}"]
+    parts += [] if internal == 1 else [f"internal guidance {internal:g}"]
+    return ", ".join(parts)
 
 
 def _numbers(report: Any, path: str = "") -> Iterator[tuple[str, float, float | None]]:
@@ -358,7 +368,7 @@ def read(path: Path) -> dict[str, Any]:
 # marks in the README -> the table between them
 TABLES: dict[str, Callable[[], str]] = {
     "results": lambda: results_table(read(REPORT)),
-    "generation": lambda: generation_table(read(GENERATION), read(GENERATION_INTERNAL)),
+    "generation": lambda: generation_table(read(GENERATION), read(GENERATION_GUIDANCE)),
     "prompts": lambda: prompts_table(read(PROMPTS), {"interleaved": read(INTERLEAVED)}),
     "lora": lambda: lora_table(read(LORA)),
     "diversity": lambda: diversity_table(read(DIVERSITY)),
@@ -370,6 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
 CARD_TABLES: dict[str, Callable[[], str]] = {
     "prompts": lambda: metrics_table(read(PROMPTS), "prompts", *PROMPT_CONTROLS, errors=True),
     "fusing": lambda: fusing_table(read(PROMPTS)),
+    "recipe": lambda: ablation_table(RECIPE_ABLATION),
     "metrics": lambda: metrics_table(read(REPORT), *OTHER_PARTS),
     "generation": lambda: metrics_table(read(GENERATION), "generation", "controls.other_samples"),
 }

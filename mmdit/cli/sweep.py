@@ -92,7 +92,7 @@ def sweep(
     prepare_folder(output)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
-    guidance_scale = pipe.defaults.guidance_scale if guidance_scale is None else guidance_scale
+    guidance_scale, internal = pipe.defaults.guided(guidance_scale, None, prompt=False)
     for scheduler in named:  # found out now, not after the lines before it
         check_scheduler(scheduler, pipe.transformer)
     if schedulers is None and jumps(pipe.scheduler):
@@ -106,6 +106,7 @@ def sweep(
         samples,
         network=network,
         guidance_scale=guidance_scale,
+        internal_guidance_scale=internal,
         condition=condition,
         seed=seed,
         batch_size=batch_size,
@@ -119,6 +120,7 @@ def sweep(
         "split": split,
         "num_samples": len(measuring.samples),
         "guidance_scale": guidance_scale,
+        **({} if internal == 1 else {"internal_guidance_scale": internal}),
         "condition": condition,
         "seed": seed,
         "teacher": None if network is None else str(getattr(network, "name", type(network).__name__)),

@@ -85,6 +85,7 @@ class StepSweep:
         samples: the same for every row.
         network: feature network for the Fréchet distance, as ``evaluate`` takes it, or None.
         guidance_scale: on the class, in generation.
+        internal_guidance_scale: of all tasks but understanding.
         condition: the modality that conditioning is given.
         seed: of all noise. Rows share it: the same initial noise for every sampler.
         batch_size: samples at a time; the numbers don't depend on it.
@@ -101,6 +102,7 @@ class StepSweep:
         *,
         network: Any,
         guidance_scale: float,
+        internal_guidance_scale: float = 1.0,
         condition: str,
         seed: int,
         batch_size: int,
@@ -114,6 +116,7 @@ class StepSweep:
         self.judge = TaskRunner(pipe, 1, seed=seed)
         self.categories = samples.info.categories
         self.names, self.condition, self.network = names, condition, network
+        self.internal_guidance_scale = internal_guidance_scale
         self.guidance_scale, self.seed, self.batch_size, self.span = guidance_scale, seed, batch_size, span
         self.labels, self.space = label_set(pipe), depth_space(pipe)
         self.depth, self.normal, self.labelled = (
@@ -132,7 +135,13 @@ class StepSweep:
         pipe = MultimodalDiTPipeline(**own.components, **own.parameters)
         pipe.scheduler = scheduler
         pipe.set_progress_bar_config(disable=True)
-        tasks = TaskRunner(pipe, row.num_inference_steps, guidance_scale=self.guidance_scale, seed=self.seed)
+        tasks = TaskRunner(
+            pipe,
+            row.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            internal_guidance_scale=self.internal_guidance_scale,
+            seed=self.seed,
+        )
         measure = {"understanding": self._understand, "conditioning": self._condition, "generation": self._generate}
         measured = measure[row.task](tasks)
         branches = 2 if row.task == "generation" and self.guidance_scale != 1 else 1

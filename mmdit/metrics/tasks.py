@@ -47,10 +47,10 @@ class TaskRunner:
 
     Args:
         pipe: the model, with its scheduler.
-        steps: denoising steps of each task, or one number for all; prompts have those of generation.
+        steps: denoising steps of each task, or one number for all; prompts have those of generation where they are not named.
         guidance_scale: on the class, in generation, and on the prompt.
         prompt_guidance_scale: on the prompt; None = ``guidance_scale``.
-        internal_guidance_scale: of all tasks but understanding; None = the model's own.
+        internal_guidance_scale: of all tasks but understanding; None = the model's own, on prompts that on prompts.
         seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
@@ -145,9 +145,12 @@ class TaskRunner:
 
     def _run(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
-        steps = self.steps["generation" if task == PROMPTS else task]
+        steps = self.steps.get(task) or self.steps["generation"]
         if task != "understanding":
-            arguments["internal_guidance_scale"] = self.internal_guidance_scale
+            internal, own = self.internal_guidance_scale, self.pipe.defaults
+            arguments["internal_guidance_scale"] = (
+                own.internal_guidance(prompt=task == PROMPTS) if internal is None else internal
+            )
         output = self.pipe(num_inference_steps=steps, output_type="np", **arguments)
         if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()

@@ -21,28 +21,60 @@ class Defaults:
     Args:
         num_inference_steps: steps of the sampler, but for understanding, which takes ``UNDERSTANDING_STEPS``.
         guidance_scale: on class and prompt; 1 = off.
-        prompt_guidance_scale: where a prompt is given, beside a class or not; None = ``guidance_scale``.
         internal_guidance_scale: away from the middle block's prediction, but for understanding; 1 = off.
         internal_guidance_interval: (low, high), the timesteps between which that is on.
+        prompt_num_inference_steps, prompt_guidance_scale, prompt_internal_guidance_scale: where a prompt is given, beside a class
+            or not; None = as without one.
     """
 
     num_inference_steps: int = 25
     guidance_scale: float = 2.0
     internal_guidance_scale: float = 1.0
     internal_guidance_interval: tuple[float, float] = (0.0, 1.0)
+    prompt_num_inference_steps: int | None = None
     prompt_guidance_scale: float | None = None
+    prompt_internal_guidance_scale: float | None = None
+
+    def steps(self, *, prompt: bool) -> int:
+        """Steps of a call with a prompt, or without."""
+        own = self.prompt_num_inference_steps if prompt else None
+        return self.num_inference_steps if own is None else own
 
     def guidance(self, *, prompt: bool) -> float:
         """Guidance of a call with a prompt, or without."""
         own = self.prompt_guidance_scale if prompt else None
         return self.guidance_scale if own is None else own
 
+    def internal_guidance(self, *, prompt: bool) -> float:
+        """Internal guidance of a call with a prompt, or without; in understanding it is off."""
+        own = self.prompt_internal_guidance_scale if prompt else None
+        return self.internal_guidance_scale if own is None else own
+
+    def guided(self, scale: float | None, internal: float | None, *, prompt: bool) -> tuple[float, float]:
+        """Guidance and internal guidance of a call that names these, None = not.
+
+        A model's own are one setting: a call that names the first alone has no internal guidance.
+        """
+        if internal is None:
+            internal = self.internal_guidance(prompt=prompt) if scale is None else 1.0
+        return self.guidance(prompt=prompt) if scale is None else scale, internal
+
     def described(self) -> str:
         """What a model card says of them."""
-        internal = f", internal guidance {self.internal_guidance_scale:g}" if self.internal_guidance_scale != 1 else ""
-        on_prompts = self.guidance(prompt=True)
-        prompts = f" ({on_prompts:g} on prompts)" if on_prompts != self.guidance_scale else ""
-        return f"{self.num_inference_steps} steps, guidance {self.guidance_scale:g}{prompts}{internal}"
+        own, on_prompts = self._settings(prompt=False), self._settings(prompt=True)
+        different = [text for text in on_prompts if text not in own]
+        if len(on_prompts) < len(own):
+            different.append("no internal guidance")
+        prompts = f" (on prompts {', '.join(different)})" if different else ""
+        return ", ".join(own) + prompts
+
+    def _settings(self, *, prompt: bool) -> list[str]:
+        internal = self.internal_guidance(prompt=prompt)
+        return [
+            f"{self.steps(prompt=prompt)} steps",
+            f"guidance {self.guidance(prompt=prompt):g}",
+            *([] if internal == 1 else [f"internal guidance {internal:g}"]),
+        ]
 
     @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> Defaults:
@@ -57,17 +89,33 @@ class Defaults:
             if name not in cls.__annotations__:
                 raise unknown_name("name in defaults", name, cls.__annotations__)
         made = cls(**values)
-        steps = made.num_inference_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-            raise UserError(f"defaults: num_inference_steps is {steps!r}: give a whole number from 1 to {MAX_STEPS}")
-        for name in ("guidance_scale", "prompt_guidance_scale", "internal_guidance_scale"):
+        for name in ("num_inference_steps", "prompt_num_inference_steps"):
+            steps = getattr(made, name)
+            if steps is None and name in _ON_PROMPTS:
+                continue
+            if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+                raise UserError(f"defaults: {name} is {steps!r}: give a whole number from 1 to {MAX_STEPS}")
+        for name in (
+            "guidance_scale",
+            "internal_guidance_scale",
+            "prompt_guidance_scale",
+            "prompt_internal_guidance_scale",
+        ):
             scale = getattr(made, name)
-            if scale is None and name == "prompt_guidance_scale":
+            if scale is None and name in _ON_PROMPTS:
                 continue
             if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < math.inf:
                 raise UserError(f"defaults: {name} is {scale!r}: give a number >= 0 (1 = no guidance)")
         check_interval("defaults: internal_guidance_interval", made.internal_guidance_interval)
         return made
+
+
+_ON_PROMPTS = frozenset(name for name in Defaults.__annotations__ if name.startswith("prompt_"))
+
+
+def lacks_middle(transformer: Any) -> bool:
+    """Whether a cache of diffusers leaves out blocks, and so what a head on a middle one would read."""
+    return bool(getattr(transformer, "is_cache_enabled", False))
 
 
 def check_internal(scale: float, transformer: Any, name: str = "internal_guidance_scale") -> None:
@@ -78,5 +126,5 @@ def check_internal(scale: float, transformer: Any, name: str = "internal_guidanc
         raise UserError(
             f"{name} is {scale:g}: this model has no head on a middle block (model.internal_guidance_depth trains one), give 1"
         )
-    if getattr(transformer, "is_cache_enabled", False):
+    if lacks_middle(transformer):
         raise UserError(f"{name} is {scale:g}: a cache leaves out the middle block that it reads, disable it or give 1")

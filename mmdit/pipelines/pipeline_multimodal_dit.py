@@ -35,7 +35,7 @@ from mmdit.pipelines.arguments import (
 from mmdit.pipelines.callbacks import OnStepEnd, StepCallback
 from mmdit.pipelines.calls import Call, Calls, CallsMixin, has_hooks
 from mmdit.pipelines.conditions import encode_conditions, read_conditions
-from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults, check_internal
+from mmdit.pipelines.defaults import UNDERSTANDING_STEPS, Defaults, check_internal, lacks_middle
 from mmdit.pipelines.denoising import Denoiser
 from mmdit.pipelines.editing import read_edit
 from mmdit.pipelines.ensembling import check_ensemble, combine
@@ -69,9 +69,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             transformers whose conditioner takes them. "tiue" has a text encoder with its tokenizer, and for subjects' images
             CLIP's image encoder with its processor; "interleaved" a multimodal LLM as ``text_encoder``, with its processor.
 
-        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0. With a prompt the
-            latter is ``prompt_guidance_scale``, where there is one. And
-            ``internal_guidance_scale`` and its ``internal_guidance_interval``, for a model with a head on a middle block.
+        defaults: ``num_inference_steps`` and ``guidance_scale`` of calls that name none; None = 25 and 2.0. And
+            ``internal_guidance_scale`` and its ``internal_guidance_interval``, for a model with a head on a middle block. What
+            is otherwise with a prompt is ``prompt_num_inference_steps`` and so on (``Defaults``).
 
     ``modalities``, ``id2label`` and ``defaults`` are saved in the folder. A second pipeline on the same weights is
     ``MultimodalDiTPipeline(**pipe.components, **pipe.parameters)``.
@@ -182,9 +182,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         """Steps and guidance of a call that names none."""
         return Defaults.of(self.config.get("defaults"))
 
-    def default_steps(self, *, understanding: bool = False) -> int:
+    def default_steps(self, *, understanding: bool = False, prompt: bool = False) -> int:
         """Steps of a call that names none; ``understanding``: RGB is given whole, and neither category nor prompt."""
-        return UNDERSTANDING_STEPS if understanding else self.defaults.num_inference_steps
+        return UNDERSTANDING_STEPS if understanding else self.defaults.steps(prompt=prompt)
 
     def enable_vae_slicing(self) -> None:
         """Decode one sample at a time: less memory for large batches."""
@@ -303,7 +303,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             output_uncertainty: also return where those estimates disagree, ``output.uncertainty``.
             internal_guidance_scale: w of internal guidance (arXiv 2512.24176), away from what a middle block predicts, in the
                 same evaluation of the network; 1 = off. It needs a model with such a head. None = the model's own,
-                ``defaults``, and off in understanding.
+                ``defaults``, and off in understanding, where ``guidance_scale`` is named, and with a cache of blocks.
             internal_guidance_interval: (low, high), the timesteps between which that is on; None = the model's own.
 
         Returns:
@@ -319,8 +319,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         on_step_end = StepCallback.of(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        if guidance_scale is None:
-            guidance_scale = self.defaults.guidance(prompt=prompt is not None)
+        prompted, named_internal = prompt is not None, internal_guidance_scale is not None
+        guidance_scale, internal = self.defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
         if internal_guidance_interval is None:
             internal_guidance_interval = self.defaults.internal_guidance_interval
@@ -329,10 +329,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             condition_guidance_scale,
             guidance_interval,
             alpha,
-            1.0 if internal_guidance_scale is None else internal_guidance_scale,
+            internal,
             internal_guidance_interval,
         )
-        check_internal(guidance.internal_scale, self.transformer)
 
         # 1. What is asked for, judged before any network computes: given images, sizes, words
         device = self._execution_device
@@ -354,10 +353,10 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         check_call(batch * num_images, *sizes.largest)
         understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
         if num_inference_steps is None:
-            num_inference_steps = self.default_steps(understanding=understanding)
-        if internal_guidance_scale is None and not understanding:
-            check_internal(self.defaults.internal_guidance_scale, self.transformer)
-            guidance = replace(guidance, internal_scale=self.defaults.internal_guidance_scale)
+            num_inference_steps = self.default_steps(understanding=understanding, prompt=prompted)
+        if not named_internal and (understanding or lacks_middle(self.transformer)):
+            guidance = replace(guidance, internal_scale=1.0)
+        check_internal(guidance.internal_scale, self.transformer)
         steps_taken(num_inference_steps, edit.strength)  # refuses before any work
         check_ensemble(
             ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents, output_type=output_type

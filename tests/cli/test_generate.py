@@ -61,6 +61,11 @@ def test_internal_guidance(mmdit, tiny_pipeline_dir, tmp_path):
     assert "internal_guidance_scale" not in _metadata(tmp_path / "out" / "torus_0")
     assert np.array_equal(np.load(tmp_path / "out" / "torus_0" / "depth.npy"), made[0])
     assert not np.allclose(made[0], made[1], atol=1e-2)
+    assert mmdit("generate", "torus", "--num_inference_steps", 2, "--output", "own").code == 0
+    own = _metadata(tmp_path / "own" / "torus_0")
+    assert (own["guidance_scale"], own["internal_guidance_scale"]) == (1.0, 1.8)
+    assert own["internal_guidance_interval"] == [0.3, 1.0]
+    assert np.array_equal(np.load(tmp_path / "own" / "torus_0" / "depth.npy"), made[1])
     refused = mmdit(*common, "--model", tiny_pipeline_dir, "--internal_guidance_scale", 1.8, "--output", "none")
     assert refused.code == 2
     assert "--internal_guidance_scale is 1.8: this model has no head on a middle block" in refused.error

@@ -189,14 +189,16 @@ def test_as_many_other_real_images_are_the_floor_of_the_frechet_distance(pipe, m
 def test_internal_guidance_is_that_of_all_but_understanding(make_dataset):
     pipe = MultimodalDiTPipeline.from_pretrained("scenes64")
     data = make_dataset(2, 64, "test", segmentation_classes=list(SEGMENTATION_CLASSES))
-    plain, led = (measure(pipe, data, teacher=None, **given) for given in ({}, {"internal_guidance_scale": 1.5}))
+    plain, led = (measure(pipe, data, teacher=None, internal_guidance_scale=scale) for scale in (1.0, 1.5))
     assert led["settings"]["internal_guidance_scale"] == 1.5
     assert "internal_guidance_scale" not in plain["settings"]
     assert led["understanding"] == plain["understanding"]
     for part in ("conditioning", "generation"):
         assert led[part] != plain[part]
-    own = measure(pipe, data, teacher=None, internal_guidance_scale=1.0)
-    assert own["generation"] == plain["generation"]  # the bundled model has it off
+    own, named = (measure(pipe, data, teacher=None, **given) for given in ({}, {"guidance_scale": 1.0}))
+    assert own["settings"]["internal_guidance_scale"] == 1.8  # the bundled model's own
+    assert own["settings"]["num_inference_steps"] == {"understanding": 1, "conditioning": 10, "generation": 10}
+    assert named["generation"] == plain["generation"]
 
 
 def test_some_tasks_alone(pipe, dataset, report):

@@ -12,7 +12,8 @@ from diffusers import FirstBlockCacheConfig
 from torch import Tensor
 
 from mmdit.errors import UserError
-from mmdit.pipelines.onnx_export import LabelStep, internal_scale_of
+from mmdit.pipelines.defaults import Defaults
+from mmdit.pipelines.onnx_export import graphs_of
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import Role
 
@@ -71,17 +72,72 @@ def test_scale_is_saved_with_the_model_and_off_in_understanding(make_pipeline: M
     rgb = {"conditions": {"rgb": torch.rand(2, 3, 32, 32)}, "class_labels": None}
     assert torch.equal(sample(own, **rgb), sample(pipe, **rgb))
     assert "25 steps, guidance 2, internal guidance 1.4" in (tmp_path / "own" / "README.md").read_text()
-    assert internal_scale_of(own) == 1.0  # no graph has an interval
 
 
-def test_one_step_that_is_exported_is_guided(make_pipeline: MakePipeline) -> None:
+def test_a_call_that_names_guidance_alone_has_no_internal_one(make_pipeline: MakePipeline) -> None:
     pipe = make_pipeline(internal_guidance_depth=1)
-    pipe = MultimodalDiTPipeline(**pipe.components, **pipe.parameters, defaults={"internal_guidance_scale": 1.4})
-    pipe.set_progress_bar_config(disable=True)
-    step = LabelStep(pipe.transformer, internal_scale_of(pipe))
-    with torch.no_grad():
-        velocity = step(NOISE, torch.ones(2, 4), torch.zeros(2, 4, dtype=torch.long), torch.tensor([1, 4]))
-    torch.testing.assert_close(NOISE - velocity, sample(pipe, num_inference_steps=1, guidance_scale=1.0))
+    defaults = {"guidance_scale": 1.5, "internal_guidance_scale": 1.4}
+    own = MultimodalDiTPipeline(**pipe.components, **pipe.parameters, defaults=defaults)
+    own.set_progress_bar_config(disable=True)
+    for scale in (1.0, 1.5, 3.0):
+        assert torch.equal(sample(own, guidance_scale=scale), sample(pipe, guidance_scale=scale))
+    expected = sample(pipe, guidance_scale=1.5, internal_guidance_scale=1.4)
+    assert torch.equal(sample(own), expected)
+    assert not torch.equal(sample(own, guidance_scale=1.5), expected)
+    assert torch.equal(
+        sample(own, internal_guidance_scale=1.2), sample(pipe, guidance_scale=1.5, internal_guidance_scale=1.2)
+    )
+
+
+def test_a_cache_of_blocks_turns_the_models_own_off(make_pipeline: MakePipeline) -> None:
+    pipe = make_pipeline(internal_guidance_depth=1)
+    own = MultimodalDiTPipeline(**pipe.components, **pipe.parameters, defaults={"internal_guidance_scale": 1.4})
+    own.set_progress_bar_config(disable=True)
+    expected = sample(own, guidance_scale=2.0)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    assert torch.equal(sample(own), expected)
+
+
+def test_what_is_otherwise_with_a_prompt() -> None:
+    own = Defaults.of(
+        {
+            "num_inference_steps": 10,
+            "guidance_scale": 1.0,
+            "internal_guidance_scale": 1.8,
+            "prompt_num_inference_steps": 25,
+            "prompt_guidance_scale": 5.0,
+            "prompt_internal_guidance_scale": 1.0,
+        }
+    )
+    assert (own.steps(prompt=False), own.steps(prompt=True)) == (10, 25)
+    assert own.guided(None, None, prompt=False) == (1.0, 1.8)
+    assert own.guided(None, None, prompt=True) == (5.0, 1.0)
+    assert own.guided(2.0, None, prompt=False) == (2.0, 1.0)
+    assert own.guided(None, 1.3, prompt=True) == (5.0, 1.3)
+    described = "10 steps, guidance 1, internal guidance 1.8 (on prompts 25 steps, guidance 5, no internal guidance)"
+    assert own.described() == described
+    for name, value, message in (
+        ("prompt_num_inference_steps", 0, "defaults: prompt_num_inference_steps is 0: give a whole number from 1"),
+        ("num_inference_steps", None, "defaults: num_inference_steps is None: give a whole number from 1"),
+        ("prompt_internal_guidance_scale", -1, "defaults: prompt_internal_guidance_scale is -1: give a number >= 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Defaults.of({name: value})
+
+
+@torch.no_grad()
+def test_an_exported_step_is_guided_by_each_samples_scale(make_pipeline: MakePipeline) -> None:
+    """The module of the graph, with the inputs that it is compared with; the rest of the export is test_export's."""
+    pipe = make_pipeline(internal_guidance_depth=1)
+    graph = graphs_of(pipe)[0]
+    inputs = graph.inputs(2)
+    assert list(inputs)[-1] == "internal_guidance_scale"
+    one = torch.ones(2, 4)
+    given = {"timesteps": one, "roles": torch.zeros(2, 4, dtype=torch.long), "class_labels": torch.tensor([1, 4])}
+    velocity = graph.module(NOISE, **given, internal_guidance_scale=torch.tensor([1.4, 1.0]))
+    for row, scale in enumerate((1.4, 1.0)):
+        made = sample(pipe, num_inference_steps=1, guidance_scale=1.0, internal_guidance_scale=scale)
+        torch.testing.assert_close((NOISE - velocity)[row], made[row])
 
 
 def test_models_that_can_not_refuse_in_one_line(make_pipeline: MakePipeline) -> None:

@@ -157,7 +157,7 @@ def test_the_negative_prompt_stands_for_no_prompt(prompted: MultimodalDiTPipelin
 def test_a_model_may_have_its_own_guidance_on_prompts(prompted: MultimodalDiTPipeline) -> None:
     defaults = {"guidance_scale": 1.5, "prompt_guidance_scale": 3.0}
     pipe = MultimodalDiTPipeline(**prompted.components, **prompted.parameters | {"defaults": defaults})
-    assert pipe.defaults.described() == "25 steps, guidance 1.5 (3 on prompts)"
+    assert pipe.defaults.described() == "25 steps, guidance 1.5 (on prompts guidance 3)"
     for asked, scale in (({"prompt": "a red torus"}, 3.0), ({"class_labels": 1}, 1.5)):
         found, named = latents_of(pipe, **asked), latents_of(pipe, **asked, guidance_scale=scale)
         assert torch.equal(found, named)

@@ -18,6 +18,7 @@ from mmdit.apps.ui.results import enlarged
 from mmdit.apps.ui.tasks import Settings, Tasks, Words
 from mmdit.apps.ui.uploads import Drawing, has_picture
 from mmdit.modalities import IMAGE, Codec
+from mmdit.pipelines.defaults import Defaults
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # handlers that are no task
 NO_CATEGORY = "(none)"
@@ -26,15 +27,23 @@ _SHEET = 512  # pixels, the longer side
 _MAX_GUIDANCE = 10
 
 
+def _guidance(own: Defaults, *, prompt: bool) -> str:
+    """A model's own guidance with a prompt or without, of the two kinds the one that is on."""
+    scale, internal = own.guided(None, None, prompt=prompt)
+    parts = [f"{scale:g}"] if scale != 1 or internal == 1 else []
+    return " and ".join([*parts, *([] if internal == 1 else [f"internal {internal:g}"])])
+
+
 class SettingInputs:
     """Steps, guidance, seed and number of samples."""
 
     def __init__(self, tasks: Tasks) -> None:
         self.limits, own = tasks.limits, tasks.pipe.defaults
         with gr.Accordion("Settings", open=False, elem_id="settings"):
-            steps = f"Steps (0: the model's own, {own.num_inference_steps}, and 1 to understand)"
+            taken = " or ".join(dict.fromkeys(str(own.steps(prompt=prompt)) for prompt in (False, True)))
+            steps = f"Steps (0: the model's own, {taken}, and 1 to understand)"
             self.steps = gr.Slider(0, self.limits.steps, value=0, step=1, label=steps, elem_id="steps")
-            usual = " or ".join(dict.fromkeys(f"{own.guidance(prompt=prompt):g}" for prompt in (False, True)))
+            usual = " or ".join(dict.fromkeys(_guidance(own, prompt=prompt) for prompt in (False, True)))
             guidance = f"Guidance on category and prompt (0: the model's own, {usual}; 1: none)"
             self.guidance = gr.Slider(0, _MAX_GUIDANCE, value=0, step=0.1, label=guidance, elem_id="guidance")
             with gr.Row():

@@ -258,9 +258,11 @@ class Tasks:
                 yield event
             else:
                 prompted = arguments.get("prompt") is not None
-                guidance = self.pipe.defaults.guidance(prompt=prompted)
-                scale = guidance if settings.guidance_scale is None else settings.guidance_scale
-                yield self._done(task, settings, seeds, event, {"guidance_scale": scale, **record}, list(notes))
+                scale, internal = self.pipe.defaults.guided(settings.guidance_scale, None, prompt=prompted)
+                guidance = {"guidance_scale": scale}
+                if internal != 1 and task != "understand":
+                    guidance["internal_guidance_scale"] = internal
+                yield self._done(task, settings, seeds, event, {**guidance, **record}, list(notes))
 
     def _done(
         self,

@@ -160,7 +160,7 @@ class SamplingRun:
     """A loaded model, a folder for its samples, and the settings they share; values and folder are checked before loading.
 
     Steps and guidance that are None are the model's own; ``understanding``: RGB is given, and neither category nor prompt;
-    ``prompted``: a prompt is given.
+    ``prompted``: a prompt is given; ``asks``: it or a category is.
 
     Raises:
         UserError: a setting out of range, a model or device that can't be used, a folder that can't be written.
@@ -176,6 +176,7 @@ class SamplingRun:
         internal_guidance_scale: float | None = None,
         understanding: bool = False,
         prompted: bool = False,
+        asks: bool = True,
         scheduler: str | None,
         device: str,
         dtype: DtypeName,
@@ -194,13 +195,17 @@ class SamplingRun:
         self.pipe = load_pipeline(model, device, dtype, scheduler, lora=lora, lora_scale=lora_scale)
         self.lora = {"lora": None, **lora_settings(lora, lora_scale)}
         defaults = self.pipe.defaults
-        steps = self.pipe.default_steps(understanding=understanding)
+        steps = self.pipe.default_steps(understanding=understanding, prompt=prompted)
         self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
-        self.guidance_scale = defaults.guidance(prompt=prompted) if guidance_scale is None else guidance_scale
-        self.internal = {}  # in requests only where it is asked for: those of before had none
-        if internal_guidance_scale is not None:
-            check_internal(internal_guidance_scale, self.pipe.transformer, "--internal_guidance_scale")
-            self.internal = {"internal_guidance_scale": internal_guidance_scale}
+        scale, internal = defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
+        self.guidance_scale = scale if asks else 1.0
+        if understanding and internal_guidance_scale is None:
+            internal = 1.0
+        check_internal(internal, self.pipe.transformer, "--internal_guidance_scale")
+        self.internal: dict[str, Any] = {}  # in requests only where it is on or asked for: those of before had none
+        if internal != 1 or internal_guidance_scale is not None:
+            interval = list(defaults.internal_guidance_interval)
+            self.internal = {"internal_guidance_scale": internal, "internal_guidance_interval": interval}
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape

@@ -80,7 +80,7 @@ class SamplingOptions(ModelOptions):
         guidance_scale: How strongly category and prompt are followed, where one is given; 1 = no guidance; null = the model's
             own, 2 where it names none.
         internal_guidance_scale: How far from what the model's middle block predicts, at no evaluation more, where it has a head
-            there; 1 = off; null = the model's own.
+            there; 1 = off; null = the model's own, or off where guidance_scale is given.
         scheduler: euler, heun, unipc, dpmsolver++, euler_maruyama, or flow_map for a model that learned its steps; by default
             the model's own.
         seed: Seed of the first sample.
@@ -115,10 +115,11 @@ class SamplingOptions(ModelOptions):
             command,
             self.model,
             num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale if words.asks else 1.0,
+            guidance_scale=self.guidance_scale,
             internal_guidance_scale=self.internal_guidance_scale,
             understanding=understanding,
             prompted=bool(words.typed),
+            asks=words.asks,
             scheduler=self.scheduler,
             device=self.device,
             dtype=self.dtype,

@@ -18,7 +18,7 @@ from mmdit.metrics.depth import DepthMetrics
 from mmdit.metrics.maps import label_set, map_metrics
 from mmdit.metrics.report import depth_range
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.metrics.tasks import TaskRunner
+from mmdit.metrics.tasks import PROMPTS, TaskRunner
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 Arrays = dict[str, np.ndarray]
@@ -37,15 +37,23 @@ class Steps:
     prompt_guidance_scale: float
     seed: int
     depth_range: tuple[float, float]
+    prompt_num_inference_steps: int
+    internal_guidance_scale: float | None = None
 
     def tasks(self) -> TaskRunner:
         """Tasks with seeds from ``seed`` on, one step of understanding."""
-        steps = {"understanding": 1, "conditioning": self.num_inference_steps, "generation": self.num_inference_steps}
+        steps = {
+            "understanding": 1,
+            "conditioning": self.num_inference_steps,
+            "generation": self.num_inference_steps,
+            PROMPTS: self.prompt_num_inference_steps,
+        }
         return TaskRunner(
             self.pipe,
             steps,
             guidance_scale=self.guidance_scale,
             prompt_guidance_scale=self.prompt_guidance_scale,
+            internal_guidance_scale=self.internal_guidance_scale,
             noise=lambda task, indices: [torch.Generator().manual_seed(self.seed + index) for index in indices],
         )
 

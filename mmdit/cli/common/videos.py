@@ -123,6 +123,7 @@ class VideoJob:
                     self.run.num_inference_steps,
                     self.run.guidance_scale,
                     conditions={IMAGE: pictures},
+                    **self.run.internal,
                     **self.options.inputs,
                 )
                 for (number, frame), (arrays, spread) in zip(batch, outputs, strict=True):

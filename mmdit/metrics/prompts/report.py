@@ -10,7 +10,7 @@ from mmdit.metrics.prompts.evaluation import PromptEvaluation, takes_prompts
 from mmdit.metrics.prompts.instrument import find_instrument
 from mmdit.metrics.prompts.networks import ImageTextNetwork
 from mmdit.metrics.samples import EvaluationSamples
-from mmdit.metrics.tasks import TaskRunner
+from mmdit.metrics.tasks import PROMPTS, TaskRunner
 
 
 def add_prompts(
@@ -72,4 +72,5 @@ def add_prompts(
     notes += evaluation.notes
     report["settings"] |= {"num_prompts": count, "detector": instrument.name, "clip": clip}
     report["settings"]["prompt_guidance_scale"] = tasks.prompt_guidance_scale
+    report["settings"]["prompt_num_inference_steps"] = tasks.steps.get(PROMPTS, tasks.steps["generation"])
     report["timing"]["seconds_per_image"] |= {task: mean.compute() for task, mean in tasks.seconds.items()}
