@@ -197,7 +197,6 @@ def test_internal_guidance_is_that_of_all_but_understanding(make_dataset):
         assert led[part] != plain[part]
     own, named = (measure(pipe, data, teacher=None, **given) for given in ({}, {"guidance_scale": 1.0}))
     assert own["settings"]["internal_guidance_scale"] == 1.8  # the bundled model's own
-    assert own["settings"]["num_inference_steps"] == {"understanding": 1, "conditioning": 10, "generation": 10}
     assert named["generation"] == plain["generation"]
 
 
