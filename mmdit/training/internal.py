@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mmdit.models.transformer import MultimodalDiT, MultimodalDiTOutput
+from mmdit.models.transformer import MultimodalDiTOutput
 
 T = TypeVar("T")
 
@@ -20,19 +20,6 @@ def once(function: Callable[..., T]) -> Callable[..., T]:
         return kept[0]
 
     return asked
-
-
-def trains_head(network: MultimodalDiT) -> bool:
-    """Whether the network has a middle head, and it or anything before it is trained.
-
-    A frozen head has a loss too where what it reads is trained, as by a LoRA: guidance away from it then stays what it was for.
-    """
-    depth = network.config.internal_guidance_depth
-    if depth is None:
-        return False
-    parts = (*network.blocks[depth:], network.head, network.projector)
-    behind = {id(weight) for part in parts if part is not None for weight in part.parameters()}
-    return any(weight.requires_grad and id(weight) not in behind for weight in network.parameters())
 
 
 class InternalPredictions:

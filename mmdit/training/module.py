@@ -25,7 +25,7 @@ from mmdit.training.distillation import Distillation
 from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import READ, Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
-from mmdit.training.internal import InternalPredictions, once, trains_head
+from mmdit.training.internal import InternalPredictions, once
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
@@ -225,7 +225,8 @@ class TransformerModule(SteppedModule):
             told = {"prompt": prompt, "conditioning": conditioning, "shows_ground": batch.get("shows_ground")}
             asked["teach"] = once(partial(self.distillation, **told))
         recorded = InternalPredictions(network)
-        has_internal = trains_head(self.network)
+        head = self.network.internal_head
+        has_internal = head is not None and any(weight.requires_grad for weight in head.parameters())
         inputs = (clean, conditioning, draw, self._mean_over_processes)
         step = self.objective(recorded if has_internal else network, *inputs, **asked)
         losses = dict(step.losses)
