@@ -43,6 +43,9 @@ def test_a_graph_runs(nodes, tiny_pipeline_dir):
     assert all(image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1 for image in made)
     alone = nodes.GenerateMMDiT().generate(model, 4, 1, 2.0, 1, category="torus", depth=torch.full((1, 64, 64), 0.5))
     assert alone[0].shape == (1, 64, 64, 3)
+    own = nodes.GenerateMMDiT().generate(model, 4, 0, 0.0, 1, category="torus")  # 0 = the model's own
+    expected = nodes.outputs(model, model(class_labels="torus", seed=4))
+    assert all(torch.equal(one, other) for one, other in zip(own, expected, strict=True))
     seen = nodes.UnderstandMMDiT().understand(model, torch.rand(2, 40, 60, 3))
     assert [image.shape for image in seen] == [(2, 40, 60, 3)] * 4
     with pytest.raises(UserError, match="torrus"):

@@ -69,8 +69,8 @@ class GenerateMMDiT:
             "required": {
                 "model": (MODEL,),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**32 - 1}),
-                "steps": ("INT", {"default": 25, "min": 1, "max": 1000}),
-                "guidance": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 30.0, "step": 0.1}),
+                "steps": ("INT", {"default": 0, "min": 0, "max": 1000}),  # 0 = the model's own, as of guidance
+                "guidance": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 30.0, "step": 0.1}),
                 "num_images": ("INT", {"default": 1, "min": 1, "max": 64}),
             },
             "optional": {
@@ -111,8 +111,8 @@ class GenerateMMDiT:
             **{name: value for name, value in asked.items() if value is not None},
             conditions=conditions or None,
             num_images=num_images,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=steps or None,
+            guidance_scale=guidance or None,
             generator=[torch.Generator().manual_seed(seed + i) for i in range(num_images)],
         )
         return outputs(model, out)
