@@ -39,8 +39,8 @@ def demo(
         lora: LoRA weights that are added to the model's: a file, a folder such as a run's lora/, or a Hub id.
         lora_scale: How much of them; 0 = none, 1 = all.
         data: Dataset folder with ground truth and a split named test, by default the scenes that come with the package.
-        num_inference_steps: Denoising steps, null = the model's own, 25 where it names none, which it may have others of on
-            prompts; understanding takes one.
+        num_inference_steps: Denoising steps, null = the model's own (25 where it names none), which may be others on prompts;
+            understanding takes one.
         guidance_scale: How strongly the category is followed; 1 = no guidance; null = the model's own, 2 where it names none.
         seed: Seed of the noise.
         device: auto, cpu, cuda, cuda:1, mps.

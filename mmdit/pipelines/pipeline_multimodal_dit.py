@@ -319,19 +319,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         on_step_end = StepCallback.of(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )
-        prompted, named_internal = prompt is not None, internal_guidance_scale is not None
-        guidance_scale, internal = self.defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
         alpha = fusing_scale_of(self.transformer.conditioner, fusing_scale)
-        if internal_guidance_interval is None:
-            internal_guidance_interval = self.defaults.internal_guidance_interval
-        guidance = Guidance(
-            guidance_scale,
-            condition_guidance_scale,
-            guidance_interval,
-            alpha,
-            internal,
-            internal_guidance_interval,
-        )
 
         # 1. What is asked for, judged before any network computes: given images, sizes, words
         device = self._execution_device
@@ -345,6 +333,18 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         )
         edit = edit.at(*sizes.made)
         words = self._read_words(given_labels, prompt, subjects, negative_prompt)
+        prompted, named_internal = words.has_prompts, internal_guidance_scale is not None
+        guidance_scale, internal = self.defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
+        guidance = Guidance(
+            guidance_scale,
+            condition_guidance_scale,
+            guidance_interval,
+            alpha,
+            internal,
+            self.defaults.internal_guidance_interval
+            if internal_guidance_interval is None
+            else internal_guidance_interval,
+        )
         images = encode_conditions(
             samples, self.codecs, *sizes.made, sizes.may_differ, region=edit.region, originals=match_input_resolution
         )

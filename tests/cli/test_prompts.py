@@ -163,6 +163,20 @@ def test_bad_input(mmdit, common, tmp_path, pictures, arguments, expected):
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
+def test_a_negative_prompt_beside_a_category_has_the_guidance_of_prompts(mmdit, tmp_path):
+    """The bundled model's own on categories is internal, and leads away from nothing."""
+    common = ("generate", "torus", "--num_inference_steps", 2)
+    for name, negative in (("away", "a cone"), ("plain", "")):
+        assert mmdit(*common, "--negative_prompt", negative, "--output", name).code == 0
+    away, plain = (
+        json.loads((tmp_path / name / "torus_0" / "metadata.json").read_text()) for name in ("away", "plain")
+    )
+    assert (away["guidance_scale"], away["negative_prompt"]) == (5.0, "a cone")
+    assert "internal_guidance_scale" not in away
+    assert (plain["guidance_scale"], plain["internal_guidance_scale"]) == (1.0, 1.8)
+    assert "negative_prompt" not in plain
+
+
 def test_models_that_do_not_take_it(mmdit, tiny_pipeline_dir, prompted_pipeline_dir, tmp_path, pictures):
     for arguments in (("--prompt", "a torus"), ("torus", "--negative_prompt", "a cone")):
         result = mmdit("generate", *arguments, "--model", tiny_pipeline_dir)

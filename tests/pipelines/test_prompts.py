@@ -158,7 +158,9 @@ def test_a_model_may_have_its_own_guidance_on_prompts(prompted: MultimodalDiTPip
     defaults = {"guidance_scale": 1.5, "prompt_guidance_scale": 3.0}
     pipe = MultimodalDiTPipeline(**prompted.components, **prompted.parameters | {"defaults": defaults})
     assert pipe.defaults.described() == "25 steps, guidance 1.5 (on prompts guidance 3)"
-    for asked, scale in (({"prompt": "a red torus"}, 3.0), ({"class_labels": 1}, 1.5)):
+    away = {"class_labels": 1, "negative_prompt": "a cone"}
+    plain = {"class_labels": 1, "negative_prompt": ""}
+    for asked, scale in (({"prompt": "a red torus"}, 3.0), ({"class_labels": 1}, 1.5), (away, 3.0), (plain, 1.5)):
         found, named = latents_of(pipe, **asked), latents_of(pipe, **asked, guidance_scale=scale)
         assert torch.equal(found, named)
         assert differs(found, latents_of(pipe, **asked, guidance_scale=2.0))

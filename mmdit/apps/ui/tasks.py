@@ -257,7 +257,7 @@ class Tasks:
             if isinstance(event, Preview):
                 yield event
             else:
-                prompted = arguments.get("prompt") is not None
+                prompted = not arguments.keys().isdisjoint(("prompt", "negative_prompt"))
                 scale, internal = self.pipe.defaults.guided(settings.guidance_scale, None, prompt=prompted)
                 guidance = {"guidance_scale": scale}
                 if internal != 1 and task != "understand":

@@ -118,7 +118,7 @@ class SamplingOptions(ModelOptions):
             guidance_scale=self.guidance_scale,
             internal_guidance_scale=self.internal_guidance_scale,
             understanding=understanding,
-            prompted=bool(words.typed),
+            prompted=bool(words.typed or words.negative_prompt),
             asks=words.asks,
             scheduler=self.scheduler,
             device=self.device,

@@ -34,7 +34,7 @@ class Words:
         self.categories = list(categories)
         self.typed = typed_prompts(prompts, subjects)
         self.images = read_images(self.typed)
-        self.negative_prompt, self.fusing_scale = negative_prompt, fusing_scale
+        self.negative_prompt, self.fusing_scale = negative_prompt or None, fusing_scale
 
     @property
     def asks(self) -> bool:
