@@ -155,23 +155,26 @@ def test_generation_table():
             "other_samples": {"frechet_distance": 2.0},
             "vae_only": {"consistency": {"depth_normal_angle": 7.8}},
         },
-        "settings": {"num_samples": 2048, "num_inference_steps": {"generation": 25}, "guidance_scale": 2.0},
-        "timing": {"seconds_per_image": {"generation": 0.7}},
-    }
-    internal = {
-        "generation": {"frechet_distance": 12.0},
-        "settings": {"num_inference_steps": 10, "internal_guidance_scale": 1.8},
+        "settings": {
+            "num_samples": 2048,
+            "num_inference_steps": {"generation": 10},
+            "guidance_scale": 1.0,
+            "internal_guidance_scale": 1.8,
+        },
         "timing": {"seconds_per_image": {"generation": 0.1}},
     }
-    table = generation_table(report, internal)
-    assert "| generated from the categories | 18.2 | 0.930 | 8.0° | 0.70 |" in table
-    assert "| with internal guidance | 12.0 | – | – | 0.10 |" in table
+    guided = {
+        "generation": {"frechet_distance": 12.0},
+        "settings": {"num_inference_steps": 25, "guidance_scale": 2.0},
+        "timing": {"seconds_per_image": {"generation": 0.7}},
+    }
+    table = generation_table(report, guided)
+    assert "| generated from the categories | 18.2 | 0.930 | 8.0° | 0.10 |" in table
+    assert "| with classifier-free guidance | 12.0 | – | – | 0.70 |" in table
     assert "| as many other real images | 2.0 | – | – | – |" in table
     assert "| the real ones through the VAE | – | – | 7.8° | – |" in table
-    assert (
-        "2,048 unseen scenes; 25 steps of two evaluations, guidance 2, and 10 of one, internal guidance 1.8; one core."
-        in table
-    )
+    below = "10 steps of one evaluation, internal guidance 1.8, and 25 steps of two evaluations, guidance 2; one core."
+    assert f"2,048 unseen scenes; {below}" in table
 
 
 def test_results_table():
