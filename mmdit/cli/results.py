@@ -206,8 +206,7 @@ def prompts_table(report: dict[str, Any], beside: Mapping[str, dict[str, Any]] |
         ]
         lines.append(f"| {asked} | {measure} | {' | '.join(values)} |")
     settings, count = report["settings"], _count(report)
-    steps = settings["num_inference_steps"]
-    steps = settings.get("prompt_num_inference_steps", steps["generation"] if isinstance(steps, dict) else steps)
+    steps = settings.get("prompt_num_inference_steps", _generation_steps(settings))
     scale = settings.get("prompt_guidance_scale", settings["guidance_scale"])
     asked = f"{count} prompts of each kind where the split has as many, of unseen scenes and subjects"
     fewer = "".join(f" {name}: {_count(other)} prompts." for name, other in beside.items() if _count(other) != count)
@@ -282,12 +281,16 @@ def generation_table(report: dict[str, Any], guided: dict[str, Any]) -> str:
     return _table("images", GENERATION_ROWS, GENERATION_COLUMNS, {**report, **both[0], "guided": both[1]}, below)
 
 
+def _generation_steps(settings: dict[str, Any]) -> int:
+    """One number where the caller gave one, else what generation took."""
+    steps = settings["num_inference_steps"]
+    return int(steps["generation"] if isinstance(steps, dict) else steps)
+
+
 def sampler_of(settings: dict[str, Any]) -> str:
     """Steps and guidance of generation, by the settings of a report."""
-    steps, scale = settings["num_inference_steps"], settings["guidance_scale"]
-    steps = steps["generation"] if isinstance(steps, dict) else steps
-    internal = settings.get("internal_guidance_scale", 1)
-    parts = [f"{steps} steps of {'one evaluation' if scale == 1 else 'two evaluations'}"]
+    scale, internal = settings["guidance_scale"], settings.get("internal_guidance_scale", 1)
+    parts = [f"{_generation_steps(settings)} steps of {'one evaluation' if scale == 1 else 'two evaluations'}"]
     parts += [] if scale == 1 else [f"guidance {scale:g}"]
     parts += [] if internal == 1 else [f"internal guidance {internal:g}"]
     return ", ".join(parts)

@@ -46,17 +46,19 @@ class Defaults:
         return self.guidance_scale if own is None else own
 
     def internal_guidance(self, *, prompt: bool) -> float:
-        """Internal guidance of a call with a prompt, or without; in understanding it is off."""
+        """Internal guidance of a call with a prompt, or without."""
         own = self.prompt_internal_guidance_scale if prompt else None
         return self.internal_guidance_scale if own is None else own
 
-    def guided(self, scale: float | None, internal: float | None, *, prompt: bool) -> tuple[float, float]:
+    def guided(
+        self, scale: float | None, internal: float | None, *, prompt: bool, understanding: bool = False
+    ) -> tuple[float, float]:
         """Guidance and internal guidance of a call that names these, None = not.
 
-        A model's own are one setting: a call that names the first alone has no internal guidance.
+        A model's own are one setting: a call that names the first alone has no internal guidance. Nor has understanding.
         """
         if internal is None:
-            internal = self.internal_guidance(prompt=prompt) if scale is None else 1.0
+            internal = 1.0 if understanding or scale is not None else self.internal_guidance(prompt=prompt)
         return self.guidance(prompt=prompt) if scale is None else scale, internal
 
     def described(self) -> str:

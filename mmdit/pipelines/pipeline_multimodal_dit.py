@@ -333,18 +333,6 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         )
         edit = edit.at(*sizes.made)
         words = self._read_words(given_labels, prompt, subjects, negative_prompt)
-        prompted, named_internal = words.has_prompts, internal_guidance_scale is not None
-        guidance_scale, internal = self.defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
-        guidance = Guidance(
-            guidance_scale,
-            condition_guidance_scale,
-            guidance_interval,
-            alpha,
-            internal,
-            self.defaults.internal_guidance_interval
-            if internal_guidance_interval is None
-            else internal_guidance_interval,
-        )
         images = encode_conditions(
             samples, self.codecs, *sizes.made, sizes.may_differ, region=edit.region, originals=match_input_resolution
         )
@@ -353,10 +341,19 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         check_call(batch * num_images, *sizes.largest)
         understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
         if num_inference_steps is None:
-            num_inference_steps = self.default_steps(understanding=understanding, prompt=prompted)
-        if not named_internal and (understanding or lacks_middle(self.transformer)):
-            guidance = replace(guidance, internal_scale=1.0)
-        check_internal(guidance.internal_scale, self.transformer)
+            num_inference_steps = self.default_steps(understanding=understanding, prompt=words.has_prompts)
+        own = self.defaults
+        scale, internal = own.guided(
+            guidance_scale, internal_guidance_scale, prompt=words.has_prompts, understanding=understanding
+        )
+        if internal_guidance_scale is None and lacks_middle(self.transformer):
+            internal = 1.0
+        if internal_guidance_interval is None:
+            internal_guidance_interval = own.internal_guidance_interval
+        guidance = Guidance(
+            scale, condition_guidance_scale, guidance_interval, alpha, internal, internal_guidance_interval
+        )
+        check_internal(internal, self.transformer)
         steps_taken(num_inference_steps, edit.strength)  # refuses before any work
         check_ensemble(
             ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents, output_type=output_type

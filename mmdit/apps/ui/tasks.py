@@ -258,9 +258,11 @@ class Tasks:
                 yield event
             else:
                 prompted = not arguments.keys().isdisjoint(("prompt", "negative_prompt"))
-                scale, internal = self.pipe.defaults.guided(settings.guidance_scale, None, prompt=prompted)
+                scale, internal = self.pipe.defaults.guided(
+                    settings.guidance_scale, None, prompt=prompted, understanding=task == "understand"
+                )
                 guidance = {"guidance_scale": scale}
-                if internal != 1 and task != "understand":
+                if internal != 1:
                     guidance["internal_guidance_scale"] = internal
                 yield self._done(task, settings, seeds, event, {**guidance, **record}, list(notes))
 

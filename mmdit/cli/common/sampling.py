@@ -197,10 +197,10 @@ class SamplingRun:
         defaults = self.pipe.defaults
         steps = self.pipe.default_steps(understanding=understanding, prompt=prompted)
         self.num_inference_steps = steps if num_inference_steps is None else num_inference_steps
-        scale, internal = defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompted)
+        scale, internal = defaults.guided(
+            guidance_scale, internal_guidance_scale, prompt=prompted, understanding=understanding
+        )
         self.guidance_scale = scale if asks else 1.0
-        if understanding and internal_guidance_scale is None:
-            internal = 1.0
         check_internal(internal, self.pipe.transformer, "--internal_guidance_scale")
         self.internal: dict[str, Any] = {}  # in requests only where it is on or asked for: those of before had none
         if internal != 1 or internal_guidance_scale is not None:
