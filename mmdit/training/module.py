@@ -6,6 +6,7 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -50,6 +51,9 @@ class SteppedModule(LightningModule):
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
         self.batches_seen = 0
+        self.time_share: Callable[[], float] = lambda: (
+            0.0
+        )  # of the run's time; ``fit`` sets it where time is what ends the run
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses of a batch; "loss" is minimised."""
@@ -80,7 +84,7 @@ class SteppedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.network, self.optimizer_config)
-        scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps)
+        scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps, lambda: self.time_share())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -106,7 +110,9 @@ class SteppedModule(LightningModule):
 
     def _progress(self) -> float:
         """How much of the run is done, in [0, 1]; 0 outside of one."""
-        return 0.0 if self._trainer is None else min(1.0, self.trainer.global_step / max(1, self.max_steps))
+        if self._trainer is None:
+            return 0.0
+        return min(1.0, max(self.trainer.global_step / max(1, self.max_steps), self.time_share()))
 
     def _mean_over_processes(self, counts: Tensor) -> Tensor:
         if self._processes()[1] == 1:

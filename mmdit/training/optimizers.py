@@ -182,8 +182,10 @@ class OptimizerConfig:
         betas: AdamW's.
         weight_decay: decoupled weight decay.
         warmup_steps: linear warm-up from 0.
-        schedule: "constant", "cosine" or "linear": from the peak to 0 over the last ``decay_share`` of the steps.
-        decay_share: share of the steps over which the learning rate decays.
+        schedule: "constant", "cosine" or "linear": from the peak to 0 over the last ``decay_share`` of the run.
+        decay_share: share of the run over which the learning rate decays.
+        decay_by: what the run is measured in, "steps" (trainer.max_steps) or "time" (trainer.max_hours, of this process): the
+            decay then ends with the time, however fast the machine, and a run that is resumed has its time anew.
     """
 
     name: str = "adamw"
@@ -197,6 +199,7 @@ class OptimizerConfig:
     warmup_steps: NonNegativeInt = 0
     schedule: str = "constant"
     decay_share: ClosedUnitInterval = 0.3
+    decay_by: str = "steps"
 
 
 MIN_HIDDEN_CHANNELS = 64
@@ -256,16 +259,29 @@ def _decay_factor(progress: float) -> dict[str, float]:
     return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
 
 
-def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig) -> float:
-    """Factor on the learning rate at a step: linear warm-up, plateau, decay over the last ``decay_share``."""
+DECAY_BY = ("steps", "time")
+
+
+def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig, time_share: float = 0.0) -> float:
+    """Factor on the learning rate at a step: linear warm-up, plateau, decay over the last ``decay_share``.
+
+    ``time_share`` is the share of the run's time that has passed; the decay begins with whichever of the two ends comes first.
+    """
     decay_steps = max(1, round(max_steps * config.decay_share))
-    progress = min(1.0, max(0.0, (step - (max_steps - decay_steps)) / decay_steps))
+    by_steps = (step - (max_steps - decay_steps)) / decay_steps
+    by_time = (time_share - 1) / config.decay_share + 1 if config.decay_share else float(time_share >= 1)
+    progress = min(1.0, max(0.0, by_steps, by_time))
     warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
     return warmup * _decay_factor(progress)[config.schedule]
 
 
-def make_lr_scheduler(optimizer: Optimizer, config: OptimizerConfig, max_steps: int) -> LambdaLR:
-    """Build the per-step learning-rate schedule. Raises UserError for an unknown one."""
+def make_lr_scheduler(
+    optimizer: Optimizer, config: OptimizerConfig, max_steps: int, time_share: Callable[[], float] = lambda: 0.0
+) -> LambdaLR:
+    """Build the per-step learning-rate schedule; ``time_share`` tells the share of the time that has passed (``decay_by``).
+
+    Raises UserError for an unknown one.
+    """
     if config.schedule not in _decay_factor(0.0):
         raise unknown_name("learning-rate schedule", config.schedule, _decay_factor(0.0))
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, max_steps, config))
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, max_steps, config, time_share()))

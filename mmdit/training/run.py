@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
-from mmdit.errors import UserError, first_line, is_out_of_memory
+from mmdit.errors import UserError, first_line, is_out_of_memory, unknown_name
 from mmdit.storage.files import share_weights
 from mmdit.training.callbacks import ProgressLines, StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
@@ -25,6 +25,7 @@ from mmdit.training.config import EMAConfig, TrainerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.float8 import convert_to_float8
 from mmdit.training.module import SteppedModule
+from mmdit.training.optimizers import DECAY_BY
 from mmdit.training.sharding import whole_tensors
 from mmdit.training.stopping import StopGracefully
 from mmdit.training.strategies import FSDP2Strategy
@@ -108,6 +109,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     """
     checkpoint = find_checkpoint(run, output, resume)
     stop = StopGracefully(config.max_hours)
+    follow_time(run.module, config, stop)
     trainer = make_trainer(config, ema, output, run.data, [*run.callbacks, stop])
     if checkpoint is not None:
         step = int(read_checkpoint(checkpoint)["global_step"])
@@ -156,6 +158,19 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
         share_weights(folder)
     trainer.strategy.barrier()
     return folder if trainer.is_global_zero else None
+
+
+def follow_time(module: SteppedModule, config: TrainerConfig, stop: StopGracefully) -> None:
+    """Let the learning rate decay with the time, where the configuration says so. Raises UserError where no time is given."""
+    decay_by = module.optimizer_config.decay_by
+    if decay_by not in DECAY_BY:
+        raise unknown_name("optimizer.decay_by", decay_by, DECAY_BY)
+    if decay_by == "time":
+        if config.max_hours is None:
+            raise UserError(
+                "optimizer.decay_by is 'time', and trainer.max_hours is null: give the hours, or decay_by steps"
+            )
+        module.time_share = lambda: stop.time_share
 
 
 def find_checkpoint(run: Run, output: Path, resume: str | None) -> Path | None:

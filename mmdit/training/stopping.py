@@ -27,13 +27,18 @@ class StopGracefully(Callback):
 
     Args:
         max_hours: stop after this time in this process; None = no limit.
+
+    Attributes:
+        time_share: share of ``max_hours`` that has passed after the last optimizer step, the same in all processes; 0 if there
+            is no limit.
     """
 
     def __init__(self, max_hours: float | None = None) -> None:
         self.max_hours = max_hours
+        self.time_share = 0.0
         self.received: int | None = None  # number of the signal that came to this process
         self.stopped_by: int | None = None  # number of the signal that ended the run, whichever process got it
-        self._deadline = float("inf")
+        self._begin = float("inf")
         self._found: dict[int, Any] = {}
         self._group: Any = None
 
@@ -61,8 +66,7 @@ class StopGracefully(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install()
-        if self.max_hours is not None:
-            self._deadline = time.monotonic() + self.max_hours * 3600
+        self._begin = time.monotonic()
         if trainer.world_size > 1:
             # Between CPUs: asking the GPUs would wait for them in every step.
             self._group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
@@ -72,12 +76,15 @@ class StopGracefully(Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the gradients of half an accumulation are in no checkpoint
-        state = torch.tensor([self.received or 0, int(time.monotonic() > self._deadline)])
+        passed = time.monotonic() - self._begin
+        share = 0.0 if self.max_hours is None else passed / (self.max_hours * 3600)
+        state = torch.tensor([self.received or 0, share], dtype=torch.float64)
         if self._group is not None:
             dist.all_reduce(state, dist.ReduceOp.MAX, group=self._group)
         # A signal that comes while this process waits for the others is not in the sum; the next step sees it.
         self.stopped_by = int(state[0]) or None
         if self.stopped_by is not None:
             trainer.limit_val_batches = 0  # whoever sent the signal won't wait for a validation
-        if bool(state.any()):
+        self.time_share = float(state[1])
+        if self.stopped_by is not None or self.time_share > 1:
             trainer.should_stop = True

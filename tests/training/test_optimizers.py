@@ -151,6 +151,16 @@ def test_learning_rate_factor_warms_up_and_decays() -> None:
     assert learning_rate_factor(10, 20, cosine) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.7, 1.0), (0.85, 0.5), (0.94, 0.2), (1.2, 0.0)])
+def test_learning_rate_decays_with_the_time_whatever_the_step(share: float, expected: float) -> None:
+    config = OptimizerConfig(schedule="linear", decay_share=0.3)
+    assert learning_rate_factor(5, 1_000_000, config, share) == pytest.approx(expected)
+    assert learning_rate_factor(95, 100, config, share) == pytest.approx(min(expected, 1 / 6)), (
+        "whichever end is nearer"
+    )
+    assert learning_rate_factor(5, 100, OptimizerConfig(schedule="linear", decay_share=0.0), 0.9) == 1.0
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [

@@ -25,6 +25,7 @@ from mmdit.data.datamodule import numbered_generator
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.training import stopping
 from mmdit.training.checkpoints import find_resume, read_checkpoint
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import NonFiniteLossError
@@ -197,6 +198,55 @@ def test_a_signal_ends_the_step_and_names_the_checkpoint(
     assert read_checkpoint(last)["batches_seen"] == 4
     assert f"stopped by {sent.name} at step 2 of 4: go on with --resume {last}" in capsys.readouterr().err
     assert signal.getsignal(sent) is handler
+
+
+class Clock:
+    """Seconds that a test sets; everything else of the module is the real one."""
+
+    seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return (lambda: self.seconds) if name == "monotonic" else getattr(time, name)
+
+
+def test_the_learning_rate_decays_with_the_time(
+    tmp_path: Path, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a tenth of the time: after seven the decay begins, after ten and one more the run is over."""
+    clock = Clock()
+    monkeypatch.setattr(stopping, "time", clock)
+    config = tiny_config(max_steps=1000, checkpoint_every=1000)
+    config.trainer.max_hours = 1.0
+    config.optimizer = replace(config.optimizer, decay_by="time", schedule="linear", warmup_steps=0)
+    built = build_run(config)
+    rates = []
+
+    class Tick(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            clock.seconds = 360.0 * (batch_idx + 1)  # the step's end
+            group = trainer.optimizers[0].param_groups[0]
+            rates.append(group["lr"] / group["initial_lr"])
+
+    built.callbacks.append(Tick())
+    assert fit(built, config.trainer, config.ema, tmp_path, None) == tmp_path / "pipeline"
+    # a step is told of the time after the step before the last
+    assert rates == pytest.approx([1.0] * 9 + [2 / 3, 1 / 3], abs=1e-6)
+    assert built.module._progress() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("decay_by", "named"),
+    [
+        ("time", "optimizer.decay_by is 'time', and trainer.max_hours is null"),
+        ("hours", "unknown optimizer.decay_by 'hours'"),
+    ],
+)
+def test_a_decay_by_the_time_needs_one(tmp_path: Path, tiny_config: Configure, decay_by: str, named: str) -> None:
+    config = tiny_config()
+    config.optimizer.decay_by = decay_by
+    with pytest.raises(UserError, match=named):
+        run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_resuming_in_the_middle_is_exact_with_accumulation(tmp_path: Path, tiny_config: Configure) -> None:
