@@ -19,6 +19,7 @@ from mmdit_kernels.testing import relative_rms
 from torch import Tensor
 from torch.func import jvp
 
+AT_ONCE = 8  # checks whose kernels are compiled together
 WIDE = 4352  # columns whose backward takes a piece at a time
 FLOAT32_LIMIT, RATIO_LIMIT, TANGENT_RATIO_LIMIT = 2e-6, 1.2, 1.6
 
@@ -211,15 +212,20 @@ def correctness(sizes: Sizes) -> Iterator[Row]:
 
 def _correctness(sizes: Sizes) -> Iterator[Row]:
     checks = checks_of(sizes)
-    if sizes.device == "cuda":
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for future in [pool.submit(_touch, check) for check in checks]:
-                future.exception()  # said below, where the check itself raises
-    for check in checks:
-        try:
-            yield from rows_of(check)
-        except Exception as error:
-            row = Row("correctness", check.op, check.shape, check.dtype, "", OURS, "MISSED", note=short(error))
-            yield row
-            if sizes.device == "cuda":
-                torch.cuda.synchronize()
+    for first in range(0, len(checks), AT_ONCE):  # so that rows are there before everything is compiled
+        few = checks[first : first + AT_ONCE]
+        if sizes.device == "cuda":
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for future in [pool.submit(_touch, check) for check in few]:
+                    future.exception()  # said below, where the check itself raises
+        for check in few:
+            yield from _rows_or_why(check, sizes)
+
+
+def _rows_or_why(check: Check, sizes: Sizes) -> Iterator[Row]:
+    try:
+        yield from rows_of(check)
+    except Exception as error:
+        yield Row("correctness", check.op, check.shape, check.dtype, "", OURS, "MISSED", note=short(error))
+        if sizes.device == "cuda":
+            torch.cuda.synchronize()
