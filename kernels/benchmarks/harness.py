@@ -24,7 +24,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "mmdit_kernels"
-PAUSE_CYCLES = 2_000_000  # about a millisecond: longer than Python takes to launch one operator and its gradient
+PAUSE_CYCLES = 10_000_000  # about five milliseconds: longer than Python takes to launch one operator and its gradient
 
 
 def require_gpu() -> None:
