@@ -45,7 +45,7 @@ class SubjectEncoder(nn.Module):
         """
         if not images:
             return torch.zeros(0)
-        pictures = [subject_image(image) for image in images]
+        pictures = [_enlarged(subject_image(image)) for image in images]
         return self.processor(images=pictures, return_tensors="pt")["pixel_values"]
 
     @torch.no_grad()
@@ -99,6 +99,12 @@ def subject_image(subject: Any) -> Image.Image:
     if not kept.any():
         raise UserError("a subject's mask is empty: mark the subject with True or 1")
     return Image.fromarray(on_white(pixels, kept))
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A picture of which no side can be taken for its channels: processors warn of sides up to 3, and may mix them up."""
+    factor = 1 if min(picture.size) > 3 else 4
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def _read_mask(mask: Any) -> np.ndarray:

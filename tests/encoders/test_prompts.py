@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,18 @@ def test_a_mask_hides_what_is_around_the_subject():
     assert (cut[mask] == np.asarray(picture)[mask]).all()
     for same in (Image.fromarray(mask), torch.from_numpy(mask).bfloat16(), mask.tolist()):
         assert np.array_equal(cut, np.asarray(subject_image((picture, same))))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 1), (1, 3), (3, 9)])
+def test_no_side_of_a_picture_is_taken_for_its_channels(subjects, size, caplog, monkeypatch):
+    """Such a square is what the largest one of a narrow floor may be; what is read of it is what is read of it enlarged."""
+    colours = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    picture = Image.fromarray(colours)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        read = subjects.read([picture, picture.resize((size[0] * 4, size[1] * 4), Image.Resampling.NEAREST)])
+    torch.testing.assert_close(read[0], read[1])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 3), (50, 3), (1, 100)])
