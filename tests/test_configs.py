@@ -188,8 +188,18 @@ def test_our_recipe_at_scale_differs_from_the_published_one_where_it_says_so(par
     assert {key for key in ours if ours[key] != theirs[key] and key.split(".")[0] in ("model", "data", "task")} == {
         *("model.drop_class_given_rgb", "model.qk_norm", "model.position_embedding", "data.whitening", "task.mixture")
     }
-    for key in ("objective.prediction", "alignment.teacher", "trainer.precision"):
+    for key in ("alignment.teacher", "optimizer.lr", "trainer.precision"):
         assert ours[key] == theirs[key]
+    assert (ours["objective.prediction"], ours["optimizer.name"]) == ("sample", "muon")
+
+
+def test_whatever_starts_from_our_recipe_at_scale_predicts_as_it_does(parsed: dict[str, Any]) -> None:
+    start = parsed["imagenet256_xl2_plus"]
+    followers = {Path(start.output) / "pipeline": start.objective.prediction}
+    for name in ("umm_xl2_text", "umm_xl2_mlp", "umm_xl2_both", "unimo_xl2_text", "unimo_xl2_multimodal"):
+        values = parsed[name]
+        assert followers[Path(values.model.pretrained)] == values.objective.prediction, name
+        followers[Path(values.output) / "pipeline"] = values.objective.prediction
 
 
 def test_prompts_are_trained_in_the_papers_steps(parsed: dict[str, Any]) -> None:
