@@ -356,7 +356,8 @@ class TrainerConfig:
 
     Args:
         max_steps: optimizer steps.
-        max_hours: also stop, decayed or not, after this many hours of this process, with a checkpoint; null = no limit.
+        max_hours: also stop after this many hours of this process, with a checkpoint, decayed where optimizer.decay_by says time;
+            null = no limit.
         checkpoint_every: steps between checkpoints; the last two are kept.
         validate_every: steps between validations and previews; 0 = never.
         log_every: steps between log entries.
