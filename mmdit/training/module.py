@@ -27,7 +27,7 @@ from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import READ, Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions, once
-from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
+from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer, no_time
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
 
@@ -51,9 +51,7 @@ class SteppedModule(LightningModule):
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
         self.batches_seen = 0
-        self.time_share: Callable[[], float] = lambda: (
-            0.0
-        )  # of the run's time; ``fit`` sets it where time is what ends the run
+        self.time_share: Callable[[], float] = no_time  # ``fit`` sets it where time is what ends the run
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses of a batch; "loss" is minimised."""
