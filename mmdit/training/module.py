@@ -53,6 +53,11 @@ class SteppedModule(LightningModule):
         self.batches_seen = 0
         self.time_share: Callable[[], float] = no_time  # ``fit`` sets it where time is what ends the run
 
+    @property
+    def follows_time(self) -> bool:
+        """Whether time is what ends the run."""
+        return self.optimizer_config.decay_by == "time"
+
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses of a batch; "loss" is minimised."""
         raise NotImplementedError

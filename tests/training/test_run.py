@@ -210,7 +210,7 @@ class Clock:
 
 
 def test_the_learning_rate_decays_with_the_time(
-    tmp_path: Path, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A step takes a tenth of the time: after seven the decay begins, after ten and one more the run is over."""
     clock = Clock()
@@ -232,6 +232,9 @@ def test_the_learning_rate_decays_with_the_time(
     # a step is told of the time after the step before the last
     assert rates == pytest.approx([1.0] * 9 + [2 / 3, 1 / 3], abs=1e-6)
     assert built.module._progress() == 1.0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "100% of the time: 11 steps, " in last
+    assert "left" not in last
 
 
 @pytest.mark.parametrize(
