@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The bundled model trained on, in some minutes of one GPU: scenes, latents, training, evaluation. Run it again after an
-# interruption: every part goes on where it stood.
+# interruption: every part goes on where it stood, and training has its minutes anew.
 #
 #   SCENES=30000 MINUTES=4 configs/scenes64_gpu.sh --data.batch_size 2048
 #   SEED=16 MINUTES=3 configs/scenes64_gpu.sh --model.pretrained scenes64 --data.batch_size 512 --objective.draws_per_sample 4

@@ -24,9 +24,6 @@ BACKENDS = {
     "sdpa math": SDPBackend.MATH,
 }
 Build = Callable[[], Callable[[], object]]
-GRADIENT_PAUSES = (
-    5  # a gradient's kernels are launched by another thread, which waits for a core where others have them
-)
 
 
 def compiled(function: Callable[..., Any], sizes: Sizes) -> Callable[..., Any]:
@@ -51,6 +48,11 @@ def _views(function: Callable[..., Tensor], qkv: Tensor) -> Tensor:
 def _no_grad(function: Callable[..., object], *arguments: Any) -> object:
     with torch.no_grad():
         return function(*arguments)
+
+
+def _pauses(direction: str) -> int:
+    """Of the GPU: a gradient's kernels are launched by another thread, which waits for a core where others have them."""
+    return 1 if direction == "forward" else 5
 
 
 def attention_rows(sizes: Sizes, section: str, few: bool = False) -> Iterator[Row]:
@@ -85,7 +87,7 @@ def attention_rows(sizes: Sizes, section: str, few: bool = False) -> Iterator[Ro
         for direction, (factor, calls) in directions.items():
             rows = {key: Row(section, "attention", f"d{d} N{n}", "bfloat16", direction, key) for key in calls}
             ways: dict[str, Build] = {key: (lambda call=call: call) for key, call in calls.items()}  # type: ignore[misc]
-            for row in interleave(rows, ways, sizes, pauses=1 if direction == "forward" else GRADIENT_PAUSES):
+            for row in interleave(rows, ways, sizes, pauses=_pauses(direction)):
                 yield with_work(row, flops=factor * 4.0 * b * n * n * h * d)
 
 
@@ -134,7 +136,7 @@ def adaln_rows(sizes: Sizes, section: str, few: bool = False) -> Iterator[Row]:
                     forward = functools.partial(_no_grad, function, *leaves)
                     run = forward if direction == "forward" else functools.partial(gradient, function)
                     ways[name] = lambda run=run: run  # type: ignore[misc]
-                for row in interleave(rows, ways, sizes, pauses=1 if direction == "forward" else GRADIENT_PAUSES):
+                for row in interleave(rows, ways, sizes, pauses=_pauses(direction)):
                     yield with_work(row, moved=total)
 
 

@@ -103,8 +103,9 @@ def subject_image(subject: Any) -> Image.Image:
 
 def _enlarged(picture: Image.Image) -> Image.Image:
     """A picture of which no side can be taken for its channels: processors warn of sides up to 3, and may mix them up."""
-    factor = 1 if min(picture.size) > 3 else 4
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if min(picture.size) > 3:
+        return picture
+    return picture.resize((picture.width * 4, picture.height * 4), Image.Resampling.NEAREST)
 
 
 def _read_mask(mask: Any) -> np.ndarray:

@@ -13,9 +13,10 @@ from mmdit.progress import Progress
 from mmdit.training.module import SteppedModule
 
 
-def _time_share(module: pl.LightningModule) -> float | None:
-    """The share of the run's time that has passed; None = steps end it, and what is left is told from them."""
-    return module.time_share() if isinstance(module, SteppedModule) and module.follows_time else None
+def _time_passed(module: pl.LightningModule) -> str | None:
+    """How much of the run's time has passed, as "43%"; None = steps end it, and what is left is told from them."""
+    share = module.time_share if isinstance(module, SteppedModule) else None
+    return None if share is None else f"{min(1.0, share):.0%}"
 
 
 class Throughput(Callback):
@@ -66,7 +67,7 @@ class StepProgressBar(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         bar = self.train_progress_bar
         bar.reset(total=trainer.max_steps)
-        if _time_share(pl_module) is not None:
+        if _time_passed(pl_module) is not None:
             bar.total = None
         bar.initial = bar.n = trainer.global_step
         bar.set_description("Training")
@@ -90,8 +91,8 @@ class StepProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if (share := _time_share(pl_module)) is not None:
-            metrics["time"] = f"{min(1.0, share):.0%}"
+        if (passed := _time_passed(pl_module)) is not None:
+            metrics["time"] = passed
         return metrics  # type: ignore[return-value]
 
 
@@ -113,7 +114,7 @@ class ProgressLines(Callback):
         self._seen = trainer.global_step
         if trainer.is_global_zero:
             # Where time ends the run, the steps to max_steps say nothing of what is left.
-            total = trainer.max_steps - self._seen if _time_share(pl_module) is None else None
+            total = trainer.max_steps - self._seen if _time_passed(pl_module) is None else None
             self._progress = Progress(total, "training")
 
     def on_train_batch_end(
@@ -125,8 +126,8 @@ class ProgressLines(Callback):
             return
         values = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
         shown = [f"{name} {float(value):.4g}" for name, value in values.items()]
-        if (share := _time_share(pl_module)) is not None:
-            shown.append(f"{min(1.0, share):.0%} of the time")
+        if (passed := _time_passed(pl_module)) is not None:
+            shown.append(f"{passed} of the time")
         self._progress.description = ", ".join(["training", f"step {step} of {trainer.max_steps}", *shown])
         self._progress.update(step - self._seen)
         self._seen = step

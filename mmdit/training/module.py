@@ -6,7 +6,6 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,9 +26,10 @@ from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import READ, Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions, once
-from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer, no_time
+from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
+from mmdit.training.stopping import StopGracefully
 
 
 class NonFiniteLossError(RuntimeError):
@@ -51,12 +51,12 @@ class SteppedModule(LightningModule):
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
         self.batches_seen = 0
-        self.time_share: Callable[[], float] = no_time  # ``fit`` sets it where time is what ends the run
+        self.clock: StopGracefully | None = None  # ``fit`` sets it where the learning rate decays with the time
 
     @property
-    def follows_time(self) -> bool:
-        """Whether time is what ends the run."""
-        return self.optimizer_config.decay_by == "time"
+    def time_share(self) -> float | None:
+        """The share of the run's time that has passed; None = steps are what it is measured in."""
+        return None if self.clock is None else self.clock.time_share
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Named scalar losses of a batch; "loss" is minimised."""
@@ -87,7 +87,7 @@ class SteppedModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.network, self.optimizer_config)
-        scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps, lambda: self.time_share())
+        scheduler = make_lr_scheduler(optimizer, self.optimizer_config, self.max_steps, lambda: self.time_share or 0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class SteppedModule(LightningModule):
         """How much of the run is done, in [0, 1]; 0 outside of one."""
         if self._trainer is None:
             return 0.0
-        return min(1.0, max(self.trainer.global_step / max(1, self.max_steps), self.time_share()))
+        return min(1.0, max(self.trainer.global_step / max(1, self.max_steps), self.time_share or 0.0))
 
     def _mean_over_processes(self, counts: Tensor) -> Tensor:
         if self._processes()[1] == 1:

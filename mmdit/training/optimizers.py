@@ -262,11 +262,6 @@ def _decay_factor(progress: float) -> dict[str, float]:
 DECAY_BY = ("steps", "time")
 
 
-def no_time() -> float:
-    """The share of its time that has passed of a run that has none: 0."""
-    return 0.0
-
-
 def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig, time_share: float = 0.0) -> float:
     """Factor on the learning rate at a step: linear warm-up, plateau, decay over the last ``decay_share``.
 
@@ -281,7 +276,7 @@ def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig, tim
 
 
 def make_lr_scheduler(
-    optimizer: Optimizer, config: OptimizerConfig, max_steps: int, time_share: Callable[[], float] = no_time
+    optimizer: Optimizer, config: OptimizerConfig, max_steps: int, time_share: Callable[[], float] = lambda: 0.0
 ) -> LambdaLR:
     """Build the per-step learning-rate schedule; ``time_share`` tells the share of the time that has passed (``decay_by``).
 

@@ -170,7 +170,7 @@ def follow_time(module: SteppedModule, config: TrainerConfig, stop: StopGraceful
             raise UserError(
                 "optimizer.decay_by is 'time', and trainer.max_hours is null: give the hours, or decay_by steps"
             )
-        module.time_share = lambda: stop.time_share
+        module.clock = stop
 
 
 def find_checkpoint(run: Run, output: Path, resume: str | None) -> Path | None:
