@@ -71,7 +71,7 @@ def compare_lora(
     from mmdit.metrics.prompts.evaluation import takes_prompts
     from mmdit.metrics.prompts.known_subjects import SubjectScores, known_subjects
     from mmdit.metrics.prompts.scores import ScoreTable
-    from mmdit.metrics.tasks import TaskRunner
+    from mmdit.metrics.tasks import PROMPTS, TaskRunner
     from mmdit.modalities import IMAGE
     from mmdit.models.adapters import require_peft
     from mmdit.storage.json_object import write_json
@@ -85,7 +85,7 @@ def compare_lora(
     if not takes_prompts(pipe) or pipe.image_encoder is None:
         raise UserError(f"--model {model!r} takes no subjects by their pictures: give one with an image encoder")
     pipe.set_progress_bar_config(disable=True)
-    guidance_scale, internal = pipe.defaults.guided(guidance_scale, None, prompt=True)
+    tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, seed=seed)
     prompted, instrument = judged_split(pipe, data, split, seed, detector)
     samples = prompted.samples
     subjects = known_subjects(prompted, num_subjects)
@@ -97,9 +97,6 @@ def compare_lora(
     rows, labels = [], []
     for number, subject in enumerate(subjects):
         scores = SubjectScores(subject, prompted, instrument)
-        tasks = TaskRunner(
-            pipe, num_inference_steps, guidance_scale=guidance_scale, internal_guidance_scale=internal, seed=seed
-        )
         make = partial(_make, tasks, noise=f"compare_lora.{number}", count=num_images, batch_size=batch_size)
         made = {WORDS: make(subject.words), PICTURE: make(subject.template, subject=subject.reference)}
         ids = [samples.samples[index].id for index in subject.samples[:-1]]
@@ -128,7 +125,7 @@ def compare_lora(
         "learning_rate": learning_rate,
         "training_batch_size": training_batch_size,
         "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
+        "guidance_scale": tasks.guidance[PROMPTS][0],
         "seed": seed,
         "detector": instrument.name,
         "device": str(pipe.device),

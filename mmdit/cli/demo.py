@@ -52,21 +52,25 @@ def demo(
     from mmdit.storage.versions import versions
 
     prepare_folder(output, 10_000_000)
+    import torch
+
     from mmdit.cli.common.model import load_pipeline, lora_settings
-    from mmdit.cli.common.showcase import NEEDED, Steps, load_scenes, show_condition, show_generate, show_understand
+    from mmdit.cli.common.showcase import NEEDED, Showcase, load_scenes, show_condition, show_generate, show_understand
     from mmdit.cli.common.showcase_prompts import reads_prompts, show_prompts
+    from mmdit.metrics.tasks import PROMPTS, TaskRunner
 
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(leave=False)
     if missing := NEEDED - pipe.modalities.keys():
         raise UserError(f"--model {model!r} has no {', '.join(sorted(missing))}, which the demo shows")
-    steps_on_prompts = num_inference_steps or pipe.default_steps(prompt=True)
-    num_inference_steps = num_inference_steps or pipe.default_steps()
-    own, internal = pipe.defaults, None if guidance_scale is None else 1.0
-    on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
-    guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
     scenes, span = load_scenes(pipe, data)
-    steps = Steps(pipe, num_inference_steps, guidance_scale, on_prompts, seed, span, steps_on_prompts, internal)
+    tasks = TaskRunner(
+        pipe,
+        num_inference_steps and dict.fromkeys(("conditioning", "generation", PROMPTS), num_inference_steps),
+        guidance_scale=guidance_scale,
+        noise=lambda task, indices: [torch.Generator().manual_seed(seed + index) for index in indices],
+    )
+    showcase = Showcase(tasks, span)
 
     report: dict[str, Any] = {}
     timing: dict[str, float] = {}
@@ -75,19 +79,20 @@ def demo(
         parts["prompt"] = show_prompts
     for name, part in parts.items():
         start = time.perf_counter()
-        picture, measured, count = part(steps, scenes)
+        picture, measured, count = part(showcase, scenes)
         timing[name] = (time.perf_counter() - start) / count
         write_image(output / f"{name}.png", picture)
         print(f"{output / f'{name}.png'}", flush=True)
         merge(report, measured)
+    (scale, internal), (on_prompts, _) = tasks.guidance["generation"], tasks.guidance[PROMPTS]
     report["settings"] = {
         "model": model,
         **lora_settings(lora, lora_scale),
         "num_scenes": len(scenes),
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "internal_guidance_scale": own.internal_guidance_scale if internal is None else internal,
-        "prompt_num_inference_steps": steps_on_prompts,
+        "num_inference_steps": tasks.steps["generation"],
+        "guidance_scale": scale,
+        "internal_guidance_scale": internal,
+        "prompt_num_inference_steps": tasks.steps[PROMPTS],
         "prompt_guidance_scale": on_prompts,
         "seed": seed,
         "device": str(pipe.device),

@@ -92,7 +92,6 @@ def prompt_figures(
     if not takes_prompts(pipe) or not fuses_subjects(pipe):
         raise UserError(f"--model {model!r} does not fuse text and subjects: give one with conditioner 'tiue'")
     pipe.set_progress_bar_config(disable=True)
-    guidance_scale, internal = pipe.defaults.guided(guidance_scale, None, prompt=True)
     prompted, instrument = judged_split(pipe, data, split, seed, detector)
 
     words = pseudo_words(pipe, prompted, categories)
@@ -107,9 +106,7 @@ def prompt_figures(
     write_atomically(output / f"{WORDS}.png", scatter_chart(points.tolist(), words.categories, title))
     print(title)
 
-    tasks = TaskRunner(
-        pipe, num_inference_steps, guidance_scale=guidance_scale, internal_guidance_scale=internal, seed=seed
-    )
+    tasks = TaskRunner(pipe, num_inference_steps, guidance_scale=guidance_scale, seed=seed)
     shown = fusing_pictures(tasks, prompted, scales, num_rows)
     grid = labelled_grid(
         [[row.reference, *row.made] for row in shown],

@@ -15,7 +15,6 @@ from mmdit.metrics.frechet import FeatureStatistics, feature_distance
 from mmdit.metrics.maps import MapMetrics, PreviousPairs, depth_space, first_of_kind, label_set, measured
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
 from mmdit.metrics.tasks import (
-    PROMPTS,
     TASKS,
     Maps,
     TaskRunner,
@@ -59,20 +58,10 @@ class Evaluation:
         self.wanted = tuple(tasks)
         self.pipe, self.info, self.seed, self.network, self.span = pipe, samples.info, seed, network, span
         self.num_inference_steps = num_inference_steps
-        own = pipe.defaults
-        if guidance_scale is not None and internal_guidance_scale is None:
-            internal_guidance_scale = 1.0  # as in a call
-        self.guidance_scale = own.guidance_scale if guidance_scale is None else guidance_scale
-        steps = {
-            task: num_inference_steps or pipe.default_steps(understanding=task == "understanding") for task in TASKS
-        }
-        steps[PROMPTS] = num_inference_steps or pipe.default_steps(prompt=True)
-        on_prompts = own.guidance(prompt=True) if guidance_scale is None else guidance_scale
         self.tasks = TaskRunner(
             pipe,
-            steps,
-            guidance_scale=self.guidance_scale,
-            prompt_guidance_scale=on_prompts,
+            num_inference_steps,
+            guidance_scale=guidance_scale,
             internal_guidance_scale=internal_guidance_scale,
             seed=seed,
         )
@@ -222,9 +211,7 @@ class Evaluation:
         for other, own in self.generated_pairs.close():
             self._agree(self.wrong_consistency, other, own)
         geometry = ("depth_normal_angle", "pixels_used")
-        internal = self.tasks.internal_guidance_scale
-        if internal is None:
-            internal = self.pipe.defaults.internal_guidance_scale
+        scale, internal = self.tasks.guidance["generation"]
         return {
             "understanding": self.right.compute(),
             "conditioning": {name: metrics.compute()[name] for name, metrics in self.conditioned.items()},
@@ -253,7 +240,7 @@ class Evaluation:
                 "num_samples": self.num_samples,
                 # One number where the caller gave one, else what each task used.
                 "num_inference_steps": self.num_inference_steps or {task: self.tasks.steps[task] for task in TASKS},
-                "guidance_scale": self.guidance_scale,
+                "guidance_scale": scale,
                 **({} if internal == 1 else {"internal_guidance_scale": internal}),
                 "seed": self.seed,
                 "scheduler": type(self.pipe.scheduler).__name__,

@@ -47,31 +47,35 @@ class TaskRunner:
 
     Args:
         pipe: the model, with its scheduler.
-        steps: denoising steps of each task, or one number for all; prompts have those of generation where they are not named.
-        guidance_scale: on the class, in generation, and on the prompt.
-        prompt_guidance_scale: on the prompt; None = ``guidance_scale``.
-        internal_guidance_scale: of all tasks but understanding; None = the model's own, on prompts that on prompts.
+        steps: denoising steps, one number for all tasks, or of each by name; those that aren't named are the model's own.
+        guidance_scale: on the class, in generation, and on the prompt; None = the model's own, on prompts that on prompts.
+        internal_guidance_scale: of all tasks but understanding; None = the model's own, or off where the other is named.
         seed: each sample draws its own noise from it, whatever the batch size.
         noise: another source of noise than ``sample_generators`` with the seed.
 
-    ``seconds`` has the mean wall-clock time per sample of each task, and of prompts where there were any.
+    ``steps`` has those of each task and of prompts, ``guidance`` (guidance, internal guidance) of ``TASKS`` and of prompts,
+    ``seconds`` the mean wall-clock time per sample of each task, and of prompts where there were any.
     """
 
     def __init__(
         self,
         pipe: MultimodalDiTPipeline,
-        steps: Mapping[str, int] | int,
+        steps: Mapping[str, int] | int | None = None,
         *,
-        guidance_scale: float = 1.0,
-        prompt_guidance_scale: float | None = None,
+        guidance_scale: float | None = None,
         internal_guidance_scale: float | None = None,
         seed: int = 0,
         noise: Noise | None = None,
     ) -> None:
-        self.pipe, self.guidance_scale = pipe, guidance_scale
-        self.prompt_guidance_scale = guidance_scale if prompt_guidance_scale is None else prompt_guidance_scale
-        self.internal_guidance_scale = internal_guidance_scale
-        self.steps = dict.fromkeys(TASKS, steps) if isinstance(steps, int) else dict(steps)
+        self.pipe = pipe
+        self.steps = {task: pipe.default_steps(understanding=task == "understanding") for task in TASKS}
+        self.steps[PROMPTS] = pipe.default_steps(prompt=True)
+        self.steps |= dict.fromkeys(self.steps, steps) if isinstance(steps, int) else steps or {}
+        generation, prompts = (
+            pipe.defaults.guided(guidance_scale, internal_guidance_scale, prompt=prompt) for prompt in (False, True)
+        )
+        self.guidance = {"conditioning": (1.0, generation[1]), "generation": generation, PROMPTS: prompts}
+        self.guidance["understanding"] = (1.0, 1.0)
         self.noise: Noise = noise or (lambda task, indices: sample_generators(seed, task, indices))
         self.seconds = {task: RunningMean() for task in TASKS}
 
@@ -83,7 +87,6 @@ class TaskRunner:
             "understanding",
             len(images),
             conditions={IMAGE: list(images)},
-            guidance_scale=1.0,
             generator=self.noise(noise, indices),
             **options,
         )
@@ -95,7 +98,6 @@ class TaskRunner:
             "conditioning",
             len(samples),
             conditions={name: [self.pipe.codecs[name].as_given(sample.maps[name]) for sample in samples]},
-            guidance_scale=1.0,
             generator=self.noise(noise or name, [sample.index for sample in samples]),
         )
         return unstack(output, self.pipe.codecs, len(samples))
@@ -106,7 +108,6 @@ class TaskRunner:
             "generation",
             len(labels),
             class_labels=list(labels),
-            guidance_scale=self.guidance_scale,
             generator=self.noise("generation", indices),
         )
         return unstack(output, self.pipe.codecs, len(labels))
@@ -137,7 +138,6 @@ class TaskRunner:
             PROMPTS,
             len(prompts),
             prompt=list(prompts),
-            guidance_scale=self.prompt_guidance_scale,
             generator=self.noise(noise, indices),
             **{name: value for name, value in options.items() if value is not None},
         )
@@ -145,13 +145,14 @@ class TaskRunner:
 
     def _run(self, task: str, count: int, **arguments: Any) -> Any:
         start = time.perf_counter()
-        steps = self.steps.get(task) or self.steps["generation"]
-        if task != "understanding":
-            internal, own = self.internal_guidance_scale, self.pipe.defaults
-            arguments["internal_guidance_scale"] = (
-                own.internal_guidance(prompt=task == PROMPTS) if internal is None else internal
-            )
-        output = self.pipe(num_inference_steps=steps, output_type="np", **arguments)
+        scale, internal = self.guidance[task]
+        output = self.pipe(
+            num_inference_steps=self.steps[task],
+            guidance_scale=scale,
+            internal_guidance_scale=internal,
+            output_type="np",
+            **arguments,
+        )
         if self.pipe.execution_device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.setdefault(task, RunningMean()).update(np.full(count, (time.perf_counter() - start) / count))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
@@ -18,7 +17,7 @@ from mmdit.metrics.depth import DepthMetrics
 from mmdit.metrics.maps import label_set, map_metrics
 from mmdit.metrics.report import depth_range
 from mmdit.metrics.samples import EvaluationSamples, GroundTruth
-from mmdit.metrics.tasks import PROMPTS, TaskRunner
+from mmdit.metrics.tasks import TaskRunner
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 Arrays = dict[str, np.ndarray]
@@ -28,34 +27,15 @@ NEEDED = {"rgb", "depth", "normal", "segmentation"}
 
 
 @dataclass(frozen=True)
-class Steps:
-    """The model and the settings that all parts share."""
+class Showcase:
+    """The model with its settings, and the range of depth in metres, which all parts share."""
 
-    pipe: MultimodalDiTPipeline
-    num_inference_steps: int
-    guidance_scale: float
-    prompt_guidance_scale: float
-    seed: int
+    tasks: TaskRunner
     depth_range: tuple[float, float]
-    prompt_num_inference_steps: int
-    internal_guidance_scale: float | None = None
 
-    def tasks(self) -> TaskRunner:
-        """Tasks with seeds from ``seed`` on, one step of understanding."""
-        steps = {
-            "understanding": 1,
-            "conditioning": self.num_inference_steps,
-            "generation": self.num_inference_steps,
-            PROMPTS: self.prompt_num_inference_steps,
-        }
-        return TaskRunner(
-            self.pipe,
-            steps,
-            guidance_scale=self.guidance_scale,
-            prompt_guidance_scale=self.prompt_guidance_scale,
-            internal_guidance_scale=self.internal_guidance_scale,
-            noise=lambda task, indices: [torch.Generator().manual_seed(self.seed + index) for index in indices],
-        )
+    @property
+    def pipe(self) -> MultimodalDiTPipeline:
+        return self.tasks.pipe
 
     def picture(self, name: str, array: np.ndarray) -> np.ndarray:
         """A raw array of a modality as (H, W, 3) uint8."""
@@ -80,43 +60,43 @@ def load_scenes(pipe: MultimodalDiTPipeline, data: Path) -> tuple[list[GroundTru
     return scenes, depth_range(samples.info.depth_scale)
 
 
-def show_generate(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+def show_generate(showcase: Showcase, scenes: Sequence[GroundTruth]) -> Part:
     """Categories -> all modalities, one row each. ``scenes`` are not needed."""
-    ids = list(steps.pipe.id2label)
-    outputs = steps.tasks().generate(ids, range(len(ids)))
-    names = list(steps.pipe.modalities)
-    rows = [[steps.picture(name, arrays[name]) for name in names] for arrays in outputs]
-    labels = label_set(steps.pipe)
+    ids = list(showcase.pipe.id2label)
+    outputs = showcase.tasks.generate(ids, range(len(ids)))
+    names = list(showcase.pipe.modalities)
+    rows = [[showcase.picture(name, arrays[name]) for name in names] for arrays in outputs]
+    labels = label_set(showcase.pipe)
     assert labels is not None
-    consistency = ConsistencyMetrics(steps.pipe.modalities["depth"].settings["space"], labels)
+    consistency = ConsistencyMetrics(showcase.pipe.modalities["depth"].settings["space"], labels)
     right = []
     for index, arrays in zip(ids, outputs, strict=True):
         consistency.update_geometry(arrays["depth"], arrays["normal"])
-        right.append(labels.majority_object(arrays["segmentation"]) == labels.id_of(steps.pipe.id2label[index]))
+        right.append(labels.majority_object(arrays["segmentation"]) == labels.id_of(showcase.pipe.id2label[index]))
     measured = {
         "generation": {
             "category_accuracy": sum(right) / len(right),
             "consistency": {"depth_normal_angle": consistency.compute()["depth_normal_angle"]},
         }
     }
-    return labelled_grid(rows, [steps.pipe.id2label[i] for i in ids], names), measured, len(ids)
+    return labelled_grid(rows, [showcase.pipe.id2label[i] for i in ids], names), measured, len(ids)
 
 
-def show_understand(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+def show_understand(showcase: Showcase, scenes: Sequence[GroundTruth]) -> Part:
     """RGB -> depth, normals, segmentation: truth beside prediction, and the same errors with the next image's result."""
-    outputs = _understand(steps, [scene.maps["rgb"] for scene in scenes])
-    measured = measure(steps, outputs, scenes)
-    wrong = measure(steps, [*outputs[1:], *outputs[:1]], scenes)
+    outputs = _understand(showcase, [scene.maps["rgb"] for scene in scenes])
+    measured = measure(showcase, outputs, scenes)
+    wrong = measure(showcase, [*outputs[1:], *outputs[:1]], scenes)
     rows, captions = [], []
     for arrays, scene in zip(outputs, scenes, strict=True):
-        own = measure(steps, [arrays], [scene])
+        own = measure(showcase, [arrays], [scene])
         row, caption = [scene.maps["rgb"]], ["input"]
         for name, text in (
             ("depth", f"AbsRel {own['depth']['abs_rel']:.3f}"),
             ("normal", f"{own['normal']['mean_angle']:.1f}° obj {own['normal']['mean_angle_objects']:.0f}°"),
             ("segmentation", f"object IoU {own['segmentation']['object_iou']:.2f}"),
         ):
-            row += [_true_picture(steps, name, scene), steps.picture(name, arrays[name])]
+            row += [_true_picture(showcase, name, scene), showcase.picture(name, arrays[name])]
             caption += ["truth", text]
         rows.append(row)
         captions.append(caption)
@@ -125,31 +105,31 @@ def show_understand(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     return picture, {"understanding": measured, "controls": {"shuffled_understanding": wrong}}, len(scenes)
 
 
-def _understand(steps: Steps, images: Sequence[np.ndarray]) -> list[Arrays]:
-    outputs = steps.tasks().understand(images, range(len(images)))
+def _understand(showcase: Showcase, images: Sequence[np.ndarray]) -> list[Arrays]:
+    outputs = showcase.tasks.understand(images, range(len(images)))
     return [{**arrays, "rgb": image} for arrays, image in zip(outputs, images, strict=True)]
 
 
-def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+def show_condition(showcase: Showcase, scenes: Sequence[GroundTruth]) -> Part:
     """Depth -> the rest, and the depth that the model sees in the RGB it made, against the given one."""
     given = "depth"
     chosen = scenes[:NUM_CONDITIONED]
     numbered = [replace(scene, index=number) for number, scene in enumerate(chosen)]
-    outputs = steps.tasks().condition(given, numbered)
-    again = _understand(steps, [arrays["rgb"] for arrays in outputs])
-    space = steps.pipe.modalities["depth"].settings["space"]
-    total = DepthMetrics(space, steps.depth_range)
+    outputs = showcase.tasks.condition(given, numbered)
+    again = _understand(showcase, [arrays["rgb"] for arrays in outputs])
+    space = showcase.pipe.modalities["depth"].settings["space"]
+    total = DepthMetrics(space, showcase.depth_range)
     rows, captions = [], []
     for arrays, estimate, scene in zip(outputs, again, chosen, strict=True):
-        own = DepthMetrics(space, steps.depth_range)
+        own = DepthMetrics(space, showcase.depth_range)
         for metric in (own, total):
             metric.update(estimate["depth"], scene.maps["depth"])
-        rest = [name for name in steps.pipe.modalities if name != given]
+        rest = [name for name in showcase.pipe.modalities if name != given]
         rows.append(
             [
-                _true_picture(steps, "depth", scene),
-                *(steps.picture(name, arrays[name]) for name in rest),
-                steps.picture("depth", estimate["depth"]),
+                _true_picture(showcase, "depth", scene),
+                *(showcase.picture(name, arrays[name]) for name in rest),
+                showcase.picture("depth", estimate["depth"]),
             ]
         )
         captions.append(["input", *["generated"] * len(rest), f"AbsRel {own.compute()['abs_rel']:.3f}"])
@@ -158,13 +138,15 @@ def show_condition(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
     return picture, {"conditioning": {"depth": {"abs_rel": total.compute()["abs_rel"]}}}, len(chosen)
 
 
-def _true_picture(steps: Steps, name: str, scene: GroundTruth) -> np.ndarray:
-    return steps.pipe.codecs[name].truth_picture(scene.maps[name])
+def _true_picture(showcase: Showcase, name: str, scene: GroundTruth) -> np.ndarray:
+    return showcase.pipe.codecs[name].truth_picture(scene.maps[name])
 
 
-def measure(steps: Steps, outputs: Sequence[Arrays], scenes: Sequence[GroundTruth]) -> dict[str, dict[str, float]]:
+def measure(
+    showcase: Showcase, outputs: Sequence[Arrays], scenes: Sequence[GroundTruth]
+) -> dict[str, dict[str, float]]:
     """Errors of depth, normals and segmentation against the scenes; the numbers of ``mmdit evaluate``."""
-    metrics = map_metrics(steps.pipe, steps.depth_range)
+    metrics = map_metrics(showcase.pipe, showcase.depth_range)
     for arrays, scene in zip(outputs, scenes, strict=True):
         metrics.update(arrays, scene)
     return metrics.compute()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmdit.cli.common.model import note
 from mmdit.cli.common.pictures import labelled_grid
-from mmdit.cli.common.showcase import Part, Steps
+from mmdit.cli.common.showcase import Part, Showcase
 from mmdit.errors import UserError
 from mmdit.metrics.maps import label_set
 from mmdit.metrics.prompts.cases import article
@@ -65,26 +65,26 @@ def reads_prompts(pipe: MultimodalDiTPipeline) -> bool:
         return False
 
 
-def show_prompts(steps: Steps, scenes: Sequence[GroundTruth]) -> Part:
+def show_prompts(showcase: Showcase, scenes: Sequence[GroundTruth]) -> Part:
     """Texts -> all modalities, judged by the bundled detector; then subjects cut out of the scenes, in other places."""
-    tasks = steps.tasks()
+    tasks = showcase.tasks
     texts = [asked.text for kind in ASKED.values() for asked in kind]
     outputs = tasks.prompt(texts, range(len(texts)))
-    subjects = _subjects(steps, scenes)
+    subjects = _subjects(showcase, scenes)
     templates = [f"{article(category)} {{{category}}} on a green floor" for category, _, _ in subjects]
     pictures = [[(Image.fromarray(image), mask)] for _, image, mask in subjects]
     outputs += tasks.prompt(
         templates, range(len(texts), len(texts) + len(templates)), subjects=pictures, fusing_scale=1.0
     )
-    names = list(steps.pipe.modalities)
+    names = list(showcase.pipe.modalities)
     shown = [None] * len(texts) + [on_white(image, mask) for _, image, mask in subjects]
     rows = [
-        [picture, *(steps.picture(name, arrays[name]) for name in names)]
+        [picture, *(showcase.picture(name, arrays[name]) for name in names)]
         for picture, arrays in zip(shown, outputs, strict=True)
     ]
     measured: dict[str, Any] = {}
     instrument = find_instrument(
-        steps.pipe, sorted({name for kind in ASKED.values() for asked in kind for _, name in asked.things})
+        showcase.pipe, sorted({name for kind in ASKED.values() for asked in kind for _, name in asked.things})
     )
     if instrument is not None:
         seen, first = instrument.look([arrays["rgb"] for arrays in outputs[: len(texts)]]), 0
@@ -105,9 +105,9 @@ def _means(scores: Sequence[Scores]) -> dict[str, float]:
     return {name: each.mean for name, each in table.means.items()}
 
 
-def _subjects(steps: Steps, scenes: Sequence[GroundTruth]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _subjects(showcase: Showcase, scenes: Sequence[GroundTruth]) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Category, picture (H, W, 3) uint8 and mask (H, W) of the largest main objects of two scenes of two categories."""
-    labels = label_set(steps.pipe)
+    labels = label_set(showcase.pipe)
     assert labels is not None
     found = []
     for scene in scenes:

@@ -71,6 +71,6 @@ def add_prompts(
     report["controls"] |= controls
     notes += evaluation.notes
     report["settings"] |= {"num_prompts": count, "detector": instrument.name, "clip": clip}
-    report["settings"]["prompt_guidance_scale"] = tasks.prompt_guidance_scale
-    report["settings"]["prompt_num_inference_steps"] = tasks.steps.get(PROMPTS, tasks.steps["generation"])
+    report["settings"]["prompt_guidance_scale"] = tasks.guidance[PROMPTS][0]
+    report["settings"]["prompt_num_inference_steps"] = tasks.steps[PROMPTS]
     report["timing"]["seconds_per_image"] |= {task: mean.compute() for task, mean in tasks.seconds.items()}
