@@ -224,7 +224,11 @@ class TaskMixture:
 
 
 def without_missing(roles: Tensor, present: Tensor) -> Tensor:
-    """Make modalities ABSENT where ``present`` (B, M) is False; a row with nothing left to generate generates its conditions."""
+    """Make modalities ABSENT where ``present`` (B, M) is False; a row that loses all it generates generates its conditions.
+
+    A row that generated nothing before, for the mixture dropped its losses, stays as it is.
+    """
+    generates = (roles == Role.GENERATE).any(dim=1, keepdim=True)
     roles = torch.where(present, roles, int(Role.ABSENT))
-    idle = ~(roles == Role.GENERATE).any(dim=1, keepdim=True)
-    return torch.where(idle & (roles != Role.ABSENT), int(Role.GENERATE), roles)
+    lost = generates & ~(roles == Role.GENERATE).any(dim=1, keepdim=True)
+    return torch.where(lost & (roles != Role.ABSENT), int(Role.GENERATE), roles)

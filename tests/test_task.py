@@ -170,12 +170,24 @@ def test_missing_data_is_absent() -> None:
     assert out[1].tolist() == [A, G, G, G]  # nothing left to generate: it generates what it was given
     assert out[2].tolist() == [A, G, G, G]
     assert out[3].tolist() == [A] * 4
+    # MMGen's dropped losses: rows that generated nothing before have lost nothing
+    dropped = torch.tensor([[C, U, U, U], [U, U, U, C]])
+    assert torch.equal(without_missing(dropped, torch.ones(2, 4, dtype=torch.bool)), dropped)
     drawn = TaskMixture("understanding", MODALITIES)(4, generator(), present)
     assert (drawn[~present] == A).all()
 
 
 def test_one_modality_is_always_generated() -> None:
     assert (TaskMixture("any_to_any", ("rgb",))(5, generator()) == G).all()
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_whole_data_change_no_role(name: str) -> None:
+    mixture, everything = TaskMixture(name, MODALITIES), torch.ones(512, 4, dtype=torch.bool)
+    assert torch.equal(mixture(512, generator(), everything), mixture(512, generator()))
+    if name == "mmgen":
+        mixture = TaskMixture({"rgb_given": 1.0}, MODALITIES, drop_loss=True)
+        assert (mixture(512, generator(), everything)[:, 0] == C).all()
 
 
 @pytest.mark.parametrize("name", MIXTURES)

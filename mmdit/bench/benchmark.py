@@ -201,7 +201,7 @@ def benchmark_sampling(
             width=latent_size,
         )
 
-    flops = speed.count_flops(network)["forward"] * num_inference_steps * (2 if guidance_scale > 1 else 1)
+    flops = speed.count_flops(network)["forward"] * num_inference_steps * (2 if guidance_scale != 1 else 1)
     rate = speed.matmul_rate(place, dtype)
     report: Report = {
         "what": "sampling",

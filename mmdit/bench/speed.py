@@ -29,18 +29,17 @@ def synchronize(device: torch.device) -> None:
 def count_flops(network: MultimodalDiT) -> dict[str, float]:
     """Count floating-point operations (two per multiply-add) of one sample: {"forward", "training"}, with fake tensors.
 
-    Matrix products and attention are counted. "training" is forward and backward, with an alignment projector if
-    there is one. Recomputation by activation checkpointing is left out: it is not useful work. Blocks are alike, so one and
-    two are counted and the rest follow.
+    Matrix products and attention are counted. "training" is forward and backward, with an alignment projector and a head on
+    a middle block where there are such. Recomputation by activation checkpointing is left out: it is not useful work. Blocks
+    are alike, so two and three are counted and the rest follow.
     """
-    one, two = _count(network, 1), _count(network, 2)
-    return {key: one[key] + (network.config.depth - 1) * (two[key] - one[key]) for key in one}
+    two, three = _count(network, 2), _count(network, 3)
+    return {key: two[key] + (network.config.depth - 2) * (three[key] - two[key]) for key in two}
 
 
 def _count(network: MultimodalDiT, depth: int) -> dict[str, float]:
     values = {key: value for key, value in network.config.items() if not key.startswith("_")} | {"depth": depth}
-    if values["alignment_depth"] is not None:
-        values["alignment_depth"] = 1
+    values |= {key: 1 for key in ("alignment_depth", "internal_guidance_depth") if values[key] is not None}
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):  # attention as its two products
         copy: Any = MultimodalDiT.from_config(values)
         m, c = len(copy.config.modalities), copy.config.in_channels
@@ -50,11 +49,10 @@ def _count(network: MultimodalDiT, depth: int) -> dict[str, float]:
         with FlopCounterMode(display=False) as forward, torch.no_grad():
             copy(latents, timesteps, roles, conditioning)
         with FlopCounterMode(display=False) as training:
-            output = copy(latents, timesteps, roles, conditioning, output_alignment=True)
-            loss = output.sample.sum()
-            if output.alignment is not None:
-                loss = loss + output.alignment.sum()
-            loss.backward()
+            internal = copy.internal_head is not None
+            output = copy(latents, timesteps, roles, conditioning, output_alignment=True, output_internal=internal)
+            parts = (output.sample, output.alignment, output.internal_sample)
+            torch.stack([part.sum() for part in parts if part is not None]).sum().backward()
     return {"forward": float(forward.get_total_flops()), "training": float(training.get_total_flops())}
 
 

@@ -16,7 +16,8 @@ def export_onnx(
 ) -> None:
     """Export a model's networks as ONNX graphs, and compare them with PyTorch.
 
-    Writes OUTPUT/transformer.onnx (one step: latents, timesteps, roles and class labels, or an encoded prompt, to velocity),
+    Writes OUTPUT/transformer.onnx (one step: latents, timesteps, roles and class labels to velocity), for a model of prompts
+    OUTPUT/transformer_prompt.onnx (the same with an encoded prompt, from pipe.encode_prompt, in place of class labels),
     OUTPUT/vae_encoder.onnx and OUTPUT/vae_decoder.onnx (images of all modalities to latents, and back), for any number of samples
     at the model's size, in float32; and OUTPUT/export.json, which says what their inputs mean. Each graph is run with
     onnxruntime beside PyTorch, and the largest difference is printed. The same command again replaces its own results.

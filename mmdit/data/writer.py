@@ -70,6 +70,10 @@ class DatasetWriter:
         codec = build_codec(get_modalities([modality])[modality])
         write_atomically(self.path(modality, sample_id), png(codec.pixels(array, {"depth_scale": self.depth_scale})))
 
+    def remove(self, modality: str, sample_id: str) -> None:
+        """Remove one file, if it is there."""
+        self.path(modality, sample_id).unlink(missing_ok=True)
+
     def store(self, modality: str, sample_id: str, suffix: str, content: bytes) -> None:
         """Write one file as it is: ``<root>/<split>/<modality>/<id><suffix>``, of a kind that the modality's codec reads."""
         write_atomically(self.path(modality, sample_id, suffix), content)

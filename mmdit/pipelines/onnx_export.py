@@ -24,7 +24,7 @@ from mmdit.flow.guidance import internally_guided
 from mmdit.flow.prediction import PREDICTIONS
 from mmdit.flow.schedulers import jumps
 from mmdit.models.blocks import BLOCKS
-from mmdit.models.class_conditioner import ClassConditioner
+from mmdit.models.prompted import PromptConditioner
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.files import writing_folder
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
 
 
 def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
-    """The three graphs of a pipeline in float32 on the CPU, at the size that it is trained on."""
+    """The graphs of a pipeline in float32 on the CPU, at the size that it is trained on; a model of prompts has two steps."""
     transformer, codec = pipe.transformer, LatentCodec(pipe.vae, pipe.modalities)
     m, (height, width), steps = len(pipe.modalities), pipe.native_shape, jumps(pipe.scheduler)
     latent_shape = (m, codec.latent_channels, *codec.latent_size(height, width))
@@ -195,13 +195,12 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
             inputs |= {"tokens": draw(count, length, hidden), "token_mask": draw(count, length) > -0.5}
         return inputs | further(count)
 
-    if isinstance(transformer.conditioner, ClassConditioner):
-        step = Graph("transformer", LabelStep(transformer), labelled, "velocity", {})
-    else:
+    steps_of = [Graph("transformer", LabelStep(transformer), labelled, "velocity", {})]
+    if isinstance(transformer.conditioner, PromptConditioner):
         dynamic = {name: {1: "tokens"} for name in ("tokens", "token_mask")} if attends else {}
-        step = Graph("transformer", PromptStep(transformer), prompted, "velocity", dynamic)
+        steps_of.append(Graph("transformer_prompt", PromptStep(transformer), prompted, "velocity", dynamic))
     return [
-        step,
+        *steps_of,
         Graph("vae_encoder", Encoder(codec), pictures, "latents", {}),
         Graph("vae_decoder", Decoder(codec), latents, "images", {}),
     ]
@@ -209,6 +208,8 @@ def graphs_of(pipe: MultimodalDiTPipeline) -> list[Graph]:
 
 def export_onnx(pipe: MultimodalDiTPipeline, output: Path, say: Callable[[str], None] = print) -> dict[str, float]:
     """Write ``transformer.onnx``, ``vae_encoder.onnx``, ``vae_decoder.onnx`` and ``export.json``, and compare each with PyTorch.
+
+    A model of prompts has ``transformer_prompt.onnx`` too.
 
     The graphs take any number of samples, at the model's size. ``export.json`` says what inputs and outputs are, and all that a
     sampler needs besides. Large weights are beside their graph, in ``<name>.onnx.data``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,16 @@ def test_counted_work_is_that_of_the_closed_form() -> None:
     assert flops["forward"] == pytest.approx(expected_flops(64, 3, 16, 4, None), rel=1e-3)
     # each product has two gradients, but that of the input is not needed where the input is data
     assert 2.9 < flops["training"] / flops["forward"] <= 3.0
+
+
+def test_a_head_on_a_middle_block_is_counted_where_it_is_used() -> None:
+    """In training, as the last head is: 2 M p² C of each token, and its own modulation; not in a forward without it."""
+    settings: dict[str, Any] = {"sample_size": 8, "hidden_size": 64, "depth": 4, "num_heads": 4, "num_classes": 5}
+    plain = speed.count_flops(MultimodalDiT(**settings))
+    flops = speed.count_flops(MultimodalDiT(**settings, internal_guidance_depth=3))
+    head = 2 * (16 * 4 * 16 * 64 + 4 * 2 * 64 * 64)
+    assert flops["forward"] == plain["forward"]
+    assert flops["training"] - plain["training"] == pytest.approx(3 * head, rel=1e-3)
 
 
 def test_xl_needs_what_the_field_says() -> None:

@@ -82,6 +82,35 @@ def test_sampling_without_pytorch(exported: tuple[Path, str], tiny_pipeline_dir:
     np.testing.assert_allclose((x - velocity)[:, 1:], out.latents.numpy()[:, 1:], atol=5e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_prompt_without_pytorch(mmdit: Callable[..., Any], prompted_pipeline_dir: Path) -> None:
+    """A model of prompts has a graph for labels, as others have, and one for encoded prompts of any length."""
+    made = mmdit("export", "onnx", "--model", prompted_pipeline_dir, "--output", "out")
+    assert made.code == 0, made.error
+    folder = Path("out")
+    assert {path.name for path in folder.iterdir() if not path.name.endswith(".data")} == FILES | {
+        "transformer_prompt.onnx"
+    }
+    inputs = json.loads((folder / "export.json").read_text())["graphs"]["transformer_prompt"]["inputs"]
+    assert inputs["tokens"] == {"shape": ["B", "tokens", 16], "dtype": "float32"}
+    pipe = MultimodalDiTPipeline.from_pretrained(prompted_pipeline_dir)
+    pipe.set_progress_bar_config(disable=True)
+    step = onnxruntime.InferenceSession(folder / "transformer_prompt.onnx")
+    noise = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    for prompt in ("a red cone", "a blue torus left of a red cone"):
+        asked = pipe.encode_prompt(prompt).conditioning
+        assert asked.tokens is not None
+        assert asked.token_mask is not None
+        t, roles = np.ones((1, 4), np.float32), np.zeros((1, 4), np.int64)
+        given = {"vector": asked.vector, "tokens": asked.tokens, "token_mask": asked.token_mask}
+        (velocity,) = step.run(
+            None, {"latents": noise.numpy(), "timesteps": t, "roles": roles} | {k: v.numpy() for k, v in given.items()}
+        )
+        out = pipe(prompt=prompt, latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+        np.testing.assert_allclose(noise.numpy() - velocity, out.latents.numpy(), atol=5e-4)
+
+
 def test_bad_input(
     mmdit: Callable[..., Any], tiny_pipeline_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ class LabellingPass(ImagePass):
     Args:
         images: all images of the split.
         labellers: one per modality.
+        others: modalities of the dataset that other runs label: an image that was changed loses what they made of it.
         writer: of the split.
         size, batch_size, num_workers: as ``ImagePass`` has them.
     """
@@ -43,6 +44,7 @@ class LabellingPass(ImagePass):
         self,
         images: Sequence[SourceImage],
         labellers: Sequence[Labeller],
+        others: Sequence[str],
         writer: DatasetWriter,
         *,
         size: int | tuple[int, int] | None,
@@ -51,6 +53,7 @@ class LabellingPass(ImagePass):
     ) -> None:
         super().__init__("label", images, labellers, size=size, batch_size=batch_size, num_workers=num_workers)
         self.labellers, self.writer = {entry.modality: entry for entry in labellers}, writer
+        self.others = others
         self.there: dict[str, set[str]] = {}
         self.records: SourceRecords | None = None
 
@@ -85,6 +88,7 @@ class LabellingPass(ImagePass):
         assert image.rgb is not None
         assert image.view is not None
         source = image.source
+        outdated = [] if source.id in self.there[IMAGE] else list(self.others)
         for name, labeller in self.labellers.items():
             if source.id in self.there[name]:
                 continue
@@ -94,12 +98,16 @@ class LabellingPass(ImagePass):
                 raise
             except Exception as error:
                 self.bad.append(BadImage(source.path, name, one_line(error, 200)))
+                outdated.append(name)
                 continue
             if not np.isfinite(labels).all():
                 reason = f"the labeller gave NaN or infinity in {labeller.dtype}"
                 self.bad.append(BadImage(source.path, name, reason))
+                outdated.append(name)
                 continue
             self.writer.save(name, source.id, fit_labels(labels, name, *image.rgb.shape[:2]))
+        for name in outdated:
+            self.writer.remove(name, source.id)
         # RGB comes last: where it is, all that could be labelled has been.
         if source.id not in self.there[IMAGE]:
             assert self.records is not None
@@ -161,7 +169,11 @@ def label_images(
         )
         if trainer.is_global_zero:
             save_description(output, values)  # before the first label, so that no other labeller can be mixed in
-        module = LabellingPass(found, labellers, writer, size=size, batch_size=batch_size, num_workers=num_workers)
+        labelled = {IMAGE, *(labeller.modality for labeller in labellers)}
+        others = [name for name in values["modalities"] if name not in labelled]
+        module = LabellingPass(
+            found, labellers, others, writer, size=size, batch_size=batch_size, num_workers=num_workers
+        )
         bad = run_pass(trainer, module)
         if not trainer.is_global_zero:
             return None

@@ -320,6 +320,25 @@ def test_images_that_were_changed_are_labelled_again_and_no_others(depth_anythin
     assert _stamps(out) == after
 
 
+def test_a_changed_image_keeps_no_label_of_the_one_before(
+    depth_anything, marigold_normals, pixels, image_folder, tmp_path
+):
+    """Neither one that another run makes, nor one that can't be made of it: the next run with that labeller makes it."""
+    depth, normal, out = _load(depth=depth_anything), _load(normal=marigold_normals), tmp_path / "out"
+    _label(image_folder, out, depth)
+    Image.fromarray(pixels(77, 44, 30)).save(image_folder / "n01/d.png")
+    _label(image_folder, out, normal)
+    entries = {
+        entry.id: {name for name, path in entry.files.items() if path}
+        for entry in read_manifest(read_dataset_info(out), "train")
+    }
+    assert entries.pop("n01/d") == {"rgb", "normal"}
+    assert all(files == {"rgb", "depth", "normal"} for files in entries.values())
+    _label(image_folder, out, depth)
+    _label(image_folder, tmp_path / "fresh", depth)
+    assert _files(tmp_path / "fresh/train/depth") == _files(out / "train/depth")
+
+
 def test_a_folder_of_an_older_version_has_no_records(depth_anything, image_folder, tmp_path):
     """What is newer than its image is taken to be made from it."""
     labellers, out = _load(depth=depth_anything), tmp_path / "out"
