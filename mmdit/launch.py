@@ -1,11 +1,25 @@
-"""Processes for work other than training, by Lightning's Fabric: one command for one core, many GPUs or many nodes."""
+"""Processes that share work: those that Lightning's Fabric starts for work other than training, and what each tells all."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed
 
 from mmdit.errors import UserError, one_line
+
+Value = TypeVar("Value")
+
+
+def gathered(value: Value) -> list[Value]:
+    """The values of all processes, in the order of their ranks, to each of them; all must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def launch(accelerator: str = "auto", devices: int = 1, num_nodes: int = 1) -> Fabric:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# What describes a dataset, in its folder, and a sample that a command made, in its own.
+DATASET, METADATA = "dataset.json", "metadata.json"
+
 # What the transformer's output is: noise - data, or the clean latent. ``models`` declares it, ``flow`` converts it.
 VELOCITY, SAMPLE = "velocity", "sample"
 PREDICTION_TYPES = (VELOCITY, SAMPLE)

@@ -53,13 +53,15 @@ def train_run(
     import yaml
 
     from mmdit.storage.files import write_atomically
+    from mmdit.training.processes import is_first_process
     from mmdit.training.recipes import build_run
     from mmdit.training.run import find_checkpoint, fit, to_plain
 
     torch.set_float32_matmul_precision("high")
     run = build_run(config)
     find_checkpoint(run, output, resume)  # a refused start leaves the config.yaml of the run that is there
-    plain = {**to_plain(config), "output": str(output), "resume": resume}
-    write_atomically(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
+    if is_first_process():
+        plain = {**to_plain(config), "output": str(output), "resume": resume}
+        write_atomically(output / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
     run.callbacks.extend(watch(run))
     return fit(run, config.trainer, config.ema, output, resume)

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmdit.data.description import FILE, parse_description
+from mmdit.data.description import parse_description
 from mmdit.data.lines import MANIFEST, Row, Rules, parse_manifest
 from mmdit.data.manifest import list_splits
 from mmdit.data.problems import Problem
@@ -22,6 +22,7 @@ from mmdit.modalities import IMAGE, Codec, build_codecs
 from mmdit.modalities.depth import DEPTH_SCALE
 from mmdit.modalities.sample import judge_sample
 from mmdit.modalities.table import MODALITIES, codec_class
+from mmdit.names import DATASET
 
 T = TypeVar("T")
 
@@ -67,7 +68,7 @@ def check_dataset(path: Path, split: str | None = None, *, allow_outside: bool =
     if split is not None and split not in splits:
         raise UserError(f"{path} has no split {split!r}: known are {', '.join(splits) or 'none'}")
     values, reasons = parse_description(path)
-    problems = [Problem(FILE, reason) for reason in reasons]
+    problems = [Problem(DATASET, reason) for reason in reasons]
     facts = {**MISSING_FACTS, **values.get("facts", {})}
     settings = {name: codec_class(modality).dataset_settings(facts) for name, modality in MODALITIES.items()}
     codecs = build_codecs({name: modality.replace(**settings[name]) for name, modality in MODALITIES.items()})

@@ -20,9 +20,12 @@ logger = logging.getLogger(__name__)
 ORDER = {"batch_size": "data.batch_size", "seed": "seed"}
 
 
-def numbered_generator(seed: int, number: int) -> torch.Generator:
-    """The generator of a numbered thing, such as a step or a pass over the data, in a run of any seed from 0 to 2^63 - 1."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**64)
+def numbered_generator(seed: int, number: int, rank: int = 0) -> torch.Generator:
+    """The generator of a numbered thing, such as a step or a pass over the data, in a run of any seed from 0 to 2^63 - 1.
+
+    ``rank``: of a process that draws by itself. The generator reads 32 bits of its seed: ranks differ in these.
+    """
+    return torch.Generator().manual_seed((seed * 1_000_003 + number + rank * 998_244_353) % 2**64)
 
 
 class StepSampler(Sampler[list[Any]]):
@@ -181,14 +184,13 @@ class ResumableDataModule(LightningDataModule):
         return make_loader(self.train, batch_sampler=sampler, **self.loader_settings)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        if self.val is None:
+        if self.val is None or len(self.val) == 0:  # type: ignore[arg-type]
             return []
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         count = min(len(self.val), self.max_val_samples)  # type: ignore[arg-type]
-        count -= (
-            count % world_size if count > world_size else 0
-        )  # as many on each: sharded weights are gathered together
-        indices = list(range(rank, count, world_size))
+        # As many on each process: sharded weights are gathered together, and Lightning refuses an empty loader beside others.
+        count -= count % world_size if count > world_size else 0
+        indices = list(range(rank, count, world_size)) or [rank % count]
         return make_loader(self.val, indices, batch_size=max(1, self.batch_size // world_size), **self.loader_settings)
 
     def state_dict(self) -> dict[str, Any]:

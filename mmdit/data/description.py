@@ -14,9 +14,9 @@ from typing import Any
 
 from mmdit.errors import UserError, nearest_names
 from mmdit.modalities.table import MODALITIES, codec_class
+from mmdit.names import DATASET
 from mmdit.storage.json_text import has_surrogate, quoted, read_json
 
-FILE = "dataset.json"
 _RENDERER = "mmdit data render"  # what the provenance of its datasets begins with
 
 
@@ -33,7 +33,7 @@ def parse_description(root: Path) -> tuple[dict[str, Any], list[str]]:
         names, "facts" what the codecs read of it (``Codec.read_facts``). And the reasons why it can't be
         used, none if it can.
     """
-    path = root / FILE
+    path = root / DATASET
     try:
         values = read_json(path, advice="a dataset folder needs a dataset.json (see 'mmdit data render')")
     except UserError as error:

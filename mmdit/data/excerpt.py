@@ -6,11 +6,11 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from mmdit.data.description import FILE
 from mmdit.data.lines import Rules
 from mmdit.data.manifest import DatasetInfo, read_manifest
 from mmdit.data.prompts import PROMPTS, read_prompts
 from mmdit.data.writer import DatasetWriter
+from mmdit.names import DATASET
 from mmdit.storage.files import write_atomically
 
 
@@ -42,6 +42,6 @@ def write_excerpt(info: DatasetInfo, split: str, ids: Collection[str], output: P
         rows.append((sample.id, info.categories[sample.category] if sample.category >= 0 else None, names))
         if sample.id in prompts:
             lines.append(json.dumps({"id": sample.id, "captions": prompts[sample.id].captions}, ensure_ascii=False))
-    write_atomically(output / FILE, (info.root / FILE).read_bytes())
+    write_atomically(output / DATASET, (info.root / DATASET).read_bytes())
     writer.write_rows(rows)
     write_atomically(writer.folder / PROMPTS, "".join(f"{line}\n" for line in lines).encode())

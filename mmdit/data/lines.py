@@ -27,6 +27,14 @@ MAX_LINE = 2**20
 MAX_KEYS = 1000
 
 
+def read_id(values: Mapping[str, Any]) -> str | None:
+    """The id of a line of a dataset, a text or a number, as text; None = it has none that can be used."""
+    given = values.get("id")
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    is_text = isinstance(given, str) and given != "" and not has_surrogate(given)
+    return str(given) if is_number or is_text else None
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a split's lines are compared with.
@@ -99,13 +107,14 @@ class _Parser:
             return None, [self.problem(line, str(error))]
         if not isinstance(values, dict):
             return None, [self.problem(line, f"holds {quoted(values)}: every line is an object with an 'id'")]
-        given = values.get("id")
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
         reasons = []
-        if not (is_number or (isinstance(given, str) and given)) or has_surrogate(str(given)):
-            reasons.append(f"'id' is {quoted(given)}: every line is an object with an 'id', a text or a number")
+        name = read_id(values)
+        if name is None:
+            reasons.append(
+                f"'id' is {quoted(values.get('id'))}: every line is an object with an 'id', a text or a number"
+            )
             name = f"line {line}"
-        elif (name := str(given)) in self.first_line:
+        elif name in self.first_line:
             reasons.append(f"id {quoted(name)} appears twice, first on line {self.first_line[name]}")
         else:
             self.first_line[name] = line

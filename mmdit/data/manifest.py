@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmdit.data.description import FILE, parse_description
+from mmdit.data.description import parse_description
 from mmdit.data.lines import MANIFEST, Rules, parse_manifest
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.depth import DEPTH_SCALE
 from mmdit.modalities.modality import Modality
 from mmdit.modalities.table import MODALITIES, codec_class
-from mmdit.names import DEPTH_SPACES
+from mmdit.names import DATASET, DEPTH_SPACES
 from mmdit.storage.listing import list_folders
 
 NO_CATEGORY = -1
@@ -80,7 +80,7 @@ def read_dataset_info(root: str | Path, *, allow_outside: bool = False) -> Datas
     """
     values, reasons = parse_description(Path(root))
     if reasons:
-        raise Problem(FILE, reasons[0]).error(Path(root))
+        raise Problem(DATASET, reasons[0]).error(Path(root))
     return DatasetInfo(root=Path(root), allow_outside=allow_outside, **values)
 
 

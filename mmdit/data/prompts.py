@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmdit.data.lines import MAX_LINE, Rules
+from mmdit.data.lines import MAX_LINE, Rules, read_id
 from mmdit.data.paths import PathRule
 from mmdit.data.problems import Problem
 from mmdit.errors import UserError
@@ -186,13 +186,9 @@ def _line(line: bytes, folder: Path, paths: PathRule) -> tuple[CaptionedSample |
         values = parse_json(line)
     except ValueError as error:
         return None, "", [str(error)]
-    if (
-        not isinstance(values, dict)
-        or not isinstance(values.get("id"), str | int)
-        or isinstance(values.get("id"), bool)
-    ):
+    name = read_id(values) if isinstance(values, dict) else None
+    if name is None:
         return None, "", [f"holds {quoted(values)}: every line is an object with an 'id' and 'captions'"]
-    name = str(values["id"])
     captions = values.get("captions")
     if not isinstance(captions, list) or not captions or not all(_is_text(text) for text in captions):
         return (

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mmdit.data.description import FILE
 from mmdit.data.lines import MANIFEST
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, build_codec, get_modalities
 from mmdit.modalities.files import png
+from mmdit.names import DATASET
 from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.names import MAX_BYTES, path_of, text_of
@@ -124,7 +124,7 @@ def existing_stems(root: Path, suffix: str) -> set[str]:
 
 def read_description(root: Path) -> dict[str, Any] | None:
     """Return what ``dataset.json`` holds, None without the file. Raises UserError if it can't be read."""
-    path = root / FILE
+    path = root / DATASET
     if not path.exists():
         return None
     values = read_json(path, advice="choose another --output")
@@ -135,4 +135,4 @@ def read_description(root: Path) -> dict[str, Any] | None:
 
 def write_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write ``dataset.json``."""
-    write_atomically(root / FILE, json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_atomically(root / DATASET, json.dumps(values, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -186,12 +186,13 @@ class CaptionerObjective:
     def _length(self, text: str) -> int:
         return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def __call__(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def __call__(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor | tuple[Tensor, int]]:
         """Losses of a batch of ``mmdit.data.instructions.Instructions``.
 
         Returns:
-            "loss"; "names"; and for each kind in the batch "<kind>", its loss, and "<kind>_right": the share of answers all of
-            whose words are the likeliest, which is what is said when the likeliest word is taken each time.
+            "loss"; "names"; and for each kind in the batch, with how many they are of, "<kind>", its loss, and "<kind>_right":
+            the share of answers all of whose words are the likeliest, which is what is said when the likeliest word is taken
+            each time.
         """
         turns = batch["turns"]
         seen: list[Tensor] = []  # (pictures, tokens of each, width)
@@ -205,15 +206,19 @@ class CaptionerObjective:
         per_answer = _means(F.cross_entropy(logits, words, reduction="none"), numbers, len(examples))
         per_example = _means(per_answer, examples, len(turns))
         right = _all_likeliest(logits, words, numbers, len(examples))
-        losses = {"loss": per_example.mean()}
+        loss = per_example.mean()
+        losses: dict[str, Tensor | tuple[Tensor, int]] = {}
         if seen:
             listed = [name for names in batch["names"] for name in names]
-            losses["names"] = self._names_loss(model.lm_head(seen[0].mean(1)).float(), listed)
-            losses["loss"] = losses["loss"] + self.names_weight * losses["names"]
+            names_loss = self._names_loss(model.lm_head(seen[0].mean(1)).float(), listed)
+            losses["names"] = names_loss.detach(), len(listed)
+            loss = loss + self.names_weight * names_loss
+        losses["loss"] = loss
         for kind in dict.fromkeys(batch["kind"]):
             rows = torch.tensor([other == kind for other in batch["kind"]], device=device)
-            losses[kind] = per_example[rows].mean().detach()
-            losses[f"{kind}_right"] = right[rows[examples]].float().mean()
+            of_kind = right[rows[examples]]
+            losses[kind] = per_example[rows].mean().detach(), int(rows.sum())
+            losses[f"{kind}_right"] = of_kind.float().mean(), len(of_kind)
         return losses
 
     @torch.no_grad()

@@ -179,8 +179,8 @@ class ContrastiveObjective:
 
     def __call__(
         self, model: CLIPModel, rgb: Tensor, captions: Texts, pairs: Tensor | None = None, names: Texts | None = None
-    ) -> dict[str, Tensor]:
-        """Compute the losses "loss", "text", with pairs "subject", and with their names "name".
+    ) -> dict[str, Tensor | tuple[Tensor, int]]:
+        """Compute the losses "loss", "text", with pairs "subject", and with their names "name", these with their number.
 
         "accuracy" is the share of images nearest to their caption.
 
@@ -197,20 +197,22 @@ class ContrastiveObjective:
         images = embedded[: len(rgb)]  # (B, D)
         same = captions.same()
         logits = scale * images @ captions.embedded(model).T
-        losses = {"text": symmetric_loss(logits, same)}
-        losses["accuracy"] = same.gather(1, logits.argmax(1, keepdim=True)).float().mean()
-        losses["loss"] = losses["text"]
+        loss = symmetric_loss(logits, same)
+        accuracy = same.gather(1, logits.argmax(1, keepdim=True)).float().mean()
+        losses: dict[str, Tensor | tuple[Tensor, int]] = {"text": loss.detach(), "accuracy": accuracy}
         if pairs is None:
-            return losses
+            return {**losses, "loss": loss}
         sides = embedded[len(rgb) :].unflatten(0, (-1, 2)).unbind(1)  # two of (P, D)
         itself = torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
-        losses["subject"] = symmetric_loss(scale * sides[0] @ sides[1].T, itself)
-        losses["loss"] = losses["loss"] + self.subject_weight * losses["subject"]
+        subject = symmetric_loss(scale * sides[0] @ sides[1].T, itself)
+        losses["subject"] = subject.detach(), len(pairs)
+        loss = loss + self.subject_weight * subject
         if names is not None and self.name_weight:
             called, same = names.embedded(model), names.same()
-            losses["name"] = torch.stack([symmetric_loss(scale * side @ called.T, same) for side in sides]).mean()
-            losses["loss"] = losses["loss"] + self.name_weight * losses["name"]
-        return losses
+            name = torch.stack([symmetric_loss(scale * side @ called.T, same) for side in sides]).mean()
+            losses["name"] = name.detach(), len(pairs)
+            loss = loss + self.name_weight * name
+        return {**losses, "loss": loss}
 
 
 @dataclass(frozen=True)

@@ -125,15 +125,15 @@ class SceneDetectorObjective:
 
     def __call__(
         self, detector: SceneDetector, images: Tensor, *, labels: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """images (B, 3, H, W) in [-1, 1], labels (B, H, W) rows of the classes -> "loss", "object_accuracy"."""
+    ) -> dict[str, Tensor | tuple[Tensor, int]]:
+        """images (B, 3, H, W) in [-1, 1], labels (B, H, W) rows of the classes -> "loss", "object_accuracy" with its pixels."""
         images, labels = self._enlarged(images, labels, generator)
         logits = detector(self._worsened(images, generator))
         weight = torch.ones(logits.shape[1], device=labels.device)
         weight[list(self.background_labels)] = self.background_weight
         loss = F.cross_entropy(logits, labels, weight=weight)
-        accuracy = (logits.argmax(dim=1) == labels)[~self._is_background(labels)].float().mean()
-        return {"loss": loss, "object_accuracy": accuracy.detach()}
+        right = (logits.argmax(dim=1) == labels)[~self._is_background(labels)].float()
+        return {"loss": loss, "object_accuracy": (right.mean(), len(right))}
 
     def _is_background(self, labels: Tensor) -> Tensor:
         return torch.isin(labels, torch.tensor(self.background_labels, device=labels.device))

@@ -121,22 +121,24 @@ class SceneTeacherObjective:
         labels: Tensor,
         normals: Tensor,
         generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Return "loss" and its parts "category", "label", "normal", and "category_accuracy"."""
+    ) -> dict[str, Tensor | tuple[Tensor, int]]:
+        """Return "loss" and its parts "label", "normal", "category", and "category_accuracy", these with their images."""
         tokens = teacher.features(jittered(images, self.jitter, generator))
         category_logits = teacher.category_head(tokens.mean(dim=1))
         label_logits, vectors = teacher.dense(tokens)
         weight = torch.ones(label_logits.shape[1], device=labels.device)
         weight[list(self.background_labels)] = self.background_weight
-        known = (categories >= 0).any()
-        category = F.cross_entropy(category_logits, categories, ignore_index=-1) if known else category_logits.sum() * 0
+        known = categories >= 0
+        some = bool(known.any())
+        category = F.cross_entropy(category_logits, categories, ignore_index=-1) if some else category_logits.sum() * 0
         label = F.cross_entropy(label_logits, labels, weight=weight)
         valid = (normals.norm(dim=1) > 0.5) * weight[labels]
         normal = ((1 - F.cosine_similarity(vectors, normals, dim=1, eps=1e-4)) * valid).sum() / valid.sum().clamp_min(1)
         loss = self.category_weight * category + self.label_weight * label + self.normal_weight * normal
-        accuracy = (category_logits.argmax(dim=1) == categories)[categories >= 0].float().mean()
-        parts = {"category": category, "label": label, "normal": normal, "category_accuracy": accuracy}
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        right = (category_logits.argmax(dim=1) == categories)[known].float()
+        parts = {"label": label.detach(), "normal": normal.detach()}
+        known_parts = {"category": (category.detach(), len(right)), "category_accuracy": (right.mean(), len(right))}
+        return {"loss": loss, **parts, **known_parts}
 
 
 def jittered(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:

@@ -148,7 +148,7 @@ def find_camera(
     fit = _Fit(depth.astype(np.float64), normal.astype(np.float64), space)
     best, best_ratio, angle = fit.best(focal, ratio)
     near, far = depth_range or (1.0, best_ratio)
-    possible = fit.possible(best, best_ratio, angle, ratio) if focal is None else None
+    possible = fit.possible(best, angle, ratio) if focal is None else None
     return Camera(best, near, far, possible, angle, depth_range is not None)
 
 
@@ -201,7 +201,7 @@ class _Fit:
             (log_focal, log_ratio), angle = found.x, float(found.fun)
         return math.exp(log_focal), 1 + math.exp(log_ratio), angle
 
-    def possible(self, focal: float, ratio: float, angle: float, given: float | None) -> tuple[float, float]:
+    def possible(self, focal: float, angle: float, given: float | None) -> tuple[float, float]:
         """The range of focal lengths whose angle is nearly as good, each with the ratio ``given`` or its own best."""
         grid = np.linspace(*_FOCALS, PROFILE)
         angles = [self._best_ratio(x)[1] if given is None else self.angle(x, math.log(given - 1)) for x in grid]

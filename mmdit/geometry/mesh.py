@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.errors import UserError
-from mmdit.geometry.camera import Camera, find_camera
+from mmdit.geometry.camera import Camera, find_camera, fov_of
 from mmdit.geometry.surface import Surface, join
 
 Array = np.ndarray
@@ -112,14 +112,10 @@ class DepthMesh:
         return {
             "fov_degrees": camera.fov,
             "focal_pixels": camera.pixels(width),
-            "estimated_fov_degrees": sorted(map(_fov, camera.focal_range)) if camera.focal_range else None,
+            "estimated_fov_degrees": sorted(map(fov_of, camera.focal_range)) if camera.focal_range else None,
             "depth_range": [camera.near, camera.far],
             "unit": "as given" if camera.scaled else "the nearest distance",
         }
-
-
-def _fov(focal: float) -> float:
-    return Camera(focal, 1, 2).fov
 
 
 def make_mesh(

@@ -10,10 +10,9 @@ import numpy as np
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, MODALITIES, build_codec
 from mmdit.modalities.codec import Codec
-from mmdit.names import DEPTH_SPACES
+from mmdit.names import DEPTH_SPACES, METADATA
 from mmdit.storage.json_object import read_object
 
-METADATA = "metadata.json"
 MESH, POINTS = "mesh.glb", "points.ply"  # written beside them
 _DEPTH, _NORMAL = "depth", "normal"
 

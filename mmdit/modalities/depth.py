@@ -18,7 +18,7 @@ from mmdit.modalities.exr import exr_bytes
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.stored import Stored
-from mmdit.names import DEPTH_SPACES
+from mmdit.names import DATASET, DEPTH_SPACES, METADATA
 from mmdit.storage.json_object import read_object
 from mmdit.storage.json_text import quoted
 
@@ -207,9 +207,9 @@ class DepthCodec(Codec, name="depth"):
         path = stored.path
         if path is not None:
             folder = path.resolve().parent
-            if path.name in self.file_names() and (folder / "metadata.json").is_file():
-                return Guess("relative"), self._space_beside(folder / "metadata.json")
-            if folder.name == self.name and (folder.parents[1] / "dataset.json").is_file():
+            if path.name in self.file_names() and (folder / METADATA).is_file():
+                return Guess("relative"), self._space_beside(folder / METADATA)
+            if folder.name == self.name and (folder.parents[1] / DATASET).is_file():
                 return Guess("metric"), None
         elif stored.array is not None:  # the pipeline's documentation says which array is which
             array = stored.array

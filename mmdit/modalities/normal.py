@@ -136,8 +136,7 @@ class NormalCodec(Codec, name="normal"):
 
     def picture(self, raw: np.ndarray, *, flip: Sequence[bool] = (False, False, False)) -> np.ndarray:
         """(n + 1) / 2 x 255, the layout of datasets; ``flip``: axes x, y, z that are turned round, for other conventions."""
-        turned = np.where(np.asarray(flip), -raw, raw)
-        return ((np.clip(turned, -1, 1) + 1) / 2 * 255).round().astype(np.uint8)
+        return self.pixels(np.where(np.asarray(flip), -raw, raw))
 
     def pixels(self, raw: np.ndarray, facts: Mapping[str, Any] = NOTHING) -> np.ndarray:
         """(n + 1) / 2 x 255, (H, W, 3) uint8."""

@@ -38,7 +38,8 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
     """Copy a trained network's weights into one with the same or more modalities, in any order.
 
     Where the classes differ in number, every class begins as the null class. An alignment projector is copied where both have
-    one of the same shape, a head for internal guidance where both have one; ``network`` keeps its own otherwise.
+    one of the same shape, a head for internal guidance where both have one behind the same block; ``network`` keeps its own
+    otherwise.
 
     Raises:
         UserError: the networks differ in anything but modalities, prompts, size of the latents and projector; the trained one
@@ -61,7 +62,7 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
             "modalities can be added, not taken away"
         )
     rows = [list(ours.modalities).index(name) for name in theirs.modalities]
-    network.load_state_dict(_widened(network.state_dict(), trained.state_dict(), rows, ours))
+    network.load_state_dict(_widened(network.state_dict(), trained.state_dict(), rows, ours, theirs))
     network.conditioner.start_from(trained.conditioner)
     if ours.block != theirs.block:
         for block in network.blocks:
@@ -73,7 +74,7 @@ def start_from(network: MultimodalDiT, trained: MultimodalDiT) -> None:
 
 @torch.no_grad()
 def _widened(
-    own: Mapping[str, Tensor], trained: Mapping[str, Tensor], rows: list[int], config: Any
+    own: Mapping[str, Tensor], trained: Mapping[str, Tensor], rows: list[int], config: Any, theirs: Any
 ) -> dict[str, Tensor]:
     """Put the trained weights in place; ``rows[i]`` is our index of the trained model's modality i."""
     out = {key: value.clone() for key, value in own.items()}
@@ -86,8 +87,8 @@ def _widened(
             _put_groups(out[key], value, rows, len(config.modalities))  # (D, M D / 2)
         elif key == "role_embed.table":
             out[key].zero_()[rows] = value.to(out[key])  # (M, roles, D)
-        elif key.startswith("internal_head.") and key not in own:
-            continue
+        elif key.startswith("internal_head.") and config.internal_guidance_depth != theirs.internal_guidance_depth:
+            continue  # it reads another block, or there is none
         elif (
             key.removeprefix("next_")
             .removeprefix("internal_")

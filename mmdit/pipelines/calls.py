@@ -22,12 +22,14 @@ class Call:
 
     Args:
         guidance_scale: on class and prompt; callbacks may change it.
+        internal_guidance_scale: away from a middle block's prediction.
         num_timesteps: of the loop under way.
         interrupt: whether the call ends after the step under way; callbacks may set it.
         scheduler: the call's own copy, laid out for its steps; None = not yet.
     """
 
     guidance_scale: float = 1.0
+    internal_guidance_scale: float = 1.0
     num_timesteps: int = 0
     interrupt: bool = False
     scheduler: SchedulerMixin | None = None
@@ -107,6 +109,11 @@ class CallsMixin:
     def guidance_scale(self) -> float:
         """Scale of this thread's call, under way or last made; 1 = off."""
         return self._calls.shown.guidance_scale
+
+    @property
+    def internal_guidance_scale(self) -> float:
+        """The same of internal guidance."""
+        return self._calls.shown.internal_guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:

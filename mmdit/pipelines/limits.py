@@ -40,12 +40,13 @@ def check_size(height: int, width: int) -> None:
         raise UserError(f"height x width is {height} x {width}: give at most {MAX_IMAGE_PIXELS} pixels")
 
 
-def check_call(num_samples: int, height: int, width: int) -> None:
-    """Raise UserError for more samples than one call can return; say where they are computed in batches."""
-    if num_samples * height * width > MAX_CALL_PIXELS:
+def check_call(num_samples: int, height: int, width: int, num_estimates: int = 1) -> None:
+    """Raise UserError for more samples, of several estimates each, than one call holds; say where they are made in batches."""
+    if num_samples * num_estimates * height * width > MAX_CALL_PIXELS:
         most = max(1, MAX_CALL_PIXELS // (height * width))
+        estimates = "" if num_estimates == 1 else f", each {num_estimates} times"
         raise UserError(
-            f"num_images makes {num_samples} samples of {height} x {width}: ask for at most {most} in one call"
+            f"num_images makes {num_samples} samples of {height} x {width}{estimates}: ask for at most {most} in one call"
         )
     batch = batch_size(height * width, MAX_BATCH_PIXELS)
     if num_samples > batch:

@@ -122,9 +122,9 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
             id2label=self._id2label or None,
         )
         if defaults is not None:  # else the folder is as it was before there were any
-            check_internal(
-                Defaults.of(defaults).internal_guidance_scale, transformer, "defaults: internal_guidance_scale"
-            )
+            own = Defaults.of(defaults)
+            for name in ("internal_guidance_scale", "prompt_internal_guidance_scale"):
+                check_internal(getattr(own, name) or 1.0, transformer, f"defaults: {name}")
             self.register_to_config(defaults=dict(defaults))
         self.codecs: dict[str, Codec] = build_codecs(self._modalities)
         LatentCodec(vae, self._modalities)  # fails here, not at the first call, where VAE and modalities don't fit
@@ -338,7 +338,6 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         )
         batch = words.count(images.counts())
         check_labels(words, self._id2label)
-        check_call(batch * num_images, *sizes.largest)
         understanding = edit.asked_by is None and words.is_empty and images.everywhere(IMAGE)
         if num_inference_steps is None:
             num_inference_steps = self.default_steps(understanding=understanding, prompt=words.has_prompts)
@@ -358,6 +357,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         check_ensemble(
             ensemble_size, output_uncertainty, given=images, edit=edit, latents=latents, output_type=output_type
         )
+        check_call(batch * num_images, *sizes.largest, ensemble_size)
         words, images = words.repeat(batch, num_images), images.repeat(batch, num_images)
         batch = batch * num_images
         generator = seeded(seed, generator, batch)
@@ -365,7 +365,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
 
         # 2. Prompt, noise, clean latents of the given modalities
         shape = (batch, len(self._modalities), codec.latent_channels, *codec.latent_size(*sizes.made))
-        call, alone = Call(guidance.scale), has_hooks(self.components.values())
+        call, alone = Call(guidance.scale, guidance.internal_scale), has_hooks(self.components.values())
         with self._calls.begin(call, alone=alone):
             branches = self._make_branches(words)
             noise = initial_noise(latents, shape, generator, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,8 @@ class Sizes:
 
     @property
     def largest(self) -> tuple[int, int]:
-        """The larger of what is made and what is given."""
-        return max(self.made, self.given or (1, 1))
+        """That of what is made and what is given with more pixels."""
+        return max(self.made, self.given or (1, 1), key=math.prod)
 
 
 def read_sizes(

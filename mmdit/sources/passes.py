@@ -17,10 +17,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import distributed
 from torch.utils.data import DataLoader
 
 from mmdit.errors import UserError, one_line
+from mmdit.launch import gathered
 from mmdit.modalities import IMAGE
 from mmdit.progress import Progress
 from mmdit.sources.labelling.images import ImagesToLabel, LoadedImage, SourceImage
@@ -125,25 +125,22 @@ class ImagePass(pl.LightningModule):
 
 def run_pass(trainer: pl.Trainer, images: ImagePass) -> tuple[BadImage, ...]:
     """Run it; return the bad images of all processes, sorted, to each of them."""
+    before = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         try:
             trainer.predict(images, return_predictions=False)
         except SystemExit:  # Lightning's answer to Ctrl+C
             raise KeyboardInterrupt from None
-    return tuple(sorted(_gather(images.bad), key=lambda entry: (entry.path, entry.part)))
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
+    bad = (entry for part in gathered(images.bad) for entry in part)
+    return tuple(sorted(bad, key=lambda entry: (entry.path, entry.part)))
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _gather(bad: list[BadImage]) -> list[BadImage]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return bad
-    parts: list[list[BadImage]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(parts, bad)
-    return [entry for part in parts for entry in part]
 
 
 def make_trainer(accelerator: str, devices: int, num_nodes: int) -> pl.Trainer:

@@ -6,9 +6,10 @@ resumed takes the very same steps. B samples of this process, M modalities, C h 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,6 +19,7 @@ from mmdit.conditioning import EncodedPrompts
 from mmdit.data.datamodule import numbered_generator
 from mmdit.encoders.codec import LatentCodec
 from mmdit.flow.objective import FlowDraw, Objective
+from mmdit.launch import gathered
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.task import Role
 from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
@@ -30,6 +32,9 @@ from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_o
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
 from mmdit.training.stopping import StopGracefully
+
+# A mean over a part of the batch has with it how many it is of: 0 where the batch has none of them.
+Losses: TypeAlias = Mapping[str, Tensor | tuple[Tensor, int]]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -44,13 +49,18 @@ class SteppedModule(LightningModule):
         optimizer: how.
         seed: of the run.
         max_steps: optimizer steps of the whole run, for the learning-rate schedule.
+
+    ``draws_for_all``: in training ``losses`` draws for the batch of all processes, and takes its own part.
     """
+
+    draws_for_all = False
 
     def __init__(self, network: nn.Module, *, optimizer: OptimizerConfig, seed: int, max_steps: int) -> None:
         super().__init__()
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
         self.batches_seen = 0
+        self._validated: dict[str, list[float]] = {}  # name -> sum and count over this process's batches
         self.clock: StopGracefully | None = None  # ``fit`` sets it where the learning rate decays with the time
 
     @property
@@ -58,27 +68,41 @@ class SteppedModule(LightningModule):
         """The share of the run's time that has passed; None = steps are what it is measured in."""
         return None if self.clock is None else self.clock.time_share
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named scalar losses of a batch; "loss" is minimised."""
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Named scalar losses of a batch; "loss" is minimised. ``generator``: a process's own, but for ``draws_for_all``."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = numbered_generator(self.seed, self.batches_seen)
+        rank = 0 if self.draws_for_all else self._processes()[0]
+        generator = numbered_generator(self.seed, self.batches_seen, rank)
         self.batches_seen += 1
-        losses = self.losses(batch, generator)
-        if not torch.isfinite(losses["loss"]):
-            raise NonFiniteLossError(self._non_finite_message(losses, batch))
         size = len(batch["id"])
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=size)
-        self.log("loss", losses["loss"].detach(), prog_bar=True, logger=False, batch_size=size)
-        return losses["loss"]
+        means = {name: mean for name, (mean, count) in _counted(self.losses(batch, generator), size).items() if count}
+        loss = means["loss"]
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self._non_finite_message(means, batch))
+        self.log_dict({f"train/{name}": mean.detach() for name, mean in means.items()}, batch_size=size)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=size)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         generator = torch.Generator().manual_seed(batch_idx)
         losses = self.losses(batch, generator)
-        self.log_dict(
-            {f"val/{name}": value for name, value in losses.items()}, batch_size=len(batch["id"]), sync_dist=True
-        )
+        for name, (mean, count) in _counted(losses, len(batch["id"])).items():
+            if count:
+                total = self._validated.setdefault(name, [0.0, 0])
+                total[0] += float(mean) * count
+                total[1] += count
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over what all processes saw; a loss that one of them had nothing of is none of its."""
+        parts = gathered(self._validated)
+        for name in {name: None for part in parts for name in part}:
+            totals, counts = zip(*(part[name] for part in parts if name in part), strict=True)
+            self.log(f"val/{name}", sum(totals) / sum(counts), batch_size=1, sync_dist=True)
 
     def configure_model(self) -> None:
         """Shard the weights where the strategy does (``mmdit.training.sharding``)."""
@@ -96,7 +120,7 @@ class SteppedModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
 
-    def _non_finite_message(self, losses: dict[str, Tensor], batch: Batch) -> str:
+    def _non_finite_message(self, losses: Mapping[str, Tensor], batch: Batch) -> str:
         parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
         callback = self.trainer.checkpoint_callback
         last = getattr(callback, "last_saved_path", "") or "none yet"
@@ -121,6 +145,10 @@ class SteppedModule(LightningModule):
         if self._processes()[1] == 1:
             return counts
         return self.trainer.strategy.reduce(counts, reduce_op="mean")  # type: ignore[return-value]
+
+
+def _counted(losses: Losses, size: int) -> dict[str, tuple[Tensor, int]]:
+    return {name: value if isinstance(value, tuple) else (value, size) for name, value in losses.items()}
 
 
 def repeated(batch: Batch, count: int) -> Batch:
@@ -170,6 +198,7 @@ class TransformerModule(SteppedModule):
     """
 
     network: MultimodalDiT
+    draws_for_all = True
 
     def __init__(
         self,
@@ -200,7 +229,7 @@ class TransformerModule(SteppedModule):
     def codec(self) -> LatentCodec:
         return self.frozen.codec
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         batch = self.frozen.encode_prompts(batch, self.device)
         if self.training and self.draws_per_sample > 1:
             batch = repeated(batch, self.draws_per_sample)

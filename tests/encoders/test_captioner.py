@@ -97,9 +97,11 @@ def test_loss_by_hand(made, batch):
                 terms.append(
                     -likely[list(set(processor.tokenizer(words, add_special_tokens=False)["input_ids"]))].mean()
                 )
-    torch.testing.assert_close(losses["names"], torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(losses["loss"], torch.stack(alone).mean() + losses["names"], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(losses["prompt"], (alone[2] + alone[3]) / 2, atol=1e-4, rtol=1e-4)
+    (names, num_names), (prompt, num_prompts) = losses["names"], losses["prompt"]
+    torch.testing.assert_close(names, torch.stack(terms).mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(losses["loss"], torch.stack(alone).mean() + names, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prompt, (alone[2] + alone[3]) / 2, atol=1e-4, rtol=1e-4)
+    assert (num_names, num_prompts) == (len(terms), 2)
     kinds = {"caption", "question", "prompt"}
     assert set(losses) == {"loss", "names"} | kinds | {f"{kind}_right" for kind in kinds}
 
@@ -114,7 +116,7 @@ def test_it_learns_what_it_is_told(made, batch, tmp_path):
         optimizer.step()
     model.eval()
     losses = objective(model, batch)
-    assert all(losses[f"{kind}_right"] == 1 for kind in ("caption", "question", "prompt"))
+    assert all(losses[f"{kind}_right"][0] == 1 for kind in ("caption", "question", "prompt"))
     for turns, pictures in zip(batch["turns"], batch["pictures"], strict=True):
         text = " ".join([said for turn in turns for said in turn][:-1])
         assert say(model, processor, text, pictures) == turns[-1][1]

@@ -62,8 +62,9 @@ def test_equal_captions_are_no_negatives(tokenizer):
     assert float(losses["text"]) == pytest.approx(float(symmetric_loss(output.logits_per_image, same)), rel=1e-5)
     scale = model.logit_scale.exp()
     subject = symmetric_loss(scale * one @ other.T, torch.eye(2, dtype=torch.bool))
-    assert float(losses["subject"]) == pytest.approx(float(subject), rel=1e-5)
-    assert float(losses["loss"]) == pytest.approx(float(losses["text"] + 0.5 * losses["subject"]), rel=1e-6)
+    assert float(losses["subject"][0]) == pytest.approx(float(subject.detach()), rel=1e-5)
+    assert losses["subject"][1] == 2
+    assert float(losses["loss"]) == pytest.approx(float(losses["text"] + 0.5 * losses["subject"][0]), rel=1e-6)
     right = [bool(same[i, int(row.argmax())]) for i, row in enumerate(output.logits_per_image)]
     assert float(losses["accuracy"]) == pytest.approx(sum(right) / 3)
     assert "subject" not in ContrastiveObjective()(model, rgb, texts)
@@ -79,8 +80,10 @@ def test_subjects_against_their_names(tokenizer):
     losses = ContrastiveObjective(0.5, 0.25)(model, rgb, texts, pairs, texts)
     same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
     expected = [symmetric_loss(model(**texts.tokens, pixel_values=pairs[:, i]).logits_per_image, same) for i in (0, 1)]
-    assert float(losses["name"]) == pytest.approx(float(sum(expected) / 2), rel=1e-5)
-    total = losses["text"] + 0.5 * losses["subject"] + 0.25 * losses["name"]
+    (subject, _), (name, count) = losses["subject"], losses["name"]
+    assert float(name) == pytest.approx(float(sum(expected) / 2), rel=1e-5)
+    assert count == 3
+    total = losses["text"] + 0.5 * subject + 0.25 * name
     assert float(losses["loss"]) == pytest.approx(float(total), rel=1e-6)
 
 

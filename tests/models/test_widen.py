@@ -148,3 +148,12 @@ def test_a_head_on_a_middle_block_is_carried_over_where_both_have_one(make_model
     assert not ours.linears[0].weight.any()
     start_from(without, trained)  # it has none to take it over
     torch.testing.assert_close(outputs(without, ["rgb"]), outputs(trained, ["rgb"]))
+
+
+def test_a_head_behind_another_block_begins_anew(make_model: MakeModel) -> None:
+    """What it read there is not what it reads here."""
+    trained, network = (make_model(modalities=["rgb"], depth=3, internal_guidance_depth=behind) for behind in (1, 2))
+    before = {name: value.clone() for name, value in network.internal_head.state_dict().items()}
+    start_from(network, trained)
+    assert all(torch.equal(value, before[name]) for name, value in network.internal_head.state_dict().items())
+    torch.testing.assert_close(outputs(network, ["rgb"]), outputs(trained, ["rgb"]))

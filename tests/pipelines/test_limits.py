@@ -12,6 +12,7 @@ from mmdit.errors import UserError
 from mmdit.pipelines import limits
 from mmdit.pipelines.limits import FiniteWatch, check_call, check_size
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.pipelines.sizes import Sizes
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,17 @@ def test_bounds_are_exact() -> None:
     check_call(2**14, 256, 256)
     with pytest.raises(UserError, match="at most 16384 in one call"):
         check_call(2**14 + 1, 256, 256)
+    check_call(2**4, 256, 256, 2**10)  # an ensemble's estimates are held until the last
+    with pytest.raises(
+        UserError, match="makes 17 samples of 256 x 256, each 1024 times: ask for at most 16384 in one call"
+    ):
+        check_call(2**4 + 1, 256, 256, 2**10)
+
+
+def test_a_call_is_judged_by_the_size_of_more_pixels() -> None:
+    assert Sizes(64, 1024, (128, 16), False).largest == (64, 1024)
+    assert Sizes(64, 64, (16, 1024), False).largest == (16, 1024)
+    assert Sizes(64, 64, None, False).largest == (64, 64)
 
 
 @pytest.mark.parametrize("scheduler", [None, "euler_maruyama"])

@@ -15,13 +15,14 @@ import numpy as np
 from mmdit.errors import UserError
 from mmdit.modalities import Codec
 from mmdit.modalities.files import png
+from mmdit.names import METADATA
 from mmdit.storage.files import writing_folder
 from mmdit.storage.json_object import json_bytes
 from mmdit.storage.versions import versions
 
 Arrays = dict[str, np.ndarray]
-METADATA = "metadata.json"
-_ARRAYS, _SHOWN = "arrays.npz", "shown"
+_ARRAYS, _SHOWN, _PREVIEWS = "arrays.npz", "shown", "previews"
+_PREVIEW_SECONDS = 300.0  # a page shows each for a moment
 _SMALLEST_SHOWN = 256
 
 
@@ -68,12 +69,12 @@ class ResultStore:
 
     def draw(self, arrays: Arrays) -> dict[str, str]:
         """Draw raw arrays that are no result yet; returns the path of each picture."""
-        folder = self.folder / secrets.token_hex(16)
+        folder = self.folder / _PREVIEWS / secrets.token_hex(16)
         self._draw(folder, arrays)
         return {name: str(folder / f"{name}.png") for name in arrays}
 
     def _draw(self, folder: Path, arrays: Arrays) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         for name, array in arrays.items():
             (folder / f"{name}.png").write_bytes(png(enlarged(self.codecs[name].picture(array))))
 
@@ -108,13 +109,19 @@ class ResultStore:
         return {modality: str(folder / f"{modality}.png") for modality in self.codecs}
 
     def clean(self) -> None:
-        """Remove results that are too old or too many."""
-        entries = [entry for entry in self.folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
-        oldest = time.time() - self.keep_seconds
-        for position, entry in enumerate(entries):
-            if position >= self.keep_results or entry.stat().st_mtime < oldest:
-                shutil.rmtree(entry, ignore_errors=True)
+        """Remove results that are too old or too many, and old previews, of which a request has many."""
+        _remove(self.folder, self.keep_seconds, self.keep_results)
+        _remove(self.folder / _PREVIEWS, min(self.keep_seconds, _PREVIEW_SECONDS))
+
+
+def _remove(folder: Path, seconds: float, most: int | None = None) -> None:
+    """Remove folders in a folder that are older than this, and all but the newest ``most``."""
+    entries = [entry for entry in folder.glob("[!.]*") if entry.is_dir() and entry.name != _PREVIEWS]
+    entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+    oldest = time.time() - seconds
+    for position, entry in enumerate(entries):
+        if (most is not None and position >= most) or entry.stat().st_mtime < oldest:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def enlarged(picture: np.ndarray, smallest: int = _SMALLEST_SHOWN) -> np.ndarray:

@@ -31,11 +31,12 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a call returned, the steps it took, and its time in seconds."""
+    """What a call returned, the steps it took, its time in seconds, and the guidance and internal guidance that it had."""
 
     output: Any
     num_steps: int
     seconds: float
+    guidance: tuple[float, float]
 
 
 class Sampler:
@@ -69,7 +70,8 @@ class Sampler:
             begun = time.perf_counter()
             try:
                 output = self.pipe(**arguments, callback_on_step_end=watch)
-                events.put(Finished(output, watch.num_steps, time.perf_counter() - begun))
+                guidance = self.pipe.guidance_scale, self.pipe.internal_guidance_scale
+                events.put(Finished(output, watch.num_steps, time.perf_counter() - begun, guidance))
             except Exception as error:  # it is the visitor's thread that tells
                 events.put(error)
 

@@ -257,19 +257,15 @@ class Tasks:
             if isinstance(event, Preview):
                 yield event
             else:
-                prompted = not arguments.keys().isdisjoint(("prompt", "negative_prompt"))
-                scale, internal = self.pipe.defaults.guided(
-                    settings.guidance_scale, None, prompt=prompted, understanding=task == "understand"
-                )
+                scale, internal = event.guidance
                 guidance = {"guidance_scale": scale}
                 if internal != 1:
                     guidance["internal_guidance_scale"] = internal
-                yield self._done(task, settings, seeds, event, {**guidance, **record}, list(notes))
+                yield self._done(task, seeds, event, {**guidance, **record}, list(notes))
 
     def _done(
         self,
         task: str,
-        settings: Settings,
         seeds: list[int],
         finished: Finished,
         record: Mapping[str, Any],

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmdit.cli.common.output import METADATA, Sample, SampleWriter, prepare_folder
+from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, build_codecs
 from mmdit.modalities.files import png
 from mmdit.modalities.rgb import read_picture
+from mmdit.names import METADATA
 from mmdit.storage.files import writing_folder
 from mmdit.storage.json_object import json_bytes, read_object
 

@@ -19,11 +19,12 @@ from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
 from mmdit.errors import UserError
-from mmdit.geometry.sample_folder import MESH, METADATA, POINTS
+from mmdit.geometry.sample_folder import MESH, POINTS
 from mmdit.modalities import MODALITIES, build_codecs
 from mmdit.modalities.files import npy, png
 from mmdit.modalities.modality import Modality
 from mmdit.modalities.pictures import uncertainty_picture
+from mmdit.names import METADATA
 from mmdit.storage.files import write_atomically, writing, writing_folder
 from mmdit.storage.json_object import json_bytes, read_object
 from mmdit.storage.requests import Request

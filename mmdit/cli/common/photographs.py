@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mmdit.cli.common.inputs import real_path
 from mmdit.cli.common.model import note
-from mmdit.data.description import FILE, is_rendered
+from mmdit.data.description import is_rendered
 from mmdit.errors import UserError
+from mmdit.names import DATASET
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import read_object
 
@@ -25,9 +26,9 @@ def note_photographs(pipe: MultimodalDiTPipeline, model: str, paths: Sequence[Pa
 def _is_rendered(path: Path) -> bool:
     """Whether a picture lies in a dataset, ROOT/SPLIT/rgb/FILE, that ``mmdit data render`` made."""
     places = real_path(path).parents
-    if len(places) < 3 or not (places[2] / FILE).is_file():
+    if len(places) < 3 or not (places[2] / DATASET).is_file():
         return False
     try:
-        return is_rendered(read_object(places[2] / FILE).get("provenance"))
+        return is_rendered(read_object(places[2] / DATASET).get("provenance"))
     except UserError:
         return False

@@ -21,11 +21,12 @@ import numpy as np
 
 from mmdit.cli.common.frame_files import FrameFiles, FrameSamples
 from mmdit.cli.common.model import note
-from mmdit.cli.common.output import METADATA, SampleWriter
+from mmdit.cli.common.output import SampleWriter
 from mmdit.cli.common.sampling import Arrays, Request, SamplingRun, run_pipeline
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.modalities.resizing import antialiased
+from mmdit.names import METADATA
 from mmdit.pipelines.video import Steady
 from mmdit.progress import Progress
 from mmdit.storage.digests import digest_json

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdit.data.description import FILE
 from mmdit.data.prompts import PROMPTS
 from mmdit.data.prompts_writer import FOLDER
 from mmdit.data.writer import write_description
 from mmdit.errors import UserError
+from mmdit.names import DATASET
 from mmdit.sources.labelling.description import VERSIONED, prompts_licence
 from mmdit.sources.prompts.pipeline import PromptPipeline
 from mmdit.storage.digests import digest_file
@@ -37,7 +37,7 @@ def describe(root: Path, split: str, pipeline: PromptPipeline, captions: str | N
     Raises:
         UserError: what is there was made with other models or settings.
     """
-    values = dict(read_object(root / FILE))
+    values = dict(read_object(root / DATASET))
     old = values.get("provenance")
     provenance = dict(old) if isinstance(old, dict) else {} if old is None else {"description": old}
     splits = provenance.get("prompts")
@@ -72,7 +72,7 @@ def describe(root: Path, split: str, pipeline: PromptPipeline, captions: str | N
 
 def save_description(root: Path, values: Mapping[str, Any]) -> None:
     """Write it, if it says anything new."""
-    if dict(read_object(root / FILE)) != values:
+    if dict(read_object(root / DATASET)) != values:
         write_description(root, values)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
 from mmdit.encoders.autoencoder_loss import AutoencoderObjective, make_autoencoder_objective
 from mmdit.encoders.codec import LatentCodec
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
-from mmdit.training.module import SteppedModule
+from mmdit.training.module import Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
@@ -34,7 +33,7 @@ class AutoencoderModule(SteppedModule):
         super().__init__(codec.vae, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.codec, self.objective = codec, objective
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         images = torch.stack([batch[name] for name in self.codec.modalities], dim=1)  # (B, M, 3, H, W)
         present = batch["present"]
         modality_ids = torch.arange(images.shape[1], device=images.device).expand(present.shape)[present]

@@ -19,7 +19,7 @@ from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD
 from mmdit.sources.scenes.questions import questions
 from mmdit.training.config import TrainingConfig
-from mmdit.training.module import Batch, SteppedModule
+from mmdit.training.module import Batch, Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path
 from mmdit.training.run import Run
@@ -42,7 +42,7 @@ class CaptionerModule(SteppedModule):
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.objective = objective
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         return self.objective(self.network, batch)
 
 

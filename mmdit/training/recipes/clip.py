@@ -19,7 +19,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.prompt import IMAGE_WORD, mirror_text
 from mmdit.training.config import CLIPConfig, TrainingConfig
-from mmdit.training.module import Batch, SteppedModule
+from mmdit.training.module import Batch, Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
 from mmdit.training.run import Run
@@ -43,7 +43,7 @@ class CLIPModule(SteppedModule):
         super().__init__(network, optimizer=optimizer, seed=seed, max_steps=max_steps)
         self.tokenizer, self.objective = tokenizer, objective
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         read = partial(Texts.read, tokenizer=self.tokenizer, device=batch["rgb"].device)
         names = read(batch["phrases"]) if "phrases" in batch else None
         return self.objective(self.network, batch["rgb"], read(batch["caption"]), batch.get("pairs"), names)

@@ -14,7 +14,7 @@ from mmdit.modalities import IMAGE
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
-from mmdit.training.module import SteppedModule
+from mmdit.training.module import Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import data_module, images_as
 from mmdit.training.recipes.in_place import in_place, pretrained_pipeline
@@ -50,7 +50,7 @@ class DecoderModule(SteppedModule):
         self._frozen = (pipe,)  # no submodule: checkpoints and the optimizer see the decoder alone
         pipe.set_progress_bar_config(disable=True)
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         images = torch.stack([batch[name] for name in self.codec.modalities], dim=1)  # (B, M, 3, H, W)
         present = batch["present"]
         modality_ids = torch.arange(images.shape[1], device=images.device).expand(present.shape)[present]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmdit.encoders.scene_detector import SceneDetector, SceneDetectorObjective
 from mmdit.errors import UserError
@@ -13,6 +12,7 @@ from mmdit.names import BACKGROUND_CLASSES
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
+from mmdit.training.module import Losses
 from mmdit.training.recipes.data import data_module, image_data
 from mmdit.training.run import Run
 
@@ -23,7 +23,7 @@ class DetectorModule(LabelledModule):
     network: SceneDetector
     objective: SceneDetectorObjective
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         return self.objective(self.network, batch["rgb"], labels=self.labels(batch), generator=generator)
 
 

@@ -15,6 +15,7 @@ from mmdit.names import BACKGROUND_CLASSES
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
 from mmdit.training.labelled import LabelledModule
+from mmdit.training.module import Losses
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
 from mmdit.training.recipes.in_place import in_place, tiue_pipeline
 from mmdit.training.run import Run
@@ -40,7 +41,7 @@ class ImageEncoderModule(LabelledModule):
         super().__init__(*settings, **more)
         self.classes = classes
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         colours = mean_colours(batch[IMAGE], self.labels(batch), self.classes)
         colours[~batch["present"].all(dim=1)] = torch.nan  # blank where a file is missing
         has_picture = _has_picture(batch)

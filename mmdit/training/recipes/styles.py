@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from mmdit.data.styled import STYLED, TOLD, StyledPrompts
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder, without_networks
@@ -19,7 +18,7 @@ from mmdit.prompt import parse
 from mmdit.training.captions import check_texts, read_named
 from mmdit.training.config import TrainingConfig
 from mmdit.training.frozen import Batch
-from mmdit.training.module import SteppedModule
+from mmdit.training.module import Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
 from mmdit.training.recipes.data import both_splits, data_module, dataset_path, sized_images
 from mmdit.training.recipes.in_place import in_place, tiue_pipeline
@@ -56,7 +55,7 @@ class StyleModule(SteppedModule):
         self.objective = objective
         self._frozen = (encoder,)  # no submodule: checkpoints and the optimizer don't see it
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
         encoder = self._frozen[0].to(self.device)
         return self.objective(self.network, *(encoder.encode(batch[kind]) for kind in KINDS if kind in batch))
 

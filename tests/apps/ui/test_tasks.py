@@ -18,6 +18,8 @@ from mmdit.apps.ui.results import ResultStore, enlarged
 from mmdit.apps.ui.sampling import Preview
 from mmdit.apps.ui.tasks import Done, Settings, Tasks, Words
 from mmdit.errors import UserError
+from mmdit.models.transformer import MultimodalDiT
+from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 LIMITS = Limits(side=96, characters=80)
 SETTINGS = Settings(num_inference_steps=4, guidance_scale=2.0, seed=5)
@@ -29,6 +31,17 @@ SUBJECT = {"background": RED.convert("RGBA"), "layers": [], "composite": None}
 @pytest.fixture
 def tasks(tiny_pipe, tmp_path: Path) -> Tasks:
     return Tasks(tiny_pipe, ResultStore(tmp_path / "results", tiny_pipe.codecs), LIMITS, model="tiny", interval=0.0)
+
+
+@pytest.fixture
+def guided_tasks(tiny_pipe, tmp_path: Path) -> Tasks:
+    """Of a model that guides from inside by itself."""
+    transformer = MultimodalDiT.from_config(
+        {**tiny_pipe.transformer.config, "depth": 2, "internal_guidance_depth": 1}
+    ).eval()
+    parameters = {**tiny_pipe.parameters, "defaults": {"internal_guidance_scale": 1.8}}
+    pipe = MultimodalDiTPipeline(**{**tiny_pipe.components, "transformer": transformer}, **parameters)
+    return Tasks(pipe, ResultStore(tmp_path / "results", pipe.codecs), LIMITS, model="guided", interval=0.0)
 
 
 def run(events) -> tuple[list[Preview], Done]:
@@ -260,7 +273,6 @@ def refused(events) -> None:
 
 def test_equal_names_are_told_apart(tiny_pipe):
     from mmdit.apps.ui.tasks import _categories
-    from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
     names = {**tiny_pipe.id2label, 0: "crane", 3: "crane"}
     pipe = MultimodalDiTPipeline(**tiny_pipe.components, **{**tiny_pipe.parameters, "id2label": names})
@@ -287,6 +299,37 @@ def test_old_results_go_and_names_are_no_paths(tasks):
     names = [store.write(done.samples, [{}]) for _ in range(4)]
     store.clean()
     assert sum((store.folder / name).exists() for name in names) == 2
+
+
+def test_previews_push_out_no_result(tasks):
+    store = tasks.store
+    store.keep_results = 2
+    _, done = run(tasks.generate(Settings(1, 1.0, 0), Words()))
+    shown = [store.draw(done.samples[0]) for _ in range(5)]
+    store.clean()
+    assert store.files(done.name)
+    assert all(Path(path).is_file() for drawn in shown for path in drawn.values())
+    folder = Path(shown[0]["rgb"]).parent
+    os.utime(folder, (1, 1))
+    store.clean()
+    assert not folder.exists()
+    assert Path(shown[1]["rgb"]).is_file()
+
+
+def test_the_record_has_the_guidance_of_the_call(guided_tasks):
+    """RGB alone is understanding on the tab of conditions too, which has no guidance from inside."""
+    picture = Image.new("RGB", (64, 64), (200, 30, 30))
+    store = guided_tasks.store
+    picture.save(store.folder.parent / "given.png")
+    files = {"rgb": str(store.folder.parent / "given.png")}
+    for task, scales in (
+        (guided_tasks.condition(Settings(1, None, 0), Words(), files, {}), (2.0, None)),
+        (guided_tasks.generate(Settings(1, None, 0), Words()), (2.0, 1.8)),
+        (guided_tasks.generate(Settings(1, 1.5, 0), Words()), (1.5, None)),
+    ):
+        _, done = run(task)
+        record = json.loads((store.sample(done.name) / "metadata.json").read_text())
+        assert (record["guidance_scale"], record.get("internal_guidance_scale")) == scales
 
 
 def test_small_pictures_are_enlarged_by_whole_factors():
