@@ -1,34 +1,31 @@
 """A whole SiT-XL/2 block and a whole training step of the XL/2 model, with these kernels and with PyTorch's operators.
 
 Each way runs eagerly and under torch.compile; the weights and the batch are the same. The step is forward, velocity
-loss, backward, gradient clipping and AdamW, in bfloat16 autocast, the optimizer fused. Where diffusers is not installed,
-which MultimodalDiT needs, the step is that of the same 28 blocks between two linear layers.
+loss, backward, gradient clipping and AdamW, in bfloat16 autocast, the optimizer fused; its model is the first run's.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from harness import Goal, Row, add_work, measure, parser, report, require_gpu
+from first_run_model import EVERY, flops_of, model_and_loss
+from first_run_rows import GPU
+from harness import OURS, Goal, Row, add_work, measure, parser, report, require_gpu
 from mmdit_kernels.dispatch import ENVIRONMENT_VARIABLE
-from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 GOALS = (Goal("training step XL/2", "", "sdpa compiled", 1.1),)
-WIDTH, HEADS, TOKENS, DEPTH = 1152, 16, 256, 28
-PATCH = 64  # four modalities x four latent channels x 2 x 2
-SDPA = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WIDTH, HEADS, TOKENS, DEPTH = GPU.width, GPU.heads, GPU.adaln[1], GPU.depth
 # Name, backend of the operators, compiled, SDPA's backends. One by one for the block only: a step takes minutes to compile.
 WAYS = (
-    ("mmdit_kernels compiled", "triton", True, SDPA),
-    ("mmdit_kernels", "triton", False, SDPA),
-    ("sdpa compiled", "torch", True, SDPA),
-    ("sdpa", "torch", False, SDPA),
+    (f"{OURS} compiled", "triton", True, EVERY),
+    (OURS, "triton", False, EVERY),
+    ("sdpa compiled", "torch", True, EVERY),
+    ("sdpa", "torch", False, EVERY),
 )
 BLOCK_WAYS = (
     *WAYS,
@@ -51,11 +48,6 @@ def backend(name: str) -> Iterator[None]:
             os.environ[ENVIRONMENT_VARIABLE] = before
 
 
-def block_flops(batch: int) -> float:
-    """Return the products of one block, forward: 12 D^2 per token, and attention; the modulation is per sample."""
-    return 2.0 * batch * (TOKENS * 12 * WIDTH**2 + 2 * TOKENS**2 * WIDTH + 6 * WIDTH**2)
-
-
 def block_call(batch: int, compiled: bool) -> Callable[[], object]:
     from mmdit.models.blocks import BLOCKS
 
@@ -69,57 +61,10 @@ def block_call(batch: int, compiled: bool) -> Callable[[], object]:
     return lambda: torch.autograd.grad(function(x, c), inputs, d_out)
 
 
-class Backbone(nn.Module):
-    """The blocks of the XL/2 model between two linear layers, conditioned on a label; needs torch alone."""
-
-    def __init__(self) -> None:
-        from mmdit.models.blocks import BLOCKS
-        from mmdit.models.layers import AdaLayerNorm
-
-        super().__init__()
-        self.embed, self.norm, self.head = nn.Linear(PATCH, WIDTH), AdaLayerNorm(WIDTH), nn.Linear(WIDTH, PATCH)
-        self.labels = nn.Embedding(1000, WIDTH)
-        self.blocks = nn.ModuleList(BLOCKS["dit"](WIDTH, HEADS) for _ in range(DEPTH))
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        from mmdit.models.blocks import unadded_sums
-
-        x, c = self.embed(x), self.labels(labels)  # (B, T, D), (B, D)
-        left = unadded_sums(self.blocks, x)
-        for number, block in enumerate(self.blocks, start=1):
-            x = block(x, c, None, None, number not in left)
-        return self.head(self.norm(x, c))
-
-
-def model_call(batch: int, compiled: bool) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Return a model and a call that gives its velocity loss on one batch."""
-    torch.manual_seed(0)
-    labels = torch.randint(0, 1000, (batch,), device="cuda")
-    if importlib.util.find_spec("diffusers") is None:
-        backbone = Backbone().to("cuda")
-        tokens, target = (torch.randn(batch, TOKENS, PATCH, device="cuda") for _ in range(2))
-        forward = torch.compile(backbone) if compiled else backbone
-        return backbone, lambda: (forward(tokens, labels).float() - target).square().mean()
-    from mmdit.models.transformer import MultimodalDiT
-
-    model = MultimodalDiT().to("cuda")
-    shape = (batch, 4, 4, 32, 32)
-    data, noise = (torch.randn(shape, device="cuda") for _ in range(2))
-    timesteps = torch.rand(batch, 1, device="cuda").expand(batch, 4).contiguous()
-    roles = torch.zeros(batch, 4, dtype=torch.long, device="cuda")
-    t = timesteps[:, :, None, None, None]
-    x_t = (1 - t) * data + t * noise
-    function = torch.compile(model) if compiled else model
-
-    def loss() -> Tensor:
-        velocity = function(x_t, timesteps, roles, model.conditioner(labels)).sample
-        return (velocity.float() - (noise - data)).square().mean()
-
-    return model, loss
-
-
 def step_call(batch: int, compiled: bool) -> Callable[[], object]:
-    model, loss = model_call(batch, compiled)
+    _, model, loss = model_and_loss(GPU._replace(step_batch=batch))
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
     def step() -> None:
@@ -144,7 +89,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                 row = Row(op, f"B{batch} T{TOKENS} D{WIDTH}", "bfloat16", "forward+backward", name)
                 with backend(way), sdpa_kernel(sdpa):
                     measure(row, lambda: build(batch, compiled), options.repeats)  # noqa: B023
-                yield add_work(row, flops=3 * layers * block_flops(batch))
+                yield add_work(row, flops=3 * layers * flops_of(GPU, batch))
 
 
 def main(arguments: list[str] | None = None) -> None:

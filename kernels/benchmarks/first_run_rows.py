@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from first_run_table import OURS as OURS
+from harness import peak_mib
 
 PAUSE_CYCLES = 2_000_000  # a millisecond, in which Python queues the call: what is timed is the device
 
@@ -149,15 +150,6 @@ class _Timer:
         return begin.elapsed_time(end)
 
 
-def _peak_mib(function: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
 def interleave(
     rows: dict[str, Row], ways: dict[str, Callable[[], Callable[[], object]]], sizes: Sizes, pauses: int = 1,
     seconds: float = 4.0,
@@ -174,7 +166,7 @@ def interleave(
             for _ in range(sizes.warmups):  # the first one compiles
                 function()
             if timer.cuda:
-                rows[name].peak_mib = _peak_mib(function)
+                rows[name].peak_mib = peak_mib(function)
             functions[name] = function
         except Exception as error:  # a rival that does not take the shape is a result too
             rows[name].note = short(error)

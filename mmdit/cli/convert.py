@@ -21,9 +21,9 @@ from mmdit.storage.lock import FolderLock
 if TYPE_CHECKING:
     from torch import Tensor
 
-# All three multiply the latents of Stable Diffusion's VAE by this.
 # How MMGen maps raw values to three channels, where that differs from ours.
 MMGEN_SETTINGS = {"depth": {"space": "disparity", "quantiles": [0.0, 1.0]}}
+# All three formats multiply the latents of Stable Diffusion's VAE by this.
 LATENT_SCALE = 0.18215
 IMAGENET_CLASSES = 1000
 

@@ -52,7 +52,7 @@ def evaluate(
         num_inference_steps: Denoising steps of every task; by default 1 for understanding and the model's own for the others.
         guidance_scale: On the category or the prompt, in generation; 1 = no guidance; by default the model's own.
         internal_guidance_scale: How far from what the model's middle block predicts, in all but understanding, where it has a
-            head there; 1 = off; by default the model's own.
+            head there; 1 = off; by default the model's own, or off where guidance_scale is given.
         seed: Of the choice of samples and of all noise.
         batch_size: Samples at a time; the report does not depend on it.
         teacher: Feature network for the Fréchet distance: a folder or a timm model; by default the model's own, if it has one.

@@ -62,7 +62,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": Command(
         "mmdit.cli.train:train",
-        "Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.",
+        "Train a transformer, or one of the networks that it learns from and is judged by.",
         config=True,
     ),
     "evaluate": Command("mmdit.cli.evaluate:evaluate", "Measure a model on a dataset and write every metric as JSON."),

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def train(output: Path, resume: str | None = None, **sections: Any) -> None:
-    """Train a transformer, an autoencoder, a teacher, a CLIP model or a detector.
+    """Train a transformer, or one of the networks that it learns from and is judged by, as ``recipe`` says.
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
-    ``teacher/``, ``clip/``, ``detector/``, ``lora/``) into the run folder. ``--config`` can be given more than once: a later
-    file overlays an earlier one.
+    ``teacher/``, ``clip/``, ``detector/``, ``captioner/``, ``lora/``) into the run folder. ``--config`` can be given more than
+    once: a later file overlays an earlier one.
     SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C end the run after the step under way, with a checkpoint.
 
     Args:

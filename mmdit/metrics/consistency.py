@@ -50,20 +50,6 @@ class DepthNormalFit:
     pixels_used: float
 
 
-def normals_from_depth(depth: Any, space: str, focal: float, shift: float) -> Array:
-    """Unit normals (H, W, 3), camera frame x right, y up, z towards the viewer, of a depth map (H, W).
-
-    Args:
-        depth: in ``space``, up to scale.
-        space: "depth" or "disparity".
-        focal: focal length over half the image's width, 1 / tan(half the horizontal field of view).
-        shift: added to ``depth`` before it is proportional to metres, or to 1 / metres; 0 for metric input.
-    """
-    array = _check_depth(depth, space)
-    vectors = NormalFamily(array, space, radius_of(array)).vectors(focal, shift)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 def _check_depth(depth: Any, space: str) -> Array:
     if space not in DEPTH_SPACES:
         raise unknown_name("depth space", space, DEPTH_SPACES)

@@ -7,8 +7,8 @@ Depth: the folders, lists, masks and crops of Marigold (arXiv 2312.02145, github
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,30 @@ from mmdit.modalities.table import MODALITIES, codec_class
 Array = np.ndarray
 KITTI_HEIGHT, KITTI_WIDTH = 352, 1216
 
-# Shares of height and width between which pixels count: (top, bottom, left, right).
+Crop = Callable[[int, int], tuple[slice, slice]]  # height and width of a map -> the part that is evaluated
+
+
+def _part(top: float, bottom: float, left: float, right: float) -> Crop:
+    """Shares of the height and the width between which pixels count."""
+
+    def crop(height: int, width: int) -> tuple[slice, slice]:
+        return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+
+    return crop
+
+
+def _nyu_eigen(height: int, width: int) -> tuple[slice, slice]:
+    if (height, width) != (480, 640):
+        raise UserError(f"the eigen crop of NYUv2 is for maps of 480 x 640 pixels, not {height} x {width}")
+    return slice(45, 471), slice(41, 601)
+
+
+WHOLE = {"none": _part(0.0, 1.0, 0.0, 1.0)}
 KITTI_CROPS = {
-    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),  # Garg et al., arXiv 1603.04992
-    "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),  # Eigen et al., arXiv 1406.2283
-    "none": (0.0, 1.0, 0.0, 1.0),
+    "eigen": _part(0.3324324, 0.91351351, 0.0359477, 0.96405229),  # Eigen et al., arXiv 1406.2283
+    "garg": _part(0.40810811, 0.99189189, 0.03594771, 0.96405229),  # Garg et al., arXiv 1603.04992
+    **WHOLE,
 }
-NYU_EIGEN = (slice(45, 471), slice(41, 601))  # of 480 x 640 pixels
 
 
 @dataclass(frozen=True)
@@ -50,17 +67,19 @@ class GeometryBenchmark:
     """How one benchmark is stored and measured.
 
     modality: "depth" or "normal"; depth_range: metres, the pixels that count lie strictly inside and aligned depth is
-    clipped to it; crop: name of the crop it is reported with; max_fit_width: pixels, see ``zero_shot.align``; average:
-    "images" (mean of the images' means) or "pixels" (all pixels alike); files: one line of the list -> the files of a
-    sample, image first, or None for a line that the benchmark passes over; read: those files but the image, and the
-    image's height and width -> target and valid pixels; crops: known names; cut: crop of image and target.
+    clipped to it; truth_range: where it is another for what counts; crop: name of the crop it is reported with;
+    max_fit_width: pixels, see ``zero_shot.align``; average: "images" (mean of the images' means) or "pixels" (all pixels
+    alike); files: one line of the list -> the files of a sample, image first, or None for a line that the benchmark passes
+    over; read: those files but the image, and the image's height and width -> target and valid pixels; crops: by name; cut:
+    crop of image and target.
     """
 
     modality: str
     files: Callable[[Sequence[str]], list[str] | None]
     read: Callable[[Sequence[Path], tuple[int, int]], tuple[Array, Array]]
     depth_range: tuple[float, float] = (0.0, math.inf)
-    crops: tuple[str, ...] = ("none",)
+    truth_range: tuple[float, float] | None = None
+    crops: Mapping[str, Crop] = field(default_factory=lambda: WHOLE)
     crop: str = "none"
     cut: Callable[[Array, Path], Array] | None = None
     max_fit_width: int | None = None
@@ -149,20 +168,20 @@ def _kitti_cut(array: Array, path: Path) -> Array:
 
 BENCHMARKS: dict[str, GeometryBenchmark] = {
     "nyuv2_depth": GeometryBenchmark(
-        "depth", _columns(2), _png_depth(1000), (1e-3, 10.0), crops=("eigen", "none"), crop="eigen"
+        "depth", _columns(2), _png_depth(1000), (1e-3, 10.0), crops={"eigen": _nyu_eigen, **WHOLE}, crop="eigen"
     ),
     "kitti_depth": GeometryBenchmark(
         "depth",
         _columns(2),
         _png_depth(256),
         (1e-5, 80.0),
-        crops=("eigen", "garg", "none"),
+        crops=KITTI_CROPS,
         crop="eigen",
         cut=_kitti_cut,
     ),
     "eth3d_depth": GeometryBenchmark("depth", _columns(2), _eth3d_depth, (1e-5, math.inf), max_fit_width=1024),
     "scannet_depth": GeometryBenchmark("depth", _columns(2), _png_depth(1000), (1e-3, 10.0)),
-    "diode_depth": GeometryBenchmark("depth", _columns(3), _diode_depth, (0.6, 350.0)),
+    "diode_depth": GeometryBenchmark("depth", _columns(3), _diode_depth, (0.6, 350.0), (0.0, math.inf)),
     "nyuv2_normal": GeometryBenchmark("normal", _dsine_files, _dsine_normal, average="pixels"),
     "scannet_normal": GeometryBenchmark("normal", _dsine_files, _dsine_normal, average="pixels"),
     "nyuv2_normal_marigold": GeometryBenchmark("normal", _columns(2), _npy_normal),
@@ -227,22 +246,13 @@ class GeometrySamples:
         return GeometrySample(names[0], rgb, target, valid)
 
     def _in_range(self, depth: Array) -> Array:
-        if self.benchmark.read is _diode_depth:
-            return np.isfinite(depth) & (depth > 0)
-        low, high = self.benchmark.depth_range
+        low, high = self.benchmark.truth_range or self.benchmark.depth_range
         return (depth > low) & (depth < high)
 
-    def _inside(self, size: tuple[int, ...]) -> Array:
+    def _inside(self, size: tuple[int, int]) -> Array:
         """True inside the crop that is evaluated."""
-        height, width = size
         inside = np.zeros(size, dtype=bool)
-        if self.benchmark is BENCHMARKS["nyuv2_depth"] and self.crop == "eigen":
-            if (height, width) != (480, 640):
-                raise UserError(f"the eigen crop of NYUv2 is for maps of 480 x 640 pixels, not {height} x {width}")
-            inside[NYU_EIGEN] = True
-            return inside
-        top, bottom, left, right = KITTI_CROPS[self.crop]
-        inside[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
+        inside[self.benchmark.crops[self.crop](*size)] = True
         return inside
 
 

@@ -56,7 +56,7 @@ def evaluate(
         num_samples: drawn from the split with ``seed``; None = all. Generation makes as many.
         num_inference_steps: for all tasks; None = 1 for understanding, the model's own for the others.
         guidance_scale: on the class, in generation, and on prompts; None = the model's own.
-        internal_guidance_scale: of all tasks but understanding; None = the model's own.
+        internal_guidance_scale: of all tasks but understanding; None = the model's own, or off where ``guidance_scale`` is given.
         seed: of the samples' choice and of all noise. The report is a function of it, whatever the batch size.
         batch_size: samples at a time.
         device, dtype: None = as the pipeline is; a pipeline loaded here goes to the CPU in float32.

@@ -188,9 +188,8 @@ class DataConfig:
     """What to train on.
 
     Args:
-        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (autoencoder, teacher,
-            clip, captioner);
-            null = a synthetic set that needs nothing on disk.
+        path: folder of latents made by ``mmdit data encode`` (transformer), or a dataset folder (all other
+            recipes); null = a synthetic set that needs nothing on disk.
         batch_size: samples per optimizer step over all processes, before gradient accumulation.
         num_workers: loader processes per process; 0 = load in the training process. Batches come through shared memory, two of
             each at a time: containers want --shm-size.

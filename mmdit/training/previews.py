@@ -17,7 +17,7 @@ from mmdit.training.config import PreviewConfig
 
 
 class Previews(Callback):
-    """Draws grids at the end of each validation, with the averaged weights that validation runs with.
+    """Draws grids at the start of each validation, with the averaged weights that validation runs with.
 
     Args:
         make_pipeline: builds a pipeline around the network in training.

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from analytic_scene import analytic_scene
+from chamfer import chamfer_distance
 from PIL import Image
 
 from mmdit.cli.common.output import Sample, SampleWriter
-from mmdit.metrics.chamfer import chamfer_distance
 from mmdit.modalities import get_modalities
 
 trimesh = pytest.importorskip("trimesh")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chamfer import chamfer_distance
 from PIL import Image
 
 from mmdit.errors import UserError
 from mmdit.geometry.camera import focal_of
 from mmdit.geometry.mesh import make_mesh
 from mmdit.geometry.surface import join, rays
-from mmdit.metrics.chamfer import chamfer_distance
 from mmdit.metrics.depth import fit_scale_and_shift
 
 trimesh = pytest.importorskip("trimesh")

@@ -3,11 +3,18 @@ import math
 import numpy as np
 import pytest
 
-from mmdit.metrics.consistency import ConsistencyMetrics, fit_depth_to_normals, normals_from_depth
+from mmdit.geometry.slopes import NormalFamily, radius_of
+from mmdit.metrics.consistency import ConsistencyMetrics, fit_depth_to_normals
 from mmdit.metrics.normal import angle_degrees
 from mmdit.metrics.segmentation import LabelSet
 
 SIZE, FOCAL = 48, 2.0
+
+
+def normals_from_depth(depth, space, focal, shift):
+    """What the fit turns a depth map into: unit normals (H, W, 3); ``shift`` 0 for metric input."""
+    vectors = NormalFamily(depth.astype(np.float64), space, radius_of(depth)).vectors(focal, shift)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def rays(size=SIZE, focal=FOCAL):

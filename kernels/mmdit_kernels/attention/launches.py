@@ -47,7 +47,7 @@ def empty_like_tokens(x: Tensor, length: int) -> Tensor:
 
 
 class _Call:
-    """The part of the arguments that the three kernels share."""
+    """The part of the arguments that all kernels share."""
 
     def __init__(self, inputs: Inputs, target: str | None) -> None:
         q, k = inputs.q, inputs.k

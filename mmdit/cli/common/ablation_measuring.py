@@ -109,7 +109,13 @@ class Measuring:
         if not takes_prompts(pipe):
             return {}
         evaluation = PromptEvaluation(
-            TaskRunner(pipe, self.num_inference_steps, guidance_scale=self.guidance_scale, seed=SEED),
+            TaskRunner(
+                pipe,
+                self.num_inference_steps,
+                guidance_scale=self.guidance_scale,
+                internal_guidance_scale=pipe.defaults.internal_guidance(prompt=True),
+                seed=SEED,
+            ),
             *self._prompts(pipe),
             count=self.num_prompts,
             batch_size=self.batch_size,
@@ -139,6 +145,7 @@ class Measuring:
             samples,
             network=None if network is None else network.to(device),
             guidance_scale=self.guidance_scale,
+            internal_guidance_scale=pipe.defaults.internal_guidance(prompt=False),  # a variant's own
             condition="depth",
             seed=SEED,
             batch_size=self.batch_size,

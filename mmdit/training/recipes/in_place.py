@@ -45,7 +45,7 @@ def tiue_pipeline(
 def in_place(pipe: MultimodalDiTPipeline, module: SteppedModule, data: ResumableDataModule) -> Run:
     """A run that trains parts of a pipeline where they are, and exports all of it.
 
-    The module's network is those parts, not a copy: what it has learned is in the pipeline, without an average of weights.
+    The module's network is those parts, not a copy: what it has learned, or its average of weights, is in the pipeline.
     """
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
