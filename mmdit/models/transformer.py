@@ -26,7 +26,7 @@ from mmdit.models.checks import check_config
 from mmdit.models.conditioners import make_conditioner
 from mmdit.models.embeddings import POSITION_EMBEDDINGS, TIMESTEP_EMBEDDINGS, RoleEmbedding
 from mmdit.models.hooks import HooksMixin
-from mmdit.models.layers import reset_linears
+from mmdit.models.layers import Rope, reset_linears
 from mmdit.models.patch import MultimodalHead, MultimodalPatchEmbed
 from mmdit.models.routing import Route
 
@@ -181,7 +181,7 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
         Raises:
             ValueError: shapes that don't fit the config, or attention or a prediction asked for of blocks that have none.
         """
-        self._check_attention(output_attention, route)
+        self._check_asked(output_attention, output_internal, route)
         grid = self._token_grid(latents, timesteps, roles, timesteps_next)
         x = self.patch_embed(latents)  # (B, T, D)
         x, rope = self.position_embed(x, grid)
@@ -190,34 +190,49 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             # A difference: a step to the time that it is at is no step, exactly, and the same as no second time.
             c = c + (self.next_time_embed(timesteps_next) - self.next_time_embed(timesteps))
 
-        if output_internal and self.internal_head is None:
-            raise ValueError("output_internal is asked of a model without such a head: set internal_guidance_depth")
         middle = self.config.internal_guidance_depth if output_internal else None
-        tapped = self.config.alignment_depth if self.projector is not None and output_alignment else None
-        unadded = self._unadded(
-            x, {tapped, middle, *(number - 1 for number in output_attention), *_ends(route)}
-        )  # their output is a ``Residual``
-        alignment, internal, maps = None, None, []
+        tapped = self.config.alignment_depth if output_alignment and self.projector is not None else None
+        x, behind, maps = self._through_blocks(x, c, rope, conditioning, {tapped, middle}, output_attention, route)
+
+        sample = self.head(x, c, grid)  # (B, M, C, H, W)
+        alignment, internal = None, None
+        if self.projector is not None and tapped is not None:
+            alignment = self.projector(behind[tapped], grid)  # (B, T, alignment_dim)
+        if self.internal_head is not None and middle is not None:
+            internal = self.internal_head(behind[middle], c, grid)  # (B, M, C, H, W)
+        if not return_dict:
+            return (sample, alignment, internal) if output_internal else (sample, alignment)
+        return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None, internal)
+
+    def _through_blocks(
+        self,
+        x: Tensor,
+        c: Tensor,
+        rope: Rope | None,
+        conditioning: Conditioning,
+        read: set[int | None],
+        mapped: Collection[int],
+        route: Route | None,
+    ) -> tuple[Tensor, dict[int, Tensor], list[Tensor]]:
+        """Tokens (B, T, D) behind the last block and, by number, behind those in ``read``; attention of those ``mapped``."""
+        # The output of these is a ``Residual``.
+        unadded = self._unadded(x, {*read, *(number - 1 for number in mapped), *_ends(route)})
+        behind: dict[int, Tensor] = {}
+        maps = []
         everywhere, all_tokens = rope, x
         for index, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
             if route is not None and index == route.first:
                 all_tokens, x, rope = x, route.leave(x), route.of_rope(rope)  # (B, K, D)
-            if index in output_attention and conditioning.tokens is not None:
+            if index in mapped and conditioning.tokens is not None:
                 maps.append(self._run(block.attention_map, x, c, rope, conditioning))  # (B, T, L)
             layer = partial(block, add=False) if index in unadded else block
             x = self._run(layer, x, c, rope, conditioning)
             if route is not None and index == route.last:
                 x, rope = route.come_back(all_tokens, x), everywhere  # (B, T, D)
-            if self.projector is not None and index == tapped:
-                alignment = self.projector(x, grid)  # (B, T, alignment_dim)
-            if self.internal_head is not None and index == middle:
-                internal = self.internal_head(x, c, grid)  # (B, M, C, H, W)
-
-        sample = self.head(x, c, grid)  # (B, M, C, H, W)
-        if not return_dict:
-            return (sample, alignment, internal) if output_internal else (sample, alignment)
-        return MultimodalDiTOutput(sample, alignment, torch.stack(maps) if maps else None, internal)
+            if index in read:
+                behind[index] = x
+        return x, behind, maps
 
     def _unadded(self, x: Tensor, read: set[int | None]) -> set[int]:
         """Numbers of the blocks that leave their last sum to the next one, which does it with its norm.
@@ -233,7 +248,9 @@ class MultimodalDiT(HooksMixin, ModelMixin, ConfigMixin, CacheMixin, AdaptersMix
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _check_attention(self, numbers: Collection[int], route: Route | None) -> None:
+    def _check_asked(self, numbers: Collection[int], internal: bool, route: Route | None) -> None:
+        if internal and self.internal_head is None:
+            raise ValueError("output_internal is asked of a model without such a head: set internal_guidance_depth")
         if route is not None and any(route.first <= number <= route.last for number in numbers):
             raise ValueError(f"output_attention is {list(numbers)}: tokens skip blocks {route.first} to {route.last}")
         if not numbers:
