@@ -126,6 +126,7 @@ def compare_lora(
         "training_batch_size": training_batch_size,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": tasks.guidance[PROMPTS][0],
+        "internal_guidance_scale": tasks.guidance[PROMPTS][1],
         "seed": seed,
         "detector": instrument.name,
         "device": str(pipe.device),

@@ -84,7 +84,7 @@ def demo(
         write_image(output / f"{name}.png", picture)
         print(f"{output / f'{name}.png'}", flush=True)
         merge(report, measured)
-    (scale, internal), (on_prompts, _) = tasks.guidance["generation"], tasks.guidance[PROMPTS]
+    (scale, internal), (on_prompts, internal_on_prompts) = tasks.guidance["generation"], tasks.guidance[PROMPTS]
     report["settings"] = {
         "model": model,
         **lora_settings(lora, lora_scale),
@@ -94,6 +94,7 @@ def demo(
         "internal_guidance_scale": internal,
         "prompt_num_inference_steps": tasks.steps[PROMPTS],
         "prompt_guidance_scale": on_prompts,
+        "prompt_internal_guidance_scale": internal_on_prompts,
         "seed": seed,
         "device": str(pipe.device),
         "versions": versions(),

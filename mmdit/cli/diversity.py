@@ -108,6 +108,7 @@ def diversity(
             "num_maps": len(made),
             "num_images": num_images,
             "num_inference_steps": num_inference_steps,
+            "internal_guidance_scale": pipe.defaults.internal_guidance(prompt=False),
             "seed": seed,
             "teacher": None if network is None else str(getattr(network, "name", type(network).__name__)),
             "device": str(pipe.device),

@@ -71,6 +71,7 @@ def add_prompts(
     report["controls"] |= controls
     notes += evaluation.notes
     report["settings"] |= {"num_prompts": count, "detector": instrument.name, "clip": clip}
-    report["settings"]["prompt_guidance_scale"] = tasks.guidance[PROMPTS][0]
+    scale, internal = tasks.guidance[PROMPTS]
+    report["settings"] |= {"prompt_guidance_scale": scale, "prompt_internal_guidance_scale": internal}
     report["settings"]["prompt_num_inference_steps"] = tasks.steps[PROMPTS]
     report["timing"]["seconds_per_image"] |= {task: mean.compute() for task, mean in tasks.seconds.items()}
