@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -15,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mmdit.errors import UserError, first_line
 from mmdit.storage.files import atomic_file, remedy, system_error
 from mmdit.storage.weights import check_archive, refuse_irregular
+from mmdit.training.meaning import check_meaning
+from mmdit.training.module import SteppedModule
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,8 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     return None
 
 
-def check_fits(path: Path, module: pl.LightningModule) -> None:
-    """Raise UserError where a checkpoint is of another network than ``module``'s, or of another optimizer."""
+def check_fits(path: Path, module: SteppedModule) -> None:
+    """Raise UserError for a checkpoint of another network or optimizer than ``module``'s, or whose weights mean other things."""
     checkpoint = read_checkpoint(path)
     stored, own = checkpoint["state_dict"], module.state_dict()
     for name in [*own, *stored]:
@@ -207,3 +208,4 @@ def check_fits(path: Path, module: pl.LightningModule) -> None:
         raise UserError(
             f"checkpoint {path} is of another optimizer: resume with the run's own optimizer.name, or choose another --output"
         )
+    check_meaning(module.meaning, checkpoint, path)

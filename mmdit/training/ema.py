@@ -15,6 +15,19 @@ from torch import Tensor
 
 from mmdit.training.sharding import local_part, shard_like, whole_tensors
 
+# Keys of a checkpoint: on the disk, and once it is loaded.
+TRAINED, AVERAGE = "current_model_state", "averaged_model_state"
+
+
+def trained_weights_first(checkpoint: dict[str, Any]) -> None:
+    """Of a checkpoint with an average, make the weights in training the ``state_dict`` again: a run goes on from these.
+
+    The module asks for it, so that it holds for a run without an average too.
+    """
+    if TRAINED in checkpoint:
+        checkpoint[AVERAGE] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = checkpoint.pop(TRAINED)
+
 
 def ema_decay(num_averaged: int, decay: float) -> float:
     """min(decay, (1 + n) / (10 + n)): the average forgets its random start (TensorFlow's ExponentialMovingAverage)."""
@@ -100,20 +113,19 @@ class EMA(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         average = whole_tensors(self.average, keep=trainer.is_global_zero)
-        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint[TRAINED] = checkpoint["state_dict"]
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
         checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self.num_averaged)}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if checkpoint["global_step"] >= trainer.max_steps:
-            return  # nothing is left to train: the average, which is loaded already, is what is exported
         # A checkpoint without an average (a run with ema: null) starts the average from the weights.
-        self._restored = checkpoint["state_dict"]
-        if "current_model_state" in checkpoint:
+        self._restored = checkpoint.get(AVERAGE, checkpoint["state_dict"])
+        if AVERAGE in checkpoint:
             self.num_averaged = int(checkpoint["averaging_state"]["n_averaged"])
-            trainer.strategy.load_model_state_dict({"state_dict": checkpoint["current_model_state"]})
+        if checkpoint["global_step"] >= trainer.max_steps:  # nothing is left to train: the average is what is exported
+            trainer.strategy.load_model_state_dict({"state_dict": self._restored})
 
 
 def exported_weights(trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:

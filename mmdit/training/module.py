@@ -21,13 +21,16 @@ from mmdit.encoders.codec import LatentCodec
 from mmdit.flow.objective import FlowDraw, Objective
 from mmdit.launch import gathered
 from mmdit.models.transformer import MultimodalDiT
+from mmdit.storage.requests import Request
 from mmdit.task import Role
 from mmdit.training.alignment import NO_ALIGNMENT, AlignmentLoss
 from mmdit.training.distillation import Distillation
+from mmdit.training.ema import trained_weights_first
 from mmdit.training.frechet import FrechetLoss
 from mmdit.training.frozen import READ, Batch, FrozenNetworks
 from mmdit.training.grounding import AttentionLoss
 from mmdit.training.internal import InternalPredictions, once
+from mmdit.training.meaning import network_meaning
 from mmdit.training.optimizers import OptimizerConfig, make_lr_scheduler, make_optimizer
 from mmdit.training.routing import TokenRouting
 from mmdit.training.sharding import shard_module
@@ -51,6 +54,8 @@ class SteppedModule(LightningModule):
         max_steps: optimizer steps of the whole run, for the learning-rate schedule.
 
     ``draws_for_all``: in training ``losses`` draws for the batch of all processes, and takes its own part.
+
+    ``meaning``: what gives the weights their meaning (``mmdit.training.meaning``); recipes add what they know of it.
     """
 
     draws_for_all = False
@@ -60,6 +65,7 @@ class SteppedModule(LightningModule):
         self.network = network
         self.optimizer_config, self.seed, self.max_steps = optimizer, seed, max_steps
         self.batches_seen = 0
+        self.meaning = network_meaning(network)
         self._validated: dict[str, list[float]] = {}  # name -> sum and count over this process's batches
         self.clock: StopGracefully | None = None  # ``fit`` sets it where the learning rate decays with the time
 
@@ -116,9 +122,11 @@ class SteppedModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["batches_seen"] = self.batches_seen
+        checkpoint["meaning"] = Request(self.meaning).values
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.batches_seen = int(checkpoint["batches_seen"])
+        trained_weights_first(checkpoint)
 
     def _non_finite_message(self, losses: Mapping[str, Tensor], batch: Batch) -> str:
         parts = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_style import blueprint, distance_to_style
 
 from mmdit.cli.main import main
@@ -142,6 +142,22 @@ def test_resumed_exactly_with_the_average_saved(lora_config: Configure, trained:
     pipe.load_lora_weights(whole)
     with pytest.raises(UserError, match=r"is of another network \(.*lora_A.default.weight is 3 x 32 there, 4 x 32 in"):
         run(lora_config(lora=LoRAConfig(rank=4)), tmp_path / "half", "auto")
+
+
+def test_updates_of_other_weights_or_of_another_scale_are_refused(
+    lora_config: Configure, trained: Path, tmp_path: Path
+) -> None:
+    """Names and shapes are the same; where the model lies does not matter."""
+    run(lora_config(max_steps=2), tmp_path / "run")
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    assert run(lora_config(max_steps=2, model=ModelConfig(pretrained=str(moved))), tmp_path / "run", "auto") is not None
+    with pytest.raises(UserError, match=r"another request \(lora\.alpha was 3, now 6"):
+        run(lora_config(max_steps=2, lora=LoRAConfig(rank=3, alpha=6.0)), tmp_path / "run", "auto")
+    weights = moved / "transformer/diffusion_pytorch_model.safetensors"
+    save_file({name: weight * 2 for name, weight in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"another request \(model\.pretrained was "):
+        run(lora_config(max_steps=2, model=ModelConfig(pretrained=str(moved))), tmp_path / "run", "auto")
 
 
 def test_settings_reach_the_file(lora_config: Configure, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ from mmdit.errors import UserError
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.training import stopping
 from mmdit.training.checkpoints import find_resume, read_checkpoint
-from mmdit.training.config import TrainingConfig
+from mmdit.training.config import EMAConfig, ModelConfig, TrainingConfig
 from mmdit.training.module import NonFiniteLossError
 from mmdit.training.recipes import build_run
 from mmdit.training.run import fit
@@ -47,6 +48,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 STEPS = 24
+MODALITY_NAMES = ["rgb", "depth", "normal", "segmentation"]
 SECTIONS = ("task", "objective", "alignment", "optimizer", "trainer", "ema", "preview")
 
 
@@ -336,6 +338,67 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, tiny_config:
     with pytest.raises(UserError, match=r"\d+ x \d+ there, \d+ x \d+ in this configuration"):
         run(wider, tmp_path, "auto")
     assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "named"),
+    [
+        ("objective", {"prediction": "velocity"}, "network.prediction was 'sample', now 'velocity'"),
+        ("model", {"modalities": ["normal", "depth", "rgb", "segmentation"]}, "network.modalities was "),
+        ("model", {"position_embedding": "rope"}, "network.position_embedding was 'sincos', now 'rope'"),
+        ("model", {"num_heads": 1}, "network.num_heads was 2, now 1"),
+    ],
+)
+@pytest.mark.parametrize("recorded", ["in the checkpoint", "in the pipeline", "in config.yaml"])
+def test_weights_of_another_meaning_are_refused(
+    tmp_path: Path, tiny_config: Configure, section: str, changes: dict[str, Any], named: str, recorded: str
+) -> None:
+    """Names and shapes are the same; checkpoints of earlier versions lack the record, and their folder tells."""
+    config = tiny_config(max_steps=2, model=ModelConfig(size="debug", modalities=MODALITY_NAMES, num_heads=2))
+    sections = {name: getattr(config, name) for name in (*SECTIONS, "model", "data")}
+    train(tmp_path, **sections)
+    checkpoint = tmp_path / "checkpoints/step=00000002.ckpt"
+    if recorded != "in the checkpoint":
+        torch.save({k: v for k, v in torch.load(checkpoint).items() if k != "meaning"}, checkpoint)
+    if recorded == "in config.yaml":
+        shutil.rmtree(tmp_path / "pipeline")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = {**sections, section: replace(sections[section], **changes)}
+    for resume in ("auto", str(checkpoint)):
+        with pytest.raises(UserError, match=re.escape(f"{checkpoint}: holds weights of another request ({named}")):
+            train(tmp_path, resume=resume, **other)
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_what_gives_weights_no_meaning_may_change(tmp_path: Path, tiny_config: Configure) -> None:
+    config = tiny_config(max_steps=2)
+    run(config, tmp_path)
+    objective = replace(config.objective, loss_weights={"rgb": 2.0}, timesteps="uniform")
+    other = tiny_config(
+        max_steps=3,
+        seed=1,
+        model=replace(config.model, class_dropout_prob=0.5),
+        data=replace(config.data, batch_size=2),
+        objective=objective,
+        optimizer=replace(config.optimizer, lr=1e-4, schedule="cosine"),
+        alignment=replace(config.alignment, depth=2, weight=0.1),
+    )
+    assert run(other, tmp_path, "auto") is not None
+
+
+def test_without_an_average_the_trained_weights_go_on(tmp_path: Path, tiny_config: Configure) -> None:
+    run(tiny_config(max_steps=2, ema=EMAConfig(decay=0.999, warmup=False)), tmp_path)
+    older = read_checkpoint(tmp_path / "checkpoints/step=00000002.ckpt")
+    trained, average = older["current_model_state"], older["state_dict"]
+    name = "network.blocks.0.mlp.fc1.weight"
+    assert not torch.equal(trained[name], average[name])
+    run(tiny_config(max_steps=2, ema=None), tmp_path, "auto")
+    exported = load_file(tmp_path / WEIGHTS)
+    assert torch.equal(exported[name.removeprefix("network.")], trained[name])
+    still = replace(tiny_config().optimizer, lr=1e-12, muon_lr=1e-12, weight_decay=0.0)
+    run(tiny_config(max_steps=3, ema=None, optimizer=still), tmp_path, "auto")
+    later = read_checkpoint(tmp_path / "checkpoints/step=00000003.ckpt")["state_dict"]
+    torch.testing.assert_close(later[name], trained[name], rtol=0, atol=1e-6)
 
 
 def test_damaged_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture, tiny_config: Configure) -> None:

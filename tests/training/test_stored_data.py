@@ -102,6 +102,32 @@ def test_data_without_categories(
     assert main([*command, "--num_inference_steps", "1", "--labels", "none"]) == 0
 
 
+def test_a_run_does_not_go_on_with_latents_of_another_meaning(
+    latents: Path, tmp_path: Path, tiny_config: Callable[..., TrainingConfig]
+) -> None:
+    data = DataConfig(path=str(latents), batch_size=2, val_split=None)
+    config = tiny_config(max_steps=1, checkpoint_every=1, alignment=None, data=data)
+
+    def resume(data: DataConfig) -> Path | None:
+        return fit(build_run(replace(config, data=data)), config.trainer, config.ema, tmp_path / "run", "auto")
+
+    resume(data)
+    assert resume(data) is not None
+    with pytest.raises(UserError, match=r"another request \(modalities\.rgb\.latents_mean was \[.*, now None"):
+        resume(replace(data, whitening="vae"))
+    info = json.loads((latents / "latents.json").read_text())
+    names = [f"other {name}" for name in info["categories"]]
+    (latents / "latents.json").write_text(json.dumps({**info, "categories": names}))
+    with pytest.raises(UserError, match=r"another request \(categories was "):
+        resume(data)
+    (latents / "latents.json").write_text(json.dumps(info))
+    weights = latents / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({**state, "encoder.conv_in.bias": state["encoder.conv_in.bias"] + 1}, weights)
+    with pytest.raises(UserError, match=r"another request \(vae was "):
+        resume(data)
+
+
 @pytest.mark.parametrize("teacher", ["vae", "latents"])
 def test_the_vae_itself_is_aligned_with(latents: Path, tmp_path: Path, teacher: str) -> None:
     images = str(tmp_path / "dataset") if teacher == "vae" else None

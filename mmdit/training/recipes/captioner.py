@@ -18,6 +18,7 @@ from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.prompt import IMAGE_WORD
 from mmdit.sources.scenes.questions import questions
+from mmdit.storage.digests import digest_json
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import Batch, Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
@@ -71,6 +72,7 @@ def captioner_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
+    module.meaning["words"] = digest_json(tokenizer.get_vocab())
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         save_captioner(folder, network, processor)

@@ -18,6 +18,7 @@ from mmdit.encoders.vocabulary import word_tokenizer
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.prompt import IMAGE_WORD, mirror_text
+from mmdit.storage.digests import digest_json
 from mmdit.training.config import CLIPConfig, TrainingConfig
 from mmdit.training.module import Batch, Losses, SteppedModule
 from mmdit.training.optimizers import OptimizerConfig
@@ -70,6 +71,7 @@ def clip_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
+    module.meaning["words"] = digest_json(tokenizer.get_vocab())
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         save_clip(folder, network, tokenizer)

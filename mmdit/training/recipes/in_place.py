@@ -12,6 +12,7 @@ from mmdit.data.datamodule import ResumableDataModule
 from mmdit.errors import UserError
 from mmdit.models.tiue import TIUEConditioner
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
+from mmdit.storage.digests import digest_tensors
 from mmdit.training.config import TrainingConfig
 from mmdit.training.module import SteppedModule
 from mmdit.training.recipes.data import pretrained_folder
@@ -47,6 +48,8 @@ def in_place(pipe: MultimodalDiTPipeline, module: SteppedModule, data: Resumable
 
     The module's network is those parts, not a copy: what it has learned, or its average of weights, is in the pipeline.
     """
+
+    module.meaning["model.pretrained"] = digest_tensors(pipe.transformer.state_dict(), pipe.vae.state_dict())
 
     def export(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         pipe.save_pretrained(folder, safe_serialization=True)

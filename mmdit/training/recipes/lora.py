@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -23,6 +24,7 @@ from mmdit.pipelines.loading import INDEX, check_folder
 from mmdit.pipelines.lora import adapter_state
 from mmdit.pipelines.lora_file import WEIGHTS, write_lora
 from mmdit.storage.component import load_component
+from mmdit.storage.digests import digest_tensors
 from mmdit.storage.json_object import read_object
 from mmdit.training.config import LoRAConfig, TrainingConfig
 from mmdit.training.recipes.data import LatentData, check_encoding, pretrained_folder
@@ -50,6 +52,13 @@ class LoRABase:
     modalities: dict[str, Modality]
     id2label: dict[int, str]
     settings: LoRAConfig
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """Of the updates' weights (``mmdit.training.meaning``): the weights they are added to, and how much they count."""
+        own = {name: weight for name, weight in self.network.state_dict().items() if "lora_" not in name}
+        alpha = self.settings.rank if self.settings.alpha is None else self.settings.alpha
+        return {"model.pretrained": digest_tensors(own), "lora.alpha": alpha}
 
     def of(self, config: TrainingConfig) -> TrainingConfig:
         """The configuration with the network's own values in the section model, and the model's whitening."""

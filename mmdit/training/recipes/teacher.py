@@ -60,6 +60,7 @@ def teacher_run(config: TrainingConfig) -> Run:
         seed=config.seed,
         max_steps=config.trainer.max_steps,
     )
+    module.meaning |= {"categories": list(train.info.categories), "classes": list(codec.names)}
     return Run(
         module, data_module(config, train, val), lambda folder, _=None: teacher.save_pretrained(folder), "teacher", []
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdit.data.prompted import PromptedLatents
 from mmdit.encoders.codec import LatentCodec
+from mmdit.encoders.precompute import encoder_fingerprint
 from mmdit.encoders.prompt_encoder import FrozenPromptEncoder
 from mmdit.errors import UserError, unknown_name
 from mmdit.flow.objective import make_objective
@@ -35,6 +36,7 @@ from mmdit.training.captions import check_captions
 from mmdit.training.config import TrainingConfig
 from mmdit.training.decoded_metrics import DecodedMetrics
 from mmdit.training.frozen import FrozenNetworks
+from mmdit.training.meaning import latents_meaning, prompts_meaning
 from mmdit.training.module import TransformerModule
 from mmdit.training.previews import Previews
 from mmdit.training.recipes.data import LatentData, data_module, pretrained_folder, stored_data, synthetic_data
@@ -270,6 +272,13 @@ def transformer_run(config: TrainingConfig) -> Run:
         distillation=distillation(config, network, data, prompts),
         draws_per_sample=config.objective.draws_per_sample,
     )
+    module.meaning |= latents_meaning(data.modalities.values(), data.categories)
+    if config.data.path is not None:  # synthetic latents are of no VAE
+        module.meaning["vae"] = encoder_fingerprint(data.vae)
+    if prompts is not None:
+        module.meaning |= prompts_meaning(prompts)
+    if base is not None:
+        module.meaning |= base.meaning
     modalities = {name: modality.replace(loss_weight=weights[name]) for name, modality in data.modalities.items()}
     defaults = dict(objective.sampling_defaults or _guidance_on_prompts(config))
     if internal_scale != 1:
