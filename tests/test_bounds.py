@@ -38,7 +38,8 @@ def _with(key: str, value: Any) -> TrainingConfig:
         ("trainer.max_steps", 10**9, "1 to 100000000"),
         ("preview.num_inference_steps", 10**9, "1 to 10000"),
         ("trainer.log_every", 0, "at least 1"),
-        ("ema.decay", float("nan"), "a number from 0 to 1"),
+        ("ema.decay", float("nan"), "a number from 0 to below 1"),
+        ("ema.decay", 1.0, "a number from 0 to below 1"),
     ],
 )
 def test_numbers_out_of_range(key: str, value: Any, right: str) -> None:
@@ -119,6 +120,6 @@ def test_devices_that_nothing_can_take() -> None:
 def test_defaults_bounds_and_null_are_in_range() -> None:
     check_bounds(TrainingConfig())
     check_bounds(replace(TrainingConfig(), ema=None))
-    check_bounds(replace(TrainingConfig(), ema=EMAConfig(1.0)))
+    check_bounds(replace(TrainingConfig(), ema=EMAConfig(0.0)))
     check_bounds(_with("trainer.gradient_clip_val", None))
     check_bounds(_with("trainer.max_steps", 1))

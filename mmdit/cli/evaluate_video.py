@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmdit.bounds import Batch, ClosedUnitInterval, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
+from mmdit.bounds import Batch, Decay, InferenceSteps, NonNegativeNumber, PositiveInt, Seed
 from mmdit.cli.common.model import BUNDLED_MODEL, DtypeName
 from mmdit.errors import UserError
 
@@ -21,7 +21,7 @@ def evaluate_video(
     num_scenes: PositiveInt = 20,
     num_frames: PositiveInt = 48,
     scene_seed: Seed = 2026,
-    temporal: ClosedUnitInterval = 0.6,
+    temporal: Decay = 0.6,
     model: str = BUNDLED_MODEL,
     lora: str | None = None,
     lora_scale: NonNegativeNumber = 1.0,
@@ -59,11 +59,9 @@ def evaluate_video(
     from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.cli.common.output import prepare_folder
     from mmdit.metrics.video import evaluate_video as measure
-    from mmdit.pipelines.video import check_temporal
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
-    check_temporal(temporal)
     prepare_folder(output.parent)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdit.bounds import ClosedUnitInterval, InferenceSteps, PositiveInt, PositiveNumber, Seed
+from mmdit.bounds import Decay, InferenceSteps, PositiveInt, PositiveNumber, Seed
 from mmdit.cli.common.model import DtypeName
 from mmdit.cli.common.options import refuse_idle, takes_options
 from mmdit.cli.common.sampling_options import ModelOptions, ResultOptions
@@ -31,7 +31,7 @@ def understand(
     ensemble_size: PositiveInt = 1,
     video: bool = False,
     fps: PositiveNumber | None = None,
-    temporal: ClosedUnitInterval = 0.6,
+    temporal: Decay = 0.6,
     frame_files: bool = True,
     results: ResultOptions,
 ) -> None:
@@ -71,9 +71,7 @@ def understand(
     from mmdit.cli.common.videos import VideoOptions, refuse_cut_off, understand_videos
     from mmdit.modalities import IMAGE
     from mmdit.modalities.rgb import read_picture
-    from mmdit.pipelines.video import check_temporal
 
-    check_temporal(temporal)
     videos, rest = find_videos(pictures, folders=video, fps=fps)
     if not videos:
         about = {"video": video, "temporal": temporal, "frame_files": frame_files}

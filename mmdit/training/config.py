@@ -8,6 +8,7 @@ from typing import Any
 from mmdit.bounds import (
     AtATime,
     ClosedUnitInterval,
+    Decay,
     InferenceSteps,
     Layers,
     Nodes,
@@ -394,12 +395,12 @@ class EMAConfig:
     """Exponential moving average of the weights, used for validation, previews and export.
 
     Args:
-        decay: the average's memory.
+        decay: the average's memory, below 1: at 1 the average stays at the weights before training.
         warmup: approach the decay from below as (1 + n) / (10 + n), so that short runs have an average too; false = the decay
             itself from the first step on, as in the official codes.
     """
 
-    decay: ClosedUnitInterval = 0.9999
+    decay: Decay = 0.9999
     warmup: bool = True
 
 

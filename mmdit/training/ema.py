@@ -46,7 +46,7 @@ class EMA(Callback):
     updates in ``averaging_state``, all whole, so that any number of processes and any strategy can go on from it.
 
     Args:
-        decay: final decay, 0 … 1.
+        decay: final decay, from 0 to below 1.
         warmup: begin with a smaller one (``ema_decay``), and with the weights after the first step.
     """
 

@@ -26,7 +26,7 @@ def test_report(mmdit, tiny_pipeline_dir, tmp_path):
     ("arguments", "expected"),
     [
         (("--num_frames", 1), "--num_frames is 1: give at least 2"),
-        (("--temporal", 1), "temporal is 1"),
+        (("--temporal", 1), "--temporal is 1: give a number from 0 to below 1"),
         (("--output", "."), "is a folder; --output is the report's file"),
     ],
 )

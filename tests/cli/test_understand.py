@@ -177,7 +177,7 @@ def test_bad_input_is_one_line(mmdit, tiny_pipeline_dir, tmp_path, clip, photo):
     shutil.copy(clip, tmp_path / "clips" / "one.mp4")
     for arguments, expected in {
         ("text.mp4",): "text.mp4: not a video that can be read",
-        (clip, "--temporal", 1): "temporal is 1: give a number from 0",
+        (clip, "--temporal", 1): "--temporal is 1: give a number from 0 to below 1",
         (photo, "--fps", 5): "--fps is 5, and no folder of frames is a video",
         ("clips",): "name its videos, such as clips/one.mp4",
         ("clips", "--video"): "the folder holds no image",
