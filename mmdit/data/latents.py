@@ -69,6 +69,9 @@ class LatentsInfo:
     def from_dict(cls, values: Mapping[str, Any]) -> LatentsInfo:
         """Invert ``to_dict``."""
         modalities = {entry["name"]: Modality.from_dict(entry) for entry in values["modalities"]}
+        if len(modalities) != len(values["modalities"]):
+            names = [entry["name"] for entry in values["modalities"]]
+            raise ValueError(f"'modalities' has one twice: {quoted(names)}")
         categories, features = values["categories"], values.get("features")
         if not isinstance(categories, list) or not all(isinstance(name, str) for name in categories):
             raise ValueError(f"'categories' is {quoted(categories)}")

@@ -74,10 +74,11 @@ def codec_class(modality: Modality) -> type[Codec]:
 
 def build_codec(modality: Modality) -> Codec:
     """Build the codec that a modality names, with its settings; UserError for an unknown codec or setting."""
-    made = codec_class(modality)
     try:
-        codec = made(**modality.settings)
-    except TypeError as error:
+        codec = codec_class(modality)(**modality.settings)
+    except UserError as error:
+        raise UserError(f"modality {modality.name!r}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"modality {modality.name!r}: settings {dict(modality.settings)} do not fit its codec: {error}"
         ) from None

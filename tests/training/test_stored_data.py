@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,6 +57,30 @@ def test_card_says_that_scenes_are_no_photographs(
     run = build_run(TrainingConfig(model=model, data=DataConfig(path=str(latents), val_split=None)))
     run.export(tmp_path / "pipeline")
     assert card_facts(tmp_path / "pipeline").get("photographs") is saw
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": "os.system"}, "modality 'rgb': unknown codec 'os.system': did you mean "),
+        ({"codec": "depth", "space": "foo"}, "modality 'rgb': unknown depth space 'foo': did you mean "),
+        ({"codec": "depth", "quantiles": "foo"}, "modality 'rgb': "),
+        ({"codec": "depth", "quantiles": [0.1]}, "modality 'rgb': "),
+        ({"codec": "segmentation", "classes": [{"id": "x"}]}, "modality 'rgb': segmentation class "),
+        ({"codec": "segmentation", "classes": 3}, "modality 'rgb': "),
+        ({"colour": 3}, "modality 'rgb': settings {'colour': 3} do not fit its codec: "),
+        (None, "damaged: 'modalities' has one twice: "),
+    ],
+)
+def test_modalities_that_the_export_could_not_decode(latents: Path, changes: dict | None, message: str) -> None:
+    """Found out when the latents are opened, not after the training."""
+    info = json.loads((latents / "latents.json").read_text())
+    (rgb,) = info["modalities"]
+    info["modalities"] = [rgb, rgb] if changes is None else [{**rgb, **changes}]
+    (latents / "latents.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=re.escape(f"{latents / 'latents.json'}: {message}")) as caught:
+        build_run(replace(TrainingConfig(), data=DataConfig(path=str(latents), val_split=None)))
+    assert "encode the dataset again" in str(caught.value)
 
 
 def test_latents_without_a_split_to_validate_on(latents: Path) -> None:

@@ -23,7 +23,7 @@ from mmdit.encoders.precompute import encoder_fingerprint
 from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import MODALITIES, Modality, get_modalities
-from mmdit.modalities.table import codec_class
+from mmdit.modalities.table import build_codecs, codec_class
 from mmdit.pipelines.loading import INDEX, bundled_models
 from mmdit.storage.component import load_component
 from mmdit.storage.json_object import read_object
@@ -148,6 +148,10 @@ def stored_data(config: TrainingConfig) -> LatentData:
                     "encode data that have them; 'mmdit data label' makes what photographs lack"
                 )
             raise unknown_name(f"modality of {root}", name, info.modalities)
+    try:  # the export decodes by them, after all of the training
+        build_codecs({name: info.modalities[name] for name in names})
+    except UserError as error:
+        raise UserError(f"{root / 'latents.json'}: {error}; encode the dataset again") from None
     stored_features = config.alignment is not None and config.alignment.teacher is None
     splits: list[Dataset[Any] | None] = [None, None]
     for i, split in enumerate((config.data.train_split, config.data.val_split)):
