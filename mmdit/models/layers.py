@@ -5,11 +5,16 @@ B batch, T tokens, L tokens of a prompt, D width, h heads, d head dimension.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from mmdit_kernels import attention, attention_packed, gated_residual_layernorm_modulate, layernorm_modulate
 from mmdit_kernels.adaln.op import residual_is_fused
 from mmdit_kernels.attention.reference import norm_and_rotate
+from mmdit_kernels.dispatch import BACKENDS, ENVIRONMENT_VARIABLE, default_backend, device_problem
 from torch import Tensor, nn
+
+from mmdit.errors import UserError, unknown_name
 
 __all__ = [
     "MLP",
@@ -18,6 +23,7 @@ __all__ = [
     "CrossAttention",
     "JointAttention",
     "SelfAttention",
+    "check_kernels",
     "gated_residual_layernorm_modulate",
     "layernorm_modulate",
     "matmul_dtype",
@@ -27,6 +33,16 @@ __all__ = [
 ]
 
 Rope = tuple[Tensor, Tensor]
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise UserError where ``MMDIT_KERNELS`` names no backend, or "triton", which can't run on ``device``."""
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if name and name not in BACKENDS:
+        raise unknown_name(f"value of the environment variable {ENVIRONMENT_VARIABLE}", name, BACKENDS)
+    problem = device_problem(device.type, device.index)
+    if problem is not None and default_backend() == "triton":
+        raise UserError(f"the environment variable {ENVIRONMENT_VARIABLE} is 'triton': {problem}; give auto or torch")
 
 
 class NoQKNorm(nn.Module):

@@ -36,6 +36,16 @@ BAD_FILES = {
 }
 
 
+@pytest.mark.parametrize(("value", "right"), [("foo", "auto, triton, torch"), ("Torch", "did you mean 'torch'")])
+def test_unknown_kernels(mmdit, tmp_path, monkeypatch, value, right):
+    monkeypatch.setenv("MMDIT_KERNELS", value)
+    for command in (("generate", "torus"), ("train", "--output", tmp_path / "run")):
+        result = mmdit(*command)
+        assert result.code == 2
+        for text in ("MMDIT_KERNELS", repr(value), right):
+            assert text in result.error
+
+
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_image(mmdit, tmp_path, name):
     content, expected = BAD_FILES[name]

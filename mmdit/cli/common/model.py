@@ -34,7 +34,18 @@ def one_or_none(value: str | None) -> list[str]:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto" (CUDA, then Apple's MPS, then the CPU) or a device of PyTorch's. Raises UserError where it isn't there."""
+    """ "auto" (CUDA, then Apple's MPS, then the CPU) or a device of PyTorch's.
+
+    Raises UserError where it isn't there, or lacks the kernels that the environment asks for.
+    """
+    from mmdit.models.layers import check_kernels
+
+    device = _find_device(name)
+    check_kernels(device)
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
