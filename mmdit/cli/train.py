@@ -26,7 +26,8 @@ def train(output: Path, resume: str | None = None, **sections: Any) -> None:
 
     Args:
         output: the run folder.
-        resume: "auto" (newest checkpoint of the run folder), a checkpoint's path, or null for a fresh run.
+        resume: "auto" (newest checkpoint of the run folder), the path of a checkpoint or of a run's folder, or null for a fresh
+            run.
         **sections: the configuration, ``TrainingConfig``.
     """
     from mmdit.cli.common.model import quiet_libraries

@@ -61,6 +61,12 @@ def _damaged_part(path: Path, size: int, changed: int) -> str | None:
         return archive.testzip()
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file begins as those do that PyTorch writes since 1.6."""
+    with path.open("rb") as file:
+        return file.read(4) == _ARCHIVE
+
+
 def check_archive(path: str | os.PathLike[str]) -> None:
     """Compare every part of a .pt or .ckpt file with its checksum: PyTorch itself never does, and loads flipped bits.
 
@@ -68,9 +74,8 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     status = path.stat()
-    with open(path, "rb") as file:
-        if file.read(4) != _ARCHIVE:
-            return
+    if not is_archive(path):
+        return
     try:
         damaged = _damaged_part(path, status.st_size, status.st_mtime_ns)
     except (

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mmdit.errors import UserError, first_line
 from mmdit.storage.files import atomic_file, remedy, system_error
-from mmdit.storage.weights import check_archive, refuse_irregular
+from mmdit.storage.weights import check_archive, is_archive, refuse_irregular
 from mmdit.training.meaning import check_meaning
 from mmdit.training.module import SteppedModule
 
@@ -113,6 +113,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a training checkpoint without unpickling code. Raises UserError if it is damaged or no checkpoint of ours."""
     try:
         refuse_irregular(path)
+        if not is_archive(path):
+            raise UserError(f"{path} is not a training checkpoint of mmdit: give a .ckpt file or a run's folder")
         check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UserError as error:
@@ -159,23 +161,35 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to go on from, or None for a fresh start.
 
     Args:
-        resume: None, "auto" (the readable checkpoint of the furthest step in ``folder``, none = fresh start) or a path.
+        resume: None, "auto" (the readable checkpoint of the furthest step in ``folder``, none = fresh start), the path of a
+            checkpoint, or that of a folder, a run's or one of checkpoints, which must hold one.
         folder: the run's checkpoints.
 
     Raises:
         UserError: a given checkpoint is unreadable; or a fresh start would write over an existing run.
     """
-    found = by_step(folder)
     if resume is None:
-        if found:
+        if by_step(folder):
             raise UserError(
                 f"{folder} already holds checkpoints of a run: go on with --resume auto, or choose another --output"
             )
         return None
-    if resume != "auto":
-        path = Path(resume)
+    if resume == "auto":
+        return _furthest_readable(folder)
+    path = Path(resume)
+    if not path.is_dir():
         read_checkpoint(path)
         return path
+    inside = path / folder.name
+    given = _furthest_readable(inside if inside.is_dir() else path)
+    if given is None:
+        raise UserError(f"--resume {resume}: holds no checkpoint; give a .ckpt file or a run's folder")
+    return given
+
+
+def _furthest_readable(folder: Path) -> Path | None:
+    """The readable checkpoint of the furthest step, None = there is none at all. Raises UserError where all are unreadable."""
+    found = by_step(folder)
     for path in found:
         try:
             read_checkpoint(path)

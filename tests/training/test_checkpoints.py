@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,32 @@ def test_the_last_two_are_kept_by_step(tmp_path: Path, monkeypatch: pytest.Monke
 def test_wrong_types_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_checkpoint(save(tmp_path / "a.ckpt", 0, **changes))
+
+
+def test_a_folder_stands_for_the_furthest_checkpoint_in_it(tmp_path: Path) -> None:
+    own, other = tmp_path / "own/checkpoints", tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=f"^--resume {other}: holds no checkpoint; give a .ckpt file or a run's folder$"
+    ):
+        find_resume(str(other), own)
+    paths = [save(other / f"checkpoints/step={step:08d}.ckpt", 0) for step in (2, 30)]
+    for given in (other, other / "checkpoints"):
+        assert find_resume(str(given), own) == paths[1]
+    paths[1].write_bytes(b"damaged")
+    assert find_resume(str(other), own) == paths[0]
+    paths[0].write_bytes(b"damaged")
+    with pytest.raises(UserError, match="none of the 2 checkpoints"):
+        find_resume(str(other), own)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"text"])
+def test_another_file_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    message = f"checkpoint {path} is not a training checkpoint of mmdit: give a .ckpt file or a run's folder"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        find_resume(str(path), tmp_path)
 
 
 def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
