@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmdit.errors import UserError
 
 __all__ = [
+    "MAX_DEVICES",
     "MAX_SEED",
     "RIGHT",
     "AtATime",
@@ -41,12 +42,13 @@ __all__ = [
 ]
 
 MAX_SEED = 2**63 - 1
+MAX_DEVICES = 4096
 # Whole numbers: least and most. More is a slip, which would take all memory, or days, before it is noticed.
 _WHOLE = {
     "Seed": (0, MAX_SEED),
     "AtATime": (1, 10**6),  # samples that go through a frozen network, or a training step, together
     "Batch": (1, 65_536),  # samples that are generated together
-    "Devices": (1, 4096),
+    "Devices": (1, MAX_DEVICES),
     "InferenceSteps": (1, 10**4),
     "Layers": (1, 2**14),
     "Nodes": (1, 100_000),

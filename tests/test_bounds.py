@@ -112,9 +112,9 @@ def test_what_the_command_line_says(arguments: list[str], message: str) -> None:
 
 
 def test_devices_that_nothing_can_take() -> None:
-    config = _with("trainer.devices", "some")
+    trainer = replace(TrainingConfig().trainer, accelerator="cpu", devices="some")
     with pytest.raises(UserError, match=r"trainer settings do not fit this machine: .*devices"):
-        make_trainer(replace(config.trainer, accelerator="cpu"), None, None, build_run(config).data, [])
+        make_trainer(trainer, None, None, build_run(TrainingConfig()).data, [])
 
 
 def test_defaults_bounds_and_null_are_in_range() -> None:

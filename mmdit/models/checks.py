@@ -31,7 +31,11 @@ def check_config(config: Any) -> None:
     if not config.modalities or len(set(config.modalities)) != len(config.modalities):
         raise UserError(f"modalities are {list(config.modalities)}: give one or more different names")
     if config.hidden_size % config.num_heads:
-        raise UserError(f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}")
+        fitting = next(n for n in range(config.num_heads, 0, -1) if config.hidden_size % n == 0)
+        raise UserError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_heads {config.num_heads}: give num_heads {fitting}, "
+            "or a hidden_size that is"
+        )
     if config.sample_size % config.patch_size:
         raise UserError(f"sample_size {config.sample_size} is not a multiple of patch_size {config.patch_size}")
     if config.sample_shape is not None:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from mmdit.errors import UserError
 from mmdit.models.layers import zero_linear
 from mmdit.task import Role, embedding_roles
 
@@ -148,7 +149,7 @@ class SinCosPosition(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, base_size: int) -> None:
         super().__init__()
         if hidden_size % 4:
-            raise ValueError(f"hidden_size {hidden_size} must be a multiple of 4 for 2-D sine-cosine positions")
+            raise UserError(f"hidden_size {hidden_size} must be a multiple of 4 for 2-D sine-cosine positions")
         self.hidden_size, self.base_size = hidden_size, base_size
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, None]:
@@ -166,7 +167,7 @@ class RotaryPosition(nn.Module):
         super().__init__()
         self.head_dim, self.base_size = hidden_size // num_heads, base_size
         if self.head_dim % 4:
-            raise ValueError(f"head dimension {self.head_dim} must be a multiple of 4 for 2-D rotary positions")
+            raise UserError(f"head dimension {self.head_dim} must be a multiple of 4 for 2-D rotary positions")
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Leave x (B, T, D) unchanged; give attention (cos, sin), each (T, d) float32."""

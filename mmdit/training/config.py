@@ -362,11 +362,11 @@ class TrainerConfig:
         validate_every: steps between validations and previews; 0 = never.
         log_every: steps between log entries.
         accelerator: "auto", "cpu", "gpu", …
-        devices: how many, or which, as in Lightning.
+        devices: how many, which, as in "0,1", -1 for all, or "auto".
         num_nodes: machines that train together.
         precision: "32-true", "bf16-mixed", …, as in Lightning.
-        strategy: "auto", "ddp", "fsdp2" (weights, gradients and optimizer states sharded over all processes), or another of
-            Lightning's.
+        strategy: "auto", "ddp", "fsdp2" (weights, gradients and optimizer states sharded over all processes), or another name in
+            ``mmdit.training.strategies.STRATEGIES``.
         compile: compile the network with torch.compile, block by block.
         float8: matrix products of the blocks in FP8 with torchao, on GPUs that have them (compute capability 8.9 or newer);
             set compile too, which fuses the casts.

@@ -221,8 +221,6 @@ def _adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def _muon(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    if config.muon_blocks not in MUON_BLOCKS:
-        raise unknown_name("optimizer.muon_blocks", config.muon_blocks, MUON_BLOCKS)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [name for name, p in named if is_hidden_matrix(name, p)]
     for part in config.muon_except:
@@ -246,12 +244,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], Optimizer]] = {"ada
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Build an optimizer from ``OPTIMIZERS``. Raises UserError for an unknown name or a bad rate."""
-    if config.name not in OPTIMIZERS:
-        raise unknown_name("optimizer", config.name, OPTIMIZERS)
-    for key in ("lr", "muon_lr"):
-        if not getattr(config, key) > 0:
-            raise UserError(f"optimizer.{key} is {getattr(config, key)}: give a number > 0")
+    """Build an optimizer from ``OPTIMIZERS``. Raises UserError as ``check_optimizer``, or for a part that no name has."""
+    check_optimizer(config)
     return OPTIMIZERS[config.name](model, config)
 
 
@@ -260,6 +254,21 @@ def _decay_factor(progress: float) -> dict[str, float]:
 
 
 DECAY_BY = ("steps", "time")
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raise UserError for an unknown name or a bad rate: what needs no network to be found out."""
+    for key, names in (
+        ("name", OPTIMIZERS),
+        ("schedule", _decay_factor(0.0)),
+        ("decay_by", DECAY_BY),
+        ("muon_blocks", MUON_BLOCKS),
+    ):
+        if getattr(config, key) not in names:
+            raise unknown_name(f"optimizer.{key}", getattr(config, key), names)
+    for key in ("lr", "muon_lr"):
+        if not getattr(config, key) > 0:
+            raise UserError(f"optimizer.{key} is {getattr(config, key)}: give a number > 0")
 
 
 def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig, time_share: float = 0.0) -> float:
@@ -278,10 +287,5 @@ def learning_rate_factor(step: int, max_steps: int, config: OptimizerConfig, tim
 def make_lr_scheduler(
     optimizer: Optimizer, config: OptimizerConfig, max_steps: int, time_share: Callable[[], float] = lambda: 0.0
 ) -> LambdaLR:
-    """Build the per-step learning-rate schedule; ``time_share`` tells the share of the time that has passed (``decay_by``).
-
-    Raises UserError for an unknown one.
-    """
-    if config.schedule not in _decay_factor(0.0):
-        raise unknown_name("learning-rate schedule", config.schedule, _decay_factor(0.0))
+    """Build the per-step learning-rate schedule; ``time_share`` tells the share of the time that has passed (``decay_by``)."""
     return LambdaLR(optimizer, lambda step: learning_rate_factor(step, max_steps, config, time_share()))

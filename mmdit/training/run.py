@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mmdit.data.datamodule import ResumableDataModule
-from mmdit.errors import UserError, first_line, is_out_of_memory, unknown_name
+from mmdit.errors import UserError, first_line, is_out_of_memory
+from mmdit.models.layers import check_kernels
 from mmdit.storage.files import share_weights
 from mmdit.training.callbacks import ProgressLines, StepProgressBar, Throughput
 from mmdit.training.checkpoints import AtomicCheckpointIO, StepCheckpoint, check_fits, find_resume, read_checkpoint
@@ -25,10 +26,9 @@ from mmdit.training.config import EMAConfig, TrainerConfig
 from mmdit.training.ema import EMA
 from mmdit.training.float8 import convert_to_float8
 from mmdit.training.module import SteppedModule
-from mmdit.training.optimizers import DECAY_BY
 from mmdit.training.sharding import whole_tensors
 from mmdit.training.stopping import StopGracefully
-from mmdit.training.strategies import FSDP2Strategy
+from mmdit.training.strategies import STRATEGIES
 
 
 @dataclass
@@ -59,7 +59,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """Build the Lightning trainer; without ``output`` it writes nothing, for benchmarks.
 
-    Raises UserError for devices or a precision that this machine lacks.
+    Raises UserError for devices, a precision or kernels that this machine lacks.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its tips and summaries say nothing about the run
     on_terminal = sys.stdout.isatty()  # where Lightning's bar is written
@@ -72,11 +72,11 @@ def make_trainer(
         callbacks.insert(0, EMA(ema.decay, ema.warmup))
     validate = config.validate_every > 0 and data.val is not None
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=FSDP2Strategy() if config.strategy == "fsdp2" else config.strategy,
+            strategy=STRATEGIES[config.strategy](),
             plugins=[AtomicCheckpointIO()],
             precision=config.precision,  # type: ignore[arg-type]
             max_steps=config.max_steps,
@@ -96,6 +96,8 @@ def make_trainer(
         )
     except (ValueError, TypeError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise UserError(f"trainer settings do not fit this machine: {first_line(error)}") from error
+    check_kernels(trainer.strategy.root_device)
+    return trainer
 
 
 def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, resume: str | None) -> Path | None:
@@ -124,6 +126,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
     with stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # of a run that goes on
+        warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # of a folder that was copied or moved
         warnings.filterwarnings("ignore", message=".*treespec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*treespec.*", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # a small dataset
@@ -162,10 +165,7 @@ def fit(run: Run, config: TrainerConfig, ema: EMAConfig | None, output: Path, re
 
 def follow_time(module: SteppedModule, config: TrainerConfig, stop: StopGracefully) -> None:
     """Let the learning rate decay with the time, where the configuration says so. Raises UserError where no time is given."""
-    decay_by = module.optimizer_config.decay_by
-    if decay_by not in DECAY_BY:
-        raise unknown_name("optimizer.decay_by", decay_by, DECAY_BY)
-    if decay_by == "time":
+    if module.optimizer_config.decay_by == "time":
         if config.max_hours is None:
             raise UserError(
                 "optimizer.decay_by is 'time', and trainer.max_hours is null: give the hours, or decay_by steps"

@@ -1,18 +1,23 @@
-"""Strategies beyond Lightning's own: FSDP2 whose checkpoints are those of DDP, and of one process."""
+"""Strategies by name: some of Lightning's own, and FSDP2 whose checkpoints are those of DDP, and of one process."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.optimizer import _optimizer_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mmdit.bounds import MAX_DEVICES
+from mmdit.errors import UserError, unknown_name
+from mmdit.training.config import TrainerConfig
 from mmdit.training.sharding import shard_like, whole_tensor, whole_tensors
 
 
@@ -72,6 +77,35 @@ class FSDP2Strategy(ModelParallelStrategy):
 
             optimizer.load_state_dict({**state, "state": _map_tensors(state["state"], cut)})
             _optimizer_to_device(optimizer, self.root_device)
+
+
+# Of Lightning's those that train, checkpoint and export here as one process does. Those that spawn can't take a run along.
+STRATEGIES: dict[str, Callable[[], str | Strategy]] = {
+    **{
+        name: partial(str, name)
+        for name in (
+            "auto",
+            "ddp",
+            "ddp_find_unused_parameters_false",
+            "ddp_find_unused_parameters_true",
+            "ddp_fork",
+            "ddp_notebook",
+        )
+    },
+    "fsdp2": FSDP2Strategy,
+}
+
+
+def check_processes(config: TrainerConfig) -> None:
+    """Raise UserError for an unknown trainer.strategy, or trainer.devices that are no number or list of any."""
+    if config.strategy not in STRATEGIES:
+        raise unknown_name("trainer.strategy", config.strategy, STRATEGIES)
+    given = str(config.devices).strip()
+    is_count = given in ("auto", "-1") or (given.isdecimal() and 1 <= int(given) <= MAX_DEVICES)
+    if not is_count and not re.fullmatch(r"(\s*\d+\s*,)+(\s*\d+)?", given):
+        raise UserError(
+            f"trainer.devices is {config.devices}: give how many (1 to {MAX_DEVICES}), which, as in 0,1, -1 for all, or auto"
+        )
 
 
 def _map_tensors(state: Mapping[Any, Mapping[str, Any]], function: Callable[[Any, Tensor], Tensor]) -> dict[Any, Any]:

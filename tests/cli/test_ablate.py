@@ -295,7 +295,10 @@ VARIANTS = TABLE.partition("variants:")[2]
             TABLE.replace("optimizer.name", "optimizer.nam"),
             "variant 'adamw': unknown option '--optimizer.nam': did you mean",
         ),
-        (TABLE.replace("name: adamw", "name: adam"), "variant 'adamw': unknown optimizer 'adam': did you mean 'adamw'"),
+        (
+            TABLE.replace("name: adamw", "name: adam"),
+            "variant 'adamw': unknown optimizer.name 'adam': did you mean 'adamw'",
+        ),
         (TABLE.replace("optimizer.name: adamw", "seed: 3"), "seed is said by 'mmdit ablate' itself"),
         (TABLE.replace("adamw: {", "muon: {"), "key 'muon' stands twice"),
         (TABLE.replace("title: AdamW", "title: the recipe"), "two variants have the title 'the recipe'"),

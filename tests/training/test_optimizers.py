@@ -164,9 +164,9 @@ def test_learning_rate_decays_with_the_time_whatever_the_step(share: float, expe
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        (OptimizerConfig(name="adamm"), "adamw"),
+        (OptimizerConfig(name="adamm"), "unknown optimizer.name 'adamm': did you mean 'adamw'"),
         (OptimizerConfig(lr=0.0), "optimizer.lr is 0.0"),
-        (OptimizerConfig(schedule="step"), "schedule"),
+        (OptimizerConfig(schedule="step"), "unknown optimizer.schedule 'step'"),
         (OptimizerConfig(name="muon", muon_blocks="cube"), "unknown optimizer.muon_blocks 'cube'"),
         (OptimizerConfig(name="muon", muon_except=["adaln"]), "muon_except 'adaln'.*blocks.weight"),
         (OptimizerConfig(name="muon", muon_except=[""]), "muon_except ''.*blocks.weight"),

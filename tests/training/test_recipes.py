@@ -19,11 +19,21 @@ from mmdit.modalities import MODALITIES
 from mmdit.models.transformer import MultimodalDiT
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.task import Role
-from mmdit.training.config import AlignmentConfig, DataConfig, ModelConfig, ObjectiveConfig, TaskConfig, TrainingConfig
+from mmdit.training.config import (
+    AlignmentConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
 from mmdit.training.module import TransformerModule
 from mmdit.training.recipes import build_run
 from mmdit.training.recipes.transformer import without_projector
-from mmdit.training.run import compile_network, fit
+from mmdit.training.run import compile_network, fit, make_trainer
+from mmdit.training.strategies import STRATEGIES, check_processes
 
 Configure = Callable[..., TrainingConfig]
 
@@ -86,6 +96,19 @@ Configure = Callable[..., TrainingConfig]
         ({"objective": ObjectiveConfig(loss_weights={"rgbd": 1.0})}, "loss_weights"),
         ({"data": DataConfig(path="nowhere")}, r"nowhere/latents\.json: no such file"),
         ({"recipe": "autoencoder"}, "needs a dataset folder"),
+        (
+            {"model": ModelConfig(size="debug", hidden_size=64, num_heads=5)},
+            "^model: hidden_size 64 .*: give num_heads 4",
+        ),
+        ({"model": ModelConfig(size="debug", hidden_size=6)}, "^model: hidden_size 6 must be a multiple of 4"),
+        ({"optimizer": OptimizerConfig(name="foo")}, "unknown optimizer.name 'foo'"),
+        ({"optimizer": OptimizerConfig(schedule="foo")}, "unknown optimizer.schedule 'foo'"),
+        ({"trainer": TrainerConfig(strategy="dpp")}, "unknown trainer.strategy 'dpp': did you mean 'ddp'"),
+        ({"trainer": TrainerConfig(strategy="ddp_spawn")}, "unknown trainer.strategy 'ddp_spawn': did you mean 'ddp"),
+        *(
+            ({"trainer": TrainerConfig(devices=devices)}, f"^trainer.devices is {devices}: give how many")
+            for devices in (0, -2, 5000, "0", "some", "1.5", "")
+        ),
     ],
 )
 def test_bad_sections_are_named(tiny_config: Configure, section: dict[str, object], named: str) -> None:
@@ -98,6 +121,35 @@ def test_trainer_settings_that_do_not_fit_are_refused(tmp_path: Path, tiny_confi
     config.trainer.accelerator = "cuda" if not torch.cuda.is_available() else "tpu"
     with pytest.raises(UserError, match="do not fit this machine"):
         fit(build_run(config), config.trainer, config.ema, tmp_path, None)
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, "-1", 1, "2", "0,1", "0,", "1, 3"])
+def test_devices_are_a_number_or_a_list(devices: int | str) -> None:
+    check_processes(TrainerConfig(devices=devices))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_makes_a_trainer(tiny_config: Configure, strategy: str) -> None:
+    config = replace(tiny_config().trainer, strategy=strategy)
+    assert make_trainer(config, None, None, build_run(tiny_config()).data, []).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("foo", "unknown value of the environment variable MMDIT_KERNELS 'foo': .*Known: auto, triton, torch"),
+        ("Torch", "MMDIT_KERNELS 'Torch': did you mean 'torch'"),
+        ("triton", "MMDIT_KERNELS is 'triton': .*give auto or torch"),
+    ],
+)
+def test_kernels_that_can_not_run_are_refused_before_the_first_step(
+    tmp_path: Path, tiny_config: Configure, monkeypatch: pytest.MonkeyPatch, value: str, named: str
+) -> None:
+    monkeypatch.setenv("MMDIT_KERNELS", value)
+    config = tiny_config()
+    with pytest.raises(UserError, match=named):
+        fit(build_run(config), config.trainer, config.ema, tmp_path, None)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_labels_are_hidden_beside_rgb(tiny_config: Configure) -> None:

@@ -254,7 +254,9 @@ def test_a_decay_by_the_time_needs_one(tmp_path: Path, tiny_config: Configure, d
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_resuming_in_the_middle_is_exact_with_accumulation(tmp_path: Path, tiny_config: Configure) -> None:
+def test_resuming_in_the_middle_is_exact_with_accumulation(
+    tmp_path: Path, tiny_config: Configure, recwarn: pytest.WarningsRecorder
+) -> None:
     config = tiny_config(max_steps=4, checkpoint_every=2)
     config.trainer.accumulate_grad_batches = 2
     run(config, tmp_path / "whole")
@@ -263,7 +265,9 @@ def test_resuming_in_the_middle_is_exact_with_accumulation(tmp_path: Path, tiny_
     checkpoint = half / "step=00000002.ckpt"
     checkpoint.write_bytes((tmp_path / "whole/checkpoints/step=00000002.ckpt").read_bytes())
     assert read_checkpoint(checkpoint)["batches_seen"] == 4
+    recwarn.clear()
     run(config, tmp_path / "half", "auto")
+    assert not [each for each in recwarn if "dirpath" in str(each.message)]  # a copied folder is nothing to warn of
     assert sorted(path.name for path in half.iterdir()) == ["step=00000002.ckpt", "step=00000004.ckpt"]
     assert same_weights(tmp_path / "whole" / WEIGHTS, tmp_path / "half" / WEIGHTS)
 

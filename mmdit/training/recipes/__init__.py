@@ -7,6 +7,7 @@ from collections.abc import Callable
 from mmdit.bounds import check_bounds
 from mmdit.errors import UserError, unknown_name
 from mmdit.training.config import TrainingConfig
+from mmdit.training.optimizers import check_optimizer
 from mmdit.training.recipes.autoencoder import autoencoder_run
 from mmdit.training.recipes.captioner import captioner_run
 from mmdit.training.recipes.clip import clip_run
@@ -17,6 +18,7 @@ from mmdit.training.recipes.styles import styles_run
 from mmdit.training.recipes.teacher import teacher_run
 from mmdit.training.recipes.transformer import transformer_run
 from mmdit.training.run import Run
+from mmdit.training.strategies import check_processes
 
 RECIPES: dict[str, Callable[[TrainingConfig], Run]] = {
     "transformer": transformer_run,
@@ -36,6 +38,8 @@ def build_run(config: TrainingConfig) -> Run:
     if config.recipe not in RECIPES:
         raise unknown_name("recipe", config.recipe, RECIPES)
     check_bounds(config)
+    check_processes(config.trainer)
+    check_optimizer(config.optimizer)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"

@@ -83,27 +83,30 @@ def make_transformer(
             "alignment_projector": config.alignment.projector,
         }
     torch.manual_seed(config.seed)
-    network = MultimodalDiT(
-        modalities=list(modalities),
-        sample_size=max(height, width),
-        sample_shape=None if height == width else [height, width],
-        in_channels=in_channels,
-        patch_size=model.patch_size,
-        mlp_ratio=model.mlp_ratio,
-        num_classes=num_classes,
-        class_dropout_prob=model.class_dropout_prob,
-        qk_norm=model.qk_norm,
-        position_embedding=model.position_embedding,
-        time_embedding=model.time_embedding,
-        prediction=config.objective.prediction,
-        block=model.block,
-        conditioner=model.conditioner,
-        conditioner_settings={**(conditioner_settings or {}), **model.conditioner_settings},
-        second_time=model.second_time,
-        internal_guidance_depth=model.internal_guidance_depth,
-        **size,
-        **alignment,
-    )
+    try:
+        network = MultimodalDiT(
+            modalities=list(modalities),
+            sample_size=max(height, width),
+            sample_shape=None if height == width else [height, width],
+            in_channels=in_channels,
+            patch_size=model.patch_size,
+            mlp_ratio=model.mlp_ratio,
+            num_classes=num_classes,
+            class_dropout_prob=model.class_dropout_prob,
+            qk_norm=model.qk_norm,
+            position_embedding=model.position_embedding,
+            time_embedding=model.time_embedding,
+            prediction=config.objective.prediction,
+            block=model.block,
+            conditioner=model.conditioner,
+            conditioner_settings={**(conditioner_settings or {}), **model.conditioner_settings},
+            second_time=model.second_time,
+            internal_guidance_depth=model.internal_guidance_depth,
+            **size,
+            **alignment,
+        )
+    except UserError as error:
+        raise UserError(f"model: {error}") from None
     if model.pretrained is not None:
         _start_from(network, model.pretrained)
     for beginning, name in model.weights_from.items():
