@@ -4,7 +4,8 @@ Layout::
 
     ROOT/latents.json                         what was encoded, by which VAE, with which whitening (``LatentsInfo``)
     ROOT/vae/                                 the VAE, as diffusers saves it
-    ROOT/<split>/index.json                   shards and ids, written last: a split without it is unfinished
+    ROOT/<split>/index.json                   shards, ids, and the key of what each file was made from (files of earlier versions
+                                              have none), written last: a split without it is unfinished
     ROOT/<split>/shard-00000.safetensors      <modality> (n, V, 2C, h, w) float16; present (n, M) bool; category (n,)
     ROOT/<split>/features-00000.safetensors   optional: features (n, V, T, D) float16 of a frozen teacher
 
@@ -31,6 +32,7 @@ from mmdit.data.manifest import NO_CATEGORY
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE, Modality
+from mmdit.storage.digests import digest_json
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.listing import list_folders
 
@@ -49,7 +51,9 @@ class LatentsInfo:
         moments_shape: (2C, h, w).
         vae: fingerprint and config of the VAE: ``{"fingerprint", "config"}``.
         features: None, or ``{"teacher", "shape": [T, D]}``.
-        source: the dataset's licence and provenance.
+        source: the dataset's licence, provenance and name.
+        statistics: what the whitening is of, ``{"split", "content"}``, a digest of its shards' keys; None = an earlier version
+            did not say.
     """
 
     modalities: Mapping[str, Modality]
@@ -59,6 +63,7 @@ class LatentsInfo:
     vae: Mapping[str, Any]
     features: Mapping[str, Any] | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -83,8 +88,9 @@ class LatentsInfo:
             are_sizes = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
             if not are_sizes or len(sizes) != count:
                 raise ValueError(f"{key} is {quoted(sizes)}")
-        if not isinstance(values["vae"], dict) or not isinstance(values.get("source") or {}, dict):
-            raise ValueError("'vae' and 'source' must be objects")
+        given = values["vae"], values.get("source") or {}, values.get("statistics") or {}
+        if not all(isinstance(each, dict) for each in given):
+            raise ValueError("'vae', 'source' and 'statistics' must be objects")
         return cls(
             modalities=modalities,
             categories=tuple(categories),
@@ -93,6 +99,7 @@ class LatentsInfo:
             vae=values["vae"],
             features=features,
             source=values.get("source") or {},
+            statistics=values.get("statistics"),
         )
 
 
@@ -168,7 +175,8 @@ class LatentShards(Dataset):
         self._features: list[ShardFile] = []
         self._files = OpenFiles()
         for number, shard in enumerate(index["shards"]):
-            self._add_shard(number, len(shard["ids"]))
+            self._add_shard(number, len(shard["ids"]), shard.get("content") or {})
+        self._check_statistics()
         columns = [list(self.info.modalities).index(name) for name in names]
         self._present, self._category = (
             torch.cat([shard.whole(key, OpenFiles()) for shard in self._shards]) for key in ("present", "category")
@@ -183,17 +191,29 @@ class LatentShards(Dataset):
                 f"{len(self.info.categories)} from 0 (-1 = none): delete the file and run 'mmdit data encode' again"
             )
 
-    def _add_shard(self, number: int, count: int) -> None:
+    def _add_shard(self, number: int, count: int, content: Mapping[str, str]) -> None:
         folder, views = self.root / self.split, self.info.num_views
         shard = ShardFile(folder / shard_name(number))
         moments = ("F16", (count, views, *self.info.moments_shape))
         small = {"present": ("BOOL", (count, len(self.info.modalities))), "category": ("I64", (count,))}
         shard.check(dict.fromkeys(self.modalities, moments) | small)
+        shard.check_content(content.get(shard_name(number)))
         self._shards.append(shard)
         if self.features and self.info.features is not None:
             shard = ShardFile(folder / features_name(number))
             shard.check({"features": ("F16", (count, views, *self.info.features["shape"]))})
+            shard.check_content(content.get(features_name(number)))
             self._features.append(shard)
+
+    def _check_statistics(self) -> None:
+        known = self.info.statistics
+        if known is None or known.get("split") != self.split:
+            return
+        if known.get("content") != digest_json([shard.content for shard in self._shards]):
+            raise UserError(
+                f"{self.root / 'latents.json'}: its whitening is not that of the shards of {self.split!r}: run 'mmdit data "
+                "encode' again"
+            )
 
     def _read_index(self) -> dict[str, Any]:
         path = self.root / self.split / "index.json"
@@ -209,6 +229,8 @@ class LatentShards(Dataset):
             ids = shard.get("ids") if isinstance(shard, dict) else None
             if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
                 raise UserError(f"{path}: damaged: the 'ids' of a shard are {quoted(ids)}; encode the split again")
+            if not isinstance(shard.get("content") or {}, dict):
+                raise UserError(f"{path}: damaged: the 'content' of a shard is no object; encode the split again")
         return index
 
     def relabel(self, table: Sequence[int]) -> None:

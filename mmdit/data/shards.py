@@ -63,6 +63,9 @@ class ShardFile:
     Args:
         path: the file. Its header is read, and compared with the file's size, here.
 
+    Attributes:
+        content: the key that says what it was made from, "" where it has none.
+
     Raises:
         UserError: a file that is missing, truncated or no safetensors file.
     """
@@ -71,11 +74,13 @@ class ShardFile:
         self.path = path
         try:
             size, start, header = _read_header(path)
+            metadata = header.pop("__metadata__", None)
             self.tensors = _tensors(header, start, size)
         except FileNotFoundError:
             raise _missing(path) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: truncated or damaged shard ({error}); {_AGAIN}") from None
+        self.content = str(metadata.get("content", "")) if isinstance(metadata, dict) else ""
 
     def check(self, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         """Compare with what the index says, key -> (dtype, shape). Raises UserError."""
@@ -85,6 +90,11 @@ class ShardFile:
                 got = None if found[1] is None else list(found[1])
                 kind = "" if found[0] == dtype else f" and type {found[0]}, not {dtype}"
                 raise UserError(f"{self.path}: {key!r} has shape {got}{kind}, the index says {list(shape)}: {_AGAIN}")
+
+    def check_content(self, wanted: str | None) -> None:
+        """Compare with the key that the index has; None = it has none. Raises UserError."""
+        if wanted is not None and self.content != wanted:
+            raise UserError(f"{self.path}: is not the shard that the index was written with: {_AGAIN}")
 
     def whole(self, key: str, files: OpenFiles) -> Tensor:
         """Read a whole tensor."""
@@ -124,7 +134,6 @@ def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
         header = parse_json(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is not an object")
-    header.pop("__metadata__", None)
     return size, 8 + length, header
 
 

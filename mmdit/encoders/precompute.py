@@ -22,6 +22,7 @@ from torch import nn
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
+from mmdit.data.shards import ShardFile
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.guarded import GuardedFolder, check_image_size
@@ -41,12 +42,13 @@ from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Modality
 from mmdit.progress import Progress
 from mmdit.storage.component import load_component
-from mmdit.storage.digests import digest_tensors
+from mmdit.storage.digests import digest_json, digest_tensors
 from mmdit.storage.files import share_weights
 from mmdit.storage.lock import FolderLock
 from mmdit.storage.requests import Request
 
 THREADS = 16
+TRAIN = "train"  # the split whose statistics are taken where none is named
 
 DECODER_PARTS = ("decoder", "post_quant_conv")  # of a VAE: what makes images of latents
 
@@ -98,8 +100,8 @@ def encode_dataset(
         data, output: dataset folder, and folder to write (layout in ``mmdit.data.latents``).
         vae: moved to its device and dtype by the caller; runs under ``torch.no_grad``.
         modalities: records of the modalities to encode; their whitening statistics are computed here.
-        splits: None = every folder with a manifest, "train" first. The statistics are those of the first split, and are
-            kept when more splits are added to the same output later.
+        splits: None = every folder with a manifest, "train" first. The statistics are those of the first split: kept when
+            more splits are added to the same output later, and computed again when that split's samples have changed.
         size: image size, None = the files'.
         mirrored: store the mirror image of every sample as a second view.
         teacher: also store its patch features of RGB; may be added to an output that has none.
@@ -119,7 +121,7 @@ def encode_dataset(
     if data.resolve() == output.resolve():
         raise UserError(f"{output}: is the dataset itself; latents need another folder, such as {output}_latents")
     available = list_splits(data)
-    splits = sorted(available, key=lambda s: (s != "train", s)) if splits is None else list(splits)
+    splits = sorted(available, key=lambda s: (s != TRAIN, s)) if splits is None else list(splits)
     if not splits:
         raise UserError(f"{data}: no folder in it has a manifest.jsonl; there is nothing to encode")
     folders = {
@@ -156,7 +158,7 @@ def encode_dataset(
         if left := [reason for record in records.values() for reason in record.bad.values()]:
             raise UserError(_many_bad(left))
         if processes.rank == 0:
-            _finish(output, splits, jobs, records, info, vae, say)
+            _finish(output, jobs, records, info, vae, say)
         processes.barrier()
     return read_latents_info(output)
 
@@ -191,23 +193,24 @@ def _write_own(
 
 def _finish(
     output: Path,
-    splits: Sequence[str],
     jobs: Sequence[ShardJob],
     records: Mapping[Path, ShardRecord],
     info: LatentsInfo,
     vae: AutoencoderKL,
     say: Callable[[str], None],
 ) -> None:
-    """Write what makes the shards a set of latents: indices, statistics, the VAE, and at last ``latents.json``."""
-    counts = {}
-    for split in splits:
-        shards = [job for job in jobs if job.split == split and job.lists_samples]
-        ids = [[i for i in job.ids if i not in records[job.record_path].left_out] for job in shards]
-        write_json(output / split / "index.json", {"shards": [{"ids": kept} for kept in ids]})
-        counts[split] = sum(map(len, ids))
-    if any(modality.latents_mean is None for modality in info.modalities.values()):
-        first = [job for job in jobs if job.split == splits[0] and job.lists_samples]
-        info = _with_statistics(splits[0], info, first)
+    """Write what makes the shards a set of latents: statistics, indices, the VAE, and at last ``latents.json``."""
+    of_splits: dict[str, list[ShardJob]] = {}
+    for job in jobs:
+        of_splits.setdefault(job.split, []).append(job)
+    whitened = _whitened(output, info, of_splits)
+    if info.statistics != whitened.statistics and _are_whitened(info) and info.modalities != whitened.modalities:
+        say(f"{output}: the samples have changed, and so has their whitening: models trained before have the old one")
+    info, counts = whitened, {}
+    for split, of_split in of_splits.items():
+        shards = _index(of_split, records)
+        write_json(output / split / "index.json", {"shards": shards})
+        counts[split] = sum(len(shard["ids"]) for shard in shards)
     if fingerprint(vae) == info.vae["fingerprint"]:  # else the output has its own, with another decoder
         vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
         share_weights(output / "vae")
@@ -215,6 +218,16 @@ def _finish(
     say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
     if skipped := sum(len(record.left_out) for record in records.values()):
         say(f"{output}: {skipped} bad samples are left out")
+
+
+def _index(jobs: Sequence[ShardJob], records: Mapping[Path, ShardRecord]) -> list[dict[str, Any]]:
+    """What ``index.json`` says of each shard: its ids, and the key of each file's content."""
+    shards: dict[Path, dict[str, Any]] = {}
+    for job in jobs:
+        ids = [sample_id for sample_id in job.ids if sample_id not in records[job.record_path].left_out]
+        shard = shards.setdefault(job.record_path, {"ids": ids, "content": {}})
+        shard["content"][job.path.name] = ShardFile(job.path).content
+    return list(shards.values())
 
 
 def _many_bad(bad: Sequence[str]) -> str:
@@ -274,7 +287,8 @@ def _merge_with_existing(output: Path, info: LatentsInfo, vae: AutoencoderKL) ->
     Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
     if info.features is not None and old.features is not None:
         Request(info.features).refuse_other(old.features, output, "features", "delete them first")
-    return replace(info, modalities=old.modalities, features=info.features or old.features)
+    features = info.features or old.features
+    return replace(info, modalities=old.modalities, features=features, statistics=old.statistics)
 
 
 def _stored_encoder(output: Path) -> str | None:
@@ -283,6 +297,29 @@ def _stored_encoder(output: Path) -> str | None:
         return encoder_fingerprint(load_component(output / "vae", AutoencoderKL, low_cpu_mem_usage=False))
     except UserError:
         return None
+
+
+def _are_whitened(info: LatentsInfo) -> bool:
+    return all(modality.latents_mean is not None for modality in info.modalities.values())
+
+
+def _whitened(output: Path, info: LatentsInfo, of_splits: Mapping[str, Sequence[ShardJob]]) -> LatentsInfo:
+    """Give latents the statistics of their first split, unless they have those of its samples as they are now.
+
+    What is stored is not whitened, so that nothing else changes with them.
+    """
+    # Earlier versions did not say which split it was; where they took another one than this, their statistics are kept.
+    earlier = TRAIN if _are_whitened(info) else next(iter(of_splits))
+    split = earlier if info.statistics is None else str(info.statistics.get("split"))
+    jobs = [job for job in of_splits.get(split, ()) if job.lists_samples]
+    content = digest_json([ShardFile(job.path).content for job in jobs])
+    if info.statistics is not None:
+        is_same = content == info.statistics.get("content")
+    else:  # a split that was written again, in this run or an interrupted one, has lost its index
+        is_same = _are_whitened(info) and (output / split / "index.json").is_file()
+    if not jobs or is_same:
+        return info
+    return _with_statistics(split, replace(info, statistics={"split": split, "content": content}), jobs)
 
 
 def _with_statistics(split: str, info: LatentsInfo, jobs: Sequence[ShardJob]) -> LatentsInfo:

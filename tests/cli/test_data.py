@@ -182,7 +182,8 @@ def test_encode_names_all_bad_samples_or_leaves_them_out(mmdit, make_dataset, ti
     assert [line.rpartition("(sample train/")[2] for line in checked.out.splitlines()] == ["001)", "003)"]
     result = mmdit(*arguments, "--accelerator", "cpu", "--skip_bad")
     assert result.code == 0
-    assert json.loads((tmp_path / "latents/train/index.json").read_text()) == {"shards": [{"ids": ["000", "002"]}]}
+    (shard,) = json.loads((tmp_path / "latents/train/index.json").read_text())["shards"]
+    assert shard["ids"] == ["000", "002"]
 
 
 @pytest.mark.parametrize("command", ["encode", "label", "prompts", "render", "hypersim"])

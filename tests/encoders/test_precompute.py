@@ -307,7 +307,7 @@ def test_corrected_samples_are_encoded_again_and_no_others(make_dataset, vae, te
 
     root = make_dataset(num_samples=8, edit_rows=with_faults)
     _encode(root, tmp_path / "out", vae, teacher=teacher)
-    before, index = _stamps(tmp_path / "out"), (tmp_path / "out/train/index.json").read_bytes()
+    before, ids = _stamps(tmp_path / "out"), LatentShards(tmp_path / "out").ids
     manifest = root / "train/manifest.jsonl"
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     rows[0]["category"], rows[2]["depth"] = "torus", "depth/002.png"
@@ -317,14 +317,13 @@ def test_corrected_samples_are_encoded_again_and_no_others(make_dataset, vae, te
     after = _stamps(tmp_path / "out")
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {_shard_of(0), _shard_of(2), _shard_of(4), "train/features-00002.safetensors"}
-    assert (tmp_path / "out/train/index.json").read_bytes() == index
     data = LatentShards(tmp_path / "out", features=True)
+    assert data.ids == ids
     assert data[0]["category"] == 0
     assert data[2]["present"].all()
     _encode(root, tmp_path / "fresh", vae, teacher=teacher)
-    for name in after:
-        if "shard" in name or "features" in name:
-            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    for name in (*after, "train/index.json", "latents.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
     _encode(root, tmp_path / "out", vae, teacher=teacher)
     assert _stamps(tmp_path / "out") == after
 
@@ -353,6 +352,60 @@ def test_a_copy_with_other_times_is_the_same_data(make_dataset, vae, tmp_path, r
     assert "0 samples to encode" in said[0]
 
 
+def _forget_content(latents):
+    """Leave of the index and of latents.json what earlier versions wrote."""
+    for path in latents.glob("*/index.json"):
+        shards = [{"ids": shard["ids"]} for shard in json.loads(path.read_text())["shards"]]
+        path.write_text(json.dumps({"shards": shards}))
+    values = json.loads((latents / "latents.json").read_text())
+    del values["statistics"]
+    (latents / "latents.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_statistics_are_those_of_the_samples_as_they_are_now(make_dataset, vae, tmp_path, earlier):
+    """A pilot of two samples with black pictures; then they are mended, others added, and at last a second split."""
+    root = make_dataset(num_samples=2)
+    pictures = {path: path.read_bytes() for path in (root / "train/rgb").iterdir()}
+    for path in pictures:
+        Image.new("RGB", (16, 16)).save(path)
+    pilot = _encode(root, tmp_path / "out", vae)
+    if earlier:
+        _forget_content(tmp_path / "out")
+    for path, content in pictures.items():
+        path.write_bytes(content)
+    said = []
+    mended = _encode(root, tmp_path / "out", vae, say=said.append)
+    assert mended == _encode(root, tmp_path / "mended", vae)
+    assert mended.modalities["rgb"] != pilot.modalities["rgb"]
+    assert sum("models trained before have the old one" in line for line in said) == 1
+    make_dataset(num_samples=5)
+    whole = _encode(root, tmp_path / "out", vae)
+    assert whole == _encode(root, tmp_path / "whole", vae)
+    if earlier:
+        _forget_content(tmp_path / "out")
+    make_dataset(num_samples=3, split="val")
+    said.clear()
+    assert _encode(root, tmp_path / "out", vae, splits=["val"], say=said.append).modalities == whole.modalities
+    assert _encode(root, tmp_path / "out", vae, say=said.append).modalities == whole.modalities
+    assert not any("whitening" in line for line in said)
+
+
+def test_files_of_another_run_are_refused(make_dataset, vae, teacher, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    for name in os.listdir(root / "train/rgb"):
+        _change_pixels(root / "train/rgb" / name)
+    _encode(root, tmp_path / "other", vae, teacher=teacher)
+    for name in ("train/shard-00001.safetensors", "train/features-00000.safetensors", "latents.json"):
+        whole = (tmp_path / "out" / name).read_bytes()
+        shutil.copy(tmp_path / "other" / name, tmp_path / "out" / name)
+        with pytest.raises(UserError, match=f"{name}: .*run 'mmdit data encode' again"):
+            LatentShards(tmp_path / "out", features=True)
+        (tmp_path / "out" / name).write_bytes(whole)
+    assert len(LatentShards(tmp_path / "out", features=True)) == 10
+
+
 def test_shards_of_an_older_version_are_read_and_written_again(make_dataset, vae, tmp_path):
     root = make_dataset()
     _encode(root, tmp_path / "out", vae)
@@ -361,6 +414,7 @@ def test_shards_of_an_older_version_are_read_and_written_again(make_dataset, vae
         save_file(load_file(path), path, metadata={"content": "0123456789abcdef"})
     for path in (tmp_path / "out/train").glob("sources-*.json"):
         path.unlink()
+    _forget_content(tmp_path / "out")
     assert len(LatentShards(tmp_path / "out")) == 10
     said = []
     _encode(root, tmp_path / "out", vae, say=said.append)
