@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -46,6 +46,17 @@ def nearest_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` of ``names`` that are spelt most like ``name``, best first; never empty if ``names`` is not."""
     candidates = list(names)
     return difflib.get_close_matches(name, candidates, n=count, cutoff=0.4) or candidates[:count]
+
+
+def check_choice(key: str, names: Sequence[str]) -> None:
+    """Raise UserError for a choice of names, ``key`` to the user, that is empty or has one of them twice."""
+    if not names:
+        raise UserError(f"{key} is an empty list: name at least one, or leave it out for all")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{key} names {name!r} twice: give each once")
+        seen.add(name)
 
 
 def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# What describes a dataset, in its folder, and a sample that a command made, in its own.
-DATASET, METADATA = "dataset.json", "metadata.json"
+# What describes a dataset, its latents and a sample that a command made, each in its own folder.
+DATASET, LATENTS, METADATA = "dataset.json", "latents.json", "metadata.json"
 
 # What the transformer's output is: noise - data, or the clean latent. ``models`` declares it, ``flow`` converts it.
 VELOCITY, SAMPLE = "velocity", "sample"

@@ -8,7 +8,7 @@ included, is an unknown one: to mark ignored pixels with 255, add ``{"id": 255, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,33 @@ from mmdit.names import DATASET
 from mmdit.storage.json_text import has_surrogate, quoted, read_json
 
 _RENDERER = "mmdit data render"  # what the provenance of its datasets begins with
+_GROWS = ("labels", "prompts", "versions", "licence")  # of a provenance: what changes as a dataset is worked on
 
 
 def is_rendered(provenance: Any) -> bool:
     """Whether a dataset holds rendered scenes, by its provenance: no photograph is among them."""
     return isinstance(provenance, dict) and str(provenance.get("generator")).startswith(_RENDERER)
+
+
+def identity(provenance: Any, name: Any) -> dict[str, Any]:
+    """What a dataset is told from others by, by name: the same when it is moved, and when samples, splits or labels are added.
+
+    Args:
+        provenance: of its dataset.json.
+        name: of its folder, which counts where the provenance says nothing; None = not known.
+    """
+    if not isinstance(provenance, Mapping):
+        provenance = {} if provenance is None else {"description": provenance}
+    facts = _flat(provenance)
+    return {"generator": None, "description": None, **(facts or ({} if name is None else {"name": name}))}
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        if key not in _GROWS:
+            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def parse_description(root: Path) -> tuple[dict[str, Any], list[str]]:

@@ -29,9 +29,11 @@ from torch.utils.data import Dataset
 
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import NO_CATEGORY
+from mmdit.data.paths import check_split_name
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE, Modality
+from mmdit.names import LATENTS
 from mmdit.storage.digests import digest_json
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.listing import list_folders
@@ -105,7 +107,7 @@ class LatentsInfo:
 
 def read_latents_info(root: str | Path) -> LatentsInfo:
     """Read ``root/latents.json``. Raises UserError if it is missing, damaged, or of another format."""
-    path = Path(root) / "latents.json"
+    path = Path(root) / LATENTS
     advice = f"encode the dataset first: mmdit data encode --data DIR --output {root}"
     values = read_json(path, advice=advice)
     if not isinstance(values, dict) or values.get("format") != FORMAT_VERSION:
@@ -157,6 +159,7 @@ class LatentShards(Dataset):
         features: bool = False,
         mirrored: bool = True,
     ) -> None:
+        check_split_name(split)
         self.root, self.split = Path(root), split
         self.info = read_latents_info(root)
         names = list(self.info.modalities) if modalities is None else list(modalities)
@@ -211,7 +214,7 @@ class LatentShards(Dataset):
             return
         if known.get("content") != digest_json([shard.content for shard in self._shards]):
             raise UserError(
-                f"{self.root / 'latents.json'}: its whitening is not that of the shards of {self.split!r}: run 'mmdit data "
+                f"{self.root / LATENTS}: its whitening is not that of the shards of {self.split!r}: run 'mmdit data "
                 "encode' again"
             )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmdit.data.paths import PathRule
+from mmdit.data.paths import PathRule, check_split_name
 from mmdit.data.problems import Problem
 from mmdit.errors import nearest_names
 from mmdit.modalities import MODALITIES
@@ -44,6 +44,9 @@ class Rules:
         modalities: of dataset.json; None = not known.
         categories: of dataset.json; None = not known, so not compared.
         allow_outside: accept files outside root.
+
+    Raises:
+        UserError: a split that is no folder's name.
     """
 
     root: Path
@@ -51,6 +54,9 @@ class Rules:
     modalities: tuple[str, ...] | None
     categories: tuple[str, ...] | None
     allow_outside: bool = False
+
+    def __post_init__(self) -> None:
+        check_split_name(self.split)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from mmdit.data.description import parse_description
 from mmdit.data.lines import MANIFEST, Rules, parse_manifest
 from mmdit.data.problems import Problem
-from mmdit.errors import UserError, unknown_name
+from mmdit.errors import UserError, check_choice, unknown_name
 from mmdit.modalities.depth import DEPTH_SCALE
 from mmdit.modalities.modality import Modality
 from mmdit.modalities.table import MODALITIES, codec_class
@@ -107,8 +107,11 @@ def modalities_from_dataset(
         settings: changes per modality name, e.g. ``{"depth": {"space": "depth", "quantiles": [0, 1]}}``.
 
     Raises:
-        UserError: a name that the dataset does not have.
+        UserError: a name that the dataset does not have, one that is named twice, or none at all.
     """
+    if names is not None:
+        names = list(names)
+        check_choice("modalities", names)
     chosen = {}
     for name in info.modalities if names is None else names:
         if name not in info.modalities:
@@ -135,13 +138,13 @@ def read_manifest(info: DatasetInfo, split: str) -> list[Sample]:
     Raises:
         UserError: no such split, or the first of what is wrong with its lines (``mmdit.data.lines`` has the rules).
     """
+    rules = Rules(info.root, split, info.modalities, info.categories, info.allow_outside)
     folder = info.root / split
     path = folder / MANIFEST
     if not path.is_file():
         found = ", ".join(list_splits(info.root)) or "none"
         raise UserError(f"{path}: no such file; splits in {info.root}: {found}")
     samples: list[Sample] = []
-    rules = Rules(info.root, split, info.modalities, info.categories, info.allow_outside)
     for row, problems in parse_manifest(rules):
         if problems:
             raise problems[0].error(info.root)

@@ -6,9 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmdit.errors import UserError
+from mmdit.storage.json_text import quoted
 from mmdit.storage.names import path_of
 
 MAX_NAME, MAX_PATH = 255, 4095  # bytes; what file systems take
+
+
+def check_split_name(split: str) -> None:
+    """Raise UserError for what is not the name of a folder in the dataset, whatever letters its owner gave it."""
+    if split in ("", ".", "..") or set(split) & {"/", os.sep, "\0"}:
+        raise UserError(f"split {quoted(split)}: must be the name of a folder in the dataset, such as 'train'")
 
 
 class PathRule:

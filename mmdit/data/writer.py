@@ -15,12 +15,13 @@ from mmdit.data.lines import MANIFEST
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, build_codec, get_modalities
 from mmdit.modalities.files import png
-from mmdit.names import DATASET
+from mmdit.names import DATASET, LATENTS
 from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.names import MAX_BYTES, path_of, text_of
 
 PNG = ".png"
+_OWNERS = {DATASET: "a dataset", LATENTS: "the latents of a dataset"}  # file -> what the folder is that has it
 
 
 def check_split(split: str) -> None:
@@ -31,6 +32,13 @@ def check_split(split: str) -> None:
         )
 
 
+def refuse_foreign(folder: Path, own: str = "") -> None:
+    """Raise UserError where a folder that is to be written is a dataset or latents; ``own``: the file that is no other's."""
+    for name, what in _OWNERS.items():
+        if name != own and (folder / name).is_file():
+            raise UserError(f"{folder}: is {what}, whose files would be mixed with others: choose another --output")
+
+
 class DatasetWriter:
     """Writes ``<root>/<split>/<modality>/<id>.png``. Any number of processes may, as long as no two write one sample.
 
@@ -38,10 +46,14 @@ class DatasetWriter:
         root: the dataset folder.
         split: name of a folder in it.
         depth_scale: metres per unit of the 16-bit depth.
+
+    Raises:
+        UserError: a split that is no plain name, or a folder of latents.
     """
 
     def __init__(self, root: str | Path, split: str, depth_scale: float = 0.001) -> None:
         check_split(split)
+        refuse_foreign(Path(root), DATASET)
         self.folder = Path(root) / path_of(split)
         self.depth_scale = depth_scale
 

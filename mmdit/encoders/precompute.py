@@ -19,10 +19,12 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch import nn
 
+from mmdit.data.description import identity
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
 from mmdit.data.shards import ShardFile
+from mmdit.data.writer import refuse_foreign
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.guarded import GuardedFolder, check_image_size
@@ -38,13 +40,15 @@ from mmdit.encoders.shard_jobs import (
 )
 from mmdit.encoders.shard_sources import ShardRecord
 from mmdit.encoders.shard_writing import ShardWriter
-from mmdit.errors import UserError
+from mmdit.errors import UserError, check_choice
 from mmdit.modalities import IMAGE, Modality
+from mmdit.names import LATENTS
 from mmdit.progress import Progress
 from mmdit.storage.component import load_component
 from mmdit.storage.digests import digest_json, digest_tensors
 from mmdit.storage.files import share_weights
 from mmdit.storage.lock import FolderLock
+from mmdit.storage.names import text_of
 from mmdit.storage.requests import Request
 
 THREADS = 16
@@ -112,16 +116,20 @@ def encode_dataset(
         say: where the estimate of disk, the bad samples and the progress messages go.
 
     Raises:
-        UserError: bad samples, after all were named; an output that is the dataset itself, or holds latents of another VAE,
-            other modalities or another size, or that another process writes into; less free disk than needed, before
-            anything is written.
+        UserError: bad samples, after all were named; an output that is a dataset, or holds latents of another one, of another
+            VAE, other modalities or another size, or that another process writes into; a teacher that is missing where
+            features are there; a split that is named twice; less free disk than needed, before anything is written.
     """
     processes = processes or Processes()
     data, output = Path(data), Path(output)
     if data.resolve() == output.resolve():
         raise UserError(f"{output}: is the dataset itself; latents need another folder, such as {output}_latents")
+    refuse_foreign(output, LATENTS)
     available = list_splits(data)
-    splits = sorted(available, key=lambda s: (s != TRAIN, s)) if splits is None else list(splits)
+    if splits is None:
+        splits = sorted(available, key=lambda s: (s != TRAIN, s))
+    else:
+        check_choice("--splits", splits)
     if not splits:
         raise UserError(f"{data}: no folder in it has a manifest.jsonl; there is nothing to encode")
     folders = {
@@ -137,12 +145,23 @@ def encode_dataset(
         moments_shape=moments_shape,
         vae={"fingerprint": fingerprint(vae), "config": _plain_config(vae)},
         features=None if teacher is None else _describe(teacher, features_shape),
-        source={"licence": first.licence, "provenance": first.provenance, "size": size},
+        source={
+            "licence": first.licence,
+            "provenance": first.provenance,
+            "name": text_of(data.resolve().name),
+            "size": size,
+        },
     )
     with FolderLock(output, "mmdit data encode") if processes.rank == 0 else nullcontext():
         info = _merge_with_existing(output, info, vae)
         jobs = [job for split in splits for job in shard_jobs(output, split, folders[split], info, shard_size)]
         todo = _incomplete(jobs, info, folders, skip_bad)
+        if teacher is None and (lacking := sum(not job.lists_samples for job in todo)):
+            name = (info.features or {}).get("teacher")
+            raise UserError(
+                f"{output}: holds features of {name}, and {lacking} files of them are to be written: give --teacher again, or "
+                "choose another --output"
+            )
         if processes.rank == 0:
             check_disk(output, todo, say)
             if older := sum(is_of_an_older_version(job) for job in todo):
@@ -214,7 +233,7 @@ def _finish(
     if fingerprint(vae) == info.vae["fingerprint"]:  # else the output has its own, with another decoder
         vae.save_pretrained(output / "vae")  # training and its exported pipeline decode with this very VAE
         share_weights(output / "vae")
-    write_json(output / "latents.json", info.to_dict())
+    write_json(output / LATENTS, info.to_dict())
     say(f"{output}: {', '.join(f'{split} {count}' for split, count in counts.items())} samples encoded")
     if skipped := sum(len(record.left_out) for record in records.values()):
         say(f"{output}: {skipped} bad samples are left out")
@@ -273,18 +292,28 @@ def _decisive(info: LatentsInfo) -> dict[str, Any]:
     }
 
 
+def _dataset(info: LatentsInfo) -> dict[str, Any]:
+    """Which dataset an output is of; empty where an earlier version did not say."""
+    if "provenance" not in info.source:
+        return {}
+    facts = identity(info.source["provenance"], info.source.get("name"))
+    return {f"the dataset's {key}": value for key, value in facts.items()}
+
+
 def _merge_with_existing(output: Path, info: LatentsInfo, vae: AutoencoderKL) -> LatentsInfo:
     """Keep the whitening statistics (and the features) of an output that is being extended, if it fits.
 
     A VAE that differs from the output's own in its decoder alone makes the same latents: the output keeps its own.
     """
-    if not (output / "latents.json").is_file():
+    if not (output / LATENTS).is_file():
         return info
     old = read_latents_info(output)
     if info.vae["fingerprint"] != old.vae["fingerprint"] and _stored_encoder(output) == encoder_fingerprint(vae):
         info = replace(info, vae=old.vae)
     remedy = "choose another --output, or delete it"
-    Request(_decisive(info)).refuse_other(_decisive(old), output, "latents", remedy)
+    dataset = _dataset(info)  # a split that was added to it later is not in the record
+    request = Request({**_decisive(info), **dataset}, optional=dataset)
+    request.refuse_other({**_decisive(old), **_dataset(old)}, output, "latents", remedy)
     if info.features is not None and old.features is not None:
         Request(info.features).refuse_other(old.features, output, "features", "delete them first")
     features = info.features or old.features

@@ -39,6 +39,9 @@ def test_modalities_take_classes_from_the_dataset_and_settings_from_the_caller(m
     assert [c["id"] for c in modalities["segmentation"].settings["classes"]] == [0, 1, 5]
     assert dict(modalities["depth"].settings) == {"space": "depth", "quantiles": [0, 1]}
     assert list(modalities_from_dataset(info, ["depth", "rgb"])) == ["depth", "rgb"]
+    for names, message in (([], "modalities is an empty list"), (["rgb", "rgb"], "modalities names 'rgb' twice")):
+        with pytest.raises(UserError, match=message):
+            modalities_from_dataset(info, names)
     with pytest.raises(UserError, match=r"'dept'.*'depth'"):
         modalities_from_dataset(info, ["dept"])
     with pytest.raises(UserError, match="in settings 'flow'"):

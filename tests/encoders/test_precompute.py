@@ -5,6 +5,7 @@ import shutil
 import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from mmdit.data.folder import AlignedFolder, stack_modalities
 from mmdit.data.latents import LatentShards, read_latents_info
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
+from mmdit.data.writer import DatasetWriter
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.precompute import Processes, encode_dataset, encoder_fingerprint, fingerprint
 from mmdit.encoders.scene_teacher import SceneTeacher
@@ -197,6 +199,18 @@ def test_features_of_both_views_are_stored_and_can_be_added_later(make_dataset, 
     assert _encode(root, tmp_path / "out", vae).features == info.features
 
 
+def test_features_of_changed_samples_need_their_teacher_again(make_dataset, vae, teacher, tmp_path):
+    root = make_dataset()
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    before = _files(tmp_path / "out")
+    _change_pixels(root / "train/rgb/004.png")
+    with pytest.raises(UserError, match=r"features of scene_teacher, and 1 files .*give --teacher again"):
+        _encode(root, tmp_path / "out", vae)
+    assert _files(tmp_path / "out") == before
+    _encode(root, tmp_path / "out", vae, teacher=teacher)
+    assert len(LatentShards(tmp_path / "out", features=True)) == 10
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_samples_of_another_size_are_named(make_dataset, vae, tmp_path, num_workers, capsys):
     root = make_dataset()
@@ -234,6 +248,60 @@ def test_the_dataset_itself_is_no_output(make_dataset, vae):
     with pytest.raises(UserError, match=r"is the dataset itself; latents need another folder, such as .*_latents"):
         _encode(root, root / "train" / "..", vae)
     assert kept == {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["../dataset/train"], "must be the name of a folder"),
+        (["train", "train"], "--splits names 'train' twice"),
+        ([], "--splits is an empty list"),
+    ],
+)
+def test_splits_are_folders_of_the_dataset_each_once(make_dataset, vae, tmp_path, splits, message):
+    root = make_dataset()
+    before = _files(root)
+    with pytest.raises(UserError, match=message):
+        _encode(root, tmp_path / "out", vae, splits=splits)
+    assert not (tmp_path / "out").exists()
+    assert _files(root) == before
+
+
+def test_folders_of_others_are_no_output(make_dataset, vae, tmp_path):
+    root = make_dataset()
+    other = Path(shutil.copytree(root, tmp_path / "other"))
+    with pytest.raises(UserError, match=r"other: is a dataset, .*choose another --output"):
+        _encode(root, other, vae)
+    _encode(root, tmp_path / "out", vae)
+    with pytest.raises(UserError, match=r"out: is the latents of a dataset, .*choose another --output"):
+        DatasetWriter(tmp_path / "out", "train")
+
+
+def test_an_output_is_of_one_dataset(make_dataset, vae, tmp_path):
+    """Which may be moved and extended."""
+    facts = {"generator": "mmdit data label", "images": {"train": {"folder": "a", "licence": "unknown"}}}
+    root = make_dataset(provenance=facts)
+    _encode(root, tmp_path / "out", vae)
+    make_dataset(num_samples=6, provenance={**facts, "images": {"train": {"folder": "b", "licence": "CC0"}}})
+    before = _files(tmp_path / "out")
+    with pytest.raises(UserError, match=r"the dataset's images\.train\.folder was 'a', now 'b'"):
+        _encode(root, tmp_path / "out", vae)
+    assert _files(tmp_path / "out") == before
+    images = {"train": {"folder": "a", "licence": "CC0"}, "val": {"folder": "c", "licence": "CC0"}}
+    make_dataset(num_samples=6, provenance={**facts, "images": images, "labels": {"depth": {}}})
+    _encode(root.rename(tmp_path / "moved"), tmp_path / "out", vae)
+    assert len(LatentShards(tmp_path / "out")) == 12
+    make_dataset(provenance=None)
+    with pytest.raises(UserError, match="the dataset's generator was 'mmdit data label', now None"):
+        _encode(root, tmp_path / "out", vae)
+
+
+def test_a_dataset_without_provenance_goes_by_its_name(make_dataset, vae, tmp_path):
+    root = make_dataset(provenance=None)
+    _encode(root, tmp_path / "out", vae)
+    _encode(root, tmp_path / "out", vae)
+    with pytest.raises(UserError, match="the dataset's name was 'dataset', now 'another'"):
+        _encode(shutil.copytree(root, tmp_path / "another"), tmp_path / "out", vae)
 
 
 def test_another_vae_or_codec_is_refused(make_dataset, vae, tmp_path):
@@ -279,7 +347,7 @@ def test_shards_record_their_origin(make_dataset, vae, tmp_path):
     info = _encode(root, tmp_path / "out", vae)
     values = json.loads((tmp_path / "out/latents.json").read_text())
     assert values["vae"]["config"]["in_channels"] == 48
-    assert values["source"] == {"licence": "CC0", "provenance": "random numbers", "size": None}
+    assert values["source"] == {"licence": "CC0", "provenance": "random numbers", "name": "dataset", "size": None}
     assert read_latents_info(tmp_path / "out") == info
     with safe_open(tmp_path / "out/train/shard-00000.safetensors", framework="pt") as file:
         assert set(file.metadata()) == {"content"}

@@ -47,6 +47,23 @@ def test_latents_without_a_readable_vae(latents: Path) -> None:
         build_run(config)
 
 
+def test_the_vae_is_that_of_the_latents(latents: Path) -> None:
+    """Latents of versions that did not say which it was are taken with what is there."""
+    config = replace(
+        TrainingConfig(), model=ModelConfig(size="nano"), data=DataConfig(path=str(latents), val_split=None)
+    )
+    build_run(config)
+    weights = latents / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({name: value + 1 for name, value in state.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"vae: is another VAE than that of latents\.json"):
+        build_run(config)
+    values = json.loads((latents / "latents.json").read_text())
+    del values["vae"]["fingerprint"]
+    (latents / "latents.json").write_text(json.dumps(values))
+    build_run(config)
+
+
 @pytest.mark.parametrize(("generator", "saw"), [("mmdit data render", False), ("mmdit data import", None)])
 def test_card_says_that_scenes_are_no_photographs(
     latents: Path, tmp_path: Path, generator: str, saw: bool | None
@@ -89,6 +106,20 @@ def test_latents_without_a_split_to_validate_on(latents: Path) -> None:
         build_run(config)
     with pytest.raises(UserError, match=r"finished splits of .*: train"):
         build_run(replace(config, data=DataConfig(path=str(latents), train_split="trian")))
+
+
+@pytest.mark.parametrize(
+    ("modalities", "split", "message"),
+    [
+        ([], "train", "model.modalities is an empty list"),
+        (["rgb", "rgb"], "train", "model.modalities names 'rgb' twice"),
+        (None, "../latents/train", r"split '\.\./latents/train': must be the name of a folder"),
+    ],
+)
+def test_names_of_the_data_are_each_one(latents: Path, modalities: list[str] | None, split: str, message: str) -> None:
+    data = DataConfig(path=str(latents), train_split=split, val_split=None)
+    with pytest.raises(UserError, match=message):
+        build_run(replace(TrainingConfig(), model=ModelConfig(size="nano", modalities=modalities), data=data))
 
 
 def test_images_that_do_not_divide_into_patches(latents: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmdit.bounds import check_bounds
-from mmdit.errors import UserError, unknown_name
+from mmdit.errors import UserError, check_choice, unknown_name
 from mmdit.training.config import TrainingConfig
 from mmdit.training.optimizers import check_optimizer
 from mmdit.training.recipes.autoencoder import autoencoder_run
@@ -40,6 +40,8 @@ def build_run(config: TrainingConfig) -> Run:
     check_bounds(config)
     check_processes(config.trainer)
     check_optimizer(config.optimizer)
+    if config.model.modalities is not None:
+        check_choice("model.modalities", config.model.modalities)
     if config.trainer.strategy == "fsdp2" and config.recipe != "transformer":
         raise UserError(
             f"trainer.strategy 'fsdp2' shards transformers: recipe {config.recipe!r} is small, train it with 'ddp'"

@@ -19,7 +19,7 @@ from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import PromptDraw, PromptedLatents
 from mmdit.data.synthetic import SyntheticLatents
 from mmdit.encoders.features import load_teacher
-from mmdit.encoders.precompute import encoder_fingerprint
+from mmdit.encoders.precompute import encoder_fingerprint, fingerprint
 from mmdit.encoders.vae_teacher import VAETeacher
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import MODALITIES, Modality, get_modalities
@@ -169,7 +169,7 @@ def stored_data(config: TrainingConfig) -> LatentData:
             splits[i] = _with_images(config.alignment, latents, config.data.allow_outside)
         else:
             splits[i] = latents
-    vae = _stored_vae(root / "vae")
+    vae = _stored_vae(root / "vae", info.vae.get("fingerprint"))
     if config.data.whitening not in WHITENINGS:
         raise unknown_name("data.whitening", config.data.whitening, WHITENINGS)
     whiten = WHITENINGS[config.data.whitening]
@@ -240,13 +240,19 @@ def _check_modality(ours: Modality, theirs: Modality, free: set[str], where: str
         )
 
 
-def _stored_vae(folder: Path) -> AutoencoderKL:
+def _stored_vae(folder: Path, expected: Any) -> AutoencoderKL:
+    """The VAE beside latents; ``expected``: its fingerprint, None = an earlier version did not say."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; run 'mmdit data encode' again, it writes the VAE too")
     try:
-        return load_component(folder, AutoencoderKL, low_cpu_mem_usage=False)
+        vae = load_component(folder, AutoencoderKL, low_cpu_mem_usage=False)
     except UserError as error:
         raise UserError(f"{folder}: damaged ({error}); delete it and run 'mmdit data encode' again") from error
+    if expected is not None and fingerprint(vae) != expected:
+        raise UserError(
+            f"{folder}: is another VAE than that of latents.json beside it: run 'mmdit data encode' again with its own"
+        )
+    return vae
 
 
 def _with_images(alignment: AlignmentConfig, latents: LatentShards, allow_outside: bool) -> Dataset[Any]:
