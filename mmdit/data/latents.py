@@ -17,7 +17,7 @@ ImageNet at 256 pixels, four modalities with 2C h w = 8 x 32 x 32, are 84 GB per
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -28,18 +28,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdit.data.folder import AlignedFolder
-from mmdit.data.manifest import NO_CATEGORY
+from mmdit.data.manifest import NO_CATEGORY, Sample
 from mmdit.data.paths import check_split_name
+from mmdit.data.shard_sources import ShardRecord
 from mmdit.data.shards import OpenFiles, ShardFile, half_batch
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE, Modality
 from mmdit.names import LATENTS
 from mmdit.storage.digests import digest_json
+from mmdit.storage.file_state import read_state
 from mmdit.storage.json_text import quoted, read_json
 from mmdit.storage.listing import list_folders
 
 FORMAT_VERSION = 1
 MAX_INDEX = 2**30  # the ids of some tens of millions of samples
+COMPARED = 8  # pictures of a shard by which its dataset is known
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,11 @@ def shard_name(number: int) -> str:
 def features_name(number: int) -> str:
     """File name of the teacher's features for the same samples."""
     return f"features-{number:05d}.safetensors"
+
+
+def sources_name(number: int) -> str:
+    """File name of what is remembered of the files that a shard was made from."""
+    return f"sources-{number:05d}.json"
 
 
 class LatentShards(Dataset):
@@ -236,6 +244,28 @@ class LatentShards(Dataset):
                 raise UserError(f"{path}: damaged: the 'content' of a shard is no object; encode the split again")
         return index
 
+    def refuse_other_source(self, root: Path, samples: Iterable[Sample]) -> None:
+        """Raise UserError where a dataset's pictures are not those that were encoded: ids alone are the same in many.
+
+        Some of the first, the middle and the last shard are compared, as far as both are there.
+
+        Args:
+            root: the dataset, for the message.
+            samples: of the same split of it.
+        """
+        pictures = {sample.id: path for sample in samples if (path := sample.files.get(IMAGE)) is not None}
+        last = len(self._shards) - 1
+        for number in sorted({0, last // 2, last}):
+            files = ShardRecord.read(self.root / self.split / sources_name(number)).files
+            for sample_id in list(files)[:: max(1, len(files) // COMPARED)]:
+                known = files[sample_id].get(IMAGE)
+                found = read_state(pictures[sample_id], known) if known and sample_id in pictures else None
+                if known and found and found.digest != known.digest:
+                    raise UserError(
+                        f"{root}: its {IMAGE} of {sample_id!r} is not the one that {self.root} was encoded from: give the "
+                        "dataset that was encoded, or encode this one"
+                    )
+
     def relabel(self, table: Sequence[int]) -> None:
         """Give each category of the data another id, such as a trained model's: ``table[id]``, -1 = none."""
         self._category = torch.tensor([*table, NO_CATEGORY])[self._category]  # -1 is the last
@@ -292,7 +322,7 @@ class LatentsWithImages(Dataset):
         images: the same split of the dataset folder, with RGB alone and ``mirrored=True``.
 
     Raises:
-        UserError: a sample of the latents that the folder lacks.
+        UserError: a sample of the latents that the folder lacks, or that is another picture there.
     """
 
     def __init__(self, latents: LatentShards, images: AlignedFolder) -> None:
@@ -304,6 +334,7 @@ class LatentsWithImages(Dataset):
                 f"{images.info.root}, split {images.split!r}, lacks {len(missing)} samples that {latents.root} holds, first "
                 f"{missing[0]!r}: give the dataset folder that was encoded"
             )
+        latents.refuse_other_source(images.info.root, images.samples)
         self._rows = [position[sample_id] for sample_id in latents.ids]
 
     def __len__(self) -> int:

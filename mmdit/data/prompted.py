@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from mmdit.data.entity_counts import COUNTS
 from mmdit.data.latents import LatentShards
-from mmdit.data.lines import Rules
+from mmdit.data.lines import MANIFEST, Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
 from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
 from mmdit.data.transforms import JointTransform
@@ -104,7 +104,7 @@ class PromptedLatents(Dataset):
         allow_outside: accept paths outside ``root``.
 
     Raises:
-        UserError: no prompts, or bad ones.
+        UserError: no prompts, or bad ones; a dataset whose pictures are not those that were encoded.
     """
 
     takes_positions = True
@@ -129,8 +129,11 @@ class PromptedLatents(Dataset):
         height, width = latents.info.moments_shape[1:]
         self._transform = JointTransform((height, width))
         self._pictures: dict[str, str] = {}
-        if draw.max_subjects > 0:
+        samples = []
+        if draw.max_subjects > 0 or (info.root / split / MANIFEST).is_file():
             samples = read_manifest(info, split)
+        latents.refuse_other_source(info.root, samples)
+        if draw.max_subjects > 0:
             self._pictures = {
                 sample.id: str(path) for sample in samples if (path := sample.files.get(IMAGE)) is not None
             }

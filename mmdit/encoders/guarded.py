@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.manifest import Sample
-from mmdit.encoders.shard_sources import SampleState, sample_state
+from mmdit.data.shard_sources import SampleState, sample_state
 from mmdit.errors import UserError, one_line
 
 

@@ -23,6 +23,7 @@ from mmdit.data.description import identity
 from mmdit.data.folder import AlignedFolder
 from mmdit.data.latents import LatentsInfo, read_latents_info, whitening_statistics
 from mmdit.data.manifest import list_splits
+from mmdit.data.shard_sources import ShardRecord
 from mmdit.data.shards import ShardFile
 from mmdit.data.writer import refuse_foreign
 from mmdit.encoders.codec import LatentCodec
@@ -38,7 +39,6 @@ from mmdit.encoders.shard_jobs import (
     shard_jobs,
     write_json,
 )
-from mmdit.encoders.shard_sources import ShardRecord
 from mmdit.encoders.shard_writing import ShardWriter
 from mmdit.errors import UserError, check_choice
 from mmdit.modalities import IMAGE, Modality

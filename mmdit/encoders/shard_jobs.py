@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmdit.data.folder import AlignedFolder, stack_modalities
-from mmdit.data.latents import LatentsInfo, features_name, shard_name
+from mmdit.data.latents import LatentsInfo, features_name, shard_name, sources_name
 from mmdit.data.manifest import Sample
+from mmdit.data.shard_sources import SampleState, ShardRecord, sample_state
 from mmdit.encoders.codec import LatentCodec
 from mmdit.encoders.features import FeatureTeacher
 from mmdit.encoders.scene_teacher import SceneTeacher
-from mmdit.encoders.shard_sources import SampleState, ShardRecord, sample_state
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE
 from mmdit.storage.digests import digest_json
@@ -185,7 +185,7 @@ def shard_jobs(
         n, views = len(ids), info.num_views
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(info.modalities, (n, views, *info.moments_shape))
         shapes |= {"present": (n, len(info.modalities)), "category": (n,)}
-        record = output / split / f"sources-{number:05d}.json"
+        record = output / split / sources_name(number)
         yield MomentsJob(split, output / split / shard_name(number), record, start, ids, shapes)
         if info.features is not None:
             shapes = {"features": (n, views, *info.features["shape"])}

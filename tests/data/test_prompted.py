@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from mmdit.data.datamodule import ResumableDataModule, StepSampler, make_loader
-from mmdit.data.latents import LatentShards
+from mmdit.data.folder import AlignedFolder
+from mmdit.data.latents import LatentShards, LatentsWithImages
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.data.prompted import (
     PromptDraw,
@@ -291,6 +293,24 @@ def test_bad_data(folders, tmp_path):
     (tmp_path / "data" / "train" / PROMPTS).unlink()
     with pytest.raises(UserError, match=r"prompts.jsonl: no such file; 'mmdit data render'"):
         PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
+
+
+def test_another_dataset_with_the_same_ids_is_refused(folders, tmp_path):
+    data, latents = folders
+    shards = LatentShards(latents, "train", ["rgb"])
+    moved = Path(shutil.copytree(data, tmp_path / "moved", copy_function=shutil.copy))  # with times of their own
+    render_dataset(tmp_path / "other", num_samples=8, seed=4, num_workers=0, composition="subjects")
+    for max_subjects in (0, 4):
+        draw = PromptDraw(max_subjects=max_subjects)
+        PromptedLatents(shards, moved, draw, 0)
+        with pytest.raises(
+            UserError, match=f"other: its rgb of '000000' is not the one that {latents} was encoded from"
+        ):
+            PromptedLatents(shards, tmp_path / "other", draw, 0)
+    modalities = modalities_from_dataset(read_dataset_info(data), ["rgb"])
+    with pytest.raises(UserError, match="other: its rgb of '000000' is not the one"):
+        LatentsWithImages(shards, AlignedFolder(tmp_path / "other", "train", modalities, mirrored=True))
+    LatentsWithImages(shards, AlignedFolder(moved, "train", modalities, mirrored=True))
 
 
 def test_masks_are_read_where_they_are_asked_for(folders):

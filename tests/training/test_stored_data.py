@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mmdit.cli.main import main
@@ -142,7 +143,9 @@ def test_data_without_categories(
     (latents / "latents.json").write_text(json.dumps({**info, "categories": []}))
     for shard in latents.glob("*/shard-*.safetensors"):
         tensors = load_file(shard)
-        save_file({**tensors, "category": torch.full_like(tensors["category"], -1)}, shard)
+        with safe_open(shard, framework="pt") as file:
+            metadata = file.metadata()
+        save_file({**tensors, "category": torch.full_like(tensors["category"], -1)}, shard, metadata=metadata)
     config = tiny_config(
         max_steps=1,
         alignment=None,
