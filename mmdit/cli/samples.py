@@ -101,7 +101,7 @@ def samples(
     folder = SampleFolder(output, plan, settings, hardware)
     joined = 0 if list(output.glob("samples_*.npz")) else num_samples
     prepare_folder(output, (len(folder.missing()) * block_size + joined) * height * width * 3)
-    mine = [number for number in plan.share(rank, world_size) if not folder.path(number).is_file()]
+    mine = sorted(set(plan.share(rank, world_size)) & set(folder.missing()))
     for done, number in enumerate(mine, start=1):
         folder.write(
             number,

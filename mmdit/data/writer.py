@@ -14,7 +14,7 @@ import numpy as np
 from mmdit.data.lines import MANIFEST
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, build_codec, get_modalities
-from mmdit.modalities.files import png
+from mmdit.modalities.files import is_whole, png
 from mmdit.names import DATASET, LATENTS
 from mmdit.storage.files import atomic_file, write_atomically
 from mmdit.storage.json_text import quoted, read_json
@@ -66,8 +66,9 @@ class DatasetWriter:
         return self.folder / path_of(self.name(modality, sample_id, suffix))
 
     def existing(self, modality: str) -> set[str]:
-        """Return the ids of the samples whose file of this modality is there, and so is whole."""
-        return existing_stems(self.folder / modality, PNG)
+        """Return the ids of the samples whose file of this modality is there and whole: a disk may have lost what was written."""
+        found = existing_stems(self.folder / modality, PNG)
+        return {sample_id for sample_id in found if is_whole(self.path(modality, sample_id))}
 
     def save(self, modality: str, sample_id: str, array: np.ndarray) -> None:
         """Write one file.

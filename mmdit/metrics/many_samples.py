@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from mmdit.errors import UserError, unknown_name
-from mmdit.metrics.image_sets import BLOCKS, write_npz
+from mmdit.metrics.image_sets import BLOCKS, NpzImages, write_npz
 from mmdit.metrics.maps import batched, sample_generators
 from mmdit.modalities import IMAGE
+from mmdit.modalities.files import is_whole
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.files import atomic_file
 from mmdit.storage.json_object import read_object, write_json
@@ -119,19 +120,27 @@ class SampleFolder:
             np.save(file, images, allow_pickle=False)
 
     def missing(self) -> list[int]:
-        """Return the numbers of the missing blocks."""
-        return [number for number in range(self.plan.num_blocks) if not self.path(number).is_file()]
+        """Return the numbers of the blocks that are missing, or were cut off."""
+        return [number for number in range(self.plan.num_blocks) if not is_whole(self.path(number))]
 
     def join(self) -> Path:
         """Write the blocks as one .npz, named as ADM names them, and return its path. Raises UserError for a bad block."""
         height, width = self.read(0).shape[1:3]
         shape = (self.plan.num_samples, height, width, 3)
         path = self.folder / f"samples_{'x'.join(map(str, shape))}.npz"
-        if not path.is_file():
+        if not _holds(path, shape):
             blocks: Iterator[np.ndarray] = (self.read(number) for number in range(self.plan.num_blocks))
             labels = None if self.plan.labels == "none" else self.plan.class_labels()
             write_npz(path, blocks, shape, labels)
         return path
+
+
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether an .npz is there, with all its members, and images of this shape."""
+    try:
+        return path.is_file() and NpzImages(path).shape == shape
+    except UserError:
+        return False
 
 
 def make_block(

@@ -51,6 +51,11 @@ def test_manifest_lists_what_is_there(tmp_path):
     writer.save("depth", "d", np.ones((2, 2)))  # no RGB: no sample
     (tmp_path / "train/rgb/.e.png.tmp").write_bytes(b"half")
     assert writer.existing("rgb") == {"n01/a", "b", "c"}
+    writer.save("rgb", "e", np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "train/rgb/f.png").write_bytes(b"")
+    cut = tmp_path / "train/rgb/e.png"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    assert writer.existing("rgb") == {"n01/a", "b", "c"}
     rows = [("n01/a", "n01"), ("b", None), ("c", None), ("d", None), ("e", None)]
     assert writer.write_manifest(rows, ["rgb", "depth"]) == 3
     lines = [json.loads(line) for line in (tmp_path / "train/manifest.jsonl").read_text().splitlines()]

@@ -89,6 +89,14 @@ def test_joined_blocks(tmp_path):
     with np.load(path) as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], images)
         np.testing.assert_array_equal(arrays["arr_1"], np.arange(10) % 3)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-30], whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        folder.join()
+        with np.load(path) as arrays:
+            np.testing.assert_array_equal(arrays["arr_0"], images)
+    folder.path(2).write_bytes(folder.path(2).read_bytes()[:-1])
+    assert folder.missing() == [2]
 
 
 def test_another_request_and_damaged_blocks(tmp_path):

@@ -15,6 +15,7 @@ from mmdit.data.writer import DatasetWriter, read_description, write_description
 from mmdit.errors import UserError, one_line
 from mmdit.modalities import IMAGE, Reading
 from mmdit.modalities.codec import Codec
+from mmdit.modalities.files import is_whole
 from mmdit.modalities.orientation import turn_together
 from mmdit.progress import Progress
 from mmdit.sources.folders.description import GENERATOR, describe
@@ -174,7 +175,7 @@ def _current(
     """Suffix of the file that was made from the sample's as it is now; None = there is none."""
     for suffix in store.suffixes(sample.files[name]):
         made = writer.path(name, _file_name(sample), suffix)
-        if made.is_file() and records.is_current(sample.id, sample.files[name], made, suffix):
+        if is_whole(made, Path(sample.files[name])) and records.is_current(sample.id, sample.files[name], made, suffix):
             return suffix
     return None
 

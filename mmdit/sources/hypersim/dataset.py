@@ -120,8 +120,10 @@ def import_hypersim(
     }
     with FolderLock(output, GENERATOR):
         _describe(output, exact_cameras=camera_table is not None)
-        # RGB is written last: where it is, the frame is whole.
-        done = {name: writer.existing("rgb") for name, writer in writers.items()}
+        done = {
+            name: set.intersection(*(writer.existing(modality) for modality in MODALITIES))
+            for name, writer in writers.items()
+        }
         todo = [frame for frame in frames if frame.id not in done[frame.split]]
         workers = min(usable_cores() if num_workers is None else num_workers, len(todo))
         work = partial(_import_frame, Reader(source, allow_outside), output)

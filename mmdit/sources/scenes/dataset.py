@@ -22,6 +22,7 @@ from mmdit.data.prompts_writer import PromptsWriter, entity_values
 from mmdit.data.writer import DatasetWriter, check_split, read_description, write_description
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
+from mmdit.modalities.files import is_whole
 from mmdit.progress import Progress
 from mmdit.sources.processes import MAX_WORKERS, map_in_processes, usable_cores
 from mmdit.sources.scenes.captions import FLOOR, GROUND, STYLE, WALL, captions, ground_phrase, phrase
@@ -131,7 +132,7 @@ def write_scenes(output: Path, num_samples: int, scenes: SceneSource, num_worker
 
 def _missing(writer: DatasetWriter, num_samples: int, progress: Progress) -> Iterator[int]:
     for index in range(num_samples):
-        if all(writer.path(modality, _sample_id(index)).exists() for modality in MODALITIES):
+        if all(is_whole(writer.path(modality, _sample_id(index))) for modality in MODALITIES):
             progress.update()
         else:
             yield index

@@ -262,3 +262,19 @@ def test_output_of_something_else_is_refused(tmp_path, make_dataset):
         _import({"rgb": other, "depth": tmp_path / "depth"}, out)
     with FolderLock(out, "a test"), pytest.raises(UserError, match="a test"):
         _import({"rgb": rgb, "depth": tmp_path / "depth"}, out)
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[: len(content) // 2]])
+def test_files_that_were_cut_off_are_imported_again(tmp_path, damage):
+    rgb = _rgb(tmp_path, "a.jpg", "b.png")
+    depth = _maps(tmp_path, "depth", a=RAMP + 1, b=RAMP + 2)
+    _import({"rgb": rgb, "depth": depth}, tmp_path / "out")
+    made = [tmp_path / "out/train" / name for name in ("rgb/a.jpg", "rgb/b.png", "depth/a.npy")]
+    whole = [path.read_bytes() for path in made]
+    for path in made:
+        path.write_bytes(damage(path.read_bytes()))
+    _import({"rgb": rgb, "depth": depth}, tmp_path / "out")
+    assert [path.read_bytes() for path in made] == whole
+    stamps = [path.stat().st_mtime_ns for path in made]
+    _import({"rgb": rgb, "depth": depth}, tmp_path / "out")
+    assert [path.stat().st_mtime_ns for path in made] == stamps

@@ -278,11 +278,14 @@ def test_resumes_where_files_are_missing_and_keeps_the_rest(dataset, tmp_path):
     shutil.copytree(dataset, copy)
     (copy / "train" / "depth" / "000004.png").unlink()
     (copy / "train" / "rgb" / "000007.png").unlink()
+    (copy / "train" / "normal" / "000005.png").write_bytes(b"")
+    cut = copy / "train" / "segmentation" / "000006.png"
+    cut.write_bytes(cut.read_bytes()[:-1])
     (copy / "train" / "manifest.jsonl").unlink()
     kept = copy / "train" / "rgb" / "000001.png"
     changed_at = kept.stat().st_mtime_ns
     report = render_dataset(copy, num_samples=NUM_SCENES, seed=3, num_workers=0)
-    assert (report.num_rendered, report.num_skipped) == (2, NUM_SCENES - 2)
+    assert (report.num_rendered, report.num_skipped) == (4, NUM_SCENES - 4)
     assert files_of(copy) == files_of(dataset)
     assert kept.stat().st_mtime_ns == changed_at
     assert render_dataset(copy, num_samples=4, seed=3).num_rendered == 0
