@@ -140,12 +140,12 @@ def bench_loader(
 
 def _check_report(path: Path | None) -> None:
     """Refuse a report that can't be written, before anything is timed."""
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
 
     if path is not None and path.is_dir():
         raise UserError(f"{path}: is a folder; --report is a file, such as {path / 'bench.json'}")
     if path is not None:
-        prepare_folder(path.parent)
+        prepare_file(path, "--report")
 
 
 def _write(found: dict[str, Any], path: Path | None) -> None:

@@ -77,6 +77,8 @@ def demo(
     parts = {"generate": show_generate, "understand": show_understand, "condition": show_condition}
     if reads_prompts(pipe):
         parts["prompt"] = show_prompts
+    else:
+        (output / "prompt.png").unlink(missing_ok=True)  # an earlier run's, of another model
     for name, part in parts.items():
         start = time.perf_counter()
         picture, measured, count = part(showcase, scenes)

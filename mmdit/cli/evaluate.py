@@ -68,11 +68,11 @@ def evaluate(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder; give a dataset, the folder that holds dataset.json")
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
-    prepare_folder(output.parent)
+    prepare_file(output)
     from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.metrics.report import evaluate as measure
 

@@ -36,7 +36,7 @@ def evaluate_captioner(
     if not data.is_dir():
         raise UserError(f"{data}: no such dataset folder")
     from mmdit.cli.common.model import choose_device
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.data.instructions import Instructions
     from mmdit.encoders.captioner import load_captioner
     from mmdit.metrics.captions import CaptionerEvaluation
@@ -45,7 +45,7 @@ def evaluate_captioner(
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
-    prepare_folder(output.parent)
+    prepare_file(output)
     network, processor = load_captioner(str(model))
     evaluation = CaptionerEvaluation(
         network.to(choose_device(device)),

@@ -64,14 +64,14 @@ def evaluate_geometry(
         raise UserError(f"{output}: is a folder; --output is the report's file, such as {output / 'report.json'}")
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.metrics.geometry_benchmarks import GeometrySamples
     from mmdit.storage.digests import digest_file
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
     samples = GeometrySamples(benchmark, data, list_file, crop, num_samples)
-    prepare_folder(output.parent)
+    prepare_file(output)
     from mmdit.cli.common.model import load_pipeline, lora_settings
     from mmdit.metrics.zero_shot import evaluate_geometry as measure
 

@@ -65,7 +65,7 @@ def evaluate_prompts(
     if not data.is_dir():
         raise UserError(f"--data {data}: no such folder")
     from mmdit.cli.common.model import choose_device, load_pipeline, lora_settings, quiet_libraries
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.metrics.prompts.benchmarks import find_benchmark
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
@@ -73,7 +73,7 @@ def evaluate_prompts(
     protocol = find_benchmark(benchmark)
     prompts = protocol.prompts(data, seed)[:num_prompts]
     real = protocol.real_images(data)
-    prepare_folder(output.parent)
+    prepare_file(output)
     where = choose_device(device)
     quiet_libraries()
     from mmdit.metrics.feature_networks import InceptionFeatures

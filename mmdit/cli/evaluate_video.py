@@ -57,12 +57,12 @@ def evaluate_video(
     if num_frames < 2:
         raise UserError(f"--num_frames is {num_frames}: give at least 2, a change needs them")
     from mmdit.cli.common.model import load_pipeline, lora_settings
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.metrics.video import evaluate_video as measure
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
-    prepare_folder(output.parent)
+    prepare_file(output)
     pipe = load_pipeline(model, device, dtype, lora=lora, lora_scale=lora_scale)
     pipe.set_progress_bar_config(disable=True)
     height, width = pipe.native_shape

@@ -155,13 +155,13 @@ def evaluate_generation(
     if inception is None and dinov2 is None:
         raise UserError("neither --inception nor --dinov2 is given: name at least one feature network")
     from mmdit.cli.common.model import choose_device, quiet_libraries
-    from mmdit.cli.common.output import prepare_folder
+    from mmdit.cli.common.output import prepare_file
     from mmdit.metrics.image_sets import open_images
     from mmdit.storage.json_object import write_json
     from mmdit.storage.versions import versions
 
     made, real = open_images(images), open_images(reference)
-    prepare_folder(output.parent)
+    prepare_file(output)
     quiet_libraries()
     from mmdit.metrics.feature_networks import DinoFeatures, InceptionFeatures
     from mmdit.metrics.generation import score_generation

@@ -31,10 +31,12 @@ def train(output: Path, resume: str | None = None, **sections: Any) -> None:
         **sections: the configuration, ``TrainingConfig``.
     """
     from mmdit.cli.common.model import quiet_libraries
+    from mmdit.data.writer import refuse_foreign
     from mmdit.training.processes import is_first_process
     from mmdit.training.signals import leaving_quietly
 
     quiet_libraries()
+    refuse_foreign(output)
     # The first process of a run holds its folder; the others write nothing there by themselves.
     lock = FolderLock(output, "mmdit train") if is_first_process() else nullcontext()
     with leaving_quietly(), lock:

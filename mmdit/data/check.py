@@ -16,7 +16,7 @@ from mmdit.data.lines import MANIFEST, Row, Rules, parse_manifest
 from mmdit.data.manifest import list_splits
 from mmdit.data.problems import Problem
 from mmdit.data.prompted import judge_entities
-from mmdit.data.prompts import PROMPTS, CaptionedSample, parse_prompts
+from mmdit.data.prompts import NO_PROMPT, PROMPTS, CaptionedSample, parse_prompts
 from mmdit.errors import UserError
 from mmdit.modalities import IMAGE, Codec, build_codecs
 from mmdit.modalities.depth import DEPTH_SCALE
@@ -107,12 +107,14 @@ def _prompts(rules: Rules, pictures: Mapping[str, Path | None], pool: ThreadPool
     if not (rules.root / file).exists():
         return []
     problems: list[Problem] = []
+    is_empty = True
 
     def judge(sample: CaptionedSample | None) -> list[str]:
         return [] if sample is None else judge_entities(sample, pictures[sample.id])
 
     try:
         for lines in _batches(parse_prompts(rules, pictures)):
+            is_empty = False
             for (sample, in_line), in_files in zip(
                 lines, pool.map(judge, [sample for sample, _ in lines]), strict=True
             ):
@@ -122,6 +124,8 @@ def _prompts(rules: Rules, pictures: Mapping[str, Path | None], pool: ThreadPool
                 ]
     except OSError as error:
         problems.append(Problem(file, f"can't be read: {error.strerror or error}"))
+    else:
+        problems += [Problem(file, NO_PROMPT)] if is_empty else []
     return problems
 
 

@@ -44,4 +44,5 @@ def write_excerpt(info: DatasetInfo, split: str, ids: Collection[str], output: P
             lines.append(json.dumps({"id": sample.id, "captions": prompts[sample.id].captions}, ensure_ascii=False))
     write_atomically(output / DATASET, (info.root / DATASET).read_bytes())
     writer.write_rows(rows)
-    write_atomically(writer.folder / PROMPTS, "".join(f"{line}\n" for line in lines).encode())
+    if lines:
+        write_atomically(writer.folder / PROMPTS, "".join(f"{line}\n" for line in lines).encode())

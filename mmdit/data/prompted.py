@@ -22,7 +22,8 @@ from mmdit.data.entity_counts import COUNTS
 from mmdit.data.latents import LatentShards
 from mmdit.data.lines import MANIFEST, Rules
 from mmdit.data.manifest import NO_CATEGORY, read_dataset_info, read_manifest
-from mmdit.data.prompts import PROMPTS, CaptionedSample, Entity, read_prompts
+from mmdit.data.problems import Problem
+from mmdit.data.prompts import NO_PROMPT, PROMPTS, CaptionedSample, Entity, read_prompts
 from mmdit.data.transforms import JointTransform
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import IMAGE
@@ -117,6 +118,8 @@ class PromptedLatents(Dataset):
         split = latents.split
         rules = Rules(info.root, split, None, None, allow_outside=allow_outside)
         self.prompts = read_prompts(rules)
+        if not self.prompts and (info.root / split / PROMPTS).is_file():
+            raise Problem(f"{split}/{PROMPTS}", NO_PROMPT).error(info.root)
         if not self.prompts:
             raise UserError(
                 f"{info.root / split / PROMPTS}: no such file; 'mmdit data render' and 'mmdit data prompts' write it"

@@ -22,6 +22,7 @@ from mmdit.prompt import has_brace
 from mmdit.storage.json_text import BOM, has_surrogate, parse_json, quoted
 
 PROMPTS = "prompts.jsonl"
+NO_PROMPT = "lists no prompt: give each line an id and captions, or delete it"
 MAX_TEXT = 10_000
 _USUAL_LINE = 4096  # bytes
 

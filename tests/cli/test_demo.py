@@ -95,6 +95,8 @@ def test_what_is_asked_is_judged():
 
 
 def test_demo_of_a_model_of_other_words(mmdit, prompted_pipeline_dir, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "prompt.png").write_bytes(b"of an earlier run")
     result = mmdit("demo", "--model", prompted_pipeline_dir, "--num_inference_steps", 1, "--output", "demo")
     assert result.code == 0, result.err
     assert "prompt.png is left out: prompt " in result.err

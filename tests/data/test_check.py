@@ -372,6 +372,13 @@ def test_what_prompts_name_is_read(prompted: Path, damage: Callable[[Path], obje
     assert "\n" not in problem.reason
 
 
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_prompts_without_a_line_are_a_problem(prompted: Path, content: str) -> None:
+    (prompted / "train/prompts.jsonl").write_text(content)
+    (problem,) = check_dataset(prompted).problems
+    assert str(problem).startswith("train/prompts.jsonl: lists no prompt")
+
+
 def test_a_picture_that_is_wrong_itself_is_blamed_once(prompted: Path) -> None:
     (prompted / "train/rgb/1.png").write_bytes(b"")
     problems = [str(problem) for problem in check_dataset(prompted).problems]

@@ -290,6 +290,9 @@ def test_bad_data(folders, tmp_path):
     (tmp_path / "data" / "train" / PROMPTS).write_text('{"id": "x", "captions": ["a torus"]}\n')
     with pytest.raises(UserError, match=r"has no sample that .* holds: give the dataset that was encoded"):
         PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
+    (tmp_path / "data" / "train" / PROMPTS).write_bytes(b"\n")
+    with pytest.raises(UserError, match=r"prompts.jsonl: lists no prompt"):
+        PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)
     (tmp_path / "data" / "train" / PROMPTS).unlink()
     with pytest.raises(UserError, match=r"prompts.jsonl: no such file; 'mmdit data render'"):
         PromptedLatents(shards, tmp_path / "data", PromptDraw(), 0)

@@ -1,6 +1,7 @@
 """Samples as folders: every file of a sample appears at once, and nothing that is there is lost silently.
 
-A folder is written under a hidden name and renamed. One that exists is replaced when it came from the same request; where
+A folder is written under a hidden name and renamed. One that exists is replaced when it came from the same request, and
+keeps what this run does not write, such as a mesh; where
 it came from another one, the run is refused before it starts, unless ``overwrite`` is set; a folder that holds
 anything else is never touched.
 """
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mmdit.cli.common.pictures import labelled_grid
+from mmdit.data.writer import refuse_foreign
 from mmdit.errors import UserError
 from mmdit.geometry.sample_folder import MESH, POINTS
 from mmdit.modalities import MODALITIES, build_codecs
@@ -57,10 +59,23 @@ def prepare_folder(output: Path, num_bytes: int = 0) -> None:
     """Create a folder and prove that it can be written and has room for ``num_bytes``.
 
     Raises:
-        UserError: it is a file, can't be written, or its disk is full.
+        UserError: it is a file, a dataset or latents, can't be written, or its disk is full.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; --output is a folder")
+    refuse_foreign(output)
+    _prove(output, num_bytes)
+
+
+def prepare_file(output: Path, option: str = "--output") -> None:
+    """Create the folder of a file that ``option`` names, and prove that it can be written. Raises UserError where it can't be."""
+    there = next(folder for folder in output.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise UserError(f"{option} {output}: {there.name} in its path is a file: give a path through folders")
+    _prove(output.parent)
+
+
+def _prove(output: Path, num_bytes: int = 0) -> None:
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         probe = output / f".mmdit-probe-{os.getpid()}"
@@ -162,19 +177,32 @@ class SampleWriter:
 
     def refuse_other(self, folder: Path, request: Mapping[str, Any]) -> None:
         """Raise UserError where a folder's metadata are not those of the request."""
-        try:
-            found = read_object(folder / METADATA)
-        except UserError:
-            found = None
-        Request(request, ignored=["device"], optional=["class_id", "lora"]).refuse_other(
-            found, folder, "a result", "give --overwrite or another --output"
-        )
+        remedy = "give --overwrite or another --output"
+        _request(request).refuse_other(_found(folder), folder, "a result", remedy)
 
     def write(self, sample: Sample) -> Path:
         """Write one sample; returns its folder. Raises UserError where the disk does not take it; nothing half-written stays."""
         folder, files = self.output / sample.name, sample_files(sample, self.modalities, self.exr)
         self._refuse_loss(folder, sample.request)
+        others = sorted(self.file_names & set(os.listdir(folder)) - files.keys()) if folder.is_dir() else []
+        is_same = not others or not _request(sample.request).check(_found(folder))
         with writing_folder(folder) as temporary:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
+            for name in others if is_same else ():
+                shutil.copy2(folder / name, temporary / name)
+        if not is_same:
+            print(f"{folder}: {', '.join(others)} of the other result, which was overwritten, went with it")
         return folder
+
+
+def _request(values: Mapping[str, Any]) -> Request:
+    return Request(values, ignored=["device"], optional=["class_id", "lora"])
+
+
+def _found(folder: Path) -> Any:
+    """What made a sample that is there; None = it is not known."""
+    try:
+        return read_object(folder / METADATA)
+    except UserError:
+        return None

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmdit.cli.common.inputs import read_condition
-from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
+from mmdit.cli.common.output import Sample, SampleWriter, prepare_file, prepare_folder
 from mmdit.errors import UserError
 from mmdit.modalities import MODALITIES, build_codecs, get_modalities
 
@@ -195,3 +195,35 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_full_disk_is_found_before_the_work(tmp_path):
     with pytest.raises(UserError, match=r"needs about \d+\.\d\d MB and has \d+\.\d\d MB free"):
         SampleWriter(tmp_path, RECORDS).check({"a": {}}, num_pixels=10**15)
+
+
+def test_a_file_needs_folders_above_it(tmp_path):
+    (tmp_path / "plain.png").write_text("")
+    for name in ("plain.png/x.json", "plain.png/below/x.json"):
+        with pytest.raises(UserError, match=rf"^--output .*{name}: plain.png in its path is a file: give a path"):
+            prepare_file(tmp_path / name)
+    prepare_file(tmp_path / "new" / "x.json")
+    assert _names(tmp_path) == {"plain.png", "new"}
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "latents.json"])
+def test_data_is_no_folder_for_samples(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="whose files would be mixed with others: choose another --output"):
+        SampleWriter(tmp_path, RECORDS)
+    prepare_file(tmp_path / "report.json")
+
+
+def test_the_same_request_keeps_what_it_does_not_write(tmp_path, capsys):
+    """A mesh of the sample; with another request, which --overwrite lets replace it, that goes and is named."""
+    writer = SampleWriter(tmp_path, RECORDS, overwrite=True)
+    folder = writer.write(_sample())
+    (folder / "mesh.glb").write_bytes(b"mesh")
+    (folder / "depth.exr").write_bytes(b"exr")
+    SampleWriter(tmp_path, RECORDS).write(_sample())
+    assert (folder / "mesh.glb").read_bytes() == b"mesh"
+    assert (folder / "depth.exr").read_bytes() == b"exr"
+    assert capsys.readouterr().out == ""
+    writer.write(_sample(seed=1))
+    assert _names(folder) == SAMPLE_FILES
+    assert "depth.exr, mesh.glb of the other result, which was overwritten" in capsys.readouterr().out
