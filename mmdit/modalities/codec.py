@@ -10,6 +10,7 @@ The base class is a plain map of numbers in ``value_range``. A new kind of image
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from mmdit.modalities.layouts import shape_words, split_values
 from mmdit.modalities.orientation import turn_pixels
 from mmdit.modalities.reading import Reading
 from mmdit.modalities.resizing import antialiased, between_pixels, nearest_pixel
-from mmdit.modalities.stored import Stored, open_stored
+from mmdit.modalities.stored import Stored, open_stored, to_numpy
 
 Raw = np.ndarray | Tensor
 Output = list[Image.Image] | np.ndarray | Tensor
@@ -147,6 +148,8 @@ class Codec:
 
     def interpret(self, stored: Stored, options: Mapping[str, Any] = NOTHING) -> Reading:
         """Give stored values their meaning."""
+        if isinstance(stored.array, np.ma.MaskedArray):
+            stored = replace(stored, array=self.fill_masked(stored.array))
         if stored.image is None:
             assert stored.array is not None
             if stored.path is not None and not self.array_files:
@@ -169,6 +172,12 @@ class Codec:
         low, high = self.value_range
         top = 255 if pixels.dtype == np.uint8 else 65535
         return (pixels.astype(np.float32) / np.float32(top)) * np.float32(high - low) + np.float32(low)
+
+    def fill_masked(self, array: np.ma.MaskedArray) -> np.ndarray:
+        """The array with what is masked marked as invalid; here there is no such mark. Raises UserError."""
+        if np.ma.is_masked(array):
+            raise UserError(f"{self.what} has masked pixels, which it can't mark: give array.filled(...)")
+        return array.data
 
     def from_array(self, stored: Stored) -> np.ndarray:
         """Raw values of an array: here numbers of the right shape, of a file as float32."""
@@ -247,6 +256,10 @@ class Codec:
             self.encode_reading(reading)
         except UserError as error:
             return [str(error)]
+        return self.misread(array)
+
+    def misread(self, raw: np.ndarray) -> list[str]:
+        """List why a raw array that a user gives, of the right shape, is likely to mean something else; here nothing."""
         return []
 
     def shape_reasons(self, array: np.ndarray) -> list[str]:
@@ -373,7 +386,8 @@ class Codec:
 
     def as_array(self, raw: Raw) -> np.ndarray:
         """One raw array as numpy; UserError for another shape."""
-        array = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
+        array = to_numpy(raw, self.what)
+        array = self.fill_masked(array) if isinstance(array, np.ma.MaskedArray) else np.asarray(array)
         if array.ndim != self.ndim or array.shape[2:] not in ((), (self.channels,)) or 0 in array.shape:
             raise UserError(f"{self.what} has shape {tuple(array.shape)}: give {self.shape_words()}")
         return array

@@ -168,6 +168,11 @@ class DepthCodec(Codec, name="depth"):
         """Pixels of a grey image of 8, 16 or 32 bits, (H, W), in the file's units; a grey one may be stored as RGB."""
         return self.pixels_of(stored, 16)
 
+    def fill_masked(self, array: np.ma.MaskedArray) -> np.ndarray:
+        """NaN, which is invalid in metres and in relative depth; 8 bits become floats in [0, 1], relative too."""
+        values = np.ma.filled(array.astype(np.float64 if array.dtype.kind in "iu" else array.dtype), np.nan)
+        return values / 255 if array.dtype == np.uint8 else values
+
     def from_array(self, stored: Stored) -> np.ndarray:
         """Numbers of an array, (H, W), in the file's units. Raises UserError for booleans too."""
         array = stored.array

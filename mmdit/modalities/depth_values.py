@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmdit.errors import UserError
+from mmdit.modalities.stored import to_numpy
 
 DEPTH_VALUES = ("auto", "metric", "relative", "near_white")
 MAX_UNITS = 65535  # of a 16-bit image
@@ -83,13 +84,14 @@ def invert_depth(depth: Any) -> Any:
     if isinstance(depth, Image.Image):
         return Image.fromarray(invert_depth(np.asarray(depth)))
     if isinstance(depth, Tensor):
-        return torch.from_numpy(np.asarray(invert_depth(depth.detach().cpu().numpy()))).to(depth.device)
-    values = np.asarray(depth)
-    if values.dtype.kind not in "fiu" or values.size == 0:
+        return torch.from_numpy(np.asarray(invert_depth(to_numpy(depth, "depth to invert")))).to(depth.device)
+    values = np.asanyarray(depth)  # what is masked stays so
+    known = np.ma.compressed(values)
+    if values.dtype.kind not in "fiu" or known.size == 0:
         raise UserError(f"depth to invert is {values.dtype} {values.shape}: give numbers")
     if values.dtype.kind != "f":
-        top = {1: 255, 2: MAX_UNITS}.get(values.dtype.itemsize, int(values.max()) + int(values.min()))
+        top = {1: 255, 2: MAX_UNITS}.get(values.dtype.itemsize, int(known.max()) + int(known.min()))
         return (top - values.astype(np.int64)).astype(values.dtype)
-    finite = values[np.isfinite(values)]
+    finite = known[np.isfinite(known)]
     low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
     return values.dtype.type(1 if low >= 0 and high <= 1 else low + high) - values

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError
 from mmdit.modalities.reading import Reading
-from mmdit.modalities.stored import open_stored
+from mmdit.modalities.stored import check_dense, open_stored
 
 
 def shape_words(channels: int | None) -> str:
@@ -24,14 +24,16 @@ def split_values(value: Any, channels: int | None) -> list[Any]:
     """One value or a batch -> the single values.
 
     Args:
-        value: a PIL image, a ``Reading``, (H, W[, C]), (C, H, W), (1, H, W), a batch of these, or a list.
+        value: a PIL image, a ``Reading``, (H, W[, C]), (C, H, W), (1, H, W), a batch of these, or a list. Maps (H, W) may be
+            stored in 3 or 4 channels of colours that are equal, as ``cv2.imread`` returns them, the 4th is opacity. Of maps,
+            (3, H, W) is a batch of three that differ.
         channels: of one raw array; None = (H, W).
 
     Returns:
         PIL images, readings, and arrays (H, W[, C]).
 
     Raises:
-        UserError: another type or shape, or nothing.
+        UserError: another type or shape, nothing, a map in colours, or (3, H, W) that may be three maps or one in grey.
     """
     if isinstance(value, Reading | Image.Image):
         return [value]
@@ -42,6 +44,8 @@ def split_values(value: Any, channels: int | None) -> list[Any]:
     if isinstance(value, Sequence):
         samples = [sample for item in value for sample in split_values(item, channels)]
     elif isinstance(value, Tensor | np.ndarray):
+        if isinstance(value, Tensor):
+            check_dense(value)
         ndim = 2 if channels is None else 3
         array = _channels_last(open_stored(value).array, channels)
         if array.ndim not in (ndim, ndim + 1):
@@ -69,4 +73,28 @@ def _channels_last(array: Any, channels: int | None) -> np.ndarray:
         array = np.moveaxis(array, -3, -1)
     if channels is None and array.shape[-1] == 1 and array.ndim <= 4:
         return array[..., 0]
-    return array
+    return _without_colours(array) if channels is None and array.ndim <= 4 else array
+
+
+def _without_colours(array: np.ndarray) -> np.ndarray:
+    """Maps (H, W) or (N, H, W) of an array that may store each in 3 or 4 channels, last or first."""
+    given, axis = array.shape, next((axis for axis in (-1, -3) if _are_colours(array.shape, axis)), None)
+    if axis is None:
+        return array
+    first, *others = np.moveaxis(array, axis, 0)[:3]
+    are_equal = all(np.array_equal(first, other, equal_nan=array.dtype.kind == "f") for other in others)
+    if array.ndim == 3 and axis == -3:  # a batch as well, of maps that differ
+        if are_equal:
+            raise UserError(
+                f"has shape {given}, equal along the first axis: give one (height, width), or a list of maps"
+            )
+        return array
+    if not are_equal:
+        raise UserError(f"has shape {given}, colours: give one channel (height, width); a batch is a list of them")
+    return first
+
+
+def _are_colours(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether an axis is of 3 or 4 channels, next to two that are larger."""
+    others = shape[-3:-1] if axis == -1 else shape[-2:]
+    return shape[axis] in (3, 4) and min(others) > shape[axis]

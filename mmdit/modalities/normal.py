@@ -18,6 +18,10 @@ from mmdit.modalities.stored import Stored
 
 # Rounded to 8 bits a component is off by up to 1/255, truncated by 2/255; the length by up to sqrt(3) of that.
 UNIT_TOLERANCE = 0.015
+# What a user gives may have been resized, which shortens the vectors at edges, or made by a network.
+GIVEN_TOLERANCE = 0.15
+MOST_WRONG = 0.5
+SOME_WRONG = 0.1
 
 
 class NormalCodec(Codec, name="normal"):
@@ -79,6 +83,10 @@ class NormalCodec(Codec, name="normal"):
         length = np.linalg.norm(mean, axis=-1, keepdims=True)
         return np.where(length > 1e-6, mean / np.maximum(length, 1e-6), raw).astype(np.float32)
 
+    def fill_masked(self, array: np.ma.MaskedArray) -> np.ndarray:
+        """(0, 0, 0) where any component is masked."""
+        return np.where(np.ma.getmaskarray(array).any(axis=-1, keepdims=True), 0, array.data)
+
     def from_image(self, stored: Stored) -> np.ndarray:
         """Pixels of an 8-bit image as vectors (H, W, 3) float32 in [-1, 1]."""
         return self.pixels_of(stored, 8).astype(np.float32) / 127.5 - 1
@@ -116,6 +124,24 @@ class NormalCodec(Codec, name="normal"):
             worst = lengths[wrong][np.abs(lengths[wrong] - 1).argmax()]
             return [f"{int(wrong.sum())} normals are not of unit length: one has {worst:.3f}"]
         return ["no valid pixel: all are (0, 0, 0)"] if absent.all() else []
+
+    def misread(self, raw: np.ndarray) -> list[str]:
+        """Vectors that are far from unit length: most, or some where none has a negative component, as of (n + 1) / 2."""
+        if raw.dtype.kind != "f":
+            return []
+        with np.errstate(over="ignore"):  # infinity is not of unit length, and ``encode`` refuses it
+            lengths = np.linalg.norm(raw.astype(np.float32), axis=-1)
+        lengths = lengths[lengths > 1e-2]
+        wrong = float((np.abs(lengths - 1) > GIVEN_TOLERANCE).mean()) if lengths.size else 0.0
+        if wrong > SOME_WRONG and raw.min() >= 0:
+            return [
+                "a normal map without a negative number looks like (n + 1) / 2: give 2 n - 1, unit vectors in [-1, 1]"
+            ]
+        if wrong > MOST_WRONG:
+            return [
+                f"a normal map has another length than 1 in {wrong:.0%} of its pixels: give unit vectors in [-1, 1]"
+            ]
+        return []
 
     def enlarge(self, raw: np.ndarray, height: int, width: int) -> np.ndarray:
         """Enlarge between pixels, and scale to unit length again."""

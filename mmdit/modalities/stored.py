@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
@@ -25,6 +26,7 @@ ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 ORIENTATION_TAG = 0x0112
 # Deflate, which PNG uses, shrinks by a factor of 1032 at most.
 _DEFLATE_RATIO = 1032
+_OF_NUMPY = (torch.float16, torch.float32, torch.float64)  # other floats become the second
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def open_stored(source: Any, channels: int | None = None) -> Stored:
     if isinstance(source, Image.Image):
         return _loaded(source, "", None)
     if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        return Stored("", array=(source.float() if source.is_floating_point() else source).numpy())
+        check_dense(source, "what is to be read")
+        return Stored("", array=to_numpy(source.float() if source.is_floating_point() else source))
     if isinstance(source, np.ndarray):
         return Stored("", array=source)
     path = Path(source)
@@ -79,6 +81,29 @@ def open_stored(source: Any, channels: int | None = None) -> Stored:
         array, text = read_exr(path, channels)
         return Stored(str(path), array=array, path=path, text=text)
     return _open_image(path, size)
+
+
+def check_dense(tensor: Tensor, what: str = "") -> None:
+    """Raise UserError for a tensor that holds no plain numbers; ``what`` it is, for the message, which else begins "is a"."""
+    kinds = {
+        "nested tensor: give a list": tensor.is_nested,
+        "tensor on the meta device, which holds no numbers: load it first": tensor.is_meta,
+        "sparse tensor: give tensor.to_dense()": tensor.layout != torch.strided,
+        "quantized tensor: give tensor.dequantize()": tensor.is_quantized,
+        "tensor of complex numbers: give real ones": tensor.is_complex(),
+    }
+    if wrong := [kind for kind, is_so in kinds.items() if is_so]:
+        raise UserError(f"{what} is a {wrong[0]}".lstrip())
+
+
+def to_numpy(value: Tensor | np.ndarray, what: str = "") -> np.ndarray:
+    """A tensor on any device and of any type as an array; an array stays. Raises UserError like ``check_dense``."""
+    if not isinstance(value, Tensor):
+        return value
+    check_dense(value, what)
+    if value.is_floating_point() and value.dtype not in _OF_NUMPY:
+        value = value.float()
+    return value.detach().cpu().resolve_neg().numpy()
 
 
 def regular_size(path: Path) -> int:

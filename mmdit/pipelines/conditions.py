@@ -249,8 +249,11 @@ def _read_all(name: str, value: Any, codecs: Mapping[str, Codec], options: Mappi
         raise UserError(f"condition {name!r} {error}") from None
     try:
         readings = [each if isinstance(each, Reading | None) else codec.read(each, options) for each in singles]
+        reasons = [reason for reading in readings if reading is not None for reason in codec.misread(reading.values)]
     except UserError as error:
         raise UserError(f"condition {name!r}: {error}") from None
+    if reasons:
+        raise UserError(f"condition {name!r}: {reasons[0]}")
     for note in dict.fromkeys(reading.note for reading in readings if reading is not None and reading.note):
         logger.warning("condition %r: %s", name, note)
     return readings

@@ -250,7 +250,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
                 depth as this pipeline returns it: floats that all lie in [0, 1], or 8 bits; normal: unit vectors
                 (H, W, 3); segmentation: label ids (H, W). They are resized to the size of the output; conditions of
                 one sample that differ in size are refused unless ``height`` and ``width`` are given. None in a list = that
-                sample lacks the modality; a list holds the conditions of each sample, None = it has none.
+                sample lacks the modality; a list holds the conditions of each sample, None = it has none. Maps may be
+                (H, W, 3) with equal channels; (3, H, W) is a batch of three that differ.
             num_images: samples per label and condition, next to each other in the output. Networks see as many at a time
                 as fit into memory.
             height, width: size of the output in pixels, multiples of the VAE's downsampling times the patch size;

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError
 from mmdit.modalities.orientation import turn_pixels
-from mmdit.modalities.stored import open_stored
+from mmdit.modalities.stored import open_stored, to_numpy
 
 # A mask's soft edges and a JPEG's ripples lie between black and white; of a photograph, nearly all does.
 MASK_MARGIN = 48
@@ -62,7 +62,8 @@ def read_region(mask: Any, height: int, width: int) -> Region:
     """Read a mask and bring it to the size of the output; a pixel that shrinks is inside where any part of it was.
 
     Args:
-        mask: (H, W), True or 1 = generate anew, 0 = keep: an array, a tensor, or a PIL image (grey above half counts).
+        mask: (H, W), True or 1 = generate anew, 0 = keep: an array, a tensor, or a PIL image (grey above
+            half counts, or 1 where all is 0 or 1).
         height, width: of the output.
 
     Raises:
@@ -78,14 +79,16 @@ def _as_bools(mask: Any) -> np.ndarray:
     if isinstance(mask, Image.Image):
         mask = _light(mask)
     if isinstance(mask, Tensor):
-        mask = mask.detach().cpu().numpy()
+        mask = to_numpy(mask, "mask")
     if not isinstance(mask, np.ndarray):
         raise UserError(
             f"mask is a {type(mask).__name__}: give an array, a tensor or a PIL image, 1 = generate anew, 0 = keep"
         )
+    if np.ma.is_masked(mask):
+        raise UserError("mask is an array with masked pixels: give mask.filled(...), 1 = generate anew, 0 = keep")
     if mask.ndim != 2 or mask.size == 0:
         raise UserError(f"mask has shape {mask.shape}: give (height, width)")
-    if not (mask.dtype == bool or (np.issubdtype(mask.dtype, np.number) and np.isin(mask, (0, 1)).all())):
+    if mask.dtype.kind not in "fiub" or not np.isin(mask, (0, 1)).all():
         raise UserError(f"mask holds {_values(mask)}: give True or 1 = generate anew, 0 = keep")
     if not mask.any():
         raise UserError("mask is 0 everywhere, which keeps the whole picture: mark what is generated anew with 1")
@@ -93,7 +96,9 @@ def _as_bools(mask: Any) -> np.ndarray:
 
 
 def _light(picture: Image.Image) -> np.ndarray:
-    """Where a picture is light and opaque, (H, W) bool. Raises UserError for one that is a photograph rather than a mask."""
+    """Where a picture is light and opaque, or 1 if it holds 0 and 1 alone, (H, W) bool. Raises UserError for a photograph."""
+    if picture.mode != "P" and len(picture.getbands()) == 1 and np.isin(np.asarray(picture), (0, 1)).all():
+        return np.asarray(picture).astype(bool)
     grey = picture.convert("LA")
     light = np.asarray(Image.composite(grey.getchannel("L"), Image.new("L", grey.size), grey.getchannel("A")))
     between = float(((light > MASK_MARGIN) & (light < 255 - MASK_MARGIN)).mean()) if light.size else 0.0

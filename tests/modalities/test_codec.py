@@ -104,6 +104,78 @@ def test_batches_and_layouts_of_maps():
     np.testing.assert_array_equal(np.stack(codec.split(batch)), batch[:, 0].numpy())
 
 
+@pytest.mark.parametrize("name", ["depth", "segmentation"])
+def test_a_map_in_equal_colours_is_one(name):
+    """As ``cv2.imread`` returns grey files."""
+    codec = BUILT[name]
+    one = np.random.default_rng(0).integers(0, 5, (5, 7), dtype=np.uint8)
+    opacity = np.full((5, 7, 1), 255, np.uint8)
+    colours = one[..., None].repeat(3, -1)
+    layouts = [colours, np.concatenate([colours, opacity], -1), colours[None], torch.from_numpy(colours)]
+    for given in (*layouts, np.moveaxis(colours, -1, 0)[None], [colours]):
+        singles = codec.split(given)
+        assert len(singles) == 1
+        np.testing.assert_array_equal(singles[0], one)
+    batch = np.stack([one, one + 1, one + 2])
+    np.testing.assert_array_equal(np.stack(codec.split(batch)), batch)  # three maps that differ
+    np.testing.assert_array_equal(np.stack(codec.split(batch[:2])), batch[:2])
+    several = np.stack([colours, colours + 1])
+    np.testing.assert_array_equal(np.stack(codec.split(several)), np.stack([one, one + 1]))
+    with pytest.raises(UserError, match=r"shape \(5, 7, 3\), colours: give one channel"):
+        codec.split(np.moveaxis(batch, 0, -1))
+    with pytest.raises(UserError, match=r"shape \(3, 5, 7\), equal along the first axis: give one .* list of maps"):
+        codec.split(np.moveaxis(colours, -1, 0))
+    unknown = np.where(colours == 0, np.nan, colours)
+    assert len(codec.split(unknown)) == 1
+
+
+def test_what_is_masked_is_invalid_or_refused():
+    mask = np.zeros((4, 6), bool)
+    mask[0] = True
+    rng = np.random.default_rng(0)
+    for values in (rng.uniform(1, 9, (4, 6)), rng.uniform(0, 1, (4, 6)), rng.integers(0, 256, (4, 6), dtype=np.uint8)):
+        given = np.ma.array(values, mask=mask)
+        (single,) = BUILT["depth"].split(given)
+        reading = BUILT["depth"].read(single)
+        assert reading.relative == BUILT["depth"].read(values).relative
+        assert np.array_equal(np.isnan(reading.values), mask)
+        expected = np.where(mask, np.nan, values)
+        np.testing.assert_allclose(
+            BUILT["depth"].encode_reading(reading),
+            BUILT["depth"].encode(expected, relative=reading.relative),
+            atol=1e-6,
+        )
+    normals = np.zeros((4, 6, 3))
+    normals[..., 2] = 1
+    one_component = np.zeros((4, 6, 3), bool)
+    one_component[0, :, 1] = True
+    encoded = BUILT["normal"].encode(BUILT["normal"].read(np.ma.array(normals, mask=one_component)).values)
+    assert torch.equal(encoded.abs().sum(0), torch.from_numpy(~mask).float())
+    assert torch.equal(BUILT["normal"].encode(np.ma.array(normals, mask=one_component)), encoded)
+    labels = np.ma.array(np.zeros((4, 6), int), mask=mask)
+    with pytest.raises(UserError, match="a segmentation map has masked pixels"):
+        BUILT["segmentation"].read(labels)
+    labels.mask = False
+    assert not BUILT["segmentation"].read(labels).values.any()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize")
+def test_tensors_of_any_type_or_a_reason():
+    codec = BUILT["depth"]
+    metres = torch.rand(4, 6) + 1
+    torch.testing.assert_close(codec.encode(metres.bfloat16()), codec.encode(metres), atol=0.05, rtol=0)
+    quantized = torch.quantize_per_tensor(metres, 0.1, 0, torch.quint8)
+    for given, reason in [
+        (metres.to_sparse(), r"sparse tensor: give tensor.to_dense\(\)"),
+        (quantized, r"quantized tensor: give tensor.dequantize\(\)"),
+        (metres.to("meta"), "tensor on the meta device"),
+        (metres * 1j, "tensor of complex numbers"),
+    ]:
+        for take in (codec.encode, codec.read, codec.split):
+            with pytest.raises(UserError, match=reason):
+                take(given)
+
+
 def test_two_codecs_cannot_have_one_name():
     with pytest.raises(TypeError, match="two codecs are called 'depth'"):
 

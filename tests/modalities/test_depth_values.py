@@ -127,6 +127,9 @@ def test_near_and_far_change_places():
     relative = np.array([[0.0, 0.25, np.nan, 1.0]], np.float32)
     np.testing.assert_array_equal(invert_depth(relative), np.array([[1, 0.75, np.nan, 0]], np.float32))
     assert invert_depth(relative).dtype == np.float32
+    masked = invert_depth(np.ma.array([1.0, 2, 9], mask=[False, False, True]))
+    assert masked.tolist() == [2, 1, None]
+    assert invert_depth(torch.tensor([0.0, 1.0]).bfloat16()).tolist() == [1, 0]
     np.testing.assert_array_equal(invert_depth(np.array([1.0, 2, 5])), [5, 4, 1])
     assert torch.equal(invert_depth(torch.tensor([0.0, 1.0])), torch.tensor([1.0, 0.0]))
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):

@@ -8,6 +8,7 @@ import torch
 
 from mmdit.errors import UserError
 from mmdit.modalities.normal import NormalCodec
+from mmdit.modalities.reading import Reading
 
 
 def _unit_vectors(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -28,6 +29,24 @@ def test_normals_are_normalised_on_both_sides(rng):
     codec = NormalCodec()
     torch.testing.assert_close(codec.encode(0.9 * raw), codec.encode(raw))
     np.testing.assert_allclose(codec.decode(0.3 * codec.encode(raw)[None])[0], raw, atol=1e-6)
+
+
+def test_given_vectors_that_are_no_unit_vectors(rng):
+    codec = NormalCodec()
+    facing = _unit_vectors(rng, 32, 32)
+    facing[..., 2] = np.abs(facing[..., 2])
+    smooth = np.asarray(
+        torch.nn.functional.avg_pool2d(torch.from_numpy(facing[:2, :2].repeat(16, 0).repeat(16, 1)).permute(2, 0, 1), 3)
+    )
+    absent = facing.copy()
+    absent[:16] = 0
+    for fine in (facing, 0.9 * facing, smooth.transpose(1, 2, 0), absent, 0 * facing, facing.round() * 0 + [0, 0, 1]):
+        assert codec.misread(fine) == []
+    (reason,) = codec.check_given(Reading((facing + 1) / 2))
+    assert "looks like (n + 1) / 2: give 2 n - 1" in reason
+    (reason,) = codec.check_given(Reading(0.5 * facing))
+    assert "another length than 1 in 100% of its pixels" in reason
+    assert torch.equal(codec.encode(0.5 * facing), codec.encode(facing))  # data to train on are as they were
 
 
 def test_missing_normals_stay_zero_and_decode_to_the_viewer():

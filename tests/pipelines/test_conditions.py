@@ -111,10 +111,12 @@ def test_normals_and_labels() -> None:
 
 
 def test_batches_and_one_for_all() -> None:
-    out = encode(rgb=[RGB, Image.fromarray(RGB), RGB], depth=METRES, segmentation=np.stack([LABELS] * 3))
+    out = encode(
+        rgb=[RGB, Image.fromarray(RGB), RGB], depth=METRES, segmentation=np.stack([LABELS, 7 - LABELS, LABELS])
+    )
     assert {name: len(images) for name, images in out.items()} == {"rgb": 3, "depth": 3, "segmentation": 3}
     with pytest.raises(UserError, match="conditions differ in number: rgb 2, depth 3"):
-        encode(rgb=[RGB, RGB], depth=np.stack([METRES] * 3))
+        encode(rgb=[RGB, RGB], depth=[METRES] * 3)
     assert common_count({"a": 1, "b": 1}, "inputs") == 1
 
 
@@ -153,6 +155,9 @@ def test_different_sizes_are_refused_unless_a_size_is_given() -> None:
         ({"rgb": METRES}, r"condition 'rgb' has shape \(4, 6\): give \(height, width, 3\)"),
         ({"rgb": METRES[..., None].repeat(3, -1)}, "condition 'rgb': .*spans"),
         ({"depth": RGB[None, None]}, r"condition 'depth' has shape"),
+        ({"depth": RGB}, r"condition 'depth' has shape \(4, 6, 3\), colours: give one channel"),
+        ({"rgb": torch.from_numpy(RGB).to_sparse()}, "condition 'rgb' is a sparse tensor: give tensor.to_dense"),
+        ({"normal": np.tile([0.5, 0.5, 1], (4, 6, 1))}, r"condition 'normal': .* looks like \(n \+ 1\) / 2"),
         ({"normal": np.full((4, 6, 3), np.nan)}, "condition 'normal': .*NaN"),
         ({"segmentation": np.full((4, 6), 99)}, "condition 'segmentation': .*unknown label 99"),
         ({"segmentation": METRES}, "condition 'segmentation': .*integer label ids"),

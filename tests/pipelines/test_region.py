@@ -109,8 +109,17 @@ def test_all_modalities_may_be_given_and_come_back_outside(pipe: MultimodalDiTPi
 
 def test_any_form_of_mask(pipe: MultimodalDiTPipeline) -> None:
     expected = edit(pipe, output_type="latent").latents
-    forms = [MASK.astype(np.uint8), torch.from_numpy(MASK), torch.from_numpy(MASK).float()]
-    pictures = [Image.fromarray(MASK), Image.fromarray(MASK.astype(np.uint8) * 255)]
+    forms = [
+        MASK.astype(np.uint8),
+        torch.from_numpy(MASK),
+        torch.from_numpy(MASK).float(),
+        torch.from_numpy(MASK).bfloat16(),
+    ]
+    pictures = [
+        Image.fromarray(MASK),
+        Image.fromarray(MASK.astype(np.uint8) * 255),
+        Image.fromarray(MASK.astype(np.uint8)),
+    ]
     for form in (*forms, *pictures):
         assert torch.equal(edit(pipe, mask=form, output_type="latent").latents, expected)
 
@@ -143,6 +152,9 @@ def test_a_mask_is_resized_with_the_picture_and_small_marks_stay() -> None:
         ({"mask": np.full((32, 32), "x")}, "mask holds values of type <U1"),
         ({"mask": np.zeros((0, 4))}, r"mask has shape \(0, 4\)"),
         ({"mask": ~MASK & MASK}, "mask is 0 everywhere, which keeps the whole picture"),
+        ({"mask": torch.from_numpy(MASK).to_sparse()}, "mask is a sparse tensor: give"),
+        ({"mask": MASK * 1j}, "mask holds values from"),
+        ({"mask": np.ma.array(MASK, mask=MASK)}, "mask is an array with masked pixels: give mask.filled"),
         ({"mask": "mask.png"}, "mask is a str: give an array, a tensor or a PIL image"),
         ({"num_estimation_steps": 0}, "num_estimation_steps is 0: give a whole number, at least 1"),
     ],
