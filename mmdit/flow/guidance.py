@@ -54,9 +54,9 @@ class Guidance:
             ("condition_guidance_scale", self.condition_scale),
             ("internal_guidance_scale", self.internal_scale),
         ):
-            if not isinstance(value, Real) or not 0 <= value < math.inf:
+            if not is_number(value) or not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value!r}: give a number >= 0 (1 = no guidance)")
-        if not isinstance(self.fusing_scale, Real) or not 0 <= self.fusing_scale <= 1:
+        if not is_number(self.fusing_scale) or not 0 <= self.fusing_scale <= 1:
             raise UserError(
                 f"fusing_scale is {self.fusing_scale!r}: give a number from 0 (text) to 1 (subjects' images)"
             )
@@ -70,10 +70,15 @@ class Guidance:
         return self.internal_scale if self.internal_interval[0] <= t <= self.internal_interval[1] else 1.0
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, and not one of True and False, which Python counts among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_interval(name: str, interval: object) -> None:
     """Raise UserError for anything but two timesteps in order."""
     pair = tuple(interval) if isinstance(interval, Iterable) else ()
-    if len(pair) != 2 or not all(isinstance(x, Real) for x in pair) or not 0 <= pair[0] <= pair[1] <= 1:
+    if len(pair) != 2 or not all(map(is_number, pair)) or not 0 <= pair[0] <= pair[1] <= 1:
         raise UserError(f"{name} is {interval!r}: give (low, high) with 0 <= low <= high <= 1")
 
 

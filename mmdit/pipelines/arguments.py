@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from mmdit.bounds import MAX_SEED
 from mmdit.errors import UserError, unknown_name
+from mmdit.flow.guidance import is_number
 from mmdit.modalities import IMAGE
+from mmdit.modalities.depth_values import DEPTH_VALUES
+from mmdit.modalities.stored import check_dense
 from mmdit.pipelines.limits import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -58,12 +60,17 @@ def check_counts(num_images: Any, num_inference_steps: Any, num_estimation_steps
             check_steps(int(value), name)
 
 
-def check_choices(condition_time: float, output_type: str) -> None:
-    """Raise UserError for a time outside [0, 1], or an unknown type."""
-    if not isinstance(condition_time, Real) or not 0 <= condition_time <= 1:
+def check_choices(condition_time: float, output_type: str, depth_values: str, **flags: bool) -> None:
+    """Raise UserError for a time outside [0, 1], an unknown name, or a flag, by its name, that is neither True nor False."""
+    if not is_number(condition_time) or not 0 <= condition_time <= 1:
         raise UserError(f"condition_time is {condition_time!r}: give a time from 0 (clean) to 1, near 0")
     if output_type not in OUTPUT_TYPES:
         raise unknown_name("output_type", output_type, OUTPUT_TYPES)
+    if depth_values not in DEPTH_VALUES:
+        raise unknown_name("depth_values", depth_values, DEPTH_VALUES)
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise UserError(f"{name} is {value!r}: give True or False")
 
 
 def initial_noise(
@@ -83,6 +90,7 @@ def initial_noise(
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
     if not isinstance(latents, Tensor):
         raise UserError(f"latents is a {type(latents).__name__}: give a tensor of shape {shape}")
+    check_dense(latents, "latents")
     if tuple(latents.shape) != shape:
         raise UserError(f"latents have shape {tuple(latents.shape)}: give {shape}")
     return latents.to(device, torch.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mmdit.encoders.codec import LatentCodec
 from mmdit.errors import UserError, unknown_name
+from mmdit.flow.guidance import is_number
 from mmdit.flow.path import Given
 from mmdit.pipelines.conditions import GivenImages
 from mmdit.pipelines.region import Region, read_region
@@ -72,7 +72,7 @@ def read_edit(mask: Any, keep: Any, strength: Any, modalities: Collection[str]) 
     Raises:
         UserError: a strength outside [0, 1] or beside no picture to edit, unknown names, or nothing to generate.
     """
-    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= float(strength) <= 1:
+    if not is_number(strength) or not 0 <= float(strength) <= 1:
         raise UserError(f"strength is {strength!r}: give a number from 0 (nothing changes) to 1 (from pure noise)")
     if mask is None and keep is None:
         if strength != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities.layouts import shown
+from mmdit.modalities.stored import to_numpy
 
 ClassLabel = int | str | None
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -25,6 +26,15 @@ def label_ids(id2label: Mapping[int, str]) -> dict[str, int]:
     return ids
 
 
+def check_ids(ids: Iterable[int], num_classes: int) -> None:
+    """Raise UserError for a named id that is not a class of the model; one without classes may have names, which it refuses."""
+    for index in ids:
+        if num_classes and not 0 <= index < num_classes:
+            raise UserError(
+                f"id2label holds {index}, the transformer has {num_classes} classes: give 0 to {num_classes - 1}"
+            )
+
+
 def resolve_labels(
     labels: ClassLabel | Sequence[ClassLabel] | Tensor | np.ndarray, num_classes: int, id2label: Mapping[int, str]
 ) -> list[int | None]:
@@ -34,7 +44,7 @@ def resolve_labels(
         UserError: a name the model doesn't know (with the nearest ones), or an id that is not 0 to num_classes - 1.
     """
     if isinstance(labels, Tensor | np.ndarray):
-        labels = labels.tolist()
+        labels = to_numpy(labels, "class_labels").tolist()
     if not isinstance(labels, list | tuple):
         labels = [labels]  # type: ignore[list-item]
     if not labels:

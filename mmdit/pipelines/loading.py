@@ -16,6 +16,7 @@ from mmdit.encoders.pretrained import PretrainedFolder
 from mmdit.errors import UserError, first_line, nearest_names
 from mmdit.hub import is_hub_id, out_of_reach
 from mmdit.pipelines.defaults import Defaults
+from mmdit.pipelines.labels import check_ids
 from mmdit.storage.component import check_component, check_types, read_config
 from mmdit.storage.json_object import read_object
 from mmdit.storage.listing import visible
@@ -131,6 +132,7 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
         if path.suffix in _PICKLES:
             raise UserError(f"{path}: pickled weights can run code and are not loaded; convert them to safetensors")
     _check_index(index, folder / INDEX)
+    configs = {}
     for name in (*COMPONENTS, *(name for name in OPTIONAL if _is_given(index.get(name)))):
         if name in passed:
             continue
@@ -146,7 +148,12 @@ def check_folder(folder: Path, class_name: str, passed: Container[str] = ()) -> 
                 _check_kind(check_model(folder / name), _class_of(*index[name]), folder / name)
         else:
             _check_shards(folder / name)
-            check_component(folder / name, _class_of(*index[name]))
+            configs[name] = check_component(folder / name, _class_of(*index[name]))
+    if "num_classes" in configs.get("transformer", {}):
+        try:
+            check_ids(map(int, index.get("id2label") or ()), configs["transformer"]["num_classes"])
+        except UserError as error:
+            raise UserError(f"{folder / INDEX}: {error}") from None
 
 
 def _check_index(index: Mapping[str, Any], path: Path) -> None:

@@ -41,7 +41,7 @@ from mmdit.pipelines.editing import read_edit
 from mmdit.pipelines.ensembling import check_ensemble, combine
 from mmdit.pipelines.folder import FolderMixin
 from mmdit.pipelines.images import as_outputs, at_size, clean_latents, completed, decode, spread_at_size
-from mmdit.pipelines.labels import ClassLabel, label_ids
+from mmdit.pipelines.labels import ClassLabel, check_ids, label_ids
 from mmdit.pipelines.limits import check_call
 from mmdit.pipelines.loading import OPTIONAL
 from mmdit.pipelines.lora import LoraMixin
@@ -116,6 +116,7 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         )
         self._modalities = ordered_modalities(transformer.config.modalities, modalities)
         names = {int(key): str(name) for key, name in (id2label or {}).items()}  # JSON makes the keys strings
+        check_ids(names, transformer.config.num_classes)
         self._id2label = dict(sorted(names.items()))
         self.register_to_config(
             modalities={name: modality.to_dict() for name, modality in self._modalities.items()},
@@ -316,7 +317,8 @@ class MultimodalDiTPipeline(PromptsMixin, CallsMixin, FolderMixin, LoraMixin, Di
         """
         num_images = images_per_prompt(num_images, num_images_per_prompt)
         check_counts(num_images, num_inference_steps, num_estimation_steps)
-        check_choices(condition_time, output_type)
+        flags = {"match_input_resolution": match_input_resolution, "output_uncertainty": output_uncertainty}
+        check_choices(condition_time, output_type, depth_values, return_dict=return_dict, **flags)
         on_step_end = StepCallback.of(
             callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
         )

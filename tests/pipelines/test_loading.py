@@ -205,6 +205,10 @@ SCHEDULER = "scheduler/scheduler_config.json"
         (_edit_json("model_index.json", id2label=["a"]), "id2label is a list; give an object or null"),
         (_edit_json("model_index.json", id2label={"x": "a"}), "id2label holds 'x': 'a'"),
         (_edit_json("model_index.json", id2label={"0": 3}), "id2label holds '0': 3"),
+        (
+            _edit_json("model_index.json", id2label={"4": "a", "5": "b"}),
+            r"model_index.json: id2label holds 5, the transformer has 5 classes: give 0 to 4",
+        ),
         (_edit_json("model_index.json", modalities={"rgb": 3}), "modality 'rgb' is a int"),
         (_edit_json("model_index.json", modalities={"rgb": {"codec": 3}}), "can't be loaded"),
         (_edit_json("vae/config.json", latent_channels=10**9), "latent_channels is 1000000000"),

@@ -386,6 +386,25 @@ def test_progress_bar(make_pipeline: MakePipeline, capsys: pytest.CaptureFixture
         ({"class_labels": 5}, "class label 5"),
         ({"generator": [torch.Generator()] * 2}, "generator is a list of 2 for 1 samples"),
         ({"latents": torch.zeros(1, 4, 4, 8, 9)}, r"latents have shape \(1, 4, 4, 8, 9\): give \(1, 4, 4, 8, 8\)"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end is a int: give a function, or None"),
+        ({"callback_on_step_end_tensor_inputs": None}, "callback_on_step_end_tensor_inputs is None: give a list"),
+        (
+            {"callback_on_step_end_tensor_inputs": "latents"},
+            "callback_on_step_end_tensor_inputs is 'latents': give a list",
+        ),
+        ({"callback_on_step_end": lambda *_: torch.zeros(2)}, "callback_on_step_end returned a Tensor: return {"),
+        ({"callback_on_step_end": lambda *_: {"latents": 0}}, "callback_on_step_end returned latents that are a int"),
+        ({"guidance_scale": True}, "guidance_scale is True: give a number"),
+        ({"guidance_interval": (False, True)}, "guidance_interval is "),
+        ({"condition_guidance_scale": True}, "condition_guidance_scale is True"),
+        ({"condition_time": False}, "condition_time is False"),
+        ({"match_input_resolution": "no"}, "match_input_resolution is 'no': give True or False"),
+        ({"output_uncertainty": "yes"}, "output_uncertainty is 'yes': give True or False"),
+        ({"return_dict": None}, "return_dict is None: give True or False"),
+        ({"depth_values": "foo"}, "unknown depth_values 'foo'"),
+        ({"latents": torch.zeros(1, 4, 4, 8, 8) * 1j}, "latents is a tensor of complex numbers"),
+        ({"latents": torch.zeros(1, 4, 4, 8, 8, device="meta")}, "latents is a tensor on the meta device"),
+        ({"class_labels": torch.zeros(1, dtype=torch.int64).to_sparse()}, "class_labels is a sparse tensor"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs 'noise'"),
         ({"conditions": {"dpeth": METRES}}, "'dpeth': did you mean 'depth'"),
         ({"conditions": {"rgb": RGB, "depth": METRES[:16]}}, "conditions differ in size"),
@@ -395,6 +414,13 @@ def test_bad_input(pipe: MultimodalDiTPipeline, arguments: dict[str, Any], messa
     with pytest.raises(UserError, match=message) as caught:
         pipe(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_names_of_classes_that_are_none(pipe: MultimodalDiTPipeline) -> None:
+    parts = {**pipe.components, **pipe.parameters}
+    for id2label in ({5: "more"}, {-1: "less"}):
+        with pytest.raises(UserError, match=r"id2label holds .*, the transformer has 5 classes: give 0 to 4"):
+            MultimodalDiTPipeline(**(parts | {"id2label": id2label}))
 
 
 def test_names_need_names(make_pipeline: MakePipeline) -> None:
