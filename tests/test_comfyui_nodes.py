@@ -52,6 +52,29 @@ def test_a_graph_runs(nodes, tiny_pipeline_dir):
         nodes.GenerateMMDiT().generate(model, 0, 1, 2.0, 1, category="torrus")
 
 
+def test_batches_are_taken_whole_or_refused(nodes, tiny_pipeline_dir):
+    (model,) = nodes.LoadMMDiT().load(str(tiny_pipeline_dir), "cpu")
+    model.set_progress_bar_config(disable=True)
+
+    def generate(**given):
+        return nodes.GenerateMMDiT().generate(model, 3, 1, 1.0, 2, **given)
+
+    images, depth = torch.rand(2, 64, 64, 3), torch.rand(2, 64, 64)
+    both = generate(image=images, depth=depth)
+    assert [made.shape for made in both] == [(4, 64, 64, 3)] * 4
+    for i in range(4):
+        torch.testing.assert_close(both[0][i], images[i // 2], atol=1 / 255, rtol=0)
+    one_for_all = generate(image=images, depth=depth[0])  # a mask may lack the batch
+    assert torch.equal(one_for_all[1][0], one_for_all[1][2])
+    assert torch.equal(one_for_all[1][:2], both[1][:2])
+    grey = generate(image=images[..., :1])
+    assert torch.equal(grey[0], generate(image=images[..., :1].expand(-1, -1, -1, 3))[0])
+    with pytest.raises(UserError, match="conditions differ in number: rgb 2, depth 3"):
+        generate(image=images, depth=torch.rand(3, 64, 64))
+    with pytest.raises(UserError, match="an image holds NaN"):
+        generate(image=images * torch.nan)
+
+
 def test_prompts_with_subjects(nodes, prompted_dir):
     (model,) = nodes.LoadMMDiT().load(str(prompted_dir), "auto")
     model.set_progress_bar_config(disable=True)

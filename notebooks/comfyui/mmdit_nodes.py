@@ -14,14 +14,18 @@ import torch
 from PIL import Image
 
 from mmdit import MultimodalDiTPipeline
+from mmdit.errors import UserError
 
 MODEL = "MMDIT_PIPELINE"
 SHOWN = ("rgb", "depth", "normal", "segmentation")
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """ComfyUI's images -> PIL images."""
-    return [Image.fromarray((image.clamp(0, 1) * 255).round().byte().cpu().numpy()) for image in images]
+    """ComfyUI's images, of 1, 3 or 4 channels -> PIL images. Raises UserError for NaN and infinity."""
+    if not torch.isfinite(images).all():
+        raise UserError("an image holds NaN or infinity: give numbers from 0 to 1")
+    pixels = (images.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in pixels]
 
 
 def to_comfy(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -58,7 +62,7 @@ class LoadMMDiT:
 
 
 class GenerateMMDiT:
-    """Words or a category, and any given modalities -> all modalities."""
+    """Words or a category, and any given modalities, one or a batch -> all modalities, ``num_images`` of each."""
 
     CATEGORY, FUNCTION = "mmdit", "generate"
     RETURN_TYPES, RETURN_NAMES = ("IMAGE",) * 4, SHOWN
@@ -97,13 +101,14 @@ class GenerateMMDiT:
         depth: torch.Tensor | None = None,
         normal: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        conditions: dict[str, Any] = {}
+        conditions: dict[str, list[Any]] = {}  # of one each, or of batches of one size
         if image is not None:
-            conditions["rgb"] = to_pil(image[:1])[0]
+            conditions["rgb"] = to_pil(image)
         if depth is not None:
-            conditions["depth"] = depth[0].cpu().numpy()
+            conditions["depth"] = list(depth.reshape(-1, *depth.shape[-2:]).cpu().numpy())
         if normal is not None:
-            conditions["normal"] = to_pil(normal[:1])[0]
+            conditions["normal"] = to_pil(normal)
+        num_samples = num_images * max(map(len, conditions.values()), default=1)
         asked: dict[str, Any] = {"class_labels": category or None, "prompt": prompt or None}
         if subject is not None:
             asked["subjects"] = to_pil(subject)
@@ -113,7 +118,7 @@ class GenerateMMDiT:
             num_images=num_images,
             num_inference_steps=steps or None,
             guidance_scale=guidance or None,
-            generator=[torch.Generator().manual_seed(seed + i) for i in range(num_images)],
+            generator=[torch.Generator().manual_seed(seed + i) for i in range(num_samples)],
         )
         return outputs(model, out)
 
