@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
-_LONGEST = 80  # characters of an address that are said
+from mmdit.apps.ui.errors import one_line
+from mmdit.errors import UserError, first_line
+
+_LONGEST = 80  # characters of a value that are said
 
 
 class LocalBlocks(gr.Blocks):
@@ -22,16 +24,46 @@ class LocalBlocks(gr.Blocks):
         super().__init__(title=title, analytics_enabled=False, delete_cache=(600, 3600))
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
-        """As gradio's, which moves the files of a request to its cache. Raises gradio.Error for an address among them."""
-        for address in addresses(inputs):
-            given = address if len(address) <= _LONGEST else f"{address[:_LONGEST]}…"
-            raise gr.Error(
-                f"a file is given as {html.escape(repr(given), quote=False)}, and nothing is fetched from elsewhere: "
-                "download it, and upload the file",
-                duration=None,
-                print_exception=False,
-            )
-        return await super().preprocess_data(block_fn, inputs, *rest, **named)
+        """As gradio's, which moves the files of a request to its cache.
+
+        Raises:
+            gradio.Error: of one line, for an address among them, and for whatever else the page itself would not send.
+        """
+        with one_line():
+            for address in addresses(inputs):
+                raise UserError(
+                    f"a file is given as {shortened(address)}, and nothing is fetched from elsewhere: download it, and "
+                    "upload the file"
+                )
+            for field, value in zip(block_fn.inputs, inputs, strict=False):
+                check_kind(field, value)
+            try:
+                return await super().preprocess_data(block_fn, inputs, *rest, **named)
+            except Exception as error:  # gradio's fields raise anything for what their page would not send
+                cause = error.__cause__ or error
+                raise UserError(
+                    f"an input can't be read: {first_line(Exception(getattr(cause, 'message', cause)))}"
+                ) from None
+
+
+def check_kind(field: Any, value: Any) -> None:
+    """Raise UserError for a value of another kind than a field of the page has, which gradio takes or rounds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds = [
+        (gr.Checkbox, isinstance(value, bool), "true or false"),
+        (gr.CheckboxGroup, isinstance(value, list), "a list of choices"),
+        (gr.Slider, is_number, "a number"),
+        (gr.Number, value is None or (is_number and float(value).is_integer()), "a whole number"),
+    ]
+    for kind, fits, right in kinds:
+        if isinstance(field, kind) and not fits:
+            raise UserError(f"{field.label.partition(' (')[0]} is {shortened(value)}: give {right}")
+
+
+def shortened(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def addresses(value: Any) -> Iterator[str]:

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from mmdit.apps.ui.examples import Example, fitting
 from mmdit.apps.ui.limits import Limits
-from mmdit.errors import UserError
+from mmdit.errors import UserError, first_line
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 
 _MEGABYTE = 2**20
@@ -203,7 +204,7 @@ class Guard:
         if not declared.isdigit() or int(declared) > self.most_bytes:
             await _refuse(send, 413, "too large")
             return
-        seen = 0
+        seen, answered = 0, False
 
         async def counted() -> Any:
             nonlocal seen
@@ -214,12 +215,19 @@ class Guard:
             return message
 
         async def guarded(message: Any) -> None:
+            nonlocal answered
+            answered = True
             if message["type"] == "http.response.start":
                 extra = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
                 message = {**message, "headers": [*message.get("headers", []), *extra]}
             await send(message)
 
-        await self.app(scope, counted, guarded)
+        try:
+            await self.app(scope, counted, guarded)
+        except Exception as error:  # of gradio, for a request that its page would not send; it has answered with 500
+            print(f"mmdit: {scope['path']!r}: {type(error).__name__}: {first_line(error)}", file=sys.stderr, flush=True)
+            if not answered:
+                await _refuse(send, 500, "the server failed")
 
 
 async def _refuse(send: Any, status: int, reason: str) -> None:

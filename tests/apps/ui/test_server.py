@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -130,6 +131,45 @@ def test_errors_are_one_line(client, task, values, message):
     assert message in text
     assert "\n" not in text
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("generate", {"steps": "x"}, "Steps is 'x': give a number"),
+        ("generate", {"guidance": None}, "is None: give a number"),
+        ("generate", {"seed": 1.5, "new_seed": False}, "Seed is 1.5: give a whole number"),
+        ("generate", {"new_seed": "no"}, "is 'no': give true or false"),
+        ("understand", {"match_input": "x"}, "is 'x': give true or false"),
+        ("condition", {"given": None}, "Given is None: give a list of choices"),
+        ("condition", {"given": ["deep"]}, "can't be read: .*deep"),
+        ("condition", {"depth_values": "foo"}, "can't be read: .*foo"),
+        ("edit", {"drawing": "x"}, "can't be read: "),
+        ("edit", {"drawing": {"background": 3}}, "can't be read: "),
+    ],
+)
+def test_values_that_the_page_would_not_send_are_one_line(client, task, values, message, capfd):
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError, match=message) as caught:
+        client.predict(**values, api_name=f"/{task}")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_function_that_is_none_is_one_line_in_the_log(url, capfd):
+    body = json.dumps({"data": [], "fn_index": 99999, "session_hash": "a"}).encode()
+    ask = urllib.request.Request(f"{url}/gradio_api/queue/join", body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(ask, timeout=20)
+    assert caught.value.code == 500
+    assert b"\n" not in caught.value.read().strip()
+    said, end = "", time.monotonic() + 20
+    while not said.endswith("\n") and time.monotonic() < end:  # after the answer
+        said += capfd.readouterr().err
+        time.sleep(0.05)
+    (line,) = said.splitlines()
+    assert line == "mmdit: '/gradio_api/queue/join': KeyError: 99999"
 
 
 def test_a_failure_of_ours_is_said_without_its_details(client, tiny_pipe, monkeypatch, capfd):
