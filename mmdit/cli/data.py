@@ -96,9 +96,10 @@ def check(data: Path, split: str | None = None, allow_outside: bool = False) -> 
         print(problem)
     counts = ", ".join(f"{name} {count}" for name, count in report.num_samples.items()) or "no split"
     if report.problems:
-        raise UserError(
-            f"{data}: {len(report.problems)} problems in {len(report.bad_samples)} samples, listed above ({counts} samples read)"
-        )
+        num_problems, num_bad = len(report.problems), len(report.bad_samples)
+        found = f"{num_problems} problem{'s' * (num_problems != 1)}"
+        samples = f" in {num_bad} sample{'s' * (num_bad != 1)}" if num_bad else ""  # else of the dataset itself
+        raise UserError(f"{data}: {found}{samples}, listed above (read: {counts} samples)")
     print(f"{data}: {counts} samples, nothing wrong")
     return 0
 

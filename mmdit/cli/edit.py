@@ -82,7 +82,9 @@ def edit(
         raise UserError(f"--mask {mask}: {sizes}: give a mask of the image's size")
     run = sampling.start("edit", words, output, results)
     steps_taken(run.num_inference_steps, strength)
-    conditions = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values}, edited=IMAGE)
+    conditions = read_given(
+        files, run.pipe, sampling.model, {"depth_values": depth_values}, edited=IMAGE, notes=run.notes
+    )
     (one,) = words.asked(run.pipe)
     request = {
         **run.request(sampling.seed, one.category, one.label, files),

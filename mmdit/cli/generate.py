@@ -83,7 +83,7 @@ def generate(
         ranges.append((one.name, range(first, first + num_images)))
     inputs: dict[str, Any] = {}
     reading = words.request(run.pipe)
-    given_values = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values})
+    given_values = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values}, notes=run.notes)
     if files:
         inputs["conditions"] = given_values
         conditions = run.request(sampling.seed, conditions=files)["conditions"]
@@ -147,7 +147,7 @@ def condition(
         raise UserError(f"nothing is given: give at least one of {listed}, or --given NAME=FILE")
     understanding = IMAGE in files and not words.asks
     run = sampling.start("condition", words, output, results, understanding=understanding)
-    conditions = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values})
+    conditions = read_given(files, run.pipe, sampling.model, {"depth_values": depth_values}, notes=run.notes)
     (one,) = words.asked(run.pipe)
     source = f"{source_name(next(iter(files.values())))}_from_{'_'.join(files)}"
     request = {

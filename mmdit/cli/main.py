@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from mmdit.cli.search_path import leave_working_directory, without_working_directory
@@ -18,6 +20,8 @@ EXIT_DONE, EXIT_FAILURE, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 # Causes outside the program that the user can put right; the rest are our defects.
 _USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
 _USER_OS_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+_INTERRUPTS: list[int] = []  # signals of this process
 
 
 @dataclass(frozen=True)
@@ -213,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 done, 2 wrong input, 1 anything else, 130 interrupted."""
     if arguments is None:  # the process is ours
         leave_working_directory()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
         return _main(sys.argv[1:])
     before = list(sys.path)
     sys.path[:] = without_working_directory(before)
@@ -220,6 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(list(arguments))
     finally:
         sys.path[:] = before
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _INTERRUPTS.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _main(arguments: list[str]) -> int:
@@ -239,6 +250,10 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        # libraries that are being imported turn an interruption into an error of theirs
+        if _INTERRUPTS and isinstance(error, RuntimeError | ImportError):
+            print("mmdit: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
         code, line = explain(error)
         print(f"mmdit: error: {line}", file=sys.stderr)
         return code

@@ -66,9 +66,9 @@ def understand(
             room.
     """
     from mmdit.cli.common.inputs import find_images, find_videos, read_sizes, refuse_left_out, tell_apart
-    from mmdit.cli.common.photographs import note_photographs
+    from mmdit.cli.common.photographs import about_photographs
     from mmdit.cli.common.sampling import SamplingRun
-    from mmdit.cli.common.videos import VideoOptions, refuse_cut_off, understand_videos
+    from mmdit.cli.common.videos import VideoJob, VideoOptions, refuse_cut_off, understand_videos
     from mmdit.modalities import IMAGE
     from mmdit.modalities.rgb import read_picture
 
@@ -99,7 +99,7 @@ def understand(
         raise UserError(f"--model {network.model!r} takes no RGB; its modalities are {', '.join(run.pipe.modalities)}")
     paths = {file.name: file.path for file in files if file.name in sizes}
     if network.lora is None:
-        note_photographs(run.pipe, network.model, [*paths.values(), *videos])
+        run.notes += about_photographs(run.pipe, network.model, [*paths.values(), *videos])
     ensemble = {"ensemble_size": ensemble_size} if ensemble_size > 1 else {}
     uncertain = {**ensemble, "output_uncertainty": True} if ensemble else {}
     requests = {
@@ -113,8 +113,9 @@ def understand(
     def finish(name: str, arrays: dict[str, Any]) -> dict[str, Any]:
         return run.at_size_of(read_picture(paths[name]), arrays) if match_input_size else arrays
 
+    num_pixels = sum(h * w for h, w in sizes.values()) if match_input_size else None
     if requests:
-        run.run(requests, inputs, finish, sum(h * w for h, w in sizes.values()) if match_input_size else None)
+        run.check(requests, num_pixels)
     names = tell_apart([*(file.path for file in files), *videos])[len(files) :]
     options = VideoOptions(
         temporal=temporal,
@@ -123,6 +124,11 @@ def understand(
         inputs=uncertain,
         recorded=ensemble,
     )
-    problems = understand_videos(run, dict(zip(names, videos.values(), strict=True)), output, seed, options)
+    named = zip(names, videos.values(), strict=True)
+    jobs = [VideoJob(run, each, output / name, seed, options) for name, each in named]
+    run.say_notes()
+    if requests:
+        run.run(requests, inputs, finish, num_pixels)
+    problems = understand_videos(jobs)
     refuse_left_out(bad, len(files), output)
     refuse_cut_off(problems, output)

@@ -166,7 +166,7 @@ class _Fit:
         if used.sum() < MIN_PIXELS or self.extent <= 0:
             raise UserError(
                 f"{int(used.sum())} of {used.size} pixels show a smooth surface, too few to estimate a camera: give the field of "
-                "view and the depth range"
+                "view and the depth range (--fov and --depth_range; in Python focal and depth_range)"
             )
         family = NormalFamily(depth, space, radius)
         stride = max(1, int(used.sum()) // FIT_PIXELS)

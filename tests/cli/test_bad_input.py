@@ -136,6 +136,7 @@ def test_unknown_category(mmdit, tiny_pipeline_dir):
     assert result.code == 2
     assert "unknown category 'torsu': did you mean 'torus'?" in result.error
     assert "give 0 to 9" in mmdit("generate", "99", "--model", tiny_pipeline_dir).error
+    assert "unknown category '٥'" in mmdit("generate", "٥", "--model", tiny_pipeline_dir).error
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,13 @@ def test_damaged_model_folder(mmdit, tiny_pipeline_dir, tmp_path, damage, expect
     result = mmdit("generate", "torus", "--model", "model")
     assert result.code == 2
     assert expected in result.error
+
+
+def test_what_was_guessed_is_said_where_nothing_is_refused(mmdit, tiny_pipeline_dir, tmp_path):
+    rows = np.linspace(9000, 1000, 64).astype(np.uint16)[:, None].repeat(64, axis=1)
+    Image.fromarray(rows).save(tmp_path / "d.png")
+    arguments = ("condition", "--depth", "d.png", "--model", tiny_pipeline_dir, "--num_inference_steps")
+    assert "mmdit: note: d.png: read as distances" in mmdit(*arguments, 1).err
+    refused = mmdit(*arguments, 2)
+    assert refused.code == 2
+    assert refused.err.splitlines() == [refused.error]

@@ -158,6 +158,56 @@ def test_interrupt_exits_130(mmdit, monkeypatch):
     assert mmdit("env").code == 130
 
 
+def test_an_interruption_that_an_import_makes_an_error_of_is_one():
+    code = """
+import os, signal, sys
+from mmdit.cli import main
+
+def run(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        raise RuntimeError("Failed to import") from error
+
+main.run = run
+sys.exit(main.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "mmdit: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["demo", "--output", ""], "--output is empty: give a path"),
+        (["demo", "--output="], "--output is empty: give a path"),
+        (["understand", ""], "IMAGE_OR_DIR_OR_VIDEO is empty"),
+        (["edit", "", "--mask", "a.png"], "IMAGE is empty: give a path"),
+        (["mesh", "a", ""], "SAMPLE_FOLDER is empty"),
+        (["condition", "--depth", ""], "--depth is empty: give a path"),
+        (["demo", "--seed", "1_000"], "--seed is 1_000: give a number in the digits 0 to 9"),
+        (["demo", "--seed=٥"], "--seed is ٥: give a number"),
+        (["demo", "--seed", "0x10"], "--seed is 0x10: give a number"),
+        (["demo", "--num_inference_steps", "1_0"], "--num_inference_steps is 1_0: give a number"),
+        (["demo", "--guidance_scale", "1:30"], "--guidance_scale is 1:30: give a number"),
+        (["demo", "--lora_scale", "1_0.5"], "--lora_scale is 1_0.5: give a number"),
+        (["bench", "train", "--trainer.max_steps", "1_0"], "--trainer.max_steps is 1_0: give a number"),
+        (["understand", "a.png", "--exr", "maybe"], "--exr is maybe: give true or false, or nothing"),
+        (["generate", "a", "--overwrite", "1"], "--overwrite is 1: give true or false, or nothing"),
+    ],
+)
+def test_words_that_mean_something_else(mmdit, arguments, expected):
+    result = mmdit(*arguments)
+    assert result.code == 2
+    assert result.error.startswith(f"mmdit: error: {expected}")
+
+
+def test_the_help_calls_paths_paths():
+    for command in COMMANDS.values():
+        parser = build_parser(command.load(), "mmdit", command.positional, command.config)
+        assert "<class" not in parser.format_help()
+
+
 def test_explain_tells_users_errors_from_defects():
     assert explain(UserError("a\n b")) == (2, "a b")
     assert explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "x.png")) == (

@@ -207,6 +207,18 @@ def test_model_that_never_saw_photographs_says_so(mmdit, tiny_pipeline_dir, tmp_
     result = mmdit("understand", photo, "--model", folder)
     assert result.code == 0
     assert result.err.count("never saw a photograph") == 1
+    refused = mmdit("understand", photo, "--model", folder, "--seed", 1)  # an error stands alone
+    assert refused.code == 2
+    assert refused.err.splitlines() == [refused.error]
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for i in range(2):
+        shutil.copy(photo, frames / f"{i}.png")
+    as_video = ("understand", frames, "--model", folder, "--video")
+    assert mmdit(*as_video).err.count("never saw a photograph") == 1
+    refused = mmdit(*as_video, "--seed", 1)
+    assert refused.code == 2
+    assert refused.err.splitlines() == [refused.error]
     # not of rendered scenes, nor where the card doesn't say so
     dataset = tmp_path / "scenes"
     (dataset / "test" / "rgb").mkdir(parents=True)

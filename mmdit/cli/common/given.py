@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmdit.cli.common.inputs import read_condition
-from mmdit.cli.common.model import note
 from mmdit.errors import UserError, unknown_name
 from mmdit.modalities import Reading
 from mmdit.modalities.orientation import turn_together
@@ -54,14 +53,16 @@ def read_given(
     options: Mapping[str, Any],
     *,
     edited: str | None = None,
+    notes: list[str],
 ) -> dict[str, Reading]:
-    """Read given modalities for the pipeline, and print what was guessed about them.
+    """Read given modalities for the pipeline.
 
     Args:
         files: modality -> path.
         pipe: the model that takes them; model: its name as the user typed it.
         options: how files are read, such as ``depth_values``; "auto" = as they look.
         edited: the modality that IMAGE is, to be edited, so that all may be given; None = it is no edit.
+        notes: gets what was guessed about them.
 
     Raises:
         UserError: a modality that the model lacks, all of its modalities, a bad file, maps that differ in size, or an option
@@ -81,9 +82,7 @@ def read_given(
         sizes = ((name, *reading.values.shape[:2]) for name, reading in readings.items())
         listed = ", ".join(f"{'IMAGE' if name == edited else f'--{name}'} {h} x {w}" for name, h, w in sizes)
         raise UserError(f"the given maps differ in size (height x width): {listed}; give aligned maps of one size")
-    for reading in readings.values():
-        if reading.note:
-            note(reading.note)
+    notes += [reading.note for reading in readings.values() if reading.note]
     return {name: reading.replace(note=None) for name, reading in readings.items()}
 
 

@@ -18,7 +18,15 @@ import docstring_parser
 import jsonargparse
 
 from mmdit.bounds import RIGHT, explain, plain
-from mmdit.cli.common.plain_values import PARSER_MODE, check_config_file, check_options, expand_home, sections_of
+from mmdit.cli.common.plain_values import (
+    EMPTY_PATH,
+    PARSER_MODE,
+    check_config_file,
+    check_options,
+    expand_home,
+    is_odd_number,
+    sections_of,
+)
 from mmdit.cli.common.raw_names import hide_bytes, show_bytes
 from mmdit.errors import UserError, nearest_names
 
@@ -27,10 +35,11 @@ class CommandParser(jsonargparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors of one line, and whose values are plain data (``plain_values``)."""
 
     sections: Mapping[str, bool] = {}
+    _words: Sequence[str] = ()  # as they were typed
     several: Sequence[str] = ()  # options that take several words, and by default none
 
     def format_help(self) -> str:
-        return super().format_help().replace("<class 'Path'>", "path")
+        return re.sub(r"<class\s+'Path'>", "path", super().format_help())
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(self._explain(message)) from ex
@@ -42,8 +51,9 @@ class CommandParser(jsonargparse.ArgumentParser):
 
         Also names the file if a YAML file is not a mapping, and refuses null; jsonargparse does neither.
         """
-        args = sys.argv[1:] if args is None else list(args)
+        args = self._words = sys.argv[1:] if args is None else list(args)
         check_options(args, self.sections)
+        self._check_numbers(args)
         args = [_expand_config(before, word) for before, word in zip(["", *args], args, strict=False)]
         for path in _config_paths(args):
             check_config_file(path, self.sections)
@@ -51,6 +61,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         values = expand_home(show_bytes(super().parse_args(completed, *rest, **options)))
         for action in self._actions:
             hint = getattr(action, "_typehint", None)
+            if not action.option_strings and isinstance(given := values.get(action.dest), list) and "" in given:
+                self.error(f"{action.metavar} is empty: give one, or leave it out")
             takes_null = hint in (None, Any) or type(None) in typing.get_args(hint) or action.dest in self.several
             if not takes_null and values.get(action.dest) is None:
                 name = getattr(hint, "__name__", str(hint))
@@ -65,8 +77,21 @@ class CommandParser(jsonargparse.ArgumentParser):
             setattr(values, name, plain(value))
         return values
 
+    def _check_numbers(self, args: Sequence[str]) -> None:
+        """Refuse numbers that Python or YAML reads, and that are typed by mistake: 1_0, 0x10, 1:30, digits of other scripts."""
+        options = self._options_of(lambda hint: any(map(_is_number, (hint, *typing.get_args(hint)))))
+        for word, following in zip(args, [*args, ""][1:], strict=True):
+            option, mark, value = word.partition("=")
+            text = value if mark else following
+            if option in options and is_odd_number(text):
+                self.error(f"{option} is {text}: give a number in the digits 0 to 9, such as 10")
+
+    def _options_of(self, fits: Callable[[Any], bool]) -> set[str]:
+        """Options whose type hint ``fits``."""
+        return {o for a in self._actions if fits(getattr(a, "_typehint", None)) for o in a.option_strings}
+
     def _complete_switches(self, args: Sequence[str]) -> list[str]:
-        switches = {o for a in self._actions if getattr(a, "_typehint", None) is bool for o in a.option_strings}
+        switches = self._options_of(lambda hint: hint is bool)
         following = [*args, ""][1:]
         return [
             f"{word}=true" if word in switches and after.lower() not in ("true", "false") else word
@@ -116,6 +141,8 @@ class CommandParser(jsonargparse.ArgumentParser):
             message,
         )
         message = re.sub(r"^argument (--\S+?)(/\S+)?: ", r"\1: ", message)
+        if EMPTY_PATH in message and (match := re.match(r"(--\S+|[A-Z_]+)\b", message)):
+            return f"{match[1]} {EMPTY_PATH}"
         if match := re.match(r"(--\S+|[A-Z_]+): (Not of type .*)", message):
             message = f"{match[1]} {explain(match[2]) or match[2]}"
         message = re.sub(r"<class '([^']+)'>", r"\1", message.replace("typing.Literal", "one of "))
@@ -123,11 +150,20 @@ class CommandParser(jsonargparse.ArgumentParser):
 
     def _unknown_option(self, given: str, kind: str = "option") -> str:
         if kind == "option" and not given.startswith("-"):
+            switches = self._options_of(lambda hint: hint is bool)
+            if before := next(
+                (a for a, b in pairwise(self._words) if a in switches and b.split("=")[0] == given), None
+            ):
+                return f"{before} is {given}: give true or false, or nothing"
             return f"unexpected argument {given!r}; see '{self.prog} --help'"
         known = [name for name in self.option_names() if kind == "option" or name not in _NO_KEYS]
         nearest = nearest_names(given.lstrip("-"), known, 1)[0]
         dashes = "--" if kind == "option" else ""
         return f"unknown {kind} {given!r}: did you mean {dashes + nearest!r}? '{self.prog} --help' lists them all"
+
+
+def _is_number(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, int | float) and hint is not bool
 
 
 def _shorten_union(message: str) -> str:

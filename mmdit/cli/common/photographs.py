@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmdit.cli.common.inputs import real_path
-from mmdit.cli.common.model import note
 from mmdit.data.description import is_rendered
 from mmdit.errors import UserError
 from mmdit.names import DATASET
@@ -14,13 +13,14 @@ from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
 from mmdit.storage.json_object import read_object
 
 
-def note_photographs(pipe: MultimodalDiTPipeline, model: str, paths: Sequence[Path]) -> None:
-    """Note, once, that the model never saw photographs, if its card says so and not all pictures are rendered scenes."""
+def about_photographs(pipe: MultimodalDiTPipeline, model: str, paths: Sequence[Path]) -> list[str]:
+    """A note that the model never saw photographs, if its card says so and not all pictures are rendered scenes."""
     if pipe.photographs is False and not all(map(_is_rendered, paths)):
-        note(
+        return [
             f"model {model!r} was trained on rendered scenes and never saw a photograph: what it makes of one is a guess; "
             "--model takes one that was trained on photographs"
-        )
+        ]
+    return []
 
 
 def _is_rendered(path: Path) -> bool:

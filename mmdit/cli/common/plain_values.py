@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse.typing import register_type
 
 from mmdit.errors import UserError
 from mmdit.storage.yaml_text import check_yaml, load_yaml, read_yaml
 
 PARSER_MODE = "mmdit_yaml"
+EMPTY_PATH = "is empty: give a path, . for the current folder"
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?\.?(inf|infinity|nan)", re.IGNORECASE)
 _CLASS_KEYS = frozenset({"class_path", "init_args", "dict_kwargs"})
 _FILE_KEYS = frozenset({"config", "print_config", "help", "$schema", "__path__"})
 
@@ -102,6 +106,21 @@ def _check_section(key: str, text: str, sections: Mapping[str, bool]) -> None:
     _check_values(value, inner, f"--{key}: ")
 
 
+def is_odd_number(text: str) -> bool:
+    """Whether Python or YAML reads a text as a number that is not written in ASCII digits, with a sign, point and exponent."""
+    if _NUMBER.fullmatch(text.strip()):
+        return False
+    try:
+        return isinstance(float(text), float)
+    except ValueError:
+        pass
+    try:
+        value = load_yaml(text)
+    except (yaml.YAMLError, ValueError, OverflowError, UserError):
+        return False
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _load(text: str) -> Any:
     check_yaml(text)
     value = get_loader("yaml")(text)
@@ -111,6 +130,16 @@ def _load(text: str) -> Any:
 
 
 set_loader(PARSER_MODE, _load, (yaml.YAMLError, ValueError, OverflowError))
+
+
+def _as_path(text: Any) -> Path:
+    """A path of an option; Python would take no text, such as an unset variable, for the current folder."""
+    if text == "":
+        raise ValueError(EMPTY_PATH)
+    return Path(text)
+
+
+register_type(Path, str, _as_path, type_check=isinstance)
 
 
 def expand_home(values: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmdit.cli.common.model import DtypeName, load_pipeline, lora_settings
+from mmdit.cli.common.model import DtypeName, load_pipeline, lora_settings, note
 from mmdit.cli.common.output import Sample, SampleWriter, prepare_folder
 from mmdit.cli.common.prompts import TypedPrompt, prompt_names
 from mmdit.errors import UserError
@@ -72,7 +72,8 @@ class NumberedRequests(Mapping[str, Request]):
 
 def resolve_category(pipe: MultimodalDiTPipeline, category: str) -> tuple[int, str]:
     """Name or id as text -> (id, name). Raises UserError with the nearest names for an unknown one."""
-    given: int | str = int(category) if category.isdecimal() and category not in pipe.labels else category
+    is_id = category.isascii() and category.isdecimal() and category not in pipe.labels
+    given: int | str = int(category) if is_id else category
     label = resolve_labels(given, pipe.transformer.config.num_classes, pipe.id2label)[0]
     assert label is not None
     return label, pipe.id2label.get(label, str(label))
@@ -209,10 +210,21 @@ class SamplingRun:
         hidden = self.num_inference_steps == 1 or not sys.stderr.isatty()  # in a log the batches are progress enough
         self.pipe.set_progress_bar_config(disable=hidden, leave=False)
         self.native = self.pipe.native_shape
+        self.notes: list[str] = []  # for ``say_notes``
         self.writer = SampleWriter(output, self.pipe.modalities, overwrite, exr)
         if exr and not self.writer.exr_names:
             names = ", ".join(self.pipe.modalities)
             raise UserError(f"--exr: --model {model!r} makes {names}, and no map of numbers: leave it out")
+
+    def check(self, requests: Mapping[str, Request], num_pixels: int | None = None) -> None:
+        """Check that samples can be written, see ``run``, which does too. Raises UserError."""
+        self.writer.check(requests, num_pixels or len(requests) * self.native[0] * self.native[1])
+
+    def say_notes(self) -> None:
+        """Print what is to be noted of the input: once nothing of it is refused any more, so that an error stands alone."""
+        for text in self.notes:
+            note(text)
+        self.notes.clear()
 
     def to_native(self, pixels: np.ndarray) -> Image.Image:
         """A picture (H, W, 3) uint8 at the model's size."""
@@ -269,7 +281,8 @@ class SamplingRun:
         Raises:
             UserError: a sample can't be written, which is found out before the first is computed where it can be.
         """
-        self.writer.check(requests, num_pixels or len(requests) * self.native[0] * self.native[1])
+        self.check(requests, num_pixels)
+        self.say_notes()
         names = iter(requests)
         with Progress(len(requests), self.command, "image", enabled=len(requests) > self.batch_size) as progress:
             while batch := list(islice(names, self.batch_size)):

@@ -185,13 +185,10 @@ class VideoJob:
                 shutil.rmtree(entry)
 
 
-def understand_videos(
-    run: SamplingRun, videos: Mapping[str, Video], output: Path, seed: int, options: VideoOptions
-) -> list[str]:
-    """Understand videos one after the other, by the names of their folders; returns what kept any from its end."""
-    jobs = {name: VideoJob(run, video, output / name, seed, options) for name, video in videos.items()}
+def understand_videos(jobs: Sequence[VideoJob]) -> list[str]:
+    """Understand videos one after the other; returns what kept any from its end."""
     problems: list[str] = []
-    for job in jobs.values():
+    for job in jobs:
         job.finish()
         if job.video.problem:
             problems.append(f"{job.video.path}: {job.video.problem}")

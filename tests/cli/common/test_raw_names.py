@@ -63,4 +63,4 @@ def test_a_dataset_of_any_name_is_checked_under_any_locale(tmp_path, locale):
     done = subprocess.run(command, env=environment, capture_output=True)
     assert done.returncode == 2, done
     assert len(done.stdout.splitlines()) == 1
-    assert b"1 problems in 1 samples" in done.stderr
+    assert b"1 problem in 1 sample, listed above" in done.stderr
