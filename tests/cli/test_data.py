@@ -224,3 +224,15 @@ def test_render_of_own_meshes(mmdit, tmp_path):
     alone = mmdit("data", "render", "--output", "solids", "--hdri", "sky.exr")
     assert alone.code == 2
     assert "--hdri sky.exr: is for scenes of your own meshes: give --assets" in alone.error
+
+
+def test_a_problem_of_the_dataset_itself_is_in_no_sample(mmdit, make_dataset):
+    root = make_dataset(num_samples=3)
+    facts = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**facts, "depth_scale": -1}))
+    result = mmdit("data", "check", "--data", root)
+    assert result.code == 2
+    assert f"{root}: 1 problem, listed above (read: " in result.error
+    (root / "dataset.json").write_text(json.dumps(facts))
+    (root / "train" / "rgb" / "001.png").write_bytes(b"")
+    assert f"{root}: 1 problem in 1 sample, listed above" in mmdit("data", "check", "--data", root).error

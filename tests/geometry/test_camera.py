@@ -60,7 +60,10 @@ def test_words(make_scene):
         ({"depth_range": (0.0, 2.0)}, "depth_range is 0 2"),
         ({"normal": None}, "has no normals to estimate the field of view and the depth range from"),
         ({"normal": None, "focal": 1.0}, "has no normals to estimate the depth range from"),
-        ({"depth": np.zeros((64, 64))}, "0 of 4096 pixels show a smooth surface, too few to estimate a camera"),
+        (
+            {"depth": np.zeros((64, 64))},
+            "0 of 4096 pixels show a smooth surface, too few to estimate a camera.*--fov and --depth_range; in Python focal",
+        ),
         ({"space": "metres"}, "unknown depth space 'metres'"),
     ],
 )
