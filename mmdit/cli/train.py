@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train(output: Path, resume: str | None = None, **sections: Any) -> None:
-    """Train a transformer, or one of the networks that it learns from and is judged by, as ``recipe`` says.
+    """Train a transformer, or one of the networks that it learns from and is judged by.
 
     Writes ``checkpoints/``, ``logs/`` (TensorBoard), ``config.yaml`` and, at the end, ``pipeline/`` (or ``vae/``,
     ``teacher/``, ``clip/``, ``detector/``, ``captioner/``, ``lora/``) into the run folder. ``--config`` can be given more than
