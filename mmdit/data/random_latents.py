@@ -46,7 +46,7 @@ def write_random_latents(
         tuple(f"class {number}" for number in range(num_classes)),
         1,
         shape,
-        {"fingerprint": "random", "config": {}},
+        {"fingerprint": None, "config": {}},
         features,
     )
     generator = torch.Generator().manual_seed(0)

@@ -163,6 +163,8 @@ def test_an_interruption_that_an_import_makes_an_error_of_is_one():
 import os, signal, sys
 from mmdit.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal: in the background it is ignored
+
 def run(arguments):
     try:
         os.kill(os.getpid(), signal.SIGINT)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mmdit.cli.main import main
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
-from mmdit.encoders.precompute import encode_dataset
+from mmdit.encoders.precompute import encode_dataset, fingerprint
 from mmdit.errors import UserError
 from mmdit.pipelines.card import card_facts
 from mmdit.pipelines.pipeline_multimodal_dit import MultimodalDiTPipeline
@@ -183,6 +183,10 @@ def test_a_run_does_not_go_on_with_latents_of_another_meaning(
     weights = latents / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     save_file({**state, "encoder.conv_in.bias": state["encoder.conv_in.bias"] + 1}, weights)
+    with pytest.raises(UserError, match=r"vae: is another VAE than that of latents\.json beside it"):
+        resume(data)
+    vae = {**info["vae"], "fingerprint": fingerprint(AutoencoderKL.from_pretrained(latents / "vae"))}
+    (latents / "latents.json").write_text(json.dumps({**info, "vae": vae}))
     with pytest.raises(UserError, match=r"another request \(vae was "):
         resume(data)
 
