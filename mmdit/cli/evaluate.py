@@ -110,6 +110,8 @@ def _print_report(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mmdit.storage.json_object import flatten
+
     table = Table("metric", "value")
     for key, value in flatten(
         {key: value for key, value in report.items() if key not in ("settings", "timing")}
@@ -117,11 +119,3 @@ def _print_report(report: dict[str, Any]) -> None:
         if isinstance(value, float) and ".standard_error." not in key:
             table.add_row(key, f"{value:.4g}")
     Console(width=100).print(table)
-
-
-def flatten(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in report.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -15,10 +15,13 @@ from typing import Any
 from mmdit.errors import UserError, nearest_names
 from mmdit.modalities.table import MODALITIES, codec_class
 from mmdit.names import DATASET
+from mmdit.storage.json_object import flatten
 from mmdit.storage.json_text import has_surrogate, quoted, read_json
 
 _RENDERER = "mmdit data render"  # what the provenance of its datasets begins with
-_GROWS = ("labels", "prompts", "versions", "licence")  # of a provenance: what changes as a dataset is worked on
+_GROWS = frozenset(
+    {"labels", "prompts", "versions", "licence"}
+)  # of a provenance: what changes as a dataset is worked on
 
 
 def is_rendered(provenance: Any) -> bool:
@@ -35,16 +38,8 @@ def identity(provenance: Any, name: Any) -> dict[str, Any]:
     """
     if not isinstance(provenance, Mapping):
         provenance = {} if provenance is None else {"description": provenance}
-    facts = _flat(provenance)
+    facts = {key: value for key, value in flatten(provenance).items() if _GROWS.isdisjoint(key.split("."))}
     return {"generator": None, "description": None, **(facts or ({} if name is None else {"name": name}))}
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        if key not in _GROWS:
-            flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def parse_description(root: Path) -> tuple[dict[str, Any], list[str]]:

@@ -20,7 +20,7 @@ from mmdit.errors import UserError
 from mmdit.modalities import Modality
 from mmdit.pipelines.loading import INDEX
 from mmdit.storage.digests import digest_tensors
-from mmdit.storage.json_object import read_object
+from mmdit.storage.json_object import flatten, read_object
 from mmdit.storage.requests import Request
 from mmdit.storage.transformers_folder import CONFIG
 from mmdit.storage.yaml_text import read_yaml
@@ -38,7 +38,7 @@ def network_meaning(network: nn.Module) -> dict[str, Any]:
 def latents_meaning(modalities: Iterable[Modality], categories: Iterable[str]) -> dict[str, Any]:
     """The record of what latents and class numbers stand for."""
     records = {each.name: {k: v for k, v in each.to_dict().items() if k != "loss_weight"} for each in modalities}
-    return {**_flat({"modalities": records}), "categories": list(categories)}
+    return {**flatten({"modalities": records}), "categories": list(categories)}
 
 
 def prompts_meaning(encoder: FrozenPromptEncoder) -> dict[str, Any]:
@@ -88,16 +88,5 @@ def _meaning_of_folder(folder: Path) -> dict[str, Any]:
 
 
 def _config_meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat(config, "network.")
+    flat = flatten(config, "network.")
     return {key: value for key, value in flat.items() if not key.rpartition(".")[2].startswith(_FREE)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested names as dotted ones, so that a difference names itself."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

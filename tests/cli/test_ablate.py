@@ -19,10 +19,9 @@ from safetensors.torch import load_file
 from mmdit.cli.common.ablation_results import TIMES, read_rows
 from mmdit.cli.common.ablation_table import Variant
 from mmdit.cli.demo import EXAMPLES
-from mmdit.cli.evaluate import flatten
 from mmdit.data.manifest import modalities_from_dataset, read_dataset_info
 from mmdit.encoders.precompute import encode_dataset
-from mmdit.storage.json_object import read_object
+from mmdit.storage.json_object import flatten, read_object
 from mmdit.storage.yaml_text import read_yaml
 
 BASE = """

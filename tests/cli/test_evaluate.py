@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmdit.cli.demo import EXAMPLES
-from mmdit.cli.evaluate import flatten
+from mmdit.storage.json_object import flatten
 
 
 def test_evaluate(mmdit, tiny_pipeline_dir, tmp_path):

@@ -114,7 +114,7 @@ def changed_options(config: TrainingConfig) -> dict[str, Any]:
 
     A section that is off by default and on here is there by its own name, as true. Without the seed, of which there are several.
     """
-    from mmdit.cli.evaluate import flatten
+    from mmdit.storage.json_object import flatten
     from mmdit.training.config import TrainingConfig
     from mmdit.training.run import to_plain
 

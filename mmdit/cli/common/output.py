@@ -1,9 +1,8 @@
 """Samples as folders: every file of a sample appears at once, and nothing that is there is lost silently.
 
 A folder is written under a hidden name and renamed. One that exists is replaced when it came from the same request, and
-keeps what this run does not write, such as a mesh; where
-it came from another one, the run is refused before it starts, unless ``overwrite`` is set; a folder that holds
-anything else is never touched.
+keeps what this run does not write, such as a mesh; where it came from another one, the run is refused before it starts, unless
+``overwrite`` is set; a folder that holds anything else is never touched.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmdit.cli.common.model import note
 from mmdit.cli.common.pictures import labelled_grid
 from mmdit.data.writer import refuse_foreign
 from mmdit.errors import UserError
@@ -192,7 +192,7 @@ class SampleWriter:
             for name in others if is_same else ():
                 shutil.copy2(folder / name, temporary / name)
         if not is_same:
-            print(f"{folder}: {', '.join(others)} of the other result, which was overwritten, went with it")
+            note(f"{folder}: {', '.join(others)} of the other result, which was overwritten, went with it")
         return folder
 
 

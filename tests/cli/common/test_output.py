@@ -226,4 +226,4 @@ def test_the_same_request_keeps_what_it_does_not_write(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     writer.write(_sample(seed=1))
     assert _names(folder) == SAMPLE_FILES
-    assert "depth.exr, mesh.glb of the other result, which was overwritten" in capsys.readouterr().out
+    assert "depth.exr, mesh.glb of the other result, which was overwritten" in capsys.readouterr().err
